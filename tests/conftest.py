@@ -1,0 +1,46 @@
+"""What all tests share: hypothesis profiles, sizes that break kernels, a fresh cache and database for every test run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "ci",
+    derandomize=True,  # the same cases on every run: a red CI is reproducible
+    deadline=None,  # the first case of a kernel pays for its compilation
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile("explore", parent=settings.get_profile("ci"), derandomize=False, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+UGLY_SIZES = (1, 2, 3, 7, 8, 16, 31, 37, 64, 65, 127, 128, 130, 199, 257, 760)
+"""Extents around and far from powers of two: one, primes, just under, at and just over usual tiles."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fresh_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither see nor touch the cache and the database of whoever runs them."""
+    folder = tmp_path_factory.mktemp("kpt")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("KPT_DB", str(folder / "configs.db"))
+    patch.setenv("KPT_CACHE_DIR", str(folder / "cache"))
+    patch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers that are the same on every run."""
+    return np.random.default_rng(20)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).parent.parent
