@@ -1,0 +1,58 @@
+"""From a kernel, a target and a config to source text: one emitter module a backend, found by the backend's name.
+
+An emitter module has one function, ``emit(problem, target, config) -> Source``. Ours are ``kpt_dsl.emit.<backend>``; a package
+adds its own through an entry point of the group ``kpt.emitters`` named like the ``backend`` of its targets.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from kpt_dsl.errors import TargetError
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+    from kpt_dsl.space import Config
+    from kpt_dsl.targets import Target
+
+OWN = ("triton", "pallas", "numpy")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Generated source: ``text`` is a module, ``name`` the function in it to run.
+
+    ``abi`` is the emitter's note to its own runtime: arguments, grid and compile options, in a record of the backend's own.
+    Two problems with equal ``text`` and ``abi`` share one binary.
+    """
+
+    backend: str
+    name: str
+    text: str
+    abi: Any = field(repr=False, default=None)
+
+    @cached_property
+    def digest(self) -> str:
+        """A name for this text that is the same in every process: 16 hexadecimal digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+def emitter(backend: str) -> Any:
+    """The emitter module of a backend. Raises TargetError where there is none."""
+    if backend in OWN:
+        return import_module(f"kpt_dsl.emit.{backend}")
+    for found in entry_points(group="kpt.emitters", name=backend):
+        return found.load()
+    raise TargetError(
+        f"no emitter for backend {backend!r}: kpt has {', '.join(OWN)}, and no installed package offers "
+        f"an entry point kpt.emitters:{backend}"
+    )
+
+
+def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
+    """Generate the source of a problem for a target and a config."""
+    source: Source = emitter(target.backend).emit(problem, target, config)
+    return source
