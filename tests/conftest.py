@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis profiles, sizes that break kernels, a fresh cache and database for every test run."""
+"""What all tests share: hypothesis profiles, sizes that break kernels, a cache and a database of their own."""
 
 import os
 from collections.abc import Iterator

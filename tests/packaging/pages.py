@@ -1,0 +1,90 @@
+"""Reads the code out of a Markdown page, so that tests can run what people will copy.
+
+A page is run like this, in an empty folder:
+
+- blocks marked ``python title="name.py"`` are written to files of that name first;
+- the other ``python`` blocks run in order as one program. Its lines have the numbers that they have on the page, so a
+  traceback points at the page. A ``text`` block right after one is what it prints (``...`` stands for anything);
+- ``sh`` blocks run after that, each line as a reader would type it. One marked ``sh not-run`` is left out: it installs
+  something, or needs a device; the prose beside it says so.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FENCE = re.compile(r"^```(\w*)\s*(.*)$")
+TITLE = re.compile(r'title="([^"]+)"')
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the rest of its first line, the line it starts on (1-based), and its text."""
+
+    language: str
+    info: str
+    line: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page runs. ``program`` prints ``end(n)`` after the block that ends on line n, which prints ``printed[n]``."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    program: str = ""
+    printed: dict[int, str] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
+
+
+def blocks(text: str) -> list[Block]:
+    found: list[Block] = []
+    inside: tuple[str, str, int] | None = None
+    body: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        match = FENCE.match(line)
+        if inside is None and match:
+            inside, body = (match[1], match[2], number), []
+        elif inside is not None and line.startswith("```"):
+            found.append(Block(*inside, "\n".join(body)))
+            inside = None
+        elif inside is not None:
+            body.append(line)
+    return found
+
+
+def end(line: int) -> str:
+    """What the program prints after the block whose closing fence stands on a line."""
+    return f"--- end of the block on line {line} ---"
+
+
+def read(path: Path) -> Page:
+    """The runnable parts of a page."""
+    files: dict[str, str] = {}
+    printed: dict[int, str] = {}
+    commands: list[str] = []
+    lines: dict[int, str] = {}
+    last_end = 0
+    text = path.read_text()
+    source = text.splitlines()
+    for block in blocks(text):
+        stop = block.line + len(block.text.splitlines()) + 1
+        title = TITLE.search(block.info)
+        if block.language == "python" and title:
+            files[title[1]] = block.text + "\n"
+        elif block.language == "python":
+            lines.update(enumerate(block.text.splitlines(), block.line + 1))
+            lines[stop] = f"print({end(stop)!r})"
+            last_end = stop
+        elif block.language == "text" and last_end and not "".join(source[last_end : block.line - 1]).strip():
+            printed[last_end] = block.text
+        elif block.language == "sh" and "not-run" not in block.info:
+            commands.append(block.text)
+    program = "\n".join(lines.get(number, "") for number in range(1, max(lines, default=0) + 1))
+    return Page(files, program + "\n" if lines else "", printed, tuple(commands))
+
+
+def links(path: Path) -> list[str]:
+    """The relative links of a page, without their anchors."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", path.read_text())
+    return [t.partition("#")[0] for t in targets if "://" not in t and t.partition("#")[0]]

@@ -1,0 +1,42 @@
+"""Habits of the house that a machine can check."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LANGUAGE_LINES = 5000
+"""kpt_dsl is meant to be read in an afternoon."""
+
+MACHINE_PATHS = re.compile("/(work|tmp|root|home|opt|mnt|Users)/")
+
+
+def tracked(*patterns: str) -> list[Path]:
+    command = ["git", "ls-files", "-z", "--", *patterns]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def test_no_path_of_a_machine() -> None:
+    found = [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file in tracked()
+        if file.suffix not in {".png", ".svg"}
+        for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1)
+        if MACHINE_PATHS.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_language_stays_small() -> None:
+    files = tracked("kpt_dsl/*.py")
+    assert files
+    assert sum(len(file.read_text().splitlines()) for file in files) <= LANGUAGE_LINES
+
+
+@pytest.mark.parametrize("room", ["kpt", "ops", "autotune_db", "kpt_dsl"])
+def test_every_module_says_what_it_is_for(room: str) -> None:
+    silent = [str(f.relative_to(ROOT)) for f in tracked(f"{room}/*.py") if not re.match(r'\s*r?"""\S', f.read_text())]
+    assert not silent, silent
