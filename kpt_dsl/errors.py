@@ -1,0 +1,36 @@
+"""The errors that kpt raises on purpose, one small tree.
+
+Every message names the argument or the line, what it was, and what is accepted. Nothing here knows of torch or of a backend.
+"""
+
+
+class KptError(Exception):
+    """Base of every error that kpt raises on purpose."""
+
+
+class InputError(KptError, ValueError):
+    """An argument of a call is wrong: its rank, dtype, device, value or name."""
+
+
+class KernelError(KptError):
+    """The text of a kernel is wrong; the message shows file, line, caret and the remedy."""
+
+
+class TargetError(KptError, LookupError):
+    """A target is unknown, or cannot do what was asked of it."""
+
+
+class ConfigError(KptError):
+    """A config is illegal for a kernel, a shape and a target."""
+
+
+class CompileError(KptError, RuntimeError):
+    """A compiler refused generated code, or a device failed while running it."""
+
+
+class MissingPackageError(KptError, ImportError):
+    """An optional package is needed for this call; the message says which and how to install it."""
+
+
+class StoreError(KptError):
+    """The config database cannot be used as asked; nothing already stored was changed."""

@@ -1,0 +1,404 @@
+"""The front end's expressions: names, operators, indexing and calls, evaluated where static and typed where not.
+
+An expression's value is tile IR (``ir.Expr``), a tensor argument, a tile, or a plain Python value known in advance.
+"""
+
+import ast
+import difflib
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, cast
+
+from kpt_dsl import ir, language
+from kpt_dsl.dtypes import DType, f32, i32
+from kpt_dsl.frontend import typing as ty
+from kpt_dsl.frontend.source import Source, fail
+from kpt_dsl.ir import Expr, Loc
+
+
+@dataclass
+class Local:
+    """Names of one scope: what they mean now, which ended with a loop, and the prefix of variables made here."""
+
+    values: dict[str, Any]
+    ended: dict[str, Loc]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class TileRef:
+    """``kd.tile(dim)`` in a loop header (no tile yet), or the loop's tile variable."""
+
+    dim: str
+    tile: ir.Tile | None = None
+
+
+@dataclass(frozen=True)
+class Helper:
+    """A @kd.function: inlined where it is called. ``hash`` covers its text and what that inlines."""
+
+    name: str
+    hash: str
+    source: Source = field(compare=False, repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> language.Value:
+        language._never(self.name)
+
+
+def describe(value: Any) -> str:
+    """What a person would call a value in an error message."""
+    match value:
+        case Expr():
+            return f"a value of type {value.type}"
+        case ir.Tensor():
+            return f"the tensor {value.name}[{', '.join(value.dims)}]"
+        case TileRef(dim=dim, tile=tile):
+            return f"a tile of {dim}" if tile is None else f"the tile {tile.name} of {dim}"
+        case Helper():
+            return f"the function {value.name}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+_BINARY: dict[type[ast.operator], tuple[ir.BinaryOp, Callable[[Any, Any], Any]]] = {
+    ast.Add: ("add", operator.add), ast.Sub: ("sub", operator.sub), ast.Mult: ("mul", operator.mul),
+    ast.Div: ("div", operator.truediv), ast.FloorDiv: ("floordiv", operator.floordiv), ast.Mod: ("mod", operator.mod),
+    ast.BitAnd: ("and", operator.and_), ast.BitOr: ("or", operator.or_),
+}  # fmt: skip
+_COMPARE: dict[type[ast.cmpop], tuple[ir.BinaryOp | None, Callable[[Any, Any], Any]]] = {
+    ast.Lt: ("lt", operator.lt), ast.LtE: ("le", operator.le), ast.Gt: ("gt", operator.gt), ast.GtE: ("ge", operator.ge),
+    ast.Eq: ("eq", operator.eq), ast.NotEq: ("ne", operator.ne), ast.Is: (None, operator.is_),
+    ast.IsNot: (None, operator.is_not), ast.In: (None, lambda a, b: a in b), ast.NotIn: (None, lambda a, b: a not in b),
+}  # fmt: skip
+_UNARY_FUNCTIONS: dict[Any, ir.UnaryOp] = {
+    language.exp: "exp", language.exp2: "exp2", language.log: "log", language.log2: "log2", language.sqrt: "sqrt",
+    language.rsqrt: "rsqrt", language.tanh: "tanh", language.erf: "erf", language.sigmoid: "sigmoid",
+    language.abs: "abs", language.floor: "floor",
+}  # fmt: skip
+_BINARY_FUNCTIONS: dict[Any, ir.BinaryOp] = {language.maximum: "max", language.minimum: "min"}
+_REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max", language.min: "min"}
+_TILE_PARTS = ("index", "start", "stop", "size")
+
+
+class Expressions:
+    """Evaluates expressions in a scope; ``options`` collects the algorithm choices met."""
+
+    def __init__(self, source: Source, local: Local, dims: frozenset[str], choices: Mapping[str, Any]) -> None:
+        self.source = source
+        self.local = local
+        self.dims = dims
+        self.choices = choices
+        self.options: dict[str, tuple[object, ...]] = {}
+        self.tiles: set[str] = set()
+
+    def inline(self, helper: Helper, node: ast.Call) -> Any:
+        raise AssertionError("statements know how to inline")
+
+    def expr(self, node: ast.expr) -> Any:
+        loc = self.source.loc(node)
+        match node:
+            case ast.Constant(value=value):
+                return value
+            case ast.Name(id=name):
+                return self.name(name, loc)
+            case ast.Tuple(elts=elts):
+                return tuple(self.expr(e) for e in elts)
+            case ast.List(elts=elts):
+                return [self.expr(e) for e in elts]
+            case ast.Attribute(value=base, attr=attr):
+                return self.attribute(self.expr(base), attr, loc)
+            case ast.UnaryOp(op=op, operand=operand):
+                return self.unary(op, self.expr(operand), loc)
+            case ast.BinOp(left=left, op=op, right=right):
+                return self.binary(op, self.expr(left), self.expr(right), loc)
+            case ast.Compare(left=left, ops=[op], comparators=[right]):
+                return self.compare(op, self.expr(left), self.expr(right), loc)
+            case ast.Compare():
+                fail(loc, "a chained comparison", "write (a < b) & (b < c)")
+            case ast.BoolOp(op=op, values=values):
+                return self.boolean(op, values, loc)
+            case ast.IfExp(test=test, body=yes, orelse=no):
+                condition = self.expr(test)
+                if isinstance(condition, Expr):
+                    fail(loc, f"`a if c else b` needs a static c, but it is {condition.type}", "use kd.where(c, a, b)")
+                return self.expr(yes if condition else no)
+            case ast.Subscript(value=base, slice=index):
+                return self.subscript(self.expr(base), index, loc)
+            case ast.Call():
+                return self.call(node, loc)
+        fail(loc, f"`{ast.unparse(node)}` cannot be used in a kernel", "see docs/language.md for what expressions may hold")
+
+    # -------------------------------------------------------------- names
+    def name(self, name: str, loc: Loc) -> Any:
+        if name in self.local.values:
+            return self.local.values[name]
+        if name in self.local.ended:
+            fail(loc, f"{name} is used outside the loop (line {self.local.ended[name].line}) that defines it",
+                 f"define {name} before the loop, so that the loop carries it out")  # fmt: skip
+        try:
+            return self.source.resolve(name)
+        except KeyError:
+            close = difflib.get_close_matches(name, [*self.local.values, *self.source.fn.__globals__], n=1)
+            fail(loc, f"{name} is not defined", f"did you mean {close[0]}?" if close else "assign it first, or import it")
+
+    def attribute(self, base: Any, attr: str, loc: Loc) -> Any:
+        if isinstance(base, TileRef) and base.tile is not None:
+            name, scalar = base.tile.name, ir.Type(i32)
+            match attr:
+                case "index":
+                    return ir.Lanes(base.tile.axis, type=ir.Type(i32, (base.tile.axis,)), loc=loc)
+                case "start":
+                    return ir.Start(name, type=scalar, loc=loc)
+                case "stop":
+                    return ir.Stop(name, type=scalar, loc=loc)
+                case "size":
+                    return ir.Block(name, type=scalar, loc=loc)
+            fail(loc, f"a tile has no .{attr}", f"it has {', '.join('.' + p for p in _TILE_PARTS)}")
+        if isinstance(base, Expr):
+            if attr == "T":
+                return ty.transpose(base, loc)
+            if attr == "to":
+                return _Method(base)
+            fail(loc, f"a value has no .{attr}", "it has .T and .to(dtype); functions are kd.exp(x), kd.sum(x, axis=1) …")
+        if isinstance(base, ModuleType):
+            if hasattr(base, attr):
+                return getattr(base, attr)
+            close = difflib.get_close_matches(attr, dir(base), n=1)
+            fail(loc, f"{base.__name__} has no {attr}", f"did you mean {close[0]}?" if close else "see kpt_dsl.language")
+        fail(loc, f".{attr} of {describe(base)}", "values have .T and .to(dtype), tiles have .index, .start, .stop and .size")
+
+    # -------------------------------------------------------------- operators
+    def unary(self, op: ast.unaryop, x: Any, loc: Loc) -> Any:
+        if not isinstance(x, Expr):
+            self.no_tensor(x, loc)
+            table = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_, ast.Invert: operator.invert}
+            return self.python(table[type(op)], x, loc=loc)
+        match op:
+            case ast.USub():
+                return ty.unary("neg", x, loc)
+            case ast.Invert():
+                return ty.unary("not", x, loc)
+            case ast.UAdd():
+                return x
+        fail(loc, f"`not` of {describe(x)}", "use ~condition")
+
+    def binary(self, op: ast.operator, a: Any, b: Any, loc: Loc) -> Any:
+        if not isinstance(a, Expr) and not isinstance(b, Expr):
+            self.no_tensor(a, loc)
+            self.no_tensor(b, loc)
+            fn = operator.pow if isinstance(op, ast.Pow) else _BINARY.get(type(op), (None, None))[1]
+            if fn is None:
+                fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | and **2")
+            return self.python(fn, a, b, loc=loc)
+        if isinstance(op, ast.Pow):
+            if b == 2 and isinstance(a, ir.Var | ir.Param):
+                return ty.binary("mul", a, a, loc)
+            fail(loc, f"{describe(a)} ** {describe(b)}", "a variable can be squared (x ** 2); else use kd.exp2(kd.log2(x) * y)")
+        if type(op) not in _BINARY:
+            fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | and **2")
+        return ty.binary(_BINARY[type(op)][0], self.operand(a, loc), self.operand(b, loc), loc)
+
+    def compare(self, op: ast.cmpop, a: Any, b: Any, loc: Loc) -> Any:
+        name, fn = _COMPARE[type(op)]
+        if name is None or not (isinstance(a, Expr) or isinstance(b, Expr)):
+            return self.python(fn, a, b, loc=loc)
+        return ty.binary(name, self.operand(a, loc), self.operand(b, loc), loc)
+
+    def boolean(self, op: ast.boolop, values: list[ast.expr], loc: Loc) -> Any:
+        result: Any = None
+        for node in values:
+            result = self.expr(node)
+            if isinstance(result, Expr):
+                fail(loc, f"`and` / `or` need static values, but got {result.type}", "use (a) & (b) or (a) | (b)")
+            if bool(result) != isinstance(op, ast.And):
+                break
+        return result
+
+    def operand(self, x: Any, loc: Loc) -> Expr | ty.Number:
+        """An operand of arithmetic: an expression or a Python number."""
+        if isinstance(x, Expr | int | float):
+            return x
+        self.no_tensor(x, loc)
+        hint = f"write {x.tile.name}.index for its indices" if isinstance(x, TileRef) and x.tile else "use numbers and tiles"
+        fail(loc, f"arithmetic with {describe(x)}", hint)
+
+    @staticmethod
+    def no_tensor(x: Any, loc: Loc) -> None:
+        if isinstance(x, ir.Tensor):
+            tiles = ", ".join(":" for _ in x.dims)
+            fail(loc, f"arithmetic with {describe(x)}", f"load a tile of it first: {x.name}[{tiles}]")
+
+    @staticmethod
+    def python(fn: Callable[..., Any], *args: Any, loc: Loc) -> Any:
+        try:
+            return fn(*args)
+        except Exception as error:
+            fail(loc, f"{type(error).__name__}: {error}", "this part is known before the kernel runs, and Python refused it")
+
+    # -------------------------------------------------------------- indexing
+    def subscript(self, base: Any, node: ast.expr, loc: Loc) -> Any:
+        if isinstance(base, ir.Tensor):
+            if base.role == "out":
+                fail(loc, f"{base.name} is declared kd.Out, so it cannot be loaded", "keep the value in a variable")
+            index, shape = self.index(base, node)
+            return ir.Load(base.name, index, type=ir.Type(base.dtype, shape), loc=loc)
+        if isinstance(base, Expr):
+            return ty.expand(base, tuple(self.slices(node)), loc)
+        return self.python(operator.getitem, base, self.expr(node), loc=loc)
+
+    def slices(self, node: ast.expr) -> list[Any]:
+        """The entries of a subscript, ``:`` as slice(None)."""
+        entries = node.elts if isinstance(node, ast.Tuple) else [node]
+        found: list[Any] = []
+        for entry in entries:
+            if isinstance(entry, ast.Slice):
+                if entry.lower or entry.upper or entry.step:
+                    fail(self.source.loc(entry), "a slice with bounds", "index with a tile: for n in kd.sequential(kd.tile(dim))")
+                found.append(slice(None))
+            else:
+                found.append(self.expr(entry))
+        return found
+
+    def index(self, tensor: ir.Tensor, node: ast.expr) -> tuple[tuple[ir.Axis | Expr, ...], tuple[ir.Axis, ...]]:
+        """A tensor's subscript as IR, and the shape of the tile that it names."""
+        loc = self.source.loc(node)
+        entries = self.slices(node)
+        dims = ", ".join(tensor.dims)
+        if len(entries) != len(tensor.dims):
+            fail(loc, f"{len(entries)} indices for {tensor.name}[{dims}]",
+                 f"give one a dim: a tile, a whole-number scalar, or ':' ({len(tensor.dims)} of them)")  # fmt: skip
+        index: list[ir.Axis | Expr] = []
+        for entry, dim in zip(entries, tensor.dims, strict=True):
+            match entry:
+                case slice():
+                    index.append(ir.Axis(dim))
+                case TileRef(dim=over, tile=ir.Tile() as tile):
+                    if over != dim:
+                        fail(loc, f"tile {tile.name} runs over {over}, but this index of {tensor.name}[{dims}] is {dim}",
+                             f"index it with a tile of {dim}, or name the dim {over} in the kernel's decorator")  # fmt: skip
+                    index.append(tile.axis)
+                case Expr() if entry.type == ir.Type(i32):
+                    index.append(entry)
+                case int() if not isinstance(entry, bool) and entry >= 0:
+                    index.append(ir.scalar(entry, loc))
+                case _:
+                    fail(loc, f"{tensor.name}[{dims}] indexed with {describe(entry)}",
+                         "an index is a tile, a whole-number scalar from 0 up, or ':'")  # fmt: skip
+        shape = tuple(i for i in index if isinstance(i, ir.Axis))
+        if len(set(shape)) != len(shape):
+            fail(loc, f"{tensor.name} indexed twice with one tile", "use a second loop over the same dim")
+        return tuple(index), shape
+
+    def check_dim(self, dim: Any, loc: Loc) -> str:
+        if not isinstance(dim, str) or dim not in self.dims:
+            fail(loc, f"{dim!r} is not a dim of this kernel", f"its dims are {', '.join(sorted(self.dims))}")
+        return dim
+
+    # -------------------------------------------------------------- calls
+    def arguments(self, node: ast.Call, fn: Callable[..., Any]) -> dict[str, Any]:
+        """A call's arguments by the parameter names of ``fn``."""
+        loc = self.source.loc(node)
+        if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
+            fail(loc, "* and ** in a call", "write the arguments out")
+        positional = [self.expr(a) for a in node.args]
+        named = {cast(str, k.arg): self.expr(k.value) for k in node.keywords}
+        try:
+            return dict(inspect.signature(fn).bind(*positional, **named).arguments)
+        except TypeError as error:
+            signature = f"{fn.__name__}{inspect.signature(fn)}"
+            fail(loc, f"{fn.__name__}: {error}", f"its signature is {signature}")
+
+    def call(self, node: ast.Call, loc: Loc) -> Any:
+        fn = self.expr(node.func)
+        if isinstance(fn, Helper):
+            return self.inline(fn, node)
+        if isinstance(fn, _Method):
+            to = self.expr(node.args[0]) if len(node.args) == 1 and not node.keywords else None
+            if not isinstance(to, DType):
+                fail(loc, ".to takes one dtype", "kd.f32, kd.bf16, kd.f16, kd.f8e4m3, kd.f8e5m2, kd.i32")
+            return ty.cast(fn.value, to, loc)
+        if getattr(fn, "__module__", None) == language.__name__:
+            return self.builtin(fn, self.arguments(node, fn) if fn is not language.choice and fn is not language.parallel
+                                else {"args": tuple(self.expr(a) for a in node.args)}, loc)  # fmt: skip
+        values = [self.expr(a) for a in node.args]
+        if callable(fn) and not node.keywords and not any(isinstance(v, Expr | ir.Tensor | TileRef) for v in values):
+            return self.python(fn, *values, loc=loc)
+        name = ast.unparse(node.func)
+        fail(loc, f"{name} is a Python function and cannot take tiles", f"decorate it with @kd.function to inline it, if {name} "
+             "is yours; else use kd's own functions")  # fmt: skip
+
+    def builtin(self, fn: Any, given: dict[str, Any], loc: Loc) -> Any:
+        if fn in _UNARY_FUNCTIONS:
+            return ty.unary(_UNARY_FUNCTIONS[fn], self.operand(given["x"], loc), loc)
+        if fn in _BINARY_FUNCTIONS:
+            a, b = self.operand(given["a"], loc), self.operand(given["b"], loc)
+            if not isinstance(a, Expr) and not isinstance(b, Expr):
+                return max(a, b) if fn is language.maximum else min(a, b)
+            return ty.binary(_BINARY_FUNCTIONS[fn], a, b, loc)
+        if fn in _REDUCTIONS:
+            return ty.reduce(_REDUCTIONS[fn], self.value(given["x"], loc), given["axis"], loc)
+        if fn is language.dot:
+            acc = given.get("acc")
+            return ty.dot(self.value(given["a"], loc), self.value(given["b"], loc),
+                          None if acc is None else self.value(acc, loc), loc)  # fmt: skip
+        if fn is language.where:
+            if not isinstance(given["cond"], Expr):
+                return given["a"] if given["cond"] else given["b"]
+            return ty.where(given["cond"], self.operand(given["a"], loc), self.operand(given["b"], loc), loc)
+        if fn in (language.zeros, language.full):
+            return self.filled(given, loc)
+        if fn is language.size:
+            return ir.Size(self.check_dim(given["dim"], loc), type=ir.Type(i32), loc=loc)
+        if fn is language.group:
+            parts = [ir.Size(self.check_dim(given[k], loc), type=ir.Type(i32), loc=loc) for k in ("dim", "of")]
+            return ty.binary("floordiv", parts[0], parts[1], loc)
+        if fn is language.tile:
+            return TileRef(self.check_dim(given["dim"], loc))
+        if fn is language.choice:
+            return self.choose(given["args"], loc)
+        fail(loc, f"kd.{getattr(fn, '__name__', fn)} cannot stand here", "kd.parallel and kd.sequential head a `for` loop")
+
+    def value(self, x: Any, loc: Loc) -> Expr:
+        """An operand that must be a tile or a scalar of the kernel."""
+        number = self.operand(x, loc)
+        return number if isinstance(number, Expr) else ty.constant(number, None, loc)
+
+    def filled(self, given: dict[str, Any], loc: Loc) -> Expr:
+        """kd.zeros and kd.full."""
+        dtype = given.get("dtype") or f32
+        if not isinstance(given["shape"], list | tuple) or not isinstance(dtype, DType):
+            fail(loc, "a shape is a list of tiles and dim names, a dtype one of kd.f32, kd.bf16 …", 'kd.zeros([m, "D"])')
+        shape: list[ir.Axis] = []
+        for entry in given["shape"]:
+            if isinstance(entry, TileRef) and entry.tile is not None:
+                shape.append(entry.tile.axis)
+            else:
+                shape.append(ir.Axis(self.check_dim(entry, loc)))
+        fill = self.operand(given.get("value", 0), loc)
+        scalar = ty.cast(fill, dtype, loc) if isinstance(fill, Expr) else ty.constant(fill, dtype, loc)
+        if scalar.type.shape:
+            fail(loc, f"kd.full takes a scalar to fill with, but got {scalar.type}", "broadcast with arithmetic instead")
+        return ir.Full(scalar, type=ir.Type(dtype, tuple(shape)), loc=loc) if shape else scalar
+
+    def choose(self, args: tuple[Any, ...], loc: Loc) -> Any:
+        if len(args) < 3 or not isinstance(args[0], str) or not all(isinstance(a, bool | int | str) for a in args[1:]):
+            fail(loc, "kd.choice takes a name and at least two options", 'kd.choice("whole_row", True, False)')
+        name, options = args[0], tuple(args[1:])
+        if self.options.setdefault(name, options) != options:
+            fail(loc, f"choice {name!r} has other options elsewhere in this kernel", "give it a name of its own")
+        taken = self.choices.get(name, options[0])
+        if taken not in options:
+            fail(loc, f"choice {name!r} cannot be {taken!r}", f"its options are {', '.join(map(repr, options))}")
+        return taken
+
+
+@dataclass(frozen=True)
+class _Method:
+    """``value.to``, waiting for its argument."""
+
+    value: Expr
+
+
+

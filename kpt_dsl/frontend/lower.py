@@ -1,0 +1,345 @@
+"""The front end's statements: a kernel's syntax tree, read once for one specialisation, becomes tile IR.
+
+Whatever is known before the kernel runs (static arguments, absent optional ones, module constants) is evaluated here, so an
+``if`` on it leaves no trace; everything else becomes typed IR. Loops and variables are handled here, expressions in
+``expressions``.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kpt_dsl import ir, language
+from kpt_dsl.frontend import typing as ty
+from kpt_dsl.frontend.expressions import Expressions, Local, TileRef, describe
+from kpt_dsl.frontend.source import Source, fail
+from kpt_dsl.ir import Expr, Loc
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """What a kernel is lowered for: its parameters as IR or static values, all known dims, and the choices taken."""
+
+    name: str
+    source: Source
+    tensors: tuple[ir.Tensor, ...]
+    scalars: tuple[ir.Scalar, ...]
+    statics: Mapping[str, Any]
+    dims: frozenset[str]
+    choices: Mapping[str, Any]
+
+
+def lower(spec: Specialisation) -> ir.Kernel:
+    """The tile IR of one specialisation. Raises KernelError where the text is not a kernel."""
+    return _Lowering(spec).kernel()
+
+
+@dataclass
+class _Loop:
+    """A loop being read: the variables that existed before it, and which of them it assigns."""
+
+    outside: frozenset[str]
+    carried: list[str] = field(default_factory=list)
+
+
+class _Return(Exception):
+    """Unwinds an inlined helper at its return statement."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Lowering(Expressions):
+    """State of one pass over a kernel: its variables and loops, and the statements made so far."""
+
+    def __init__(self, spec: Specialisation) -> None:
+        values: dict[str, Any] = dict(spec.statics)
+        values |= {t.name: t for t in spec.tensors}
+        values |= {s.name: ir.Param(s.name, type=ir.Type(s.dtype)) for s in spec.scalars}
+        super().__init__(spec.source, Local(values, {}), spec.dims, spec.choices)
+        self.spec = spec
+        self.types: dict[str, ir.Type] = {}
+        self.block: list[ir.Stmt] = []
+        self.loops: list[_Loop] = []
+        self.grid: tuple[ir.GridIndex | ir.Tile, ...] = ()
+        self.inlining = 0
+
+    def kernel(self) -> ir.Kernel:
+        tree = self.source.tree
+        self.statements(tree.body)
+        if not self.grid:
+            fail(self.source.loc(tree), f"kernel {self.spec.name} has no parallel loop",
+                 "its work goes into `for ... in kd.parallel(...)`, one program an iteration")  # fmt: skip
+        return ir.Kernel(
+            self.spec.name, self.spec.tensors, self.spec.scalars, self.grid, tuple(self.block),
+            tuple(self.options.items()), loc=self.source.loc(tree),
+        )  # fmt: skip
+
+    # -------------------------------------------------------------- statements
+    def statements(self, body: list[ast.stmt]) -> None:
+        for index, node in enumerate(body):
+            loc = self.source.loc(node)
+            if self.grid and not self.loops and not self.inlining:
+                fail(loc, "a statement after the parallel loop", "a kernel ends with its parallel loop; move this into it")
+            match node:
+                case ast.Expr(value=ast.Constant(value=str())) if index == 0:
+                    pass
+                case ast.Pass():
+                    pass
+                case ast.Assign(targets=[target], value=value):
+                    self.assign(target, self.expr(value), loc)
+                case ast.AnnAssign(target=target, value=ast.expr() as value):
+                    self.assign(target, self.expr(value), loc)
+                case ast.AugAssign(target=ast.Name() as target, op=op, value=value):
+                    read = ast.copy_location(ast.Name(target.id, ast.Load()), target)
+                    both = ast.copy_location(ast.BinOp(read, op, value), node)
+                    self.assign(target, self.expr(both), loc)
+                case ast.AugAssign():
+                    fail(loc, "a tensor cannot be updated in place", "programs run in any order; load, compute, then store once")
+                case ast.If(test=test, body=yes, orelse=no):
+                    self.statements(yes if self.static_condition(test) else no)
+                case ast.For():
+                    self.loop(node, loc)
+                case ast.Return(value=value) if self.inlining:
+                    raise _Return(None if value is None else self.expr(value))
+                case ast.Return():
+                    fail(loc, "a kernel returns nothing", "store results into its kd.Out arguments")
+                case ast.Expr(value=ast.Call()):
+                    fail(loc, "this value is not used", "assign it, or store it: out[m, :] = value")
+                case _:
+                    fail(loc, f"{_words(node)} cannot be used in a kernel",
+                         "a kernel is made of assignments, stores, `for` over kd.parallel / kd.sequential, and `if` on "
+                         "static values")  # fmt: skip
+
+    def static_condition(self, test: ast.expr) -> bool:
+        value = self.expr(test)
+        if isinstance(value, Expr):
+            fail(self.source.loc(test), f"`if` needs a value known before the kernel runs, but this is {value.type}",
+                 "use kd.where(condition, a, b) for values, or a kd.Static argument")  # fmt: skip
+        return bool(value)
+
+    # -------------------------------------------------------------- assignment
+    def assign(self, target: ast.expr, value: Any, loc: Loc) -> None:
+        match target:
+            case ast.Name(id=name):
+                self.bind(name, value, loc)
+            case ast.Tuple(elts=names):
+                if not isinstance(value, tuple) or len(value) != len(names):
+                    fail(loc, f"{len(names)} names on the left, but the right side is {describe(value)}",
+                         "a helper that returns several values ends with `return a, b`")  # fmt: skip
+                changing = {old.name for n in names if isinstance(n, ast.Name)
+                            and isinstance(old := self.local.values.get(n.id), ir.Var)}  # fmt: skip
+                held = tuple(self.hold(v, changing, loc) for v in value)
+                for one, v in zip(names, held, strict=True):
+                    self.assign(one, v, loc)
+            case ast.Subscript(value=ast.Name(id=name), slice=index):
+                self.store(name, index, value, loc)
+            case _:
+                fail(loc, f"{_words(target)} cannot be assigned to", "assign to a name, or store to a kd.Out argument")
+
+    def hold(self, value: Any, changing: set[str], loc: Loc) -> Any:
+        """In a simultaneous assignment, a right side that reads a variable on the left is computed first."""
+        if isinstance(value, Expr) and any(isinstance(x, ir.Var) and x.name in changing for x in ir.walk(value)):
+            return self.emit(self.fresh("held"), value, loc)
+        return value
+
+    def bind(self, name: str, value: Any, loc: Loc) -> None:
+        old = self.local.values.get(name)
+        self.local.ended.pop(name, None)
+        carried_from_outside = bool(self.loops) and name in self.loops[-1].outside
+        if isinstance(old, ir.Tensor):
+            fail(loc, f"{name} is a tensor argument and cannot be given another value", f"store to it: {name}[...] = value")
+        if not isinstance(value, Expr):
+            if carried_from_outside and not self.inlining and old != value:
+                fail(loc, f"{name} changes inside the loop, but is {describe(value)}, not a tile or scalar",
+                     "values that a loop carries start as kd.zeros(...) or kd.full(...)")  # fmt: skip
+            self.local.values[name] = value
+            return
+        if carried_from_outside and not isinstance(old, ir.Var):
+            fail(loc, f"{name} is {describe(old)} before the loop and {value.type} in it",
+                 f"start it with kd.zeros(...) or kd.full(...) of type {value.type}")  # fmt: skip
+        if isinstance(old, ir.Var):
+            if old.type == value.type:
+                self.emit(old.name, value, loc)
+                self.local.values[name] = ir.Var(old.name, type=value.type, loc=loc)
+                if carried_from_outside and old.name not in self.loops[-1].carried:
+                    self.loops[-1].carried.append(old.name)
+                return
+            if carried_from_outside:
+                fail(loc, f"{name} is {old.type} before the loop and {value.type} after one turn of it",
+                     f"a carried value keeps its type: start it as {value.type}, or convert with .to(kd.{old.type.dtype})")  # fmt: skip
+        self.local.values[name] = self.emit(self.fresh(self.local.prefix + name), value, loc)
+
+    def fresh(self, name: str) -> str:
+        """A variable name that no other variable, argument or tile has."""
+        taken = self.types.keys() | self.tiles | {t.name for t in self.spec.tensors} | {s.name for s in self.spec.scalars}
+        candidate, count = name, 1
+        while candidate in taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        return candidate
+
+    def emit(self, name: str, value: Expr, loc: Loc) -> ir.Var:
+        self.types[name] = value.type
+        self.block.append(ir.Assign(name, value, loc=loc))
+        return ir.Var(name, type=value.type, loc=loc)
+
+    def store(self, name: str, index: ast.expr, value: Any, loc: Loc) -> None:
+        tensor = self.local.values.get(name)
+        if not isinstance(tensor, ir.Tensor):
+            fail(loc, f"{name} is {describe(tensor)}; only kd.Out arguments can be stored to",
+                 "tiles are values: assign a new one with kd.where(...)")  # fmt: skip
+        if tensor.role != "out":
+            fail(loc, f"{name} is declared kd.In, so it cannot be stored to", f"declare it {name}: kd.Out")
+        if not self.grid:
+            fail(loc, "a store outside the parallel loop", "move it into `for ... in kd.parallel(...)`")
+        where, shape = self.index(tensor, index)
+        if not isinstance(value, Expr):
+            if not isinstance(value, int | float):
+                fail(loc, f"{describe(value)} cannot be stored", "store a tile, a scalar or a number")
+            value = ty.constant(value, None, loc)
+        if value.type.shape and value.type.shape != shape:
+            want = f"[{', '.join(map(str, shape))}]"
+            fail(loc, f"{name}[...] takes a value of shape {want}, but got {value.type}",
+                 "index with the tiles that the value runs over, in its order")  # fmt: skip
+        value = ty.cast(value, tensor.dtype, loc)
+        if shape and not value.type.shape:
+            value = ir.Full(value, type=ir.Type(tensor.dtype, shape), loc=loc)
+        self.block.append(ir.Store(name, where, value, loc=loc))
+
+    # -------------------------------------------------------------- loops
+    def loop(self, node: ast.For, loc: Loc) -> None:
+        call = node.iter
+        fn = self.expr(call.func) if isinstance(call, ast.Call) else None
+        if node.orelse:
+            fail(loc, "a loop's `else` cannot be used in a kernel", "move it behind the loop")
+        if fn is language.parallel and isinstance(call, ast.Call):
+            self.parallel(node, call, loc)
+        elif fn is language.sequential and isinstance(call, ast.Call):
+            self.sequential(node, call, loc)
+        else:
+            fail(self.source.loc(call), "a kernel loops over kd.parallel(...) or kd.sequential(...) only",
+                 "for tiles of a dim: for n in kd.sequential(kd.tile(\"N\"))")  # fmt: skip
+
+    def parallel(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
+        if self.grid or self.loops or self.inlining:
+            fail(loc, "kd.parallel inside another loop", "a kernel has one parallel loop, outermost; use kd.sequential here")
+        if not call.args or call.keywords:
+            fail(loc, "kd.parallel takes dims: names for single indices, kd.tile(name) for tiles", 'kd.parallel("B", kd.tile("M"))')
+        targets = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
+        if len(targets) != len(call.args):
+            fail(loc, f"{len(targets)} loop variables for {len(call.args)} dims", "name one variable for each dim")
+        grid: list[ir.GridIndex | ir.Tile] = []
+        for target, arg in zip(targets, call.args, strict=True):
+            name = self.loop_variable(target)
+            dim = self.expr(arg)
+            if isinstance(dim, str):
+                self.check_dim(dim, self.source.loc(arg))
+                grid.append(ir.GridIndex(name, dim))
+                self.local.values[name] = ir.Index(name, type=ir.Type(ir.i32), loc=loc)
+            elif isinstance(dim, TileRef) and dim.tile is None:
+                grid.append(self.new_tile(name, dim.dim))
+            else:
+                fail(self.source.loc(arg), f"kd.parallel takes dim names and kd.tile(name), not {describe(dim)}",
+                     'kd.parallel("B", kd.tile("M"))')  # fmt: skip
+        self.grid = tuple(grid)
+        self.loops.append(_Loop(frozenset()))
+        self.statements(node.body)
+        self.loops.pop()
+
+    def sequential(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
+        if not self.grid:
+            fail(loc, "kd.sequential outside the parallel loop", "wrap it: for m in kd.parallel(kd.tile(\"M\")): ...")
+        name = self.loop_variable(node.target)
+        arguments = self.arguments(call, language.sequential)
+        over = arguments["tile"]
+        if not isinstance(over, TileRef) or over.tile is not None:
+            fail(self.source.loc(call), f"kd.sequential takes kd.tile(name), not {describe(over)}", 'kd.sequential(kd.tile("N"))')
+        bounds = []
+        for key, default in (("start", 0), ("stop", None)):
+            bound = arguments.get(key, default)
+            if bound is None:
+                bound = ir.Size(over.dim, type=ir.Type(ir.i32), loc=loc)
+            if isinstance(bound, int) and not isinstance(bound, bool):
+                bound = ir.scalar(bound, loc)
+            if not isinstance(bound, Expr) or bound.type != ir.Type(ir.i32):
+                fail(loc, f"{key} must be a whole-number scalar, but is {describe(bound)}", "m.start, m.stop, kd.size(dim) …")
+            bounds.append(bound)
+        before = dict(self.local.values)
+        outer, self.block = self.block, []
+        self.loops.append(_Loop(frozenset(before)))
+        tile = self.new_tile(name, over.dim)
+        self.statements(node.body)
+        body, self.block = tuple(self.block), outer
+        loop = self.loops.pop()
+        for known in list(self.local.values):
+            if known not in before:
+                self.local.ended[known] = loc
+                del self.local.values[known]
+        if self.loops:
+            inherited = [v for v in loop.carried if v in {x.name for k, x in before.items()
+                         if isinstance(x, ir.Var) and k in self.loops[-1].outside}]  # fmt: skip
+            self.loops[-1].carried += [v for v in inherited if v not in self.loops[-1].carried]
+        low, high = self.clamped(bounds[0], bounds[1], over.dim, loc)
+        self.block.append(ir.For(tile, low, high, body, tuple(loop.carried), loc=loc))
+
+    @staticmethod
+    def clamped(start: Expr, stop: Expr, dim: str, loc: Loc) -> tuple[Expr, Expr]:
+        """Bounds that never leave the dim, whatever was computed for them."""
+        whole = ir.Size(dim, type=ir.Type(ir.i32), loc=loc)
+        low = start if isinstance(start, ir.Const) and start.value >= 0 else ty.binary("max", start, 0, loc)
+        high = stop if stop == whole else ty.binary("min", stop, whole, loc)
+        return low, high
+
+    def loop_variable(self, target: ast.expr) -> str:
+        if not isinstance(target, ast.Name):
+            fail(self.source.loc(target), f"{_words(target)} as a loop variable", "name one variable")
+        if target.id in self.local.values:
+            fail(self.source.loc(target), f"{target.id} already has a meaning here", "give the loop variable a name of its own")
+        return target.id
+
+    def new_tile(self, name: str, dim: str) -> ir.Tile:
+        unique = self.fresh(name)
+        self.tiles.add(unique)
+        tile = ir.Tile(unique, dim, f"block_{dim}")
+        self.local.ended.pop(name, None)
+        self.local.values[name] = TileRef(dim, tile)
+        return tile
+
+    # -------------------------------------------------------------- helpers
+    def inline(self, helper: Any, node: ast.Call) -> Any:
+        """A @kd.function call: its body read in a scope of its own, its value handed back."""
+        loc = self.source.loc(node)
+        if self.inlining > 20:
+            fail(loc, f"{helper.name} calls itself", "helpers are inlined, so they cannot recurse")
+        bound = self.arguments(node, helper.source.fn)
+        prefix = f"{self.local.prefix}{helper.name}_"
+        held = {}
+        for name, value in bound.items():
+            simple = not isinstance(value, Expr) or isinstance(value, ir.Var | ir.Const | ir.Param | ir.Size | ir.Index)
+            held[name] = value if simple else self.emit(self.fresh(prefix + name), value, loc)
+        saved = self.source, self.local
+        self.source, self.local = helper.source, Local(held, {}, prefix)
+        self.inlining += 1
+        loops, self.loops = self.loops, [_Loop(frozenset())] if self.loops else []
+        try:
+            self.statements(helper.source.tree.body)
+        except _Return as done:
+            return done.value
+        finally:
+            self.inlining -= 1
+            self.loops = loops
+            self.source, self.local = saved
+        fail(loc, f"{helper.name} returns nothing", "end it with `return value`")
+
+
+def _words(node: ast.AST) -> str:
+    """What a person calls a piece of syntax."""
+    names = {"While": "a while loop", "With": "a with block", "Try": "try / except", "ListComp": "a list comprehension",
+             "Lambda": "a lambda", "FunctionDef": "a nested function", "ClassDef": "a class", "Import": "an import",
+             "ImportFrom": "an import", "Break": "break", "Continue": "continue", "Delete": "del", "Assert": "assert",
+             "Raise": "raise", "Global": "global", "Nonlocal": "nonlocal", "Match": "match", "Starred": "a starred name",
+             "Dict": "a dict", "List": "a list", "Attribute": "an attribute", "JoinedStr": "an f-string",
+             "NamedExpr": "an assignment inside an expression", "Assign": "a chained assignment"}  # fmt: skip
+    return names.get(type(node).__name__, f"`{ast.unparse(node)}`" if isinstance(node, ast.expr) else type(node).__name__)

@@ -1,0 +1,193 @@
+"""The typing rules of tile expressions: promotion, broadcasting, products, reductions.
+
+Each function builds a typed IR node from typed operands or fails at ``loc`` with what to write instead. Python numbers take
+the dtype of the other operand.
+"""
+
+from typing import Any
+
+from kpt_dsl import ir
+from kpt_dsl.dtypes import DType, bool_, f32, i32
+from kpt_dsl.frontend.source import fail
+from kpt_dsl.ir import UNIT, Axis, Expr, Loc, Type
+
+Number = int | float | bool
+
+_COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
+_SYMBOL = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "lt": "<", "le": "<=", "gt": ">",
+    "ge": ">=", "eq": "==", "ne": "!=", "and": "&", "or": "|", "max": "kd.maximum", "min": "kd.minimum",
+}  # fmt: skip
+
+
+def constant(value: Number, dtype: DType | None, loc: Loc) -> ir.Const:
+    """A Python number as an IR constant; its own kind unless a dtype is given."""
+    if dtype is None:
+        dtype = bool_ if isinstance(value, bool) else i32 if isinstance(value, int) else f32
+    return ir.Const(float(value) if dtype.is_float else value, type=Type(dtype), loc=loc)
+
+
+def cast(x: Expr, dtype: DType, loc: Loc) -> Expr:
+    """``x`` in another dtype; nothing to do when it has it already."""
+    if x.type.dtype == dtype:
+        return x
+    if isinstance(x, ir.Const):
+        return constant(float(x.value) if dtype.is_float else int(x.value), dtype, loc)
+    return ir.Cast(x, type=Type(dtype, x.type.shape), loc=loc)
+
+
+def broadcast(a: Type, b: Type, what: str, loc: Loc) -> tuple[Axis, ...]:
+    """The common shape of two operands: equal axes, unit axes against any, or a scalar."""
+    if not a.shape or not b.shape:
+        return a.shape or b.shape
+    if len(a.shape) != len(b.shape):
+        wide, narrow = (a, b) if len(a.shape) > len(b.shape) else (b, a)
+        fail(loc, f"{what} of {a} and {b}: their ranks differ",
+             f"give the {narrow} its missing axis: [:, None] adds one behind, [None, :] in front, to match {wide}")  # fmt: skip
+    shape = []
+    for x, y in zip(a.shape, b.shape, strict=True):
+        if x != y and UNIT not in (x, y):
+            fail(loc, f"{what} of {a} and {b}: axis {x} does not match axis {y}",
+                 "the two run over different indices; transpose with .T, or index both with the same tile")  # fmt: skip
+        shape.append(y if x == UNIT else x)
+    return tuple(shape)
+
+
+def _common(a: Expr | Number, b: Expr | Number, loc: Loc) -> tuple[Expr, Expr]:
+    """Both operands as expressions of one dtype: floats meet in float32, integers in the wider."""
+    kinds = [x.type.dtype if isinstance(x, Expr) else None for x in (a, b)]
+    float_number = any(isinstance(x, float) for x in (a, b))
+    known = [k for k in kinds if k is not None]
+    if float_number or any(k.is_float for k in known):
+        to = f32
+    elif known and all(k == bool_ for k in known) and all(isinstance(x, Expr | bool) for x in (a, b)):
+        to = bool_
+    else:
+        ints = [k for k in known if k.kind == "int"]
+        to = max(ints, key=lambda k: k.bits) if ints else i32
+    return tuple(cast(x, to, loc) if isinstance(x, Expr) else constant(x, to, loc) for x in (a, b))  # type: ignore[return-value]
+
+
+def binary(op: ir.BinaryOp, a: Expr | Number, b: Expr | Number, loc: Loc) -> Expr:
+    """An elementwise operator on two operands, at least one of them an expression."""
+    name = _SYMBOL[op]
+    left, right = _common(a, b, loc)
+    shape = broadcast(left.type, right.type, name, loc)
+    kind = left.type.dtype.kind
+    if op in ("and", "or"):
+        if kind != "bool":
+            fail(loc, f"{name} combines conditions, but got {left.type} and {right.type}", "compare first: (a < b) & (c < d)")
+        result = bool_
+    elif op in _COMPARISONS:
+        result = bool_
+    elif kind == "bool":
+        fail(loc, f"{name} of {left.type} and {right.type}: conditions have no arithmetic", "use kd.where(condition, a, b)")
+    elif op in ("floordiv", "mod") and kind == "float":
+        fail(loc, f"{name} takes whole numbers, but got {left.type} and {right.type}", "use kd.floor(a / b)")
+    elif op == "div" and kind == "int":
+        left, right, result = cast(left, f32, loc), cast(right, f32, loc), f32
+    else:
+        result = left.type.dtype
+    return ir.Binary(op, left, right, type=Type(result, shape), loc=loc)
+
+
+def unary(op: ir.UnaryOp, x: Expr | Number, loc: Loc) -> Expr:
+    """An elementwise function; those of real analysis give float32."""
+    value = x if isinstance(x, Expr) else constant(x, None, loc)
+    kind = value.type.dtype.kind
+    if op == "not":
+        if kind != "bool":
+            fail(loc, f"~ inverts conditions, but got {value.type}", "compare first: ~(a < b)")
+        return ir.Unary(op, value, type=value.type, loc=loc)
+    if kind == "bool":
+        fail(loc, f"{op} of a condition ({value.type})", "use kd.where(condition, a, b) to make numbers of it")
+    if kind == "float" or op not in ("neg", "abs"):
+        value = cast(value, f32, loc)
+    return ir.Unary(op, value, type=value.type, loc=loc)
+
+
+def where(cond: Expr, a: Expr | Number, b: Expr | Number, loc: Loc) -> Expr:
+    """Elementwise choice; both sides meet in one dtype."""
+    if cond.type.dtype != bool_:
+        fail(loc, f"kd.where needs a condition first, but got {cond.type}", "compare: kd.where(x > 0, a, b)")
+    if isinstance(a, Expr) and isinstance(b, Expr) and a.type.dtype == b.type.dtype:
+        left, right = a, b
+    else:
+        left, right = _common(a, b, loc)
+    shape = broadcast(left.type, right.type, "kd.where", loc)
+    shape = broadcast(cond.type, Type(left.type.dtype, shape), "kd.where", loc)
+    return ir.Where(cond, left, right, type=Type(left.type.dtype, shape), loc=loc)
+
+
+def reduce(op: ir.ReduceOp, x: Expr, axis: Any, loc: Loc) -> Expr:
+    """Over one axis, given by its number."""
+    rank = len(x.type.shape)
+    if not isinstance(axis, int) or isinstance(axis, bool) or not -rank <= axis < rank:
+        fail(loc, f"kd.{op} of {x.type} along axis {axis!r}", f"axis must be a whole number from {-rank} to {rank - 1}"
+             if rank else "a scalar has no axis to reduce")  # fmt: skip
+    axis %= rank
+    if x.type.shape[axis] == UNIT:
+        fail(loc, f"kd.{op} of {x.type} along a unit axis", "reduce before [:, None], not after it")
+    if x.type.dtype == bool_:
+        fail(loc, f"kd.{op} of conditions ({x.type})", "use kd.where(condition, 1, 0) first")
+    value = cast(x, f32, loc) if x.type.dtype.is_float else x
+    shape = value.type.shape[:axis] + value.type.shape[axis + 1 :]
+    return ir.Reduce(op, value, axis, type=Type(value.type.dtype, shape), loc=loc)
+
+
+def transpose(x: Expr, loc: Loc) -> Expr:
+    """``.T`` of a two-axis tile."""
+    if len(x.type.shape) != 2:
+        fail(loc, f".T needs a tile with two axes, but got {x.type}", "load it with two tile or ':' indices")
+    if isinstance(x, ir.Transpose):
+        return x.x
+    return ir.Transpose(x, type=Type(x.type.dtype, x.type.shape[::-1]), loc=loc)
+
+
+def expand(x: Expr, index: tuple[Any, ...], loc: Loc) -> Expr:
+    """``x[:, None]``: unit axes where None stands; a full slice for each axis of x."""
+    kept = [i for i in index if i == slice(None)]
+    if len(kept) != len(x.type.shape) or any(i is not None and i != slice(None) for i in index):
+        fail(loc, f"a value of type {x.type} takes one ':' for each of its {len(x.type.shape)} axes, and None for new ones",
+             "elements of a tile cannot be picked; load what you need from the tensor instead")  # fmt: skip
+    for position, i in enumerate(index):
+        if i is None:
+            shape = (*x.type.shape[:position], UNIT, *x.type.shape[position:])
+            x = ir.Expand(x, position, type=Type(x.type.dtype, shape), loc=loc)
+    return x
+
+
+def dot(a: Expr, b: Expr, acc: Expr | None, loc: Loc) -> Expr:
+    """The product's types: (m, k) x (k, n), dtypes reconciled to what matrix units take."""
+    for x, which in ((a, "first"), (b, "second")):
+        if len(x.type.shape) != 2 or UNIT in x.type.shape:
+            fail(loc, f"kd.dot takes tiles with two axes, but its {which} operand is {x.type}",
+                 "load it with two tile or ':' indices; for a row times a column use kd.sum(a * b, axis=...)")  # fmt: skip
+        if not x.type.dtype.is_float:
+            fail(loc, f"kd.dot takes floats, but its {which} operand is {x.type}", "convert it first: x.to(kd.bf16)")
+    (m, k), (k2, n) = a.type.shape, b.type.shape
+    if k != k2:
+        transposed = k == n or (k2 == m)
+        fail(loc, f"kd.dot takes a (m, k) and a (k, n) tile, but got {a.type} and {b.type}: {k} does not match {k2}",
+             "write .T behind the second operand" if transposed and k == n else
+             "write .T behind the first operand" if transposed else "both must run over the same tile or whole dim there")  # fmt: skip
+    a, b = _product_dtypes(a, b, loc)
+    result = Type(f32, (m, n))
+    if acc is not None and acc.type != result:
+        fail(loc, f"kd.dot adds to an accumulator of type {result}, but got {acc.type}", f"start with kd.zeros([{m}, {n}])")
+    return ir.Dot(a, b, acc, type=result, loc=loc)
+
+
+def _product_dtypes(a: Expr, b: Expr, loc: Loc) -> tuple[Expr, Expr]:
+    x, y = a.type.dtype, b.type.dtype
+    if x == y or (x.is_fp8 and y.is_fp8):
+        return a, b
+    if x == f32:
+        return cast(a, y, loc), b
+    if y == f32:
+        return a, cast(b, x, loc)
+    if x.is_fp8:
+        return cast(a, y, loc), b
+    if y.is_fp8:
+        return a, cast(b, x, loc)
+    fail(loc, f"kd.dot cannot multiply {x} by {y}", f"convert one operand: b.to(kd.{x}), or a.to(kd.{y})")

@@ -1,0 +1,403 @@
+"""The tile IR: what a kernel computes on tiles, on one page.
+
+A kernel is a parallel grid of programs; each runs a straight list of statements with sequential loops over tiles.
+Values are tiles whose axes are *symbols*: an axis is the lanes of one tile (``n`` over dim ``N``) or a whole dim (``D``);
+how long an axis is in memory is decided later, by a config. Nothing here knows a device, a config or an array library.
+Every node is frozen, typed and carries the place in the kernel's source that it came from.
+
+Semantics in one paragraph: a tile at an edge has lanes that hold no element (*padding*). In an IR fresh from the front end
+padding does not exist: reductions, products and stores see valid lanes only. ``passes.padding`` makes that true on machines
+with fixed tile sizes, by writing ``Valid`` masks where they cannot be proven neutral.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+from kpt_dsl.dtypes import DType, i32
+
+
+@dataclass(frozen=True, slots=True)
+class Loc:
+    """A place in a kernel's source: 1-based line, 0-based columns, and the line's text."""
+
+    file: str
+    line: int
+    column: int = 0
+    end_column: int = 0
+    text: str = ""
+
+
+NOWHERE = Loc("<generated>", 0)
+
+
+# ------------------------------------------------------------------ axes and types
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The lanes along one side of a tile: of tile variable ``tile`` over ``dim``, or of the whole ``dim`` (tile is None)."""
+
+    dim: str
+    tile: str | None = None
+
+    def __str__(self) -> str:
+        return self.tile or self.dim
+
+
+UNIT = Axis("1")
+"""An axis of extent one; it broadcasts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """Element type and shape of a value; a scalar has the empty shape."""
+
+    dtype: DType
+    shape: tuple[Axis, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]" if self.shape else str(self.dtype)
+
+
+# ------------------------------------------------------------------ expressions
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expr:
+    """Base of all expressions."""
+
+    type: Type
+    loc: Loc = field(default=NOWHERE, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Const(Expr):
+    """A number; float constants may be infinite."""
+
+    value: float | int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Param(Expr):
+    """A scalar argument of the kernel."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Size(Expr):
+    """The extent of a dim (i32)."""
+
+    dim: str
+
+
+@dataclass(frozen=True, slots=True)
+class Var(Expr):
+    """A variable assigned by an earlier ``Assign``. Within a loop, a variable assigned before it is carried."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Index(Expr):
+    """The index of an untiled parallel loop (i32 scalar)."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Expr):
+    """First index of a tile (i32 scalar), padding included: a multiple of the tile's block."""
+
+    tile: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Expr):
+    """One past the last *valid* index of a tile (i32 scalar)."""
+
+    tile: str
+
+
+@dataclass(frozen=True, slots=True)
+class Block(Expr):
+    """How many lanes a tile has (i32 scalar, known once a config is)."""
+
+    tile: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes(Expr):
+    """The indices along an axis: i32 of shape (axis,)."""
+
+    axis: Axis
+
+
+@dataclass(frozen=True, slots=True)
+class Valid(Expr):
+    """Which lanes of an axis hold an element: bool of shape (axis,). Written by passes only."""
+
+    axis: Axis
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Expr):
+    """A tile of a tensor. ``index`` has one entry a tensor dim: an Axis keeps it, a scalar Expr picks one element.
+
+    ``masked`` are the axes whose padding lanes must be read as zero; lanes of other axes may hold anything there but
+    must not be read out of bounds (set by ``passes.padding``).
+    """
+
+    tensor: str
+    index: "tuple[Axis | Expr, ...]"
+    masked: tuple[Axis, ...] = ()
+
+
+UnaryOp = Literal["neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "floor"]
+BinaryOp = Literal[
+    "add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "lt", "le", "gt", "ge", "eq", "ne", "and", "or"
+]
+ReduceOp = Literal["sum", "max", "min"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unary(Expr):
+    op: UnaryOp
+    x: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Binary(Expr):
+    """Elementwise; operands have the same dtype (comparisons give bool) and the same rank, or one is a scalar.
+
+    ``div`` is true division of floats; ``floordiv`` and ``mod`` take integers and round towards minus infinity.
+    ``max`` and ``min`` of floats may drop a NaN.
+    """
+
+    op: BinaryOp
+    a: Expr
+    b: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Where(Expr):
+    cond: Expr
+    a: Expr
+    b: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Cast(Expr):
+    """To ``type.dtype``, rounding to nearest even; floats that overflow fp8 saturate."""
+
+    x: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Full(Expr):
+    """A tile of ``type.shape`` filled with a scalar."""
+
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Expand(Expr):
+    """A unit axis inserted at position ``axis``."""
+
+    x: Expr
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose(Expr):
+    """A two-axis tile with its axes swapped."""
+
+    x: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce(Expr):
+    """Over one axis, which disappears. Floats reduce in f32."""
+
+    op: ReduceOp
+    x: Expr
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dot(Expr):
+    """(m, k) x (k, n) -> (m, n) in f32, added to ``acc`` when there is one. Operands are both f32, f16 or bf16, or fp8."""
+
+    a: Expr
+    b: Expr
+    acc: Expr | None = None
+
+
+# ------------------------------------------------------------------ statements
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stmt:
+    """Base of all statements."""
+
+    loc: Loc = field(default=NOWHERE, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Assign(Stmt):
+    """Variables are mutable but keep one type for life."""
+
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Store(Stmt):
+    """Valid lanes of ``value`` to a tensor. ``masked``: the axes along which lanes may be padding (set by passes.padding)."""
+
+    tensor: str
+    index: "tuple[Axis | Expr, ...]"
+    value: Expr
+    masked: tuple[Axis, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A tile variable: ``block`` is the config knob that gives its number of lanes."""
+
+    name: str
+    dim: str
+    block: str
+
+    @property
+    def axis(self) -> Axis:
+        return Axis(self.dim, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class For(Stmt):
+    """Sequential loop over the tiles that touch the indices [start, stop) of ``tile.dim``, in ascending order.
+
+    Tile starts are multiples of the block; lanes outside [start, stop) are padding. ``carried`` are the variables
+    assigned before the loop and again in it. ``part`` is what mask splitting made of it: the ``interior`` has no padding
+    and no mask that depends on the tile; in ``interior`` and ``tail`` start is a multiple of the block.
+    """
+
+    tile: Tile
+    start: Expr
+    stop: Expr
+    body: tuple[Stmt, ...]
+    carried: tuple[str, ...] = ()
+    part: Literal["whole", "head", "interior", "tail"] = "whole"
+
+
+# ------------------------------------------------------------------ kernels
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor parameter that is present in this specialisation; its dims are symbols."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: DType
+    role: Literal["in", "out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    name: str
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class GridIndex:
+    """A parallel loop over every index of a dim, one at a time."""
+
+    name: str
+    dim: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One specialisation of a kernel: dtypes, presence of optional arguments, static arguments and choices are fixed.
+
+    ``grid`` are the parallel loops, outermost first; ``body`` runs once a program. ``statics`` is what it was specialised on,
+    ``choices`` maps each algorithm choice that was met to its options.
+    """
+
+    name: str
+    tensors: tuple[Tensor, ...]
+    scalars: tuple[Scalar, ...]
+    grid: "tuple[GridIndex | Tile, ...]"
+    body: tuple[Stmt, ...]
+    choices: tuple[tuple[str, tuple[object, ...]], ...] = ()
+    loc: Loc = field(default=NOWHERE, compare=False, repr=False)
+
+    def tensor(self, name: str) -> Tensor:
+        return next(t for t in self.tensors if t.name == name)
+
+    def __str__(self) -> str:
+        from kpt_dsl.printer import format_kernel
+
+        return format_kernel(self)
+
+
+# ------------------------------------------------------------------ walking and rebuilding
+def children(node: Expr) -> tuple[Expr, ...]:
+    """The expressions directly inside an expression, scalar indices of a load included."""
+    found: list[Expr] = []
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if isinstance(value, Expr):
+            found.append(value)
+        elif f.name == "index":
+            found.extend(i for i in value if isinstance(i, Expr))
+    return tuple(found)
+
+
+def walk(node: Expr) -> Iterator[Expr]:
+    """An expression and all that is inside it, outermost first."""
+    yield node
+    for child in children(node):
+        yield from walk(child)
+
+
+def expressions(stmt: Stmt) -> tuple[Expr, ...]:
+    """The outermost expressions of a statement itself, those of a loop's body not included."""
+    match stmt:
+        case Assign():
+            return (stmt.value,)
+        case Store():
+            return (*(i for i in stmt.index if isinstance(i, Expr)), stmt.value)
+        case For():
+            return (stmt.start, stmt.stop)
+    raise AssertionError(stmt)
+
+
+def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    """All statements, loops before what is inside them."""
+    for stmt in body:
+        yield stmt
+        if isinstance(stmt, For):
+            yield from statements(stmt.body)
+
+
+def every_expr(body: tuple[Stmt, ...]) -> Iterator[Expr]:
+    """Every expression anywhere in a body."""
+    for stmt in statements(body):
+        for top in expressions(stmt):
+            yield from walk(top)
+
+
+def with_children(node: Expr, new: tuple[Expr, ...]) -> Expr:
+    """The same node around other children, given in the order of ``children``."""
+    if not new:
+        return node
+    it = iter(new)
+    changes: dict[str, object] = {}
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if isinstance(value, Expr):
+            changes[f.name] = next(it)
+        elif f.name == "index":
+            changes["index"] = tuple(next(it) if isinstance(i, Expr) else i for i in value)
+    return replace(node, **changes)  # type: ignore[arg-type]
+
+
+def scalar(value: int, loc: Loc = NOWHERE) -> Const:
+    """An i32 constant."""
+    return Const(value, type=Type(i32), loc=loc)

@@ -1,0 +1,228 @@
+"""The words that kernels are written with.
+
+A kernel's text is read, never executed: the functions here carry signatures, docstrings and names for editors and type
+checkers, and the front end recognises them by identity. Calling one outside a kernel raises KernelError.
+
+Element rule: arithmetic on tiles narrower than float32 is done in float32; only operands of ``dot`` and values that are
+stored are rounded. Padding rule: a tile at an edge has fewer elements than lanes, and nothing ever sees the other lanes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from kpt_dsl.dtypes import DType
+from kpt_dsl.errors import KernelError
+
+inf = float("inf")
+
+
+def _never(name: str) -> NoReturn:
+    raise KernelError(f"kd.{name} was called by Python; it can only be written inside a @kd.kernel or @kd.function")
+
+
+class Value:
+    """A tile or a scalar inside a kernel: what loads, arithmetic and the functions below give."""
+
+    T: "Value"
+    """The transpose of a two-axis tile."""
+
+    def to(self, dtype: DType) -> "Value":
+        """The same values in another element type (``x.to(kd.bf16)``)."""
+        _never("Value.to")
+
+    def _binary(self, other: Any) -> "Value":
+        _never("Value")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _binary
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __and__ = __rand__ = __or__ = __ror__ = __pow__ = _binary
+    __lt__ = __le__ = __gt__ = __ge__ = _binary
+
+    def __eq__(self, other: object) -> "Value":  # type: ignore[override]
+        _never("Value")
+
+    def __ne__(self, other: object) -> "Value":  # type: ignore[override]
+        _never("Value")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __neg__(self) -> "Value":
+        _never("Value")
+
+    def __invert__(self) -> "Value":
+        _never("Value")
+
+    def __getitem__(self, index: Any) -> "Value":
+        """``x[:, None]`` inserts a unit axis, which broadcasts."""
+        _never("Value")
+
+
+class In:
+    """A tensor argument that is read: ``x[m, :]`` loads a tile, with one index a dim (tile, scalar, or ``:`` for all of it)."""
+
+    def __getitem__(self, index: Any) -> Value:
+        _never("In")
+
+
+class Out:
+    """A tensor argument that is written: ``y[m, :] = value`` stores a tile, rounded to the tensor's element type."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        _never("Out")
+
+
+class Float(Value):
+    """A float32 scalar argument."""
+
+
+class Int(Value):
+    """An int32 scalar argument."""
+
+
+Static = Any
+"""An argument that specialises the kernel: a bool, str, int, None or @kd.function, known before it is compiled."""
+
+
+class Tile:
+    """What a loop over ``kd.tile(dim)`` gives: a run of consecutive indices of the dim."""
+
+    index: Value
+    """The indices, an int32 vector."""
+    start: Value
+    """The first index."""
+    stop: Value
+    """One past the last index that holds an element."""
+    size: Value
+    """How many lanes the tile has, elements or not."""
+
+
+def tile(dim: str) -> Tile:
+    """In a loop header: tiles of a dim, of a length that the config chooses. Tiles of one dim share that length."""
+    _never("tile")
+
+
+def parallel(*dims: "str | Tile") -> Iterator[Any]:
+    """The outermost loop: one program for every index of each named dim and every tile of each ``kd.tile``, in any order."""
+    _never("parallel")
+
+
+def sequential(tile: Tile, *, start: Any = 0, stop: Any = None) -> Iterator[Any]:
+    """A loop over tiles in ascending order that visits the indices [start, stop), by default the whole dim.
+
+    Both bounds may be computed, also from loaded scalars, and need not be multiples of anything.
+    """
+    _never("sequential")
+
+
+def size(dim: str) -> Value:
+    """The extent of a dim, an int32 scalar."""
+    _never("size")
+
+
+def group(dim: str, of: str) -> Value:
+    """How many indices of ``dim`` share one of ``of``: ``h // kd.group("H", "G")`` is the key-value head of query head h."""
+    _never("group")
+
+
+def choice(name: str, *options: Any) -> Any:
+    """An algorithm choice that the tuner makes: static, one of ``options`` (the first is the default)."""
+    _never("choice")
+
+
+def zeros(shape: Sequence["Tile | str"], dtype: DType | None = None) -> Value:
+    """A tile of zeros, float32 unless said. The shape lists tile variables and names of whole dims."""
+    _never("zeros")
+
+
+def full(shape: Sequence["Tile | str"], value: Any, dtype: DType | None = None) -> Value:
+    """A tile filled with a scalar, float32 unless said; an empty shape gives a scalar."""
+    _never("full")
+
+
+def dot(a: Value, b: Value, acc: Value | None = None) -> Value:
+    """Matrix product (m, k) x (k, n) in float32, added to ``acc``. A float32 operand beside a narrower one is rounded to it."""
+    _never("dot")
+
+
+def where(cond: Any, a: Any, b: Any) -> Value:
+    """``a`` where the condition holds, else ``b``, element by element."""
+    _never("where")
+
+
+def sum(x: Value, axis: int) -> Value:
+    """Sum over one axis, in float32 for floats."""
+    _never("sum")
+
+
+def max(x: Value, axis: int) -> Value:
+    """Largest element along one axis; -inf (or the least integer) where there is none."""
+    _never("max")
+
+
+def min(x: Value, axis: int) -> Value:
+    """Smallest element along one axis; inf (or the greatest integer) where there is none."""
+    _never("min")
+
+
+def maximum(a: Any, b: Any) -> Value:
+    """The larger of two, element by element."""
+    _never("maximum")
+
+
+def minimum(a: Any, b: Any) -> Value:
+    """The smaller of two, element by element."""
+    _never("minimum")
+
+
+def exp(x: Any) -> Value:
+    """e to the power x."""
+    _never("exp")
+
+
+def exp2(x: Any) -> Value:
+    """2 to the power x: the fast one on GPUs; fold log2(e) into a scale you already have."""
+    _never("exp2")
+
+
+def log(x: Any) -> Value:
+    """Natural logarithm."""
+    _never("log")
+
+
+def log2(x: Any) -> Value:
+    """Logarithm to base 2."""
+    _never("log2")
+
+
+def sqrt(x: Any) -> Value:
+    """Square root."""
+    _never("sqrt")
+
+
+def rsqrt(x: Any) -> Value:
+    """1 / sqrt(x)."""
+    _never("rsqrt")
+
+
+def tanh(x: Any) -> Value:
+    """Hyperbolic tangent."""
+    _never("tanh")
+
+
+def erf(x: Any) -> Value:
+    """The error function."""
+    _never("erf")
+
+
+def sigmoid(x: Any) -> Value:
+    """1 / (1 + exp(-x))."""
+    _never("sigmoid")
+
+
+def abs(x: Any) -> Value:
+    """Magnitude."""
+    _never("abs")
+
+
+def floor(x: Any) -> Value:
+    """The largest whole number that is not larger than x."""
+    _never("floor")

@@ -1,0 +1,184 @@
+"""A kernel bound to dtypes, shapes, strides and static arguments: what is tuned, looked up, compiled and launched.
+
+Reads the few attributes that array libraries share (shape, dtype, strides); imports none of them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from kpt_dsl import ir
+from kpt_dsl.dtypes import DType, dtype, f32, i32
+from kpt_dsl.errors import InputError
+from kpt_dsl.frontend.expressions import Helper
+from kpt_dsl.frontend.lower import Specialisation, lower
+
+if TYPE_CHECKING:
+    from kpt_dsl.kernel import Kernel
+
+ALIGNMENT = 16
+"""Bytes to which a base address must be aligned for wide loads and descriptors (CUDA programming guide, tensor maps)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One specialisation of a kernel with its extents.
+
+    ``dtypes``: tensor parameter -> dtype name, None for an absent optional tensor. ``dims``: every symbolic dim -> extent.
+    ``strides``: tensor -> strides in elements. ``statics``: static argument -> value, and absent optional scalars -> None.
+    ``aligned``: the tensors whose base address is 16-byte aligned.
+    """
+
+    kernel: "Kernel"
+    dtypes: tuple[tuple[str, str | None], ...]
+    dims: tuple[tuple[str, int], ...]
+    strides: tuple[tuple[str, tuple[int, ...]], ...]
+    statics: tuple[tuple[str, Any], ...]
+    aligned: frozenset[str]
+    _lowered: dict[tuple[tuple[str, Any], ...], ir.Kernel] = field(default_factory=dict, compare=False, repr=False)
+
+    @staticmethod
+    def bind(kernel: "Kernel", arguments: Mapping[str, Any]) -> "Problem":
+        """From arrays (torch, JAX, NumPy, or anything with shape and dtype), scalars and static arguments.
+
+        Raises InputError for a missing argument, a wrong rank, dims that disagree, or an unknown dtype.
+        """
+        dims: dict[str, tuple[int, str]] = {}
+        dtypes: list[tuple[str, str | None]] = []
+        strides: list[tuple[str, tuple[int, ...]]] = []
+        aligned: set[str] = set()
+        for name, names in kernel.tensors.items():
+            array = arguments[name]
+            if array is None:
+                dtypes.append((name, None))
+                continue
+            shape = getattr(array, "shape", None)
+            if shape is None:
+                raise InputError(f"{kernel.name}: {name} is {array!r}, but must be a tensor with dims ({', '.join(names)})")
+            if len(shape) != len(names):
+                raise InputError(
+                    f"{kernel.name}: {name} has shape {tuple(shape)}, but needs {len(names)} dims ({', '.join(names)})"
+                )
+            for dim, extent in zip(names, shape, strict=True):
+                known = dims.setdefault(dim, (int(extent), name))
+                if known[0] != extent:
+                    raise InputError(
+                        f"{kernel.name}: dim {dim} is {known[0]} in {known[1]} but {extent} in {name} "
+                        f"(shape {tuple(shape)} for ({', '.join(names)}))"
+                    )
+            dtypes.append((name, dtype(array.dtype).name))
+            strides.append((name, _strides(array)))
+            if _aligned(array):
+                aligned.add(name)
+        return Problem(
+            kernel, tuple(dtypes), tuple((d, n) for d, (n, _) in dims.items()), tuple(strides),
+            kernel.static_values(arguments), frozenset(aligned),
+        )  # fmt: skip
+
+    @staticmethod
+    def of_shapes(
+        kernel: "Kernel", dims: Mapping[str, int], dtypes: Mapping[str, str | None], statics: Mapping[str, Any] | None = None
+    ) -> "Problem":
+        """For contiguous, aligned tensors that need not exist. A tensor whose dtype is None is absent.
+
+        Raises InputError for an unknown or missing name, or a negative extent.
+        """
+        statics = dict(statics or {})
+        for what, given, known in (
+            ("dims", dims, kernel.dim_names), ("dtypes", dtypes, kernel.tensors), ("statics", statics, kernel.other_parameters),
+        ):  # fmt: skip
+            if unknown := set(given) - set(known):
+                raise InputError(f"{kernel.name} has no {what} {sorted(unknown)}; it has {', '.join(known) or 'none'}")
+        if missing := set(kernel.tensors) - set(dtypes):
+            raise InputError(f"{kernel.name}: no dtype for {sorted(missing)}; give a dtype, or None where a tensor is absent")
+        present = [t for t in kernel.tensors if dtypes[t] is not None]
+        needed = [d for d in kernel.dim_names if any(d in kernel.tensors[t] for t in present)]
+        if missing_dims := [d for d in needed if d not in dims]:
+            raise InputError(f"{kernel.name}: no extent for {', '.join(missing_dims)}; it needs {', '.join(needed)}")
+        if negative := {d: n for d, n in dims.items() if n < 0}:
+            raise InputError(f"{kernel.name}: negative extents {negative}; dims are 0 or more")
+        strides = []
+        for name in present:
+            shape = [dims[d] for d in kernel.tensors[name]]
+            strides.append((name, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))))
+        return Problem(
+            kernel,
+            tuple((t, None if dtypes[t] is None else dtype(dtypes[t]).name) for t in kernel.tensors),
+            tuple((d, int(dims[d])) for d in needed), tuple(strides), kernel.static_values(statics, partial=True),
+            frozenset(present),
+        )  # fmt: skip
+
+    def with_dims(self, **extents: int) -> "Problem":
+        """The same problem with other extents, contiguous."""
+        dims = dict(self.dims) | extents
+        return Problem.of_shapes(self.kernel, dims, dict(self.dtypes), dict(self.statics))
+
+    def dim(self, name: str) -> int:
+        """Extent of a dim."""
+        return dict(self.dims)[name]
+
+    def dtype(self, tensor: str) -> DType | None:
+        """Element type of a tensor, None when it is absent."""
+        name = dict(self.dtypes)[tensor]
+        return None if name is None else dtype(name)
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Extents of a tensor."""
+        dims = dict(self.dims)
+        return tuple(dims[d] for d in self.kernel.tensors[tensor])
+
+    def stride(self, tensor: str) -> tuple[int, ...]:
+        """Strides of a present tensor, in elements."""
+        return dict(self.strides)[tensor]
+
+    def lower(self, choices: Mapping[str, Any] | None = None) -> ir.Kernel:
+        """The tile IR for these dtypes and statics under algorithm choices (default: the first option of each)."""
+        key = tuple(sorted((choices or {}).items()))
+        if key not in self._lowered:
+            self._lowered[key] = lower(self._specialisation(dict(choices or {})))
+        return self._lowered[key]
+
+    def _specialisation(self, choices: dict[str, Any]) -> Specialisation:
+        kernel, statics = self.kernel, dict(self.statics)
+        dtypes = dict(self.dtypes)
+        tensors = tuple(
+            ir.Tensor(name, dims, dtype(dtypes[name]), kernel.roles[name])
+            for name, dims in kernel.tensors.items()
+            if dtypes[name] is not None
+        )
+        absent = {name: None for name, known in dtypes.items() if known is None}
+        scalars = tuple(
+            ir.Scalar(name, f32 if kind == "float" else i32) for name, kind in kernel.scalars.items() if name not in statics
+        )
+        known = frozenset(d for t in tensors for d in t.dims)
+        return Specialisation(kernel.name, kernel.source, tensors, scalars, {**absent, **statics}, known, choices)
+
+    def contiguous(self) -> "Problem":
+        """The same problem on contiguous, aligned tensors."""
+        return replace(Problem.of_shapes(self.kernel, dict(self.dims), dict(self.dtypes)), statics=self.statics)
+
+    def __str__(self) -> str:
+        dims = ",".join(f"{d}={n}" for d, n in self.dims)
+        dtypes = ",".join(dict.fromkeys(t for _, t in self.dtypes if t is not None))
+        statics = "".join(f" {k}={v.name if isinstance(v, Helper) else v}" for k, v in self.statics)
+        return f"{self.kernel.name}[{dims} {dtypes}{statics}]"
+
+
+def _strides(array: Any) -> tuple[int, ...]:
+    """Strides in elements: torch gives them so, NumPy in bytes, JAX arrays and shape specs are contiguous."""
+    stride = getattr(array, "stride", None)
+    if callable(stride):
+        return tuple(stride())
+    strides, itemsize = getattr(array, "strides", None), getattr(array, "itemsize", None)
+    if isinstance(strides, tuple) and itemsize:
+        return tuple(s // itemsize for s in strides)
+    return tuple(math.prod(array.shape[i + 1 :]) for i in range(len(array.shape)))
+
+
+def _aligned(array: Any) -> bool:
+    pointer = getattr(array, "data_ptr", None)
+    if callable(pointer):
+        return bool(pointer() % ALIGNMENT == 0)
+    interface = getattr(array, "__array_interface__", None)
+    return interface is None or interface["data"][0] % ALIGNMENT == 0
