@@ -29,7 +29,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page runs. ``program`` prints ``end(n)`` after the block that ends on line n; ``printed`` maps n to output."""
+    """What a page runs. ``program`` prints ``end(n)`` after the block that ends on line n, ``printed[n]`` before it."""
 
     files: dict[str, str] = field(default_factory=dict)
     program: str = ""
