@@ -1,0 +1,389 @@
+"""NumPy source from tile IR: the meaning of a kernel, to be read and stepped through.
+
+One function with one nested loop per grid dim. Tiles are exact slices, so padding does not exist and no mask is needed:
+this is the language as its author thinks of it. Takes IR fresh from the front end; block sizes may be any positive integers.
+With ``precision="f64"`` every float is computed in float64 and rounded only where it is stored: the oracle of a kernel.
+Knows no device and runs nothing.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from kpt_dsl import ir
+from kpt_dsl.dtypes import DType, f32
+from kpt_dsl.emit import Source
+from kpt_dsl.emit.text import Writer
+from kpt_dsl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+    from kpt_dsl.space import Config
+    from kpt_dsl.targets import Target
+
+Precision = Literal["typed", "f64"]
+
+_DTYPES = {
+    "f32": "np.float32",
+    "f16": "np.float16",
+    "bf16": "ml_dtypes.bfloat16",
+    "f8e4m3": "ml_dtypes.float8_e4m3fn",
+    "f8e5m2": "ml_dtypes.float8_e5m2",
+    "i32": "np.int32",
+    "i64": "np.int64",
+    "bool": "np.bool_",
+}
+
+# How strongly Python's operators bind, weakest first; an operand that binds weaker than its place gets parentheses.
+_IF, _OR, _AND, _NOT, _COMPARE, _BIT_OR, _BIT_AND, _ADD, _MULTIPLY, _NEGATE, _ATOM = range(11)
+
+# op -> (text, strength the operand needs, strength of the whole); "not" is different for scalars and tiles.
+_UNARY = {
+    "neg": ("-{x}", _NEGATE, _NEGATE),
+    "abs": ("np.abs({x})", _IF, _ATOM),
+    "exp": ("np.exp({x})", _IF, _ATOM),
+    "exp2": ("np.exp2({x})", _IF, _ATOM),
+    "log": ("np.log({x})", _IF, _ATOM),
+    "log2": ("np.log2({x})", _IF, _ATOM),
+    "sqrt": ("np.sqrt({x})", _IF, _ATOM),
+    "rsqrt": ("1 / np.sqrt({x})", _IF, _MULTIPLY),
+    "tanh": ("np.tanh({x})", _IF, _ATOM),
+    "erf": ("erf({x})", _IF, _ATOM),
+    "sigmoid": ("1 / (1 + np.exp(-{x}))", _NEGATE, _MULTIPLY),
+    "floor": ("np.floor({x})", _IF, _ATOM),
+}
+_SCALAR_UNARY = _UNARY | {"not": ("not {x}", _NOT, _NOT)}
+_TILE_UNARY = _UNARY | {"not": ("~{x}", _NEGATE, _NEGATE)}
+
+# op -> (symbol, strength)
+_INFIX = {
+    "lt": ("<", _COMPARE),
+    "le": ("<=", _COMPARE),
+    "gt": (">", _COMPARE),
+    "ge": (">=", _COMPARE),
+    "eq": ("==", _COMPARE),
+    "ne": ("!=", _COMPARE),
+    "add": ("+", _ADD),
+    "sub": ("-", _ADD),
+    "mul": ("*", _MULTIPLY),
+    "div": ("/", _MULTIPLY),
+    "floordiv": ("//", _MULTIPLY),
+    "mod": ("%", _MULTIPLY),
+}
+_SCALAR_INFIX = _INFIX | {"or": ("or", _OR), "and": ("and", _AND)}
+_TILE_INFIX = _INFIX | {"or": ("|", _BIT_OR), "and": ("&", _BIT_AND)}
+
+_BUILTINS = ("np", "ml_dtypes", "math", "max", "min", "range", "slice", "float")
+"""Names that generated text means as Python and its imports mean them."""
+
+# Functions that generated text uses, written above it when it does; REAL is the dtype of arithmetic.
+_HELPERS = {
+    "tiles": '''\
+def tiles(extent, block, start=0, stop=None):
+    """Slices of the indices [start, stop) of range(extent), cut at multiples of the block."""
+    start, stop = max(start, 0), extent if stop is None else min(stop, extent)
+    if start < stop:
+        for first in range(start // block * block, stop, block):
+            yield slice(max(first, start), min(first + block, stop))''',
+    "length": """\
+def length(tile):
+    return tile.stop - tile.start""",
+    "indices": """\
+def indices(tile):
+    return np.arange(tile.start, tile.stop, dtype=np.int32)""",
+    "dot": '''\
+def dot(a, b):
+    """The product of two narrow tiles, in REAL."""
+    return np.matmul(a, b, dtype=REAL)''',
+    "to_fp8": '''\
+def to_fp8(x, dtype):
+    """Rounded to nearest even; what is too large saturates."""
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return np.clip(x, -largest, largest, dtype=np.float32).astype(dtype)''',
+    "saturate": '''\
+def saturate(x, dtype):
+    """Clipped to what an fp8 dtype can hold, not rounded."""
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return np.clip(x, -largest, largest)''',
+    "erf": "erf = np.vectorize(math.erf, otypes=[REAL])",
+}
+
+
+def emit(problem: "Problem", target: "Target | None", config: "Config", precision: Precision = "typed") -> Source:
+    """The NumPy source of a problem; ``config`` holds its block sizes and choices, any target is as good as none.
+
+    Raises ConfigError where a block size is missing or not a positive integer.
+    """
+    return emit_kernel(problem.lower(config), config, precision)
+
+
+def emit_kernel(kernel: ir.Kernel, config: Mapping[str, object], precision: Precision = "typed") -> Source:
+    """The same from IR. ``abi`` of the result names the function's arguments, in order: tensors that are present, scalars."""
+    emitter = _Emitter(kernel, config, precision)
+    return Source("numpy", emitter.name(kernel.name), emitter.module(), abi=tuple(a.name for a in _arguments(kernel)))
+
+
+class _Emitter:
+    """State of one emission: the lines so far, the names taken, and the helpers that they need."""
+
+    def __init__(self, kernel: ir.Kernel, config: Mapping[str, object], precision: Precision) -> None:
+        self.kernel = kernel
+        self.config = config
+        self.exact = precision == "f64"
+        self.real = "np.float64" if self.exact else "np.float32"
+        self.out = Writer()
+        self.helpers: set[str] = set()
+        self.tiles = {t.name: t for t in _tiles(kernel)}
+        # Tiles that start where their block starts; a loop that begins anywhere may cut its first tile.
+        self.uncut = {t.name for t in kernel.grid} | {
+            s.tile.name for s in ir.statements(kernel.body) if isinstance(s, ir.For) and s.start == ir.scalar(0)
+        }
+        blocks = {t.block for t in self.tiles.values()}
+        self.taken = {*_BUILTINS, *_HELPERS, *self._used_dims(), *blocks}
+        self.names: dict[str, str] = {}
+
+    # -------------------------------------------------------------- the module
+    def module(self) -> str:
+        kernel = self.kernel
+        arguments = ", ".join(self.name(a.name) for a in _arguments(kernel))
+        self.out.line('@np.errstate(all="ignore")  # infinities and NaNs follow IEEE 754, as on a device')
+        with self.out.block(f"def {self.name(kernel.name)}({arguments}):", kernel.loc):
+            self._prologue()
+            self._grid(kernel.grid)
+        body = self.out.text()
+        helpers = [text.replace("REAL", self.real) for name, text in _HELPERS.items() if name in self.helpers]
+        code = "\n\n\n".join([*helpers, body])
+        width = "float64" if self.exact else "the types of the kernel"
+        head = f'"""{kernel.name} on NumPy, in {width}: what the kernel means, tile by tile."""\n\n'
+        head += "import math\n\n" if "math." in code else ""
+        head += "import ml_dtypes\n" if "ml_dtypes." in code else ""
+        return f"{head}import numpy as np\n\n\n{code}"
+
+    def _prologue(self) -> None:
+        """Block sizes, extents and scalars."""
+        for tile in {t.block: t for t in self.tiles.values()}.values():
+            self.out.line(f"{tile.block} = {self._block(tile)}")
+        used, known = self._used_dims(), set[str]()
+        for tensor in self.kernel.tensors:
+            new = [d for d in tensor.dims if d in used and d not in known]
+            if new == list(tensor.dims) and len(new) == len(set(new)) > 1:
+                self.out.line(f"{', '.join(new)} = {self.name(tensor.name)}.shape")
+            else:
+                for dim in dict.fromkeys(new):
+                    self.out.line(f"{dim} = {self.name(tensor.name)}.shape[{tensor.dims.index(dim)}]")
+            known.update(new)
+        for scalar in self.kernel.scalars:
+            name = self.name(scalar.name)
+            self.out.line(f"{name} = {self.dtype(scalar.dtype)}({name})")
+
+    def _block(self, tile: ir.Tile) -> int:
+        size = self.config.get(tile.block)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ConfigError(f"{tile.block} is {size!r}, but tiles of {tile.dim} need a length: a positive integer")
+        return size
+
+    def _used_dims(self) -> set[str]:
+        """The dims whose extents the text names."""
+        used = {loop.dim for loop in self.kernel.grid}
+        for stmt in ir.statements(self.kernel.body):
+            if isinstance(stmt, ir.For):
+                used.add(stmt.tile.dim)
+        for node in ir.every_expr(self.kernel.body):
+            match node:
+                case ir.Size(dim):
+                    used.add(dim)
+                case ir.Lanes(axis) if axis.tile is None:
+                    used.add(axis.dim)
+                case ir.Full():
+                    used.update(a.dim for a in node.type.shape if a.tile is None)
+        return used
+
+    def name(self, name: str) -> str:
+        """The Python name of an argument, variable or tile: its own, unless this text uses that for something else."""
+        if name not in self.names:
+            free = name
+            while free in self.taken:
+                free += "_"
+            self.taken.add(free)
+            self.names[name] = free
+        return self.names[name]
+
+    # -------------------------------------------------------------- statements
+    def _grid(self, grid: tuple[ir.GridIndex | ir.Tile, ...]) -> None:
+        if not grid:
+            self._body(self.kernel.body)
+            return
+        loop, *inner = grid
+        match loop:
+            case ir.GridIndex(name, dim):
+                header = f"for {self.name(name)} in range({dim}):"
+            case ir.Tile():
+                header = f"for {self.name(loop.name)} in {self._tiles(loop)}:"
+        with self.out.block(header):
+            self._grid(tuple(inner))
+
+    def _body(self, body: tuple[ir.Stmt, ...]) -> None:
+        for stmt in body:
+            match stmt:
+                case ir.Assign(name, value):
+                    self.out.line(f"{self.name(name)} = {self.typed(value)}", stmt.loc)
+                case ir.Store(tensor, index, value):
+                    self.out.line(f"{self.name(tensor)}{self._index(index)} = {self.expr(value)}", stmt.loc)
+                case ir.For(tile, start, stop, inner):
+                    bounds = "" if start == ir.scalar(0) else f", start={self.expr(start)}"
+                    bounds += "" if isinstance(stop, ir.Size) and stop.dim == tile.dim else f", stop={self.expr(stop)}"
+                    with self.out.block(f"for {self.name(tile.name)} in {self._tiles(tile, bounds)}:", stmt.loc):
+                        self._body(inner)
+                case _:
+                    raise AssertionError(stmt)
+
+    def _tiles(self, tile: ir.Tile, bounds: str = "") -> str:
+        return f"{self.helper('tiles')}({tile.dim}, {tile.block}{bounds})"
+
+    def helper(self, name: str) -> str:
+        self.helpers.add(name)
+        return name
+
+    # -------------------------------------------------------------- expressions
+    def dtype(self, dtype: DType) -> str:
+        return self.real if dtype.is_float and (self.exact or dtype == f32) else _DTYPES[dtype.name]
+
+    def expr(self, node: ir.Expr, place: int = _IF) -> str:
+        text, strength = self._format(node)
+        return f"({text})" if strength < place else text
+
+    def typed(self, node: ir.Expr, place: int = _IF) -> str:
+        """The same where NumPy must see the dtype of a float scalar, which Python's numbers do not have."""
+        named = (ir.Param, ir.Var, ir.Load, ir.Reduce, ir.Cast)
+        if node.type.shape or not node.type.dtype.is_float or any(isinstance(x, named) for x in ir.walk(node)):
+            return self.expr(node, place)
+        return f"{self.dtype(node.type.dtype)}({self.expr(node)})"
+
+    def _format(self, node: ir.Expr) -> tuple[str, int]:
+        """The text of an expression and how strongly it binds."""
+        scalar = not node.type.shape
+        match node:
+            case ir.Const(value):
+                return _number(value)
+            case ir.Param(name) | ir.Var(name) | ir.Index(name):
+                return self.name(name), _ATOM
+            case ir.Size(dim):
+                return dim, _ATOM
+            case ir.Start(tile) if tile in self.uncut:
+                return f"{self.name(tile)}.start", _ATOM
+            case ir.Start(tile):
+                block = self.tiles[tile].block
+                return f"{self.name(tile)}.start // {block} * {block}", _MULTIPLY
+            case ir.Stop(tile):
+                return f"{self.name(tile)}.stop", _ATOM
+            case ir.Block(tile):
+                return self.tiles[tile].block, _ATOM
+            case ir.Lanes(axis):
+                if axis.tile is None:
+                    return f"np.arange({axis.dim}, dtype=np.int32)", _ATOM
+                return f"{self.helper('indices')}({self.name(axis.tile)})", _ATOM
+            case ir.Load(tensor, index):
+                load = f"{self.name(tensor)}{self._index(index)}"
+                return f"{load}.astype(np.float64)" if self.exact and node.type.dtype.is_float else load, _ATOM
+            case ir.Unary(op, x):
+                text, place, strength = (_SCALAR_UNARY if scalar else _TILE_UNARY)[op]
+                if op == "erf":
+                    self.helper("erf")
+                return text.format(x=self.typed(x, place)), strength
+            case ir.Binary(op, a, b):
+                return self._binary(op, a, b, scalar)
+            case ir.Where(cond, a, b) if scalar:
+                return f"{self.expr(a, _OR)} if {self.expr(cond, _OR)} else {self.expr(b)}", _IF
+            case ir.Where(cond, a, b):
+                first = self.expr(a)
+                if not a.type.shape and not b.type.shape:
+                    first = f"{self.dtype(a.type.dtype)}({first})"
+                return f"np.where({self.expr(cond)}, {first}, {self.expr(b)})", _ATOM
+            case ir.Cast(x):
+                return self._cast(x, node.type.dtype)
+            case ir.Full(value):
+                return self._full(value, node.type)
+            case ir.Expand(x, axis):
+                kept = [":"] * len(x.type.shape)
+                return f"{self.expr(x, _ATOM)}[{', '.join([*kept[:axis], 'None', *kept[axis:]])}]", _ATOM
+            case ir.Transpose(x):
+                return f"{self.expr(x, _ATOM)}.T", _ATOM
+            case ir.Reduce():
+                return self._reduce(node)
+            case ir.Dot():
+                return self._dot(node)
+        raise AssertionError(node)  # Valid: only passes write it, and none runs before this emitter
+
+    def _binary(self, op: str, a: ir.Expr, b: ir.Expr, scalar: bool) -> tuple[str, int]:
+        if op in ("max", "min"):
+            name = op if scalar else {"max": "np.maximum", "min": "np.minimum"}[op]
+            return f"{name}({self.expr(a)}, {self.expr(b)})", _ATOM
+        symbol, strength = (_SCALAR_INFIX if scalar else _TILE_INFIX)[op]
+        left = strength + 1 if strength == _COMPARE else strength  # comparisons would chain
+        return f"{self.expr(a, left)} {symbol} {self.expr(b, strength + 1)}", strength
+
+    def _cast(self, x: ir.Expr, to: DType) -> tuple[str, int]:
+        if to.is_fp8:
+            helper = self.helper("saturate" if self.exact else "to_fp8")
+            return f"{helper}({self.expr(x)}, {_DTYPES[to.name]})", _ATOM
+        if self.exact and to.is_float and x.type.dtype.is_float:
+            return self._format(x)
+        if x.type.shape:
+            return f"{self.expr(x, _ATOM)}.astype({self.dtype(to)})", _ATOM
+        return f"{self.dtype(to)}({self.expr(x)})", _ATOM
+
+    def _full(self, value: ir.Expr, kind: ir.Type) -> tuple[str, int]:
+        sides = [self._width(axis) for axis in kind.shape]
+        shape = sides[0] if len(sides) == 1 else f"({', '.join(sides)})"
+        if isinstance(value, ir.Const) and value.value == 0:
+            return f"np.zeros({shape}, {self.dtype(kind.dtype)})", _ATOM
+        return f"np.full({shape}, {self.expr(value)}, {self.dtype(kind.dtype)})", _ATOM
+
+    def _width(self, axis: ir.Axis) -> str:
+        return axis.dim if axis.tile is None else f"{self.helper('length')}({self.name(axis.tile)})"
+
+    def _reduce(self, node: ir.Reduce) -> tuple[str, int]:
+        dtype = node.type.dtype
+        extra = ""
+        if node.op == "sum":
+            extra = f", dtype={self.dtype(dtype)}"
+        elif node.x.type.shape[node.axis].tile is None:  # a whole dim may be empty; a tile never is
+            limits = f"np.iinfo({self.dtype(dtype)})"
+            low, high = ("-np.inf", "np.inf") if dtype.is_float else (f"{limits}.min", f"{limits}.max")
+            extra = f", initial={low if node.op == 'max' else high}"
+        return f"np.{node.op}({self.expr(node.x)}, axis={node.axis}{extra})", _ATOM
+
+    def _dot(self, node: ir.Dot) -> tuple[str, int]:
+        if self.exact or node.a.type.dtype == f32:
+            product, strength = f"{self.expr(node.a, _MULTIPLY)} @ {self.expr(node.b, _NEGATE)}", _MULTIPLY
+        else:
+            product, strength = f"{self.helper('dot')}({self.expr(node.a)}, {self.expr(node.b)})", _ATOM
+        if node.acc is None:
+            return product, strength
+        return f"{self.expr(node.acc, _ADD)} + {product}", _ADD
+
+    def _index(self, index: tuple[ir.Axis | ir.Expr, ...]) -> str:
+        entries = [self._index_entry(i) for i in index]
+        return f"[{', '.join(entries) or '()'}]"
+
+    def _index_entry(self, entry: ir.Axis | ir.Expr) -> str:
+        if isinstance(entry, ir.Axis):
+            return ":" if entry.tile is None else self.name(entry.tile)
+        return self.expr(entry)
+
+
+def _arguments(kernel: ir.Kernel) -> tuple[ir.Tensor | ir.Scalar, ...]:
+    return (*kernel.tensors, *kernel.scalars)
+
+
+def _tiles(kernel: ir.Kernel) -> list[ir.Tile]:
+    """Every tile variable of a kernel, of its grid and of its loops."""
+    grid = [loop for loop in kernel.grid if isinstance(loop, ir.Tile)]
+    return grid + [stmt.tile for stmt in ir.statements(kernel.body) if isinstance(stmt, ir.For)]
+
+
+def _number(value: float | int | bool) -> tuple[str, int]:
+    if value in (float("inf"), float("-inf")):
+        text = "np.inf" if value > 0 else "-np.inf"
+    else:
+        text = "np.nan" if value != value else repr(value)
+    return text, _NEGATE if text.startswith("-") else _ATOM

@@ -1,0 +1,78 @@
+"""Running generated NumPy source, on NumPy arrays or on torch tensors of the CPU.
+
+Torch tensors are handed over as views of the same memory, bfloat16 and fp8 ones too, so outputs are written in place
+through any strides. Generated text is registered with ``linecache``: tracebacks show it, and a debugger steps through it.
+"""
+
+import linecache
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from kpt_dsl.dtypes import DType, dtype
+from kpt_dsl.emit import Source
+from kpt_dsl.emit.numpy import Precision, emit
+from kpt_dsl.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kpt_dsl.problem import Problem
+    from kpt_dsl.space import Config
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def run(problem: "Problem", arrays: Mapping[str, Any], config: "Config", precision: Precision = "typed") -> None:
+    """Run a problem on its arguments by name, tensors and scalars; outputs are written in place.
+
+    ``precision="f64"`` computes in float64 whatever the dtypes; float64 outputs then keep what was computed.
+    Raises InputError for an array that is neither NumPy's nor a torch tensor of the CPU.
+    """
+    source = emit(problem, None, config, precision)
+    function = load(source)
+    function(*(as_numpy(name, arrays[name]) if name in problem.kernel.tensors else arrays[name] for name in source.abi))
+
+
+@lru_cache(maxsize=256)
+def load(source: Source) -> Callable[..., None]:
+    """The function that a source defines."""
+    file = f"<kpt numpy {source.name} {source.digest}>"
+    linecache.cache[file] = (len(source.text), None, source.text.splitlines(keepends=True), file)
+    module: dict[str, Any] = {"__name__": f"kpt_numpy_{source.name}"}
+    exec(compile(source.text, file, "exec"), module)
+    function: Callable[..., None] = module[source.name]
+    return function
+
+
+def as_numpy(name: str, array: Any) -> "Array":
+    """A NumPy view of an argument: the array itself, or the memory of a torch tensor of the CPU."""
+    import numpy as np
+
+    if isinstance(array, np.ndarray):
+        return array
+    if type(array).__module__.partition(".")[0] != "torch":
+        raise InputError(
+            f"{name} is {type(array).__name__}; backend numpy takes NumPy arrays and torch tensors of the CPU"
+        )
+    if array.device.type != "cpu":
+        raise InputError(f"{name} is on {array.device}; backend numpy takes tensors of the CPU: {name}.cpu()")
+    return _torch_view(array.detach(), dtype(array.dtype))
+
+
+def _torch_view(tensor: Any, element: DType) -> "Array":
+    """bfloat16 and fp8 do not exist in NumPy itself: they cross as integers of their width."""
+    import ml_dtypes
+    import torch
+
+    crossing = {
+        "bf16": (torch.int16, ml_dtypes.bfloat16),
+        "f8e4m3": (torch.uint8, ml_dtypes.float8_e4m3fn),
+        "f8e5m2": (torch.uint8, ml_dtypes.float8_e5m2),
+    }
+    if element.name not in crossing:
+        view: Array = tensor.numpy()
+        return view
+    integer, narrow = crossing[element.name]
+    crossed: Array = tensor.view(integer).numpy().view(narrow)
+    return crossed
