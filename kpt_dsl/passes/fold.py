@@ -1,0 +1,135 @@
+"""Building and simplifying expressions: i32 scalar arithmetic that folds as it goes, and conditions that became known."""
+
+from dataclasses import replace
+
+from kpt_dsl import ir
+from kpt_dsl.dtypes import bool_, i32
+from kpt_dsl.ir import Expr, Type
+
+TRUE = ir.Const(True, type=Type(bool_))
+_I32 = Type(i32)
+
+
+def _value(x: Expr) -> int | None:
+    return int(x.value) if isinstance(x, ir.Const) else None
+
+
+def add(a: Expr, b: Expr) -> Expr:
+    """a + b of i32 scalars."""
+    x, y = _value(a), _value(b)
+    if x is not None and y is not None:
+        return ir.scalar(x + y)
+    if x == 0:
+        return b
+    if y == 0:
+        return a
+    if y is not None and y < 0:
+        return ir.Binary("sub", a, ir.scalar(-y), type=_I32)
+    return ir.Binary("add", a, b, type=_I32)
+
+
+def sub(a: Expr, b: Expr) -> Expr:
+    """a - b of i32 scalars."""
+    y = _value(b)
+    if y is not None:
+        return add(a, ir.scalar(-y))
+    return ir.Binary("sub", a, b, type=_I32)
+
+
+def scale(a: Expr, factor: int) -> Expr:
+    """a times a whole number."""
+    x = _value(a)
+    if x is not None:
+        return ir.scalar(x * factor)
+    return a if factor == 1 else ir.Binary("mul", a, ir.scalar(factor), type=_I32)
+
+
+def smallest(first: Expr, *rest: Expr) -> Expr:
+    """Minimum of i32 scalars, each different one once."""
+    return _extreme("min", (first, *rest))
+
+
+def largest(first: Expr, *rest: Expr) -> Expr:
+    """Maximum of i32 scalars, each different one once."""
+    return _extreme("max", (first, *rest))
+
+
+def _extreme(op: ir.BinaryOp, values: tuple[Expr, ...]) -> Expr:
+    distinct = list(dict.fromkeys(values))
+    known = [v for v in (_value(d) for d in distinct) if v is not None]
+    if known:
+        best = min(known) if op == "min" else max(known)
+        distinct = [d for d in distinct if _value(d) is None] + [ir.scalar(best)]
+    result = distinct[0]
+    for other in distinct[1:]:
+        result = ir.Binary(op, result, other, type=_I32)
+    return result
+
+
+def round_down(x: Expr, tile: str) -> Expr:
+    """The largest multiple of a tile's block that is not above x; x must not be negative."""
+    if _value(x) == 0:
+        return x
+    block = ir.Block(tile, type=_I32)
+    return ir.Binary("mul", ir.Binary("floordiv", x, block, type=_I32), block, type=_I32)
+
+
+def round_up(x: Expr, tile: str) -> Expr:
+    """The smallest multiple of a tile's block that is not below x; x must not be negative."""
+    if _value(x) == 0:
+        return x
+    return round_down(add(x, sub(ir.Block(tile, type=_I32), ir.scalar(1))), tile)
+
+
+def resolve(node: Expr) -> Expr:
+    """``where`` and ``&`` whose condition is known to be true give way to what they select."""
+    match node:
+        case ir.Where(cond=ir.Const(value=True), a=a):
+            if a.type.shape == node.type.shape:
+                return a
+            if not a.type.shape:
+                return ir.Full(a, type=node.type, loc=node.loc)
+        case ir.Binary(op="and", a=ir.Const(value=True), b=other) | ir.Binary(op="and", a=other, b=ir.Const(value=True)):
+            return other
+        case ir.Expand(x=ir.Const(value=True)):
+            return node.x
+    return node
+
+
+def rebuild(node: Expr, leaf: "dict[Expr, Expr]") -> Expr:
+    """An expression with some of its parts replaced, and ``where``s that this decides resolved."""
+    if node in leaf:
+        return leaf[node]
+    old = ir.children(node)
+    new = tuple(rebuild(c, leaf) for c in old)
+    return resolve(ir.with_children(node, new)) if any(a is not b for a, b in zip(old, new, strict=True)) else node
+
+
+def rebuild_statement(stmt: ir.Stmt, leaf: "dict[Expr, Expr]") -> ir.Stmt:
+    """A statement, a loop's body included, with parts of its expressions replaced."""
+    match stmt:
+        case ir.Assign():
+            return replace(stmt, value=rebuild(stmt.value, leaf))
+        case ir.Store():
+            index = tuple(rebuild(i, leaf) if isinstance(i, Expr) else i for i in stmt.index)
+            return replace(stmt, index=index, value=rebuild(stmt.value, leaf))
+        case ir.For():
+            body = tuple(rebuild_statement(s, leaf) for s in stmt.body)
+            return replace(stmt, start=rebuild(stmt.start, leaf), stop=rebuild(stmt.stop, leaf), body=body)
+    raise AssertionError(stmt)
+
+
+def _matters(stmt: ir.Assign, read: set[str]) -> bool:
+    to_itself = isinstance(stmt.value, ir.Var) and stmt.value.name == stmt.name
+    return stmt.name in read and not to_itself
+
+
+def without_unused(body: tuple[ir.Stmt, ...], kept: tuple[str, ...]) -> tuple[ir.Stmt, ...]:
+    """A loop's body without assignments that it never reads or that change nothing; ``kept`` are read outside (carried)."""
+    while True:
+        read = {x.name for x in ir.every_expr(body) if isinstance(x, ir.Var)} | set(kept)
+        carried_inside = {name for s in ir.statements(body) if isinstance(s, ir.For) for name in s.carried}
+        live = tuple(s for s in body if not isinstance(s, ir.Assign) or _matters(s, read | carried_inside))
+        if len(live) == len(body):
+            return body
+        body = live

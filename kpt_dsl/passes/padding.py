@@ -1,0 +1,188 @@
+"""Padding is never seen: masks where lanes that hold no element would reach a result.
+
+For each value the pass tracks what its padding lanes hold, where that is known: zero behind a masked load, a constant where
+constants met, anything else. A reduction or product along an axis whose padding is not its identity gets a ``where`` around
+its operand; loads and stores learn along which axes to mask.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from kpt_dsl import ir
+from kpt_dsl.dtypes import DType, bool_
+from kpt_dsl.ir import Axis, Expr, Type
+
+Number = float | int | bool
+Pads = Mapping[Axis, Number]
+"""Padded axis -> what every lane in its padding holds; an axis that is absent may hold anything there."""
+
+
+def guard(kernel: ir.Kernel, padded: Callable[[Axis], bool]) -> ir.Kernel:
+    """``kernel`` with masks. ``padded`` says of a whole dim or a tile over all of its dim whether its lanes may outnumber its
+    elements; a loop with bounds of its own always has padding."""
+    return replace(kernel, body=_Guard(kernel, padded).block(kernel.body, frozenset()))
+
+
+def valid(axis: Axis, shape: tuple[Axis, ...]) -> Expr:
+    """``Valid(axis)`` with unit axes, ready to meet a value of ``shape``."""
+    mask: Expr = ir.Valid(axis, type=Type(bool_, (axis,)))
+    position = shape.index(axis)
+    for i in range(len(shape)):
+        if i != position:
+            expanded = (*mask.type.shape[:i], ir.UNIT, *mask.type.shape[i:])
+            mask = ir.Expand(mask, i, type=Type(bool_, expanded))
+    return mask
+
+
+def whole(loop: ir.For) -> bool:
+    """Whether a loop runs over all of its dim."""
+    size = isinstance(loop.stop, ir.Size) and loop.stop.dim == loop.tile.dim
+    return size and isinstance(loop.start, ir.Const) and loop.start.value == 0
+
+
+def _identity(op: ir.ReduceOp, dtype: DType) -> Number:
+    if op == "sum":
+        return 0.0 if dtype.is_float else 0
+    sign = -1 if op == "max" else 1
+    return sign * math.inf if dtype.is_float else -(2 ** (dtype.bits - 1)) if op == "max" else 2 ** (dtype.bits - 1) - 1
+
+
+_FOLD: dict[str, Callable[..., Number]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "max": max, "min": min, "lt": operator.lt,
+    "le": operator.le, "gt": operator.gt, "ge": operator.ge, "eq": operator.eq, "ne": operator.ne,
+    "and": lambda a, b: a and b, "or": lambda a, b: a or b, "neg": operator.neg, "not": operator.not_, "abs": abs,
+    "exp": math.exp, "exp2": lambda x: 2.0**x, "tanh": math.tanh, "erf": math.erf,
+}  # fmt: skip
+
+
+class _Guard:
+    """One walk over a kernel, knowing at each point what the padding of each variable holds."""
+
+    def __init__(self, kernel: ir.Kernel, padded: Callable[[Axis], bool]) -> None:
+        self.kernel = kernel
+        self.padded = padded
+        self.ragged: set[Axis] = set()
+        self.pads_of: dict[str, Pads] = {}
+
+    def is_padded(self, axis: Axis) -> bool:
+        return axis != ir.UNIT and (axis in self.ragged or self.padded(axis))
+
+    def block(self, body: tuple[ir.Stmt, ...], masked_tiles: frozenset[str]) -> tuple[ir.Stmt, ...]:
+        """``masked_tiles``: tiles of the innermost loop, whose loads are masked rather than clamped."""
+        done: list[ir.Stmt] = []
+        for stmt in body:
+            match stmt:
+                case ir.Assign():
+                    value, pads = self.expr(stmt.value, masked_tiles)
+                    self.pads_of[stmt.name] = pads
+                    done.append(replace(stmt, value=value))
+                case ir.Store():
+                    index = tuple(self.expr(i, masked_tiles)[0] if isinstance(i, Expr) else i for i in stmt.index)
+                    value, _ = self.expr(stmt.value, masked_tiles)
+                    masked = tuple(i for i in index if isinstance(i, Axis) and self.is_padded(i))
+                    done.append(replace(stmt, index=index, value=value, masked=masked))
+                case ir.For():
+                    done.append(self.loop(stmt, masked_tiles))
+        return tuple(done)
+
+    def loop(self, loop: ir.For, masked_tiles: frozenset[str]) -> ir.For:
+        start, stop = self.expr(loop.start, masked_tiles)[0], self.expr(loop.stop, masked_tiles)[0]
+        if not whole(loop):
+            self.ragged.add(loop.tile.axis)
+        for name in loop.carried:
+            self.pads_of[name] = {}
+        body = self.block(loop.body, frozenset({loop.tile.name}))
+        for name in loop.carried:
+            self.pads_of[name] = {}
+        return replace(loop, start=start, stop=stop, body=body)
+
+    # -------------------------------------------------------------- expressions
+    def expr(self, node: Expr, masked_tiles: frozenset[str]) -> tuple[Expr, Pads]:
+        """The guarded expression and what its padding holds."""
+        parts = [self.expr(child, masked_tiles) for child in ir.children(node)]
+        node = ir.with_children(node, tuple(e for e, _ in parts))
+        pads = [p for _, p in parts]
+        match node:
+            case ir.Reduce():
+                return self.reduction(node, pads[0])
+            case ir.Dot():
+                return self.product(node, pads), {}
+            case ir.Load():
+                return self.load(node, masked_tiles)
+            case ir.Var():
+                return node, self.pads_of.get(node.name, {})
+            case ir.Full(value=ir.Const(value=value)):
+                return node, {a: value for a in node.type.shape if self.is_padded(a)}
+            case ir.Valid():
+                return node, {node.axis: False}
+            case ir.Cast():
+                # An infinity may saturate in a narrow type; zero is zero in all of them.
+                return node, {a: v for a, v in pads[0].items() if v == 0 or not node.type.dtype.is_fp8}
+            case ir.Transpose() | ir.Expand():
+                return node, pads[0]
+            case ir.Where():
+                return node, self.chosen(node, pads)
+            case ir.Unary() | ir.Binary():
+                return node, self.elementwise(node, pads)
+        return node, {}
+
+    def lane(self, operand: Expr, pads: Pads, axis: Axis) -> Number | None:
+        """What an operand holds in the padding of ``axis``, None when unknown."""
+        return operand.value if isinstance(operand, ir.Const) else pads.get(axis)
+
+    def elementwise(self, node: ir.Unary | ir.Binary, pads: list[Pads]) -> Pads:
+        found: dict[Axis, Number] = {}
+        fold = _FOLD.get(node.op)
+        for axis in node.type.shape:
+            values = [self.lane(c, p, axis) for c, p in zip(ir.children(node), pads, strict=True)]
+            if fold is None or not self.is_padded(axis) or any(v is None for v in values):
+                continue
+            try:
+                folded = fold(*values)
+            except (OverflowError, ValueError):
+                continue
+            if folded == folded:
+                found[axis] = folded
+        return found
+
+    def chosen(self, node: ir.Where, pads: list[Pads]) -> Pads:
+        found: dict[Axis, Number] = {}
+        for axis in filter(self.is_padded, node.type.shape):
+            cond = self.lane(node.cond, pads[0], axis)
+            a, b = self.lane(node.a, pads[1], axis), self.lane(node.b, pads[2], axis)
+            value = (a if cond else b) if cond is not None else a if a == b else None
+            if value is not None:
+                found[axis] = value
+        return found
+
+    def reduction(self, node: ir.Reduce, pads: Pads) -> tuple[Expr, Pads]:
+        axis = node.x.type.shape[node.axis]
+        x = self.masked(node.x, pads, axis, _identity(node.op, node.x.type.dtype))
+        kept = {a: v for a, v in pads.items() if a in node.type.shape and (v == 0 or node.op != "sum")}
+        return replace(node, x=x), kept
+
+    def product(self, node: ir.Dot, pads: list[Pads]) -> Expr:
+        k = node.a.type.shape[1]
+        return replace(node, a=self.masked(node.a, pads[0], k, 0.0), b=self.masked(node.b, pads[1], k, 0.0))
+
+    def masked(self, x: Expr, pads: Pads, axis: Axis, identity: Number) -> Expr:
+        """``x`` with the identity in the padding of ``axis``, unless it is known to be there."""
+        if not self.is_padded(axis) or pads.get(axis) == identity:
+            return x
+        fill = ir.Const(identity, type=Type(x.type.dtype))
+        return ir.Where(valid(axis, x.type.shape), x, fill, type=x.type, loc=x.loc)
+
+    def load(self, node: ir.Load, masked_tiles: frozenset[str]) -> tuple[Expr, Pads]:
+        """Tiles of the innermost loop, whole dims and the contiguous last dim are masked; the others are left to clamping,
+        which costs nothing inside the loop and keeps every lane in bounds."""
+        last = len(node.index) - 1
+        masked = tuple(
+            i
+            for position, i in enumerate(node.index)
+            if isinstance(i, Axis) and self.is_padded(i)
+            and (i.tile is None or i.tile in masked_tiles or position == last)
+        )  # fmt: skip
+        zero = 0.0 if node.type.dtype.is_float else 0
+        return replace(node, masked=masked), {a: zero for a in masked}

@@ -1,0 +1,203 @@
+"""Mask splitting: a loop whose masks compare tile indices becomes an interior without masks and masked edges around it.
+
+A mask like ``n.index <= m.index + c`` is affine, so the range of tiles on which it holds in every lane can be computed before
+the loop. Causal, sliding-window and ragged kernels then pay for masks only in the few tiles that an edge crosses, and the
+author wrote one loop.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from kpt_dsl import ir
+from kpt_dsl.dtypes import i32
+from kpt_dsl.ir import Axis, Expr, Type
+from kpt_dsl.passes import fold
+
+_I32 = Type(i32)
+_ZERO = ir.scalar(0)
+
+
+@dataclass(frozen=True)
+class Interior:
+    """The part of a loop that needs no mask: tiles from ``start`` up to ``stop``, both multiples of the block (there are none
+    where start is not below stop), with a body from which the masks are gone. ``head``: whether tiles may come before it."""
+
+    start: Expr
+    stop: Expr
+    body: tuple[ir.Stmt, ...]
+    head: bool
+
+
+def split_masks(kernel: ir.Kernel) -> ir.Kernel:
+    """``kernel`` (guarded by ``padding``) with each masked loop split into head, interior and tail."""
+    return replace(kernel, body=_split_block(kernel, kernel.body))
+
+
+def interior(kernel: ir.Kernel, loop: ir.For) -> Interior | None:
+    """The mask-free part of a loop of a guarded kernel; None when no mask depends on its tile."""
+    axis = loop.tile.axis
+    definitions = _definitions(kernel)
+    body_names = {s.name for s in ir.statements(loop.body) if isinstance(s, ir.Assign)}
+    uppers: list[Expr] = []
+    lowers: list[Expr] = []
+    known: dict[Expr, Expr] = {}
+    touched = False
+    for node in ir.every_expr(loop.body):
+        if isinstance(node, ir.Valid) and node.axis == axis:
+            known[node] = fold.TRUE
+        elif isinstance(node, ir.Binary):
+            bound = _bound(node, axis, definitions, body_names)
+            if bound is not None:
+                known[node] = fold.TRUE
+                (uppers if bound.upper else lowers).append(bound.value)
+    touched = bool(known) or any(axis in m for m in _masked_axes(loop.body))
+    if not touched:
+        return None
+    stop = fold.largest(fold.smallest(loop.stop, *uppers), _ZERO) if uppers or not _is_size(loop.stop) else loop.stop
+    start = fold.largest(loop.start, *lowers) if lowers else loop.start
+    body = tuple(_unmasked(fold.rebuild_statement(s, known), axis) for s in loop.body)
+    body = fold.without_unused(body, loop.carried)
+    head = start != _ZERO
+    return Interior(fold.round_up(start, loop.tile.name), fold.round_down(stop, loop.tile.name), body, head)
+
+
+def _split_block(kernel: ir.Kernel, block: tuple[ir.Stmt, ...]) -> tuple[ir.Stmt, ...]:
+    done: list[ir.Stmt] = []
+    for stmt in block:
+        if isinstance(stmt, ir.For):
+            done.extend(_split_loop(kernel, replace(stmt, body=_split_block(kernel, stmt.body))))
+        else:
+            done.append(stmt)
+    return tuple(done)
+
+
+def _split_loop(kernel: ir.Kernel, loop: ir.For) -> list[ir.Stmt]:
+    clear = interior(kernel, loop)
+    if clear is None:
+        return [replace(loop, part="interior")]
+    name, loc = loop.tile.name, loop.loc
+    first, last = (ir.Var(f"{name}_clear_{end}", type=_I32) for end in ("start", "stop"))
+    done: list[ir.Stmt] = []
+    low = clear.start
+    if clear.head:
+        done.append(ir.Assign(first.name, clear.start, loc=loc))
+        low = first
+        done.append(replace(loop, stop=fold.smallest(first, loop.stop), part="head"))
+    done.append(ir.Assign(last.name, fold.largest(low, clear.stop) if low != _ZERO else clear.stop, loc=loc))
+    done.append(replace(loop, start=low, stop=last, body=clear.body, part="interior"))
+    done.append(replace(loop, start=last, part="tail"))
+    return done
+
+
+# ------------------------------------------------------------------ conditions as bounds on the tile's indices
+@dataclass(frozen=True)
+class _Bound:
+    """The condition holds in every lane when all indices are below ``value`` (upper), or at least ``value`` (lower)."""
+
+    upper: bool
+    value: Expr
+
+
+def _bound(node: ir.Binary, axis: Axis, definitions: dict[str, Expr], inside: set[str]) -> _Bound | None:
+    if node.op not in ("lt", "le", "gt", "ge") or node.a.type.dtype != i32:
+        return None
+    left, right = (_linear(x, definitions, inside) for x in (node.a, node.b))
+    if left is None or right is None:
+        return None
+    lanes = ir.Lanes(axis, type=Type(i32, (axis,)))
+    form: Counter[Expr | None] = Counter(left)
+    form.subtract(right)
+    sign = form.pop(lanes, 0)
+    if sign not in (1, -1):
+        return None
+    # sign * index + rest (op) 0, brought to index < value or index >= value.
+    upper = (node.op in ("lt", "le")) == (sign == 1)
+    strict = node.op in ("lt", "gt")
+    shift = (0 if strict else 1) if upper else (1 if strict else 0)
+    value: Expr = ir.scalar(shift)
+    for term, count in form.items():
+        factor = -sign * count
+        if factor:
+            extreme = ir.scalar(1) if term is None else _extreme(term, least=(factor > 0) == upper)
+            value = fold.add(value, fold.scale(extreme, factor)) if factor != -1 else fold.sub(value, extreme)
+    return _Bound(upper, value)
+
+
+def _linear(x: Expr, definitions: dict[str, Expr], inside: set[str]) -> Counter[Expr | None] | None:
+    """``x`` as whole multiples of lane vectors and scalars (the key None counts ones); None when it is nothing so simple."""
+    match x:
+        case ir.Const(value=value):
+            return Counter({None: int(value)})
+        case ir.Lanes():
+            return Counter({x: 1})
+        case ir.Expand(x=inner):
+            return _linear(inner, definitions, inside)
+        case ir.Unary(op="neg", x=inner):
+            negated: Counter[Expr | None] = Counter()
+            part = _linear(inner, definitions, inside)
+            if part is None:
+                return None
+            negated.subtract(part)
+            return negated
+        case ir.Binary(op="add" | "sub" as op, a=a, b=b):
+            left, right = _linear(a, definitions, inside), _linear(b, definitions, inside)
+            if left is None or right is None:
+                return None
+            total = Counter(left)
+            (total.update if op == "add" else total.subtract)(right)
+            return total
+        case ir.Var(name=name) if x.type.shape or name in inside:
+            return _linear(definitions[name], definitions, inside) if name in definitions else None
+    if x.type.shape or any(isinstance(y, ir.Var) and y.name in inside for y in ir.walk(x)):
+        return None
+    return Counter({x: 1})
+
+
+def _extreme(term: Expr, least: bool) -> Expr:
+    """The least or greatest valid lane of a vector of indices; a scalar is both."""
+    if not isinstance(term, ir.Lanes):
+        return term
+    axis = term.axis
+    if axis.tile is None:
+        return _ZERO if least else fold.sub(ir.Size(axis.dim, type=_I32), ir.scalar(1))
+    if least:
+        return ir.Start(axis.tile, type=_I32)
+    return fold.sub(ir.Stop(axis.tile, type=_I32), ir.scalar(1))
+
+
+def _definitions(kernel: ir.Kernel) -> dict[str, Expr]:
+    """Variables that are assigned exactly once in the kernel's text."""
+    found: dict[str, Expr] = {}
+    count: Counter[str] = Counter()
+    for stmt in ir.statements(kernel.body):
+        if isinstance(stmt, ir.Assign):
+            found[stmt.name] = stmt.value
+            count[stmt.name] += 1
+    return {name: value for name, value in found.items() if count[name] == 1}
+
+
+# ------------------------------------------------------------------ taking masks away
+def _is_size(x: Expr) -> bool:
+    return isinstance(x, ir.Size)
+
+
+def _masked_axes(body: tuple[ir.Stmt, ...]) -> list[tuple[Axis, ...]]:
+    loads = [x.masked for x in ir.every_expr(body) if isinstance(x, ir.Load)]
+    return loads + [s.masked for s in ir.statements(body) if isinstance(s, ir.Store)]
+
+
+def _unmasked(stmt: ir.Stmt, axis: Axis) -> ir.Stmt:
+    """A statement whose loads and stores need no mask along ``axis``."""
+    loads = {x for top in _all(stmt) for x in ir.walk(top) if isinstance(x, ir.Load) and axis in x.masked}
+    leaf: dict[Expr, Expr] = {x: replace(x, masked=tuple(a for a in x.masked if a != axis)) for x in loads}
+    stmt = fold.rebuild_statement(stmt, leaf)
+    if isinstance(stmt, ir.Store):
+        return replace(stmt, masked=tuple(a for a in stmt.masked if a != axis))
+    if isinstance(stmt, ir.For):
+        return replace(stmt, body=tuple(_unmasked(s, axis) for s in stmt.body))
+    return stmt
+
+
+def _all(stmt: ir.Stmt) -> list[Expr]:
+    nested = [e for s in stmt.body for e in _all(s)] if isinstance(stmt, ir.For) else []
+    return [*ir.expressions(stmt), *nested]

@@ -1,0 +1,42 @@
+"""The layer-norm kernels, written once for every device."""
+
+import kpt_dsl as kd
+
+
+@kd.kernel(x="M N", weight="N", bias="N", y="M N")
+def layer_norm_fwd(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, eps: kd.Float) -> None:
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, a row at a time, statistics in float32.
+
+    Rows that fit on chip are read once; longer ones in tiles, twice for the statistics' sake and once to write: the mean and
+    squared deviations of tiles are merged as in Chan, Golub & LeVeque (1983), so that a large mean does not cancel.
+    """
+    for m in kd.parallel(kd.tile("M")):
+        if kd.choice("whole_row", True, False):
+            row = x[m, :]
+            mean = kd.sum(row, axis=1) / kd.size("N")
+            centred = row - mean[:, None]
+            rstd = kd.rsqrt(kd.sum(centred * centred, axis=1) / kd.size("N") + eps)
+            normal = centred * rstd[:, None]
+            if weight is not None:
+                normal = normal * weight[:][None, :]
+            if bias is not None:
+                normal = normal + bias[:][None, :]
+            y[m, :] = normal
+        else:
+            mean, squares = kd.zeros([m]), kd.zeros([m])
+            for n in kd.sequential(kd.tile("N")):
+                part = x[m, n]
+                count = n.stop - n.start
+                part_mean = kd.sum(part, axis=1) / count
+                off = part - part_mean[:, None]
+                delta = part_mean - mean
+                squares += kd.sum(off * off, axis=1) + delta * delta * n.start * count / n.stop
+                mean += delta * count / n.stop
+            rstd = kd.rsqrt(squares / kd.size("N") + eps)
+            for n2 in kd.sequential(kd.tile("N")):
+                scaled = (x[m, n2] - mean[:, None]) * rstd[:, None]
+                if weight is not None:
+                    scaled = scaled * weight[n2][None, :]
+                if bias is not None:
+                    scaled = scaled + bias[n2][None, :]
+                y[m, n2] = scaled
