@@ -1,13 +1,13 @@
 """kpt_dsl: a small tile language in Python, and its way to Triton, Pallas and NumPy. Imported as ``kd`` by kernel authors.
 
-    import kpt_dsl as kd
+import kpt_dsl as kd
 
-    @kd.kernel(x="M N", out="M N")
-    def softmax(x: kd.In, out: kd.Out) -> None:
-        for m in kd.parallel(kd.tile("M")):
-            row = x[m, :]
-            e = kd.exp(row - kd.max(row, axis=1)[:, None])
-            out[m, :] = e / kd.sum(e, axis=1)[:, None]
+@kd.kernel(x="M N", out="M N")
+def softmax(x: kd.In, out: kd.Out) -> None:
+    for m in kd.parallel(kd.tile("M")):
+        row = x[m, :]
+        e = kd.exp(row - kd.max(row, axis=1)[:, None])
+        out[m, :] = e / kd.sum(e, axis=1)[:, None]
 """
 
 from typing import TYPE_CHECKING, Any

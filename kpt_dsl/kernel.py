@@ -82,7 +82,11 @@ class Kernel:
             elif kind is language.Static:
                 self.statics = (*self.statics, name)
             else:
-                fail(loc, f"argument {name} has no kind", f"annotate it: {name}: kd.In, kd.Out, kd.Float, kd.Int or kd.Static")
+                fail(
+                    loc,
+                    f"argument {name} has no kind",
+                    f"annotate it: {name}: kd.In, kd.Out, kd.Float, kd.Int or kd.Static",
+                )
         if unknown := set(dims) - set(self.tensors):
             fail(whole, f"the decorator gives dims for {sorted(unknown)}, which are not tensor arguments",
                  f"tensor arguments are {', '.join(self.tensors) or 'none'}")  # fmt: skip
@@ -129,7 +133,9 @@ class Kernel:
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise InputError(f"{self.name}: {error}; its arguments are {', '.join(self.signature.parameters)}") from None
+            raise InputError(
+                f"{self.name}: {error}; its arguments are {', '.join(self.signature.parameters)}"
+            ) from None
         bound.apply_defaults()
         return dict(bound.arguments)
 

@@ -55,7 +55,9 @@ class Problem:
                 continue
             shape = getattr(array, "shape", None)
             if shape is None:
-                raise InputError(f"{kernel.name}: {name} is {array!r}, but must be a tensor with dims ({', '.join(names)})")
+                raise InputError(
+                    f"{kernel.name}: {name} is {array!r}, but must be a tensor with dims ({', '.join(names)})"
+                )
             if len(shape) != len(names):
                 raise InputError(
                     f"{kernel.name}: {name} has shape {tuple(shape)}, but needs {len(names)} dims ({', '.join(names)})"
@@ -78,7 +80,10 @@ class Problem:
 
     @staticmethod
     def of_shapes(
-        kernel: "Kernel", dims: Mapping[str, int], dtypes: Mapping[str, str | None], statics: Mapping[str, Any] | None = None
+        kernel: "Kernel",
+        dims: Mapping[str, int],
+        dtypes: Mapping[str, str | None],
+        statics: Mapping[str, Any] | None = None,
     ) -> "Problem":
         """For contiguous, aligned tensors that need not exist. A tensor whose dtype is None is absent.
 
@@ -91,7 +96,9 @@ class Problem:
             if unknown := set(given) - set(known):
                 raise InputError(f"{kernel.name} has no {what} {sorted(unknown)}; it has {', '.join(known) or 'none'}")
         if missing := set(kernel.tensors) - set(dtypes):
-            raise InputError(f"{kernel.name}: no dtype for {sorted(missing)}; give a dtype, or None where a tensor is absent")
+            raise InputError(
+                f"{kernel.name}: no dtype for {sorted(missing)}; give a dtype, or None where a tensor is absent"
+            )
         present = [t for t in kernel.tensors if dtypes[t] is not None]
         needed = [d for d in kernel.dim_names if any(d in kernel.tensors[t] for t in present)]
         if missing_dims := [d for d in needed if d not in dims]:
@@ -149,7 +156,9 @@ class Problem:
         )
         absent = {name: None for name, known in dtypes.items() if known is None}
         scalars = tuple(
-            ir.Scalar(name, f32 if kind == "float" else i32) for name, kind in kernel.scalars.items() if name not in statics
+            ir.Scalar(name, f32 if kind == "float" else i32)
+            for name, kind in kernel.scalars.items()
+            if name not in statics
         )
         known = frozenset(d for t in tensors for d in t.dims)
         return Specialisation(kernel.name, kernel.source, tensors, scalars, {**absent, **statics}, known, choices)

@@ -128,7 +128,11 @@ class Expressions:
                 return self.subscript(self.expr(base), index, loc)
             case ast.Call():
                 return self.call(node, loc)
-        fail(loc, f"`{ast.unparse(node)}` cannot be used in a kernel", "see docs/language.md for what expressions may hold")
+        fail(
+            loc,
+            f"`{ast.unparse(node)}` cannot be used in a kernel",
+            "see docs/language.md for what expressions may hold",
+        )
 
     # -------------------------------------------------------------- names
     def name(self, name: str, loc: Loc) -> Any:
@@ -141,7 +145,9 @@ class Expressions:
             return self.source.resolve(name)
         except KeyError:
             close = difflib.get_close_matches(name, [*self.local.values, *self.source.fn.__globals__], n=1)
-            fail(loc, f"{name} is not defined", f"did you mean {close[0]}?" if close else "assign it first, or import it")
+            fail(
+                loc, f"{name} is not defined", f"did you mean {close[0]}?" if close else "assign it first, or import it"
+            )
 
     def attribute(self, base: Any, attr: str, loc: Loc) -> Any:
         if isinstance(base, TileRef) and base.tile is not None:
@@ -161,19 +167,32 @@ class Expressions:
                 return ty.transpose(base, loc)
             if attr == "to":
                 return _Method(base)
-            fail(loc, f"a value has no .{attr}", "it has .T and .to(dtype); functions are kd.exp(x), kd.sum(x, axis=1) …")
+            fail(
+                loc, f"a value has no .{attr}", "it has .T and .to(dtype); functions are kd.exp(x), kd.sum(x, axis=1) …"
+            )
         if isinstance(base, ModuleType):
             if hasattr(base, attr):
                 return getattr(base, attr)
             close = difflib.get_close_matches(attr, dir(base), n=1)
-            fail(loc, f"{base.__name__} has no {attr}", f"did you mean {close[0]}?" if close else "see kpt_dsl.language")
-        fail(loc, f".{attr} of {describe(base)}", "values have .T and .to(dtype), tiles have .index, .start, .stop and .size")
+            fail(
+                loc, f"{base.__name__} has no {attr}", f"did you mean {close[0]}?" if close else "see kpt_dsl.language"
+            )
+        fail(
+            loc,
+            f".{attr} of {describe(base)}",
+            "values have .T and .to(dtype), tiles have .index, .start, .stop and .size",
+        )
 
     # -------------------------------------------------------------- operators
     def unary(self, op: ast.unaryop, x: Any, loc: Loc) -> Any:
         if not isinstance(x, Expr):
             self.no_tensor(x, loc)
-            table = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_, ast.Invert: operator.invert}
+            table = {
+                ast.USub: operator.neg,
+                ast.UAdd: operator.pos,
+                ast.Not: operator.not_,
+                ast.Invert: operator.invert,
+            }
             return self.python(table[type(op)], x, loc=loc)
         match op:
             case ast.USub():
@@ -195,7 +214,11 @@ class Expressions:
         if isinstance(op, ast.Pow):
             if b == 2 and isinstance(a, ir.Var | ir.Param):
                 return ty.binary("mul", a, a, loc)
-            fail(loc, f"{describe(a)} ** {describe(b)}", "a variable can be squared (x ** 2); else use kd.exp2(kd.log2(x) * y)")
+            fail(
+                loc,
+                f"{describe(a)} ** {describe(b)}",
+                "a variable can be squared (x ** 2); else use kd.exp2(kd.log2(x) * y)",
+            )
         if type(op) not in _BINARY:
             fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | and **2")
         return ty.binary(_BINARY[type(op)][0], self.operand(a, loc), self.operand(b, loc), loc)
@@ -221,7 +244,11 @@ class Expressions:
         if isinstance(x, Expr | int | float):
             return x
         self.no_tensor(x, loc)
-        hint = f"write {x.tile.name}.index for its indices" if isinstance(x, TileRef) and x.tile else "use numbers and tiles"
+        hint = (
+            f"write {x.tile.name}.index for its indices"
+            if isinstance(x, TileRef) and x.tile
+            else "use numbers and tiles"
+        )
         fail(loc, f"arithmetic with {describe(x)}", hint)
 
     @staticmethod
@@ -235,7 +262,11 @@ class Expressions:
         try:
             return fn(*args)
         except Exception as error:
-            fail(loc, f"{type(error).__name__}: {error}", "this part is known before the kernel runs, and Python refused it")
+            fail(
+                loc,
+                f"{type(error).__name__}: {error}",
+                "this part is known before the kernel runs, and Python refused it",
+            )
 
     # -------------------------------------------------------------- indexing
     def subscript(self, base: Any, node: ast.expr, loc: Loc) -> Any:
@@ -255,7 +286,11 @@ class Expressions:
         for entry in entries:
             if isinstance(entry, ast.Slice):
                 if entry.lower or entry.upper or entry.step:
-                    fail(self.source.loc(entry), "a slice with bounds", "index with a tile: for n in kd.sequential(kd.tile(dim))")
+                    fail(
+                        self.source.loc(entry),
+                        "a slice with bounds",
+                        "index with a tile: for n in kd.sequential(kd.tile(dim))",
+                    )
                 found.append(slice(None))
             else:
                 found.append(self.expr(entry))
@@ -358,7 +393,11 @@ class Expressions:
             return TileRef(self.check_dim(given["dim"], loc))
         if fn is language.choice:
             return self.choose(given["args"], loc)
-        fail(loc, f"kd.{getattr(fn, '__name__', fn)} cannot stand here", "kd.parallel and kd.sequential head a `for` loop")
+        fail(
+            loc,
+            f"kd.{getattr(fn, '__name__', fn)} cannot stand here",
+            "kd.parallel and kd.sequential head a `for` loop",
+        )
 
     def value(self, x: Any, loc: Loc) -> Expr:
         """An operand that must be a tile or a scalar of the kernel."""
@@ -369,7 +408,9 @@ class Expressions:
         """kd.zeros and kd.full."""
         dtype = given.get("dtype") or f32
         if not isinstance(given["shape"], list | tuple) or not isinstance(dtype, DType):
-            fail(loc, "a shape is a list of tiles and dim names, a dtype one of kd.f32, kd.bf16 …", 'kd.zeros([m, "D"])')
+            fail(
+                loc, "a shape is a list of tiles and dim names, a dtype one of kd.f32, kd.bf16 …", 'kd.zeros([m, "D"])'
+            )
         shape: list[ir.Axis] = []
         for entry in given["shape"]:
             if isinstance(entry, TileRef) and entry.tile is not None:
@@ -379,7 +420,9 @@ class Expressions:
         fill = self.operand(given.get("value", 0), loc)
         scalar = ty.cast(fill, dtype, loc) if isinstance(fill, Expr) else ty.constant(fill, dtype, loc)
         if scalar.type.shape:
-            fail(loc, f"kd.full takes a scalar to fill with, but got {scalar.type}", "broadcast with arithmetic instead")
+            fail(
+                loc, f"kd.full takes a scalar to fill with, but got {scalar.type}", "broadcast with arithmetic instead"
+            )
         return ir.Full(scalar, type=ir.Type(dtype, tuple(shape)), loc=loc) if shape else scalar
 
     def choose(self, args: tuple[Any, ...], loc: Loc) -> Any:
@@ -399,6 +442,3 @@ class _Method:
     """``value.to``, waiting for its argument."""
 
     value: Expr
-
-
-

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kpt_dsl import ir, language
+from kpt_dsl.dtypes import i32
 from kpt_dsl.frontend import typing as ty
 from kpt_dsl.frontend.expressions import Expressions, Local, TileRef, describe
 from kpt_dsl.frontend.source import Source, fail
@@ -81,7 +82,11 @@ class _Lowering(Expressions):
         for index, node in enumerate(body):
             loc = self.source.loc(node)
             if self.grid and not self.loops and not self.inlining:
-                fail(loc, "a statement after the parallel loop", "a kernel ends with its parallel loop; move this into it")
+                fail(
+                    loc,
+                    "a statement after the parallel loop",
+                    "a kernel ends with its parallel loop; move this into it",
+                )
             match node:
                 case ast.Expr(value=ast.Constant(value=str())) if index == 0:
                     pass
@@ -96,7 +101,11 @@ class _Lowering(Expressions):
                     both = ast.copy_location(ast.BinOp(read, op, value), node)
                     self.assign(target, self.expr(both), loc)
                 case ast.AugAssign():
-                    fail(loc, "a tensor cannot be updated in place", "programs run in any order; load, compute, then store once")
+                    fail(
+                        loc,
+                        "a tensor cannot be updated in place",
+                        "programs run in any order; load, compute, then store once",
+                    )
                 case ast.If(test=test, body=yes, orelse=no):
                     self.statements(yes if self.static_condition(test) else no)
                 case ast.For():
@@ -149,7 +158,11 @@ class _Lowering(Expressions):
         self.local.ended.pop(name, None)
         carried_from_outside = bool(self.loops) and name in self.loops[-1].outside
         if isinstance(old, ir.Tensor):
-            fail(loc, f"{name} is a tensor argument and cannot be given another value", f"store to it: {name}[...] = value")
+            fail(
+                loc,
+                f"{name} is a tensor argument and cannot be given another value",
+                f"store to it: {name}[...] = value",
+            )
         if not isinstance(value, Expr):
             if carried_from_outside and not self.inlining and old != value:
                 fail(loc, f"{name} changes inside the loop, but is {describe(value)}, not a tile or scalar",
@@ -173,7 +186,9 @@ class _Lowering(Expressions):
 
     def fresh(self, name: str) -> str:
         """A variable name that no other variable, argument or tile has."""
-        taken = self.types.keys() | self.tiles | {t.name for t in self.spec.tensors} | {s.name for s in self.spec.scalars}
+        taken = (
+            self.types.keys() | self.tiles | {t.name for t in self.spec.tensors} | {s.name for s in self.spec.scalars}
+        )
         candidate, count = name, 1
         while candidate in taken:
             count += 1
@@ -224,9 +239,17 @@ class _Lowering(Expressions):
 
     def parallel(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
         if self.grid or self.loops or self.inlining:
-            fail(loc, "kd.parallel inside another loop", "a kernel has one parallel loop, outermost; use kd.sequential here")
+            fail(
+                loc,
+                "kd.parallel inside another loop",
+                "a kernel has one parallel loop, outermost; use kd.sequential here",
+            )
         if not call.args or call.keywords:
-            fail(loc, "kd.parallel takes dims: names for single indices, kd.tile(name) for tiles", 'kd.parallel("B", kd.tile("M"))')
+            fail(
+                loc,
+                "kd.parallel takes dims: names for single indices, kd.tile(name) for tiles",
+                'kd.parallel("B", kd.tile("M"))',
+            )
         targets = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
         if len(targets) != len(call.args):
             fail(loc, f"{len(targets)} loop variables for {len(call.args)} dims", "name one variable for each dim")
@@ -237,7 +260,7 @@ class _Lowering(Expressions):
             if isinstance(dim, str):
                 self.check_dim(dim, self.source.loc(arg))
                 grid.append(ir.GridIndex(name, dim))
-                self.local.values[name] = ir.Index(name, type=ir.Type(ir.i32), loc=loc)
+                self.local.values[name] = ir.Index(name, type=ir.Type(i32), loc=loc)
             elif isinstance(dim, TileRef) and dim.tile is None:
                 grid.append(self.new_tile(name, dim.dim))
             else:
@@ -250,21 +273,29 @@ class _Lowering(Expressions):
 
     def sequential(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
         if not self.grid:
-            fail(loc, "kd.sequential outside the parallel loop", "wrap it: for m in kd.parallel(kd.tile(\"M\")): ...")
+            fail(loc, "kd.sequential outside the parallel loop", 'wrap it: for m in kd.parallel(kd.tile("M")): ...')
         name = self.loop_variable(node.target)
         arguments = self.arguments(call, language.sequential)
         over = arguments["tile"]
         if not isinstance(over, TileRef) or over.tile is not None:
-            fail(self.source.loc(call), f"kd.sequential takes kd.tile(name), not {describe(over)}", 'kd.sequential(kd.tile("N"))')
+            fail(
+                self.source.loc(call),
+                f"kd.sequential takes kd.tile(name), not {describe(over)}",
+                'kd.sequential(kd.tile("N"))',
+            )
         bounds = []
         for key, default in (("start", 0), ("stop", None)):
             bound = arguments.get(key, default)
             if bound is None:
-                bound = ir.Size(over.dim, type=ir.Type(ir.i32), loc=loc)
+                bound = ir.Size(over.dim, type=ir.Type(i32), loc=loc)
             if isinstance(bound, int) and not isinstance(bound, bool):
                 bound = ir.scalar(bound, loc)
-            if not isinstance(bound, Expr) or bound.type != ir.Type(ir.i32):
-                fail(loc, f"{key} must be a whole-number scalar, but is {describe(bound)}", "m.start, m.stop, kd.size(dim) …")
+            if not isinstance(bound, Expr) or bound.type != ir.Type(i32):
+                fail(
+                    loc,
+                    f"{key} must be a whole-number scalar, but is {describe(bound)}",
+                    "m.start, m.stop, kd.size(dim) …",
+                )
             bounds.append(bound)
         before = dict(self.local.values)
         outer, self.block = self.block, []
@@ -287,7 +318,7 @@ class _Lowering(Expressions):
     @staticmethod
     def clamped(start: Expr, stop: Expr, dim: str, loc: Loc) -> tuple[Expr, Expr]:
         """Bounds that never leave the dim, whatever was computed for them."""
-        whole = ir.Size(dim, type=ir.Type(ir.i32), loc=loc)
+        whole = ir.Size(dim, type=ir.Type(i32), loc=loc)
         low = start if isinstance(start, ir.Const) and start.value >= 0 else ty.binary("max", start, 0, loc)
         high = stop if stop == whole else ty.binary("min", stop, whole, loc)
         return low, high
@@ -296,7 +327,11 @@ class _Lowering(Expressions):
         if not isinstance(target, ast.Name):
             fail(self.source.loc(target), f"{_words(target)} as a loop variable", "name one variable")
         if target.id in self.local.values:
-            fail(self.source.loc(target), f"{target.id} already has a meaning here", "give the loop variable a name of its own")
+            fail(
+                self.source.loc(target),
+                f"{target.id} already has a meaning here",
+                "give the loop variable a name of its own",
+            )
         return target.id
 
     def new_tile(self, name: str, dim: str) -> ir.Tile:
@@ -342,4 +377,6 @@ def _words(node: ast.AST) -> str:
              "Raise": "raise", "Global": "global", "Nonlocal": "nonlocal", "Match": "match", "Starred": "a starred name",
              "Dict": "a dict", "List": "a list", "Attribute": "an attribute", "JoinedStr": "an f-string",
              "NamedExpr": "an assignment inside an expression", "Assign": "a chained assignment"}  # fmt: skip
-    return names.get(type(node).__name__, f"`{ast.unparse(node)}`" if isinstance(node, ast.expr) else type(node).__name__)
+    return names.get(
+        type(node).__name__, f"`{ast.unparse(node)}`" if isinstance(node, ast.expr) else type(node).__name__
+    )

@@ -71,7 +71,11 @@ def fail(loc: Loc, message: str, remedy: str = "") -> NoReturn:
     """Raise KernelError with file, line, the line's text, a caret under the culprit, and what to write instead."""
     number = str(loc.line)
     caret = " " * loc.column + "^" * max(1, loc.end_column - loc.column)
-    shown = [f"{Path(loc.file).name}:{number}: {message}", f"  {number} | {loc.text}", f"  {' ' * len(number)} | {caret}"]
+    shown = [
+        f"{Path(loc.file).name}:{number}: {message}",
+        f"  {number} | {loc.text}",
+        f"  {' ' * len(number)} | {caret}",
+    ]
     if remedy:
         shown.append(f"  {remedy}")
     raise KernelError("\n".join(shown))

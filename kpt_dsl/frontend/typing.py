@@ -76,12 +76,20 @@ def binary(op: ir.BinaryOp, a: Expr | Number, b: Expr | Number, loc: Loc) -> Exp
     kind = left.type.dtype.kind
     if op in ("and", "or"):
         if kind != "bool":
-            fail(loc, f"{name} combines conditions, but got {left.type} and {right.type}", "compare first: (a < b) & (c < d)")
+            fail(
+                loc,
+                f"{name} combines conditions, but got {left.type} and {right.type}",
+                "compare first: (a < b) & (c < d)",
+            )
         result = bool_
     elif op in _COMPARISONS:
         result = bool_
     elif kind == "bool":
-        fail(loc, f"{name} of {left.type} and {right.type}: conditions have no arithmetic", "use kd.where(condition, a, b)")
+        fail(
+            loc,
+            f"{name} of {left.type} and {right.type}: conditions have no arithmetic",
+            "use kd.where(condition, a, b)",
+        )
     elif op in ("floordiv", "mod") and kind == "float":
         fail(loc, f"{name} takes whole numbers, but got {left.type} and {right.type}", "use kd.floor(a / b)")
     elif op == "div" and kind == "int":
@@ -174,7 +182,11 @@ def dot(a: Expr, b: Expr, acc: Expr | None, loc: Loc) -> Expr:
     a, b = _product_dtypes(a, b, loc)
     result = Type(f32, (m, n))
     if acc is not None and acc.type != result:
-        fail(loc, f"kd.dot adds to an accumulator of type {result}, but got {acc.type}", f"start with kd.zeros([{m}, {n}])")
+        fail(
+            loc,
+            f"kd.dot adds to an accumulator of type {result}, but got {acc.type}",
+            f"start with kd.zeros([{m}, {n}])",
+        )
     return ir.Dot(a, b, acc, type=result, loc=loc)
 
 

@@ -89,7 +89,9 @@ def resolve(node: Expr) -> Expr:
                 return a
             if not a.type.shape:
                 return ir.Full(a, type=node.type, loc=node.loc)
-        case ir.Binary(op="and", a=ir.Const(value=True), b=other) | ir.Binary(op="and", a=other, b=ir.Const(value=True)):
+        case (
+            ir.Binary(op="and", a=ir.Const(value=True), b=other) | ir.Binary(op="and", a=other, b=ir.Const(value=True))
+        ):
             return other
         case ir.Expand(x=ir.Const(value=True)):
             return node.x

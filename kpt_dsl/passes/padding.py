@@ -185,4 +185,4 @@ class _Guard:
             and (i.tile is None or i.tile in masked_tiles or position == last)
         )  # fmt: skip
         zero = 0.0 if node.type.dtype.is_float else 0
-        return replace(node, masked=masked), {a: zero for a in masked}
+        return replace(node, masked=masked), dict.fromkeys(masked, zero)

@@ -5,7 +5,10 @@ import kpt_dsl as kd
 
 @kd.kernel(x="M N", weight="N", y="M N")
 def rms_norm_fwd(x: kd.In, weight: kd.In, y: kd.Out, eps: kd.Float) -> None:
-    """y = x / sqrt(mean(x * x) + eps) * weight, a row at a time, statistics in float32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """y = x / sqrt(mean(x * x) + eps) * weight, a row at a time, statistics in float32.
+
+    Zhang & Sennrich 2019, arXiv:1910.07467.
+    """
     for m in kd.parallel(kd.tile("M")):
         if kd.choice("whole_row", True, False):
             row = x[m, :].to(kd.f32)
