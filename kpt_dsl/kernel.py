@@ -122,7 +122,7 @@ class Kernel:
             value = given[name]
             if not (value is None or isinstance(value, bool | int | float | str | Helper)):
                 raise InputError(
-                    f"{self.name}: static argument {name} is {value!r}; accepted are bool, int, float, str, None and @kd.function"
+                    f"{self.name}: static {name} is {value!r}; accepted are bool, int, float, str, None and @kd.function"
                 )
             values.append((name, value))
         values.extend((name, None) for name in self.scalars if name in given and given[name] is None)

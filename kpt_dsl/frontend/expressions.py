@@ -187,7 +187,7 @@ class Expressions:
     def unary(self, op: ast.unaryop, x: Any, loc: Loc) -> Any:
         if not isinstance(x, Expr):
             self.no_tensor(x, loc)
-            table = {
+            table: dict[type[ast.unaryop], Callable[[Any], Any]] = {
                 ast.USub: operator.neg,
                 ast.UAdd: operator.pos,
                 ast.Not: operator.not_,
@@ -361,8 +361,8 @@ class Expressions:
         if callable(fn) and not node.keywords and not any(isinstance(v, Expr | ir.Tensor | TileRef) for v in values):
             return self.python(fn, *values, loc=loc)
         name = ast.unparse(node.func)
-        fail(loc, f"{name} is a Python function and cannot take tiles", f"decorate it with @kd.function to inline it, if {name} "
-             "is yours; else use kd's own functions")  # fmt: skip
+        fail(loc, f"{name} is a Python function and cannot take tiles", f"if {name} is yours, decorate it with "
+             "@kd.function to inline it; else use kd's own functions")  # fmt: skip
 
     def builtin(self, fn: Any, given: dict[str, Any], loc: Loc) -> Any:
         if fn in _UNARY_FUNCTIONS:

@@ -181,7 +181,7 @@ class _Lowering(Expressions):
                 return
             if carried_from_outside:
                 fail(loc, f"{name} is {old.type} before the loop and {value.type} after one turn of it",
-                     f"a carried value keeps its type: start it as {value.type}, or convert with .to(kd.{old.type.dtype})")  # fmt: skip
+                     f"a carried value keeps its type: start it as {value.type}, or use .to(kd.{old.type.dtype})")  # fmt: skip
         self.local.values[name] = self.emit(self.fresh(self.local.prefix + name), value, loc)
 
     def fresh(self, name: str) -> str:

@@ -178,7 +178,7 @@ def dot(a: Expr, b: Expr, acc: Expr | None, loc: Loc) -> Expr:
         transposed = k == n or (k2 == m)
         fail(loc, f"kd.dot takes a (m, k) and a (k, n) tile, but got {a.type} and {b.type}: {k} does not match {k2}",
              "write .T behind the second operand" if transposed and k == n else
-             "write .T behind the first operand" if transposed else "both must run over the same tile or whole dim there")  # fmt: skip
+             "write .T behind the first operand" if transposed else "both must run over the same tile or whole dim")  # fmt: skip
     a, b = _product_dtypes(a, b, loc)
     result = Type(f32, (m, n))
     if acc is not None and acc.type != result:
