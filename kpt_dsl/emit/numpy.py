@@ -1,7 +1,7 @@
 """NumPy source from tile IR: the meaning of a kernel, to be read and stepped through.
 
 One function with one nested loop per grid dim. Tiles are exact slices, so padding does not exist and no mask is needed:
-this is the language as its author thinks of it. Takes IR fresh from the front end; block sizes may be any positive integers.
+this is the language as its author thinks of it. Takes IR fresh from the front end; blocks may be any positive integers.
 With ``precision="f64"`` every float is computed in float64 and rounded only where it is stored: the oracle of a kernel.
 Knows no device and runs nothing.
 """
@@ -117,7 +117,7 @@ def emit(problem: "Problem", target: "Target | None", config: "Config", precisio
 
 
 def emit_kernel(kernel: ir.Kernel, config: Mapping[str, object], precision: Precision = "typed") -> Source:
-    """The same from IR. ``abi`` of the result names the function's arguments, in order: tensors that are present, scalars."""
+    """The same from IR. ``abi`` names the arguments of the function, in order: the present tensors, the scalars."""
     emitter = _Emitter(kernel, config, precision)
     return Source("numpy", emitter.name(kernel.name), emitter.module(), abi=tuple(a.name for a in _arguments(kernel)))
 

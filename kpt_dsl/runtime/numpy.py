@@ -1,7 +1,7 @@
 """Running generated NumPy source, on NumPy arrays or on torch tensors of the CPU.
 
 Torch tensors are handed over as views of the same memory, bfloat16 and fp8 ones too, so outputs are written in place
-through any strides. Generated text is registered with ``linecache``: tracebacks show it, and a debugger steps through it.
+through any strides. Generated text is known to ``linecache``: tracebacks show it, and a debugger steps through it.
 """
 
 import linecache
