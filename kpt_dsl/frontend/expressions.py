@@ -186,7 +186,7 @@ class Expressions:
     # -------------------------------------------------------------- operators
     def unary(self, op: ast.unaryop, x: Any, loc: Loc) -> Any:
         if not isinstance(x, Expr):
-            self.no_tensor(x, loc)
+            self.no_reference(x, loc)
             table: dict[type[ast.unaryop], Callable[[Any], Any]] = {
                 ast.USub: operator.neg,
                 ast.UAdd: operator.pos,
@@ -205,8 +205,8 @@ class Expressions:
 
     def binary(self, op: ast.operator, a: Any, b: Any, loc: Loc) -> Any:
         if not isinstance(a, Expr) and not isinstance(b, Expr):
-            self.no_tensor(a, loc)
-            self.no_tensor(b, loc)
+            self.no_reference(a, loc)
+            self.no_reference(b, loc)
             fn = operator.pow if isinstance(op, ast.Pow) else _BINARY.get(type(op), (None, None))[1]
             if fn is None:
                 fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | and **2")
@@ -243,19 +243,17 @@ class Expressions:
         """An operand of arithmetic: an expression or a Python number."""
         if isinstance(x, Expr | int | float):
             return x
-        self.no_tensor(x, loc)
-        hint = (
-            f"write {x.tile.name}.index for its indices"
-            if isinstance(x, TileRef) and x.tile
-            else "use numbers and tiles"
-        )
-        fail(loc, f"arithmetic with {describe(x)}", hint)
+        self.no_reference(x, loc)
+        fail(loc, f"arithmetic with {describe(x)}", "use numbers and tiles")
 
     @staticmethod
-    def no_tensor(x: Any, loc: Loc) -> None:
+    def no_reference(x: Any, loc: Loc) -> None:
+        """Tensors and tile variables name things; neither is a value."""
         if isinstance(x, ir.Tensor):
             tiles = ", ".join(":" for _ in x.dims)
             fail(loc, f"arithmetic with {describe(x)}", f"load a tile of it first: {x.name}[{tiles}]")
+        if isinstance(x, TileRef) and x.tile is not None:
+            fail(loc, f"arithmetic with {describe(x)}", f"write {x.tile.name}.index for its indices")
 
     @staticmethod
     def python(fn: Callable[..., Any], *args: Any, loc: Loc) -> Any:

@@ -71,6 +71,9 @@ def _common(a: Expr | Number, b: Expr | Number, loc: Loc) -> tuple[Expr, Expr]:
 def binary(op: ir.BinaryOp, a: Expr | Number, b: Expr | Number, loc: Loc) -> Expr:
     """An elementwise operator on two operands, at least one of them an expression."""
     name = _SYMBOL[op]
+    conditions = [x for x in (a, b) if isinstance(x, Expr) and x.type.dtype == bool_]
+    if conditions and op not in ("and", "or", "eq", "ne"):
+        fail(loc, f"{name} of {conditions[0].type}: conditions have no arithmetic", "use kd.where(condition, a, b)")
     left, right = _common(a, b, loc)
     shape = broadcast(left.type, right.type, name, loc)
     kind = left.type.dtype.kind
@@ -84,12 +87,6 @@ def binary(op: ir.BinaryOp, a: Expr | Number, b: Expr | Number, loc: Loc) -> Exp
         result = bool_
     elif op in _COMPARISONS:
         result = bool_
-    elif kind == "bool":
-        fail(
-            loc,
-            f"{name} of {left.type} and {right.type}: conditions have no arithmetic",
-            "use kd.where(condition, a, b)",
-        )
     elif op in ("floordiv", "mod") and kind == "float":
         fail(loc, f"{name} takes whole numbers, but got {left.type} and {right.type}", "use kd.floor(a / b)")
     elif op == "div" and kind == "int":
@@ -178,8 +175,14 @@ def dot(a: Expr, b: Expr, acc: Expr | None, loc: Loc) -> Expr:
         transposed = k == n or (k2 == m)
         fail(loc, f"kd.dot takes a (m, k) and a (k, n) tile, but got {a.type} and {b.type}: {k} does not match {k2}",
              "write .T behind the second operand" if transposed and k == n else
-             "write .T behind the first operand" if transposed else "both must run over the same tile or whole dim")  # fmt: skip
+             "write .T behind the first operand" if transposed else "both must run over the same tile or dim")  # fmt: skip
     a, b = _product_dtypes(a, b, loc)
+    if m == n:
+        fail(
+            loc,
+            f"both axes of this product run over {m}",
+            "load one operand with the tile of a second loop over the same dim",
+        )
     result = Type(f32, (m, n))
     if acc is not None and acc.type != result:
         fail(
