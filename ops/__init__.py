@@ -1,0 +1,30 @@
+"""kpt.ops: the ops, drop-in for PyTorch's own, and what tells or steers who serves them.
+
+    y = kpt.ops.layer_norm(x, (4096,), weight, bias)
+    print(kpt.ops.explain("layer_norm", x, (4096,), weight, bias))
+
+Knows nothing of the command line and of tuning; imports neither Triton nor JAX before a kernel runs.
+"""
+
+from kpt.ops.choice import prefer
+from kpt.ops.dispatch import counters
+from kpt.ops.explain import Explanation, explain
+from kpt.ops.flash_attention.op import flash_attention
+from kpt.ops.fp8_matmul.op import fp8_matmul
+from kpt.ops.layer_norm.op import layer_norm
+from kpt.ops.linear_act.op import linear_act
+from kpt.ops.quantize_fp8.op import quantize_fp8
+from kpt.ops.rms_norm.op import rms_norm
+
+__all__ = [
+    "Explanation",
+    "counters",
+    "explain",
+    "flash_attention",
+    "fp8_matmul",
+    "layer_norm",
+    "linear_act",
+    "prefer",
+    "quantize_fp8",
+    "rms_norm",
+]

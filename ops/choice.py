@@ -1,0 +1,112 @@
+"""Which implementation serves a call, and why the others do not. ``prefer`` forces one.
+
+Reads devices, dtypes and shapes only, so it answers for tensors without values too.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import torch
+
+from kpt.ops.registry import Implementation, Op
+from kpt_dsl.errors import InputError, MissingPackageError
+
+Name = Literal["reference", "triton", "pallas", "numpy"]
+
+_preferred: ContextVar[str | None] = ContextVar("kpt_preferred", default=None)
+preferred = _preferred.get
+"""The implementation that the surrounding ``prefer`` forces, or None."""
+
+NOTHING_FAILED: Mapping[str, str] = MappingProxyType({})
+
+
+@contextmanager
+def prefer(name: Name) -> Iterator[None]:
+    """Force one implementation for every op called inside: ``with kpt.ops.prefer("reference"): …``.
+
+    "triton" on CPU tensors runs the generated source under Triton's interpreter, "pallas" in interpret mode, "numpy" runs
+    the tile program itself. A call that it cannot serve raises InputError there, MissingPackageError if its package is absent.
+    Raises InputError for an unknown name. Holds for the present thread or task.
+    """
+    if name not in get_args(Name):
+        raise InputError(f"prefer: implementation {name!r} is unknown; accepted: {', '.join(get_args(Name))}")
+    token = _preferred.set(name)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """An implementation that does not serve a call. ``expected``: on this device one would have counted on it."""
+
+    name: str
+    reason: str
+    expected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The implementation that serves a call, and those passed over on the way to it."""
+
+    implementation: Implementation
+    passed_over: tuple[PassedOver, ...]
+
+    @property
+    def fallback_reason(self) -> str | None:
+        """Why the implementation that this device leads one to expect does not serve; None where it does."""
+        return next((f"{p.name}: {p.reason}" for p in self.passed_over if p.expected), None)
+
+
+def choose(
+    op: Op, arguments: tuple[Any, ...], needs_grad: bool, prefers: str | None, failed: Mapping[str, str] = NOTHING_FAILED
+) -> Choice:
+    """The first implementation that serves the call. ``failed``: name -> error of those that were tried and refused it.
+
+    Raises InputError, or MissingPackageError, where the preferred implementation cannot serve.
+    """
+    device = next(a.device.type for a in arguments if isinstance(a, torch.Tensor))
+    passed: list[PassedOver] = []
+    served: Implementation | None = None
+    for candidate in op.implementations:
+        at_home = candidate.devices is None or device in candidate.devices
+        if served is not None:
+            passed.append(PassedOver(candidate.name, f"comes after {served.name}"))
+        elif prefers is not None and candidate.name != prefers:
+            passed.append(PassedOver(candidate.name, f"{prefers} is preferred"))
+        elif prefers is None and not at_home:
+            homes = " and ".join(sorted(candidate.devices or ())) or "no"
+            passed.append(PassedOver(candidate.name, f"serves {homes} tensors, and {device} tensors only when preferred"))
+        elif reason := _why_not(candidate, arguments, needs_grad, failed):
+            if prefers is not None:
+                _refuse(op, candidate, reason)
+            passed.append(PassedOver(candidate.name, reason, expected=True))
+        else:
+            served = candidate
+    assert served is not None, "the reference serves everything"
+    return Choice(served, tuple(passed))
+
+
+def _why_not(
+    candidate: Implementation, arguments: tuple[Any, ...], needs_grad: bool, failed: Mapping[str, str]
+) -> str | None:
+    if candidate.name in failed:
+        return failed[candidate.name]
+    if candidate.package is not None and find_spec(candidate.package) is None:
+        return f"the package {candidate.package} is not installed"
+    if needs_grad and not candidate.differentiable:
+        return "an input needs grad, and this implementation has no backward"
+    return candidate.why_not(*arguments)
+
+
+def _refuse(op: Op, candidate: Implementation, reason: str) -> None:
+    message = f"{op.name}: {candidate.name} is preferred but cannot serve this call: {reason}"
+    if candidate.package is not None and find_spec(candidate.package) is None:
+        raise MissingPackageError(f"{message}; install it with: pip install {candidate.package}")
+    raise InputError(message)

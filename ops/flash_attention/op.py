@@ -1,0 +1,125 @@
+"""The attention op: public function, checks, and the kernel call behind it."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from kpt.ops import checks
+from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride, wide_dtype
+from kpt.ops.dtypes import FLOATS
+from kpt.ops.flash_attention import reference
+from kpt.ops.flash_attention.kernels import flash_attention_fwd
+from kpt.ops.flash_attention.shapes import DIMS, SHAPES, arguments
+from kpt.ops.library import define
+from kpt.ops.registry import Op
+
+LARGEST_HEAD_DIM = 256
+"""The kernel keeps a whole head of queries and outputs on chip."""
+
+
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: int | None = None,
+    key_lengths: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention, ``softmax(scale * q @ k.T + mask) @ v``, without the score matrix in memory.
+
+    ``q``: (B, H, M, D); ``k``, ``v``: (B, G, N, D) with H a multiple of G (query head h reads head h // (H // G)); float16,
+    bfloat16, float32 or float64, all alike, any strides (a transposed (B, M, H, D) is not copied). Query i stands at key
+    position i + N - M, so that the last query meets the last key. ``causal``: it sees no key ahead of it. ``window``: it sees
+    keys less than ``window`` positions away. ``key_lengths``: (B,) int32, batch entry b has only its first key_lengths[b] keys
+    (right padding); positions still count from N. ``scale``: 1 / sqrt(D) unless given.
+
+    Gives o, (B, H, M, D) in the memory order of q; with ``return_lse`` also the natural log-sum-exp of the scaled scores,
+    (B, H, M), float32 (float64 for float64). A query that sees no key gets zeros, and -inf. Raises InputError for arguments
+    that do not fit. Dao 2023, arXiv:2307.08691.
+    """
+    outputs = _dispatch(q, k, v, causal, scale, window, key_lengths, return_lse)
+    return (outputs[0], outputs[1]) if return_lse else outputs[0]
+
+
+def _check(
+    q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any, key_lengths: Any, return_lse: Any
+) -> None:
+    op = "flash_attention"
+    checks.rank(op, "q", q, (4,), "rank 4, (batch, heads, queries, head dim)")
+    checks.rank(op, "k", k, (4,), "rank 4, (batch, key-value heads, keys, head dim)")
+    (batch, heads, _, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
+    if k.shape[0] != batch or k.shape[3] != head_dim:
+        checks.reject(op, "k", checks.shape_of(k), f"the batch and head dim of q, ({batch}, heads, keys, {head_dim})")
+    checks.shape(op, "v", v, (batch, kv_heads, keys, head_dim), "the shape of k")
+    if heads % kv_heads if kv_heads else heads:
+        checks.reject(op, "q", f"of {heads} heads", f"a multiple of the {kv_heads} key-value heads of k")
+    checks.dtype(op, "q", q.dtype, FLOATS)
+    checks.same_dtype(op, "q", q, k=k, v=v)
+    checks.same_device(op, "q", q, k=k, v=v, key_lengths=key_lengths)
+    checks.flag(op, "causal", causal)
+    checks.flag(op, "return_lse", return_lse)
+    if scale is not None:
+        checks.number(op, "scale", scale)
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int | torch.SymInt) or window < 1):
+        checks.reject(op, "window", repr(window), "None, or a whole number of keys, 1 or more")
+    if key_lengths is not None:
+        checks.shape(op, "key_lengths", key_lengths, (batch,), "(batch,)")
+        checks.dtype(op, "key_lengths", key_lengths.dtype, (torch.int32,))
+
+
+def _fake(
+    q: torch.Tensor, k: Any, v: Any, causal: bool, scale: Any, window: Any, key_lengths: Any, return_lse: bool
+) -> list[torch.Tensor]:
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    o = reference.empty_output(q)
+    return [o, q.new_empty(q.shape[:3], dtype=lse_dtype)] if return_lse else [o]
+
+
+def _why_not(q: torch.Tensor, k: Any, v: Any, causal: bool, scale: float | None, *_: Any) -> str | None:
+    if q.shape[3] > LARGEST_HEAD_DIM:
+        return f"the head dim is above {LARGEST_HEAD_DIM}"
+    if scale is not None and scale <= 0:
+        return "scale is not positive"
+    return wide_dtype(q)
+
+
+def _run(
+    launch: Launch,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    causal: bool,
+    scale: float | None,
+    window: int | None,
+    key_lengths: torch.Tensor | None,
+    return_lse: bool,
+) -> list[torch.Tensor]:
+    o = reference.empty_output(q)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
+    launch(flash_attention_fwd, q, k, v, key_lengths, o, lse, scale, window, causal)
+    return [o, lse] if return_lse else [o]
+
+
+_dispatch = define(
+    Op(
+        name="flash_attention",
+        schema="(Tensor q, Tensor k, Tensor v, bool causal, float? scale, SymInt? window, Tensor? key_lengths, bool return_lse)"
+        " -> Tensor[]",
+        reference=reference.flash_attention,
+        public=flash_attention,
+        fake=_fake,
+        check=_check,
+        kernels=kernel_implementations(_run, _why_not),
+        dims=DIMS,
+        arguments=arguments,
+        record=partial(record, _run),
+        shapes=SHAPES,
+        autocast={"cuda": "lower", "cpu": "lower"},
+    )
+)

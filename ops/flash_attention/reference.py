@@ -1,0 +1,79 @@
+"""Attention in native PyTorch: contract, oracle (float64 in, float64 out) and last fallback.
+
+Where no log-sum-exp is asked for, PyTorch's own fused attention does the work.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    causal: bool,
+    scale: float | None,
+    window: int | None,
+    key_lengths: torch.Tensor | None,
+    return_lse: bool,
+) -> list[torch.Tensor]:
+    """[o], or [o, lse]; o as ``empty_output`` lays it out."""
+    allowed = allowed_keys(q, k, causal, window, key_lengths)
+    if return_lse:
+        o, lse = _with_lse(q, k, v, scale, allowed)
+        return [_laid_out(o, q), lse]
+    is_causal = bool(causal and allowed is None and q.shape[2] > 1)
+    o = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed, is_causal=is_causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
+    )
+    return [_laid_out(o, q)]
+
+
+def allowed_keys(
+    q: torch.Tensor, k: torch.Tensor, causal: bool, window: int | None, key_lengths: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Which keys each query sees, True where it does, broadcastable to (B, H, M, N). None: all, or plainly causal.
+
+    Query i stands at key position i + N - M.
+    """
+    queries, keys = q.shape[2], k.shape[2]
+    causal = causal and queries > 1  # the last query sees every key
+    if window is None and key_lengths is None and (not causal or queries == keys):
+        return None
+    j = torch.arange(keys, device=q.device)
+    ahead = torch.arange(queries, device=q.device)[:, None] + (keys - queries) - j
+    allowed = torch.ones_like(ahead, dtype=torch.bool)
+    if causal:
+        allowed = allowed & (ahead >= 0)
+    if window is not None:
+        allowed = allowed & (ahead.abs() < window)
+    if key_lengths is not None:
+        allowed = allowed & (j < key_lengths[:, None, None, None])
+    return allowed
+
+
+def _with_lse(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, allowed: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    group = q.shape[1] // max(1, k.shape[1])
+    k, v = (t.to(compute).repeat_interleave(group, dim=1) for t in (k, v))
+    scores = (q.to(compute) * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
+    if allowed is None:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device)
+    # Rows without any key keep finite scores, so that no NaN reaches a gradient, and are blanked at the end.
+    blank = ~allowed.any(-1, keepdim=True)
+    scores = scores.masked_fill(~(allowed | blank), -torch.inf)
+    lse = torch.logsumexp(scores, dim=-1, keepdim=True)
+    o = ((scores - lse).exp() @ v).masked_fill(blank, 0.0)
+    return o.to(q.dtype), lse.masked_fill(blank, -torch.inf).squeeze(-1)
+
+
+def empty_output(q: torch.Tensor) -> torch.Tensor:
+    """Room for o: in the memory order of q, contiguous where the last dim of q is not dense."""
+    return torch.empty_like(q, memory_format=torch.preserve_format if q.stride(3) == 1 else torch.contiguous_format)
+
+
+def _laid_out(o: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    wanted = empty_output(q)
+    return o if o.stride() == wanted.stride() else wanted.copy_(o)

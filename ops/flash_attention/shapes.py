@@ -1,0 +1,53 @@
+"""Attention shapes that models have, and inputs of a given shape."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from kpt.ops.dtypes import torch_dtype
+from kpt.ops.shapes import Shape
+
+DIMS = ("B", "H", "G", "M", "N", "D")
+"""Batch entries, query heads, key-value heads, queries, keys, head dim."""
+
+_CAUSAL = {"causal": True}
+
+
+def _square(batch: int, heads: int, kv_heads: int, length: int, head_dim: int) -> dict[str, int]:
+    return {"B": batch, "H": heads, "G": kv_heads, "M": length, "N": length, "D": head_dim}
+
+
+SHAPES = (
+    Shape("minilm", _square(32, 12, 12, 128, 32), "f32", {"key_lengths": True}),
+    Shape("bert-base", _square(32, 12, 12, 512, 64), flags={"key_lengths": True}),
+    Shape("gpt2", _square(8, 12, 12, 1024, 64), flags=_CAUSAL),
+    Shape("llama-8b", _square(1, 32, 8, 4096, 128), flags=_CAUSAL),
+    Shape("llama-8b", {"B": 16, "H": 32, "G": 8, "M": 1, "N": 8192, "D": 128}, flags=_CAUSAL),
+    Shape("mistral-7b", _square(1, 32, 8, 8192, 128), flags={"causal": True, "window": 4096}),
+    Shape("attention", _square(4, 16, 16, 4096, 128)),
+    Shape("attention", _square(4, 16, 16, 4096, 128), flags=_CAUSAL),
+    Shape("attention", _square(1, 16, 16, 16384, 128)),
+    Shape("attention", _square(1, 16, 16, 16384, 128), flags=_CAUSAL),
+    Shape("attention", _square(4, 32, 32, 4096, 64)),
+    Shape("attention", _square(4, 32, 32, 4096, 64), flags=_CAUSAL),
+    Shape("attention", _square(1, 32, 32, 16384, 64)),
+    Shape("attention", _square(1, 32, 32, 16384, 64), flags=_CAUSAL),
+)
+
+
+def arguments(
+    dims: Mapping[str, int],
+    dtype: str,
+    device: str,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    key_lengths: bool = False,
+) -> tuple[Any, ...]:
+    """Random arguments of the op; with ``key_lengths``, every batch entry keeps between half and all of its keys."""
+    kind = {"dtype": torch_dtype(dtype), "device": device}
+    b, h, g, m, n, d = (dims[name] for name in DIMS)
+    lengths = torch.randint((n + 1) // 2, n + 1, (b,), dtype=torch.int32, device=device) if key_lengths else None
+    q, k, v = torch.randn(b, h, m, d, **kind), torch.randn(b, g, n, d, **kind), torch.randn(b, g, n, d, **kind)
+    return q, k, v, causal, None, window, lengths, False

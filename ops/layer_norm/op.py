@@ -1,0 +1,75 @@
+"""The layer-norm op: public function, checks, and the kernel call behind it."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
+from kpt.ops.layer_norm import reference
+from kpt.ops.layer_norm.kernels import layer_norm_fwd
+from kpt.ops.layer_norm.shapes import DIMS, SHAPES, arguments
+from kpt.ops.library import define
+from kpt.ops.norms import as_shape, check_norm
+from kpt.ops.registry import Op
+
+
+def layer_norm(
+    input: torch.Tensor,  # noqa: A002 (the name it has in torch.nn.functional)
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """``(input - mean) / sqrt(var + eps) * weight + bias`` over the trailing dims, as ``torch.nn.functional.layer_norm``.
+
+    ``input``: (..., *normalized_shape), float16, bfloat16, float32 or float64. ``weight``, ``bias``: normalized_shape, of the
+    input's dtype, or float32 beside a half-precision input. Statistics are float32. Gives a contiguous tensor of the input's
+    shape and dtype. Raises InputError for arguments that do not fit. Ba, Kiros & Hinton 2016, arXiv:1607.06450.
+    """
+    result: torch.Tensor = _dispatch(input, as_shape(normalized_shape), weight, bias, eps)
+    return result
+
+
+def _check(x: Any, normalized_shape: Any, weight: Any, bias: Any, eps: Any) -> None:
+    check_norm("layer_norm", x, normalized_shape, eps, weight=weight, bias=bias)
+
+
+def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _why_not(x: torch.Tensor, _: Any, weight: Any, bias: Any, eps: float) -> str | None:
+    return wide_dtype(x, weight, bias)
+
+
+def _run(
+    launch: Launch, x: torch.Tensor, normalized_shape: Sequence[int], weight: Any, bias: Any, eps: float
+) -> torch.Tensor:
+    width = math.prod(normalized_shape)
+    rows = as_matrix(x, width)
+    y = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    if len(normalized_shape) > 1:
+        weight, bias = (None if p is None else p.reshape(width) for p in (weight, bias))
+    launch(layer_norm_fwd, rows, weight, bias, y, eps)
+    return y.view(x.shape)
+
+
+_dispatch = define(
+    Op(
+        name="layer_norm",
+        schema="(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> Tensor",
+        reference=reference.layer_norm,
+        public=layer_norm,
+        fake=_fake,
+        check=_check,
+        kernels=kernel_implementations(_run, _why_not),
+        dims=DIMS,
+        arguments=arguments,
+        record=partial(record, _run),
+        shapes=SHAPES,
+        autocast={"cuda": "float32"},
+    )
+)

@@ -1,0 +1,37 @@
+"""Layer-norm shapes that models have, and inputs of a given shape."""
+
+from collections.abc import Mapping
+
+import torch
+
+from kpt.ops.dtypes import torch_dtype
+from kpt.ops.shapes import Shape
+
+DIMS = ("M", "N")
+"""M rows of width N."""
+
+SHAPES = (
+    Shape("minilm", {"M": 32 * 128, "N": 384}, "f32"),
+    Shape("bert-base", {"M": 32 * 512, "N": 768}),
+    Shape("gpt2", {"M": 8 * 1024, "N": 768}),
+    Shape("vit-l", {"M": 64 * 257, "N": 1024}),
+    Shape("norms", {"M": 32768, "N": 1024}),
+    Shape("norms", {"M": 8192, "N": 4096}),
+    Shape("norms", {"M": 8192, "N": 8192}),
+    Shape("norms", {"M": 4096, "N": 16384}),
+)
+
+
+def arguments(
+    dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True, bias: bool = True
+) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, torch.Tensor | None, float]:
+    """Random arguments of the op for M rows of width N."""
+    kind = {"dtype": torch_dtype(dtype), "device": device}
+    m, n = dims["M"], dims["N"]
+    return (
+        torch.randn(m, n, **kind),
+        (n,),
+        torch.randn(n, **kind) if weight else None,
+        torch.randn(n, **kind) if bias else None,
+        1e-5,
+    )

@@ -1,0 +1,109 @@
+"""What an op is: its native PyTorch function, the implementations registered against it, and the table of all ops.
+
+Records only. Which implementation serves a call is decided in ``choice.py``; running it is ``dispatch.py``.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from kpt.ops.shapes import Shape
+from kpt_dsl.errors import InputError
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+
+AutocastPolicy = Literal["lower", "float32", "keep"]
+"""What torch.autocast does to an op's floating inputs: its lower precision, float32, or nothing."""
+
+Ready = Callable[..., Any]
+"""A served call, ready to run: takes the op's arguments, gives its outputs. Valid for one fingerprint of arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelChoice:
+    """What one kernel of a call runs with: its config, and where that config came from."""
+
+    kernel: str
+    config: str
+    provenance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to serve an op.
+
+    ``devices``: torch device types that it serves unasked (None: all); elsewhere it runs only when preferred.
+    ``why_not(*arguments)``: why it passes a call over, or None. ``prepare(arguments)``: the call, ready to run.
+    ``describe(arguments)``: the kernels that a call runs, with their configs. ``package``: what must be installed.
+    ``differentiable``: autograd can follow it.
+    """
+
+    name: str
+    prepare: Callable[[tuple[Any, ...]], Ready]
+    devices: frozenset[str] | None = None
+    why_not: Callable[..., str | None] = lambda *_: None
+    describe: Callable[[tuple[Any, ...]], tuple[KernelChoice, ...]] = lambda _: ()
+    package: str | None = None
+    differentiable: bool = False
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op: the contract (schema, reference, fake, checks) and what serves it, in order of preference.
+
+    ``reference`` is native PyTorch: schema, oracle and last fallback at once. ``public`` is the function that people call;
+    its parameters are the schema's, in order. ``fake(*arguments)`` gives outputs without values, with the strides that every
+    implementation keeps. ``check(*arguments)`` raises InputError. ``autocast``: device type -> what torch.autocast casts
+    floating inputs to there. ``arguments(dims, dtype, device, **flags)`` makes inputs; ``problems`` are the kernels to tune.
+    """
+
+    name: str
+    schema: str
+    reference: Callable[..., Any]
+    public: Callable[..., Any]
+    fake: Callable[..., Any]
+    check: Callable[..., None]
+    kernels: tuple[Implementation, ...]
+    dims: tuple[str, ...]
+    arguments: Callable[..., tuple[Any, ...]]
+    record: Callable[[tuple[Any, ...]], "list[Problem]"]
+    shapes: tuple[Shape, ...] = ()
+    autocast: Mapping[str, AutocastPolicy] = field(default_factory=dict)
+
+    @property
+    def implementations(self) -> tuple[Implementation, ...]:
+        """In order of preference; the reference comes last and serves everything."""
+        return (*self.kernels, Implementation("reference", prepare=lambda _: self.reference, differentiable=True))
+
+    def problems(self, dims: Mapping[str, int], dtype: str, **flags: Any) -> "list[Problem]":
+        """The kernel problems behind a call of these extents and dtype: what the tuner tunes.
+
+        ``flags`` are the op's semantic options (``causal=True``). Raises InputError for missing or unknown dims and flags.
+        """
+        if set(dims) != set(self.dims):
+            raise InputError(f"{self.name}: dims are {', '.join(self.dims)}; given were {', '.join(dims) or 'none'}")
+        if negative := {d: n for d, n in dims.items() if n < 1}:
+            raise InputError(f"{self.name}: extents {negative} are not positive")
+        known = list(inspect.signature(self.arguments).parameters)[3:]
+        if unknown := set(flags) - set(known):
+            raise InputError(f"{self.name} has no flags {sorted(unknown)}; it has {', '.join(known) or 'none'}")
+        return self.record(self.arguments(dims, dtype, "meta", **flags))
+
+
+OPS: dict[str, Op] = {}
+"""Every op by name."""
+
+
+def register(op: Op) -> Op:
+    """Add an op to the table."""
+    OPS[op.name] = op
+    return op
+
+
+def get(name: str) -> Op:
+    """The op of that name. Raises InputError for an unknown one."""
+    if name not in OPS:
+        raise InputError(f"op {name!r} is unknown; kpt has {', '.join(OPS)}")
+    return OPS[name]

@@ -1,0 +1,75 @@
+"""The RMS-norm op: public function, checks, and the kernel call behind it."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
+from kpt.ops.library import define
+from kpt.ops.norms import as_shape, check_norm
+from kpt.ops.registry import Op
+from kpt.ops.rms_norm import reference
+from kpt.ops.rms_norm.kernels import rms_norm_fwd
+from kpt.ops.rms_norm.shapes import DIMS, SHAPES, arguments
+
+
+def rms_norm(
+    input: torch.Tensor,  # noqa: A002 (the name it has in torch.nn.functional)
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    """``input / sqrt(mean(input ** 2) + eps) * weight`` over the trailing dims, as ``torch.nn.functional.rms_norm``.
+
+    ``input``: (..., *normalized_shape), float16, bfloat16, float32 or float64. ``weight``: normalized_shape, of the input's
+    dtype, or float32 beside a half-precision input. ``eps`` None: the spacing at one of the type computed in (float32, or
+    float64 for float64). Statistics are float32. Gives a contiguous tensor of the input's shape and dtype. Raises InputError
+    for arguments that do not fit. Zhang & Sennrich 2019, arXiv:1910.07467.
+    """
+    result: torch.Tensor = _dispatch(input, as_shape(normalized_shape), weight, eps)
+    return result
+
+
+def _check(x: Any, normalized_shape: Any, weight: Any, eps: Any) -> None:
+    check_norm("rms_norm", x, normalized_shape, eps, weight=weight)
+
+
+def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _why_not(x: torch.Tensor, _: Any, weight: torch.Tensor | None, eps: float | None) -> str | None:
+    return wide_dtype(x, weight)
+
+
+def _run(
+    launch: Launch, x: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None, eps: float | None
+) -> torch.Tensor:
+    width = math.prod(normalized_shape)
+    rows = as_matrix(x, width)
+    y = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    if weight is not None and weight.ndim > 1:
+        weight = weight.reshape(width)
+    launch(rms_norm_fwd, rows, weight, y, reference.resolved_eps(x.dtype, eps))
+    return y.view(x.shape)
+
+
+_dispatch = define(
+    Op(
+        name="rms_norm",
+        schema="(Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps) -> Tensor",
+        reference=reference.rms_norm,
+        public=rms_norm,
+        fake=_fake,
+        check=_check,
+        kernels=kernel_implementations(_run, _why_not),
+        dims=DIMS,
+        arguments=arguments,
+        record=partial(record, _run),
+        shapes=SHAPES,
+        autocast={"cuda": "float32"},
+    )
+)

@@ -1,0 +1,31 @@
+"""RMS-norm shapes that models have, and inputs of a given shape."""
+
+from collections.abc import Mapping
+
+import torch
+
+from kpt.ops.dtypes import torch_dtype
+from kpt.ops.shapes import Shape
+
+DIMS = ("M", "N")
+"""M rows of width N."""
+
+SHAPES = (
+    Shape("llama-8b", {"M": 4096, "N": 4096}),
+    Shape("llama-8b", {"M": 16, "N": 4096}),
+    Shape("llama-70b", {"M": 4096, "N": 8192}),
+    Shape("qwen3-8b", {"M": 4096 * 32, "N": 128}),
+    Shape("norms", {"M": 32768, "N": 1024}),
+    Shape("norms", {"M": 8192, "N": 4096}),
+    Shape("norms", {"M": 8192, "N": 8192}),
+    Shape("norms", {"M": 4096, "N": 16384}),
+)
+
+
+def arguments(
+    dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True
+) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, float | None]:
+    """Random arguments of the op for M rows of width N."""
+    kind = {"dtype": torch_dtype(dtype), "device": device}
+    m, n = dims["M"], dims["N"]
+    return torch.randn(m, n, **kind), (n,), torch.randn(n, **kind) if weight else None, 1e-6
