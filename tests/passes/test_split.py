@@ -66,7 +66,7 @@ class Scene:
 
 
 def tiles(start: int, stop: int, block: int) -> list[int]:
-    return [t for t in range(start // block * block, stop, block)] if start < stop else []
+    return list(range(start // block * block, stop, block)) if start < stop else []
 
 
 @cache
