@@ -49,7 +49,10 @@ def test_constants_are_followed_through_arithmetic(tmp_path: Path) -> None:
 
 
 def test_products_mask_the_contracted_axis_only(tmp_path: Path) -> None:
-    body = "for n in kd.sequential(kd.tile('N')):\n        s = kd.dot(x[m, :].T, x[m, n])\n        t = kd.dot(kd.exp(x[m, :]).T, x[m, n])"
+    body = (
+        "for n in kd.sequential(kd.tile('N')):\n        s = kd.dot(x[m, :].T, x[m, n])\n"
+        "        t = kd.dot(kd.exp(x[m, :]).T, x[m, n])"
+    )
     _, first, second = (line.strip() for line in text(tmp_path, body).splitlines())
     assert (
         first
