@@ -1,0 +1,37 @@
+"""Where the config of a problem comes from when the caller gives none.
+
+``kpt_dsl`` knows no config database. A package that has one offers a *provider* through an entry point of the group
+``kpt.configs``; without one, or where it has no answer, the first config by rule is used.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from kpt_dsl.space import Config, space
+from kpt_dsl.targets import Target
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+
+RULE = "rule"
+"""Provenance of a config that nobody measured: the space's first."""
+
+Provider = Callable[["Problem", Target], tuple[Config, str] | None]
+"""Gives a config and its provenance ("measured", "shipped", "predicted", …), or None where it knows nothing. Must not raise."""
+
+
+@cache
+def providers() -> tuple[Provider, ...]:
+    """The providers of installed packages, found once."""
+    return tuple(entry.load() for entry in entry_points(group="kpt.configs"))
+
+
+def choose(problem: "Problem", target: Target) -> tuple[Config, str]:
+    """The config for a problem on a target, and where it comes from. Raises TargetError where no config is legal."""
+    for provider in providers():
+        answer = provider(problem, target)
+        if answer is not None:
+            return answer
+    return space(problem, target).first, RULE

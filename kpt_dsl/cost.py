@@ -1,0 +1,56 @@
+"""What a problem asks of any machine: operations and bytes, from its IR and its extents. Knows no target and no config."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kpt_dsl import ir
+from kpt_dsl.space.facts import Facts, Product, collect
+from kpt_dsl.space.spans import mean_span
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+
+
+@dataclass(frozen=True)
+class Work:
+    """``flops`` of all products, and ``bytes`` of every tensor read or written once."""
+
+    flops: float
+    bytes: int
+
+    @property
+    def intensity(self) -> float:
+        """Flops a byte."""
+        return self.flops / max(1, self.bytes)
+
+
+def work(problem: "Problem") -> Work:
+    """The work of a problem under the first option of each algorithm choice.
+
+    Products that a loop's bounds skip are not counted, so a causal product counts about half. Bounds that only the run knows
+    (a window given as an argument, lengths in a tensor) count as absent.
+    """
+    facts = collect(problem, problem.lower({}))
+    strides = dict(problem.strides)
+    moved = sum(_elements(problem, t, strides[t.name]) * t.dtype.bytes for t in facts.kernel.tensors)
+    return Work(flops=sum(_flops(facts, product) for product in facts.products), bytes=moved)
+
+
+def _elements(problem: "Problem", tensor: ir.Tensor, strides: tuple[int, ...]) -> int:
+    """Elements in memory: a dim expanded with stride zero is stored once."""
+    return math.prod(1 if stride == 0 else problem.dim(dim) for dim, stride in zip(tensor.dims, strides, strict=True))
+
+
+def _flops(facts: Facts, product: Product) -> float:
+    axes = (product.m, product.n, product.k)
+    extents = {axis: float(facts.extent(axis)) for axis in axes}
+    repeats = 1.0
+    for loop in product.loops:
+        span = mean_span(loop, facts.tiles, facts.dims, {})
+        if loop.tile.axis in extents:
+            extents[loop.tile.axis] = span
+    for index in facts.kernel.grid:
+        if isinstance(index, ir.GridIndex):
+            repeats *= facts.dims[index.dim]
+    return 2.0 * repeats * math.prod(extents.values())

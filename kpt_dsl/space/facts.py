@@ -1,0 +1,252 @@
+"""What the rules of a space ask about one specialisation of a kernel, read once from its IR.
+
+Facts are about the program, not the machine: which tiles there are, which tensors are read where, which products there are and
+how they hang together. Knows no target and no config.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from kpt_dsl import ir
+from kpt_dsl.dtypes import DType
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+
+Axes = tuple[ir.Axis, ...]
+Loops = tuple[ir.For, ...]
+
+
+@dataclass(frozen=True)
+class Access:
+    """A tile read from a tensor or written to one, within ``loops`` (outermost first)."""
+
+    tensor: ir.Tensor
+    axes: Axes
+    loops: Loops
+    store: bool = False
+    product: bool = False
+    """It is an operand of a product, or (a store) holds a product's result."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A dot: (m, k) x (k, n), within ``loops``."""
+
+    m: ir.Axis
+    n: ir.Axis
+    k: ir.Axis
+    dtype: DType
+    loops: Loops
+    loads: tuple[Access | None, Access | None]
+    """Where each operand was loaded; None for one that was computed."""
+    chained: bool
+    """An operand is computed from another product of the same loop."""
+    carried: bool
+    """It adds to an accumulator."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """One elementwise operation or reduction over a tile, within ``loops``."""
+
+    op: str
+    axes: Axes
+    loops: Loops
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts of one specialisation; ``problem`` gives extents, strides and alignment, ``kernel`` its IR."""
+
+    problem: "Problem"
+    kernel: ir.Kernel
+    loads: tuple[Access, ...]
+    stores: tuple[Access, ...]
+    products: tuple[Product, ...]
+    arithmetic: tuple[Arithmetic, ...]
+    loops: tuple[Loops, ...]
+    """Every sequential loop, with those around it; the loop itself is the last."""
+    carried: Mapping[Loops, tuple[ir.Type, ...]] = field(hash=False)
+    """The tiles that each loop carries from one step to the next."""
+    tile_types: frozenset[ir.Type]
+
+    @cached_property
+    def dims(self) -> dict[str, int]:
+        return dict(self.problem.dims)
+
+    @cached_property
+    def grid_tiles(self) -> tuple[ir.Tile, ...]:
+        return tuple(loop for loop in self.kernel.grid if isinstance(loop, ir.Tile))
+
+    @cached_property
+    def tiles(self) -> dict[str, ir.Tile]:
+        """Tile variables, those of the grid first."""
+        found = {tile.name: tile for tile in self.grid_tiles}
+        return found | {loops[-1].tile.name: loops[-1].tile for loops in self.loops}
+
+    @cached_property
+    def blocks(self) -> dict[str, tuple[ir.Axis, ...]]:
+        """Block knobs in order, with the axes that each one sizes."""
+        found: dict[str, tuple[ir.Axis, ...]] = {}
+        for tile in (*self.grid_tiles, *(loops[-1].tile for loops in self.loops)):
+            axes = found.get(tile.block, ())
+            found[tile.block] = axes if tile.axis in axes else (*axes, tile.axis)
+        return found
+
+    @cached_property
+    def block_of(self) -> dict[ir.Axis, str]:
+        return {axis: block for block, axes in self.blocks.items() for axis in axes}
+
+    def extent(self, axis: ir.Axis) -> int:
+        """Elements along the whole dim of an axis."""
+        return 1 if axis == ir.UNIT else self.dims[axis.dim]
+
+    @cached_property
+    def product_axes(self) -> frozenset[ir.Axis]:
+        return frozenset(axis for product in self.products for axis in (product.m, product.n, product.k))
+
+    @cached_property
+    def contiguous_axes(self) -> frozenset[ir.Axis]:
+        """Axes along which neighbouring elements of some tensor lie side by side in memory."""
+        strides = dict(self.problem.strides)
+        return frozenset(
+            axis
+            for access in (*self.loads, *self.stores)
+            for axis in access.axes
+            if strides[access.tensor.name][access.tensor.dims.index(axis.dim)] == 1
+        )
+
+
+def collect(problem: "Problem", kernel: ir.Kernel) -> Facts:
+    """Read the facts of a kernel specialised for a problem."""
+    reader = _Reader(kernel)
+    reader.body(kernel.body, ())
+    return Facts(
+        problem=problem,
+        kernel=kernel,
+        loads=tuple(reader.loads),
+        stores=tuple(reader.stores),
+        products=tuple(reader.products),
+        arithmetic=tuple(reader.arithmetic),
+        loops=tuple(reader.loops),
+        carried=reader.carried,
+        tile_types=frozenset(node.type for node in _tile_exprs(kernel.body)),
+    )
+
+
+def _tile_exprs(body: tuple[ir.Stmt, ...]) -> Iterator[ir.Expr]:
+    return (node for node in ir.every_expr(body) if node.type.shape)
+
+
+class _Reader:
+    """Walks a body once in program order, keeping what each variable was last assigned."""
+
+    def __init__(self, kernel: ir.Kernel) -> None:
+        self.kernel = kernel
+        self.loads: list[Access] = []
+        self.stores: list[Access] = []
+        self.products: list[Product] = []
+        self.arithmetic: list[Arithmetic] = []
+        self.loops: list[Loops] = []
+        self.carried: dict[Loops, tuple[ir.Type, ...]] = {}
+        self._values: dict[str, ir.Expr] = {}
+        self._types: dict[str, ir.Type] = {}
+        self._loaded_in: dict[str, Loops] = {}
+        self._made_by_product: set[str] = set()
+
+    def body(self, body: tuple[ir.Stmt, ...], loops: Loops) -> None:
+        for stmt in body:
+            match stmt:
+                case ir.Assign(name=name, value=value):
+                    self._expr(value, loops)
+                    self._assign(name, value, loops)
+                case ir.Store(tensor=tensor, index=index, value=value):
+                    self._expr(value, loops)
+                    axes = tuple(i for i in index if isinstance(i, ir.Axis))
+                    made = self._from_product(value)
+                    self.stores.append(Access(self.kernel.tensor(tensor), axes, loops, store=True, product=made))
+                case ir.For():
+                    self._loop(stmt, loops)
+
+    def _loop(self, loop: ir.For, loops: Loops) -> None:
+        # Bounds are kept free of variables, so that they can be evaluated wherever the loop is looked at.
+        start, stop = self._inlined(loop.start), self._inlined(loop.stop)
+        loop = ir.For(
+            tile=loop.tile, start=start, stop=stop, body=loop.body, carried=loop.carried, part=loop.part, loc=loop.loc
+        )
+        inside = (*loops, loop)
+        self.loops.append(inside)
+        self.carried[inside] = tuple(self._types[name] for name in loop.carried if self._types[name].shape)
+        for name in loop.carried:
+            self._values.pop(name, None)
+        self.body(loop.body, inside)
+        for name in loop.carried:
+            self._values.pop(name, None)
+
+    def _assign(self, name: str, value: ir.Expr, loops: Loops) -> None:
+        if self._from_product(value):
+            self._made_by_product.add(name)
+        self._types[name] = value.type
+        self._values[name] = self._inlined(value) if not value.type.shape else value
+        self._loaded_in[name] = loops
+
+    def _inlined(self, node: ir.Expr) -> ir.Expr:
+        """A scalar with its variables replaced by their values, as far as those are known before the run."""
+        if isinstance(node, ir.Var):
+            value = self._values.get(node.name)
+            return node if value is None or value.type.shape else value
+        return ir.with_children(node, tuple(self._inlined(child) for child in ir.children(node)))
+
+    def _from_product(self, node: ir.Expr) -> bool:
+        return any(
+            isinstance(n, ir.Dot) or (isinstance(n, ir.Var) and n.name in self._made_by_product) for n in ir.walk(node)
+        )
+
+    def _expr(self, top: ir.Expr, loops: Loops) -> None:
+        for node in ir.walk(top):
+            match node:
+                case ir.Load(tensor=tensor, index=index):
+                    axes = tuple(i for i in index if isinstance(i, ir.Axis))
+                    self.loads.append(Access(self.kernel.tensor(tensor), axes, loops))
+                case ir.Dot():
+                    self._dot(node, loops)
+                case ir.Unary(op=op) | ir.Binary(op=op) if node.type.shape:
+                    self.arithmetic.append(Arithmetic(op, node.type.shape, loops))
+                case ir.Where() | ir.Cast() if node.type.shape:
+                    self.arithmetic.append(Arithmetic("where", node.type.shape, loops))
+                case ir.Reduce(op=op, x=x):
+                    self.arithmetic.append(Arithmetic(op, x.type.shape, loops))
+
+    def _dot(self, node: ir.Dot, loops: Loops) -> None:
+        loads = (self._operand(node.a, loops), self._operand(node.b, loops))
+        computed = [x for x, load in ((node.a, loads[0]), (node.b, loads[1])) if load is None]
+        (m, k), n = node.a.type.shape, node.b.type.shape[1]
+        self.products.append(
+            Product(
+                m=m,
+                n=n,
+                k=k,
+                dtype=node.a.type.dtype,
+                loops=loops,
+                loads=loads,
+                chained=any(self._from_product(x) for x in computed),
+                carried=node.acc is not None,
+            )
+        )
+
+    def _operand(self, node: ir.Expr, loops: Loops) -> Access | None:
+        """Where an operand was loaded, looking through casts, transposes and variables."""
+        while True:
+            match node:
+                case ir.Cast(x=x) | ir.Transpose(x=x):
+                    node = x
+                case ir.Var(name=name) if name in self._values:
+                    loops, node = self._loaded_in[name], self._values[name]
+                case ir.Load(tensor=tensor, index=index):
+                    axes = tuple(i for i in index if isinstance(i, ir.Axis))
+                    return Access(self.kernel.tensor(tensor), axes, loops, product=True)
+                case _:
+                    return None

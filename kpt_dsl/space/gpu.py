@@ -1,0 +1,161 @@
+"""Space rules of GPUs: blocks of warps, tiles in registers and shared memory, software pipelining, tensor descriptors.
+
+Everything is asked of the target's fields and the kernel's facts; no chip and no kernel has a case of its own.
+The estimates of registers and shared memory follow what Triton allocates, closely enough to refuse what cannot compile;
+whether the compiler spills is for the compiler to say.
+"""
+
+from kpt_dsl import ir
+from kpt_dsl.space import descriptors, gpu_first, gpu_model
+from kpt_dsl.space.config import Config
+from kpt_dsl.space.facts import Access, Facts
+from kpt_dsl.space.gpu_sizes import GpuSizes, least_lanes
+from kpt_dsl.space.sized import powers, up_to_power
+from kpt_dsl.space.space import Knobs
+from kpt_dsl.targets import Target
+
+MAX_TILE_ELEMENTS = 2**20
+"""Most elements of one tile (Triton, TRITON_MAX_TENSOR_NUMEL)."""
+PRODUCT_BLOCK = 256
+"""Longest side of a product's tile that is worth trying: operands of more do not fit beside their pipeline."""
+ROW_BLOCK = 8192
+"""Longest piece of a row worth reading at once in a loop; more bytes than a core needs in flight gain nothing."""
+BATCH_BLOCK = 64
+"""Most rows worth giving one program where rows do not share anything."""
+
+
+def knobs(facts: Facts, target: Target) -> Knobs:
+    """Knobs of one variant on a GPU."""
+    found: Knobs = {block: _block_values(facts, axes) for block, axes in facts.blocks.items()}
+    most_warps = target.block_threads // target.warp_lanes
+    found["num_warps"] = powers(1, min(most_warps, 8) if facts.products else most_warps)
+    if any(load.loops for load in facts.loads if load.axes):
+        found["num_stages"] = target.stages
+    if _shares_operands(facts):
+        found["group"] = (1, 4, 8, 16)
+        found["persistent"] = (False, True)
+    if target.descriptors and any(_may_describe(facts, access) for access in (*facts.loads, *facts.stores)):
+        found["descriptors"] = (False, True)
+    if _splits_epilogue(facts):
+        found["epilogue"] = (1, 2, 4)
+    if facts.products:
+        found |= dict(target.options)
+    return found
+
+
+def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
+    """Why a config cannot run on a GPU, or None."""
+    sizes = GpuSizes(facts, target, config)
+    return (
+        _why_too_large(sizes)
+        or _why_bad_warps(sizes)
+        or _why_too_many_registers(sizes)
+        or _why_too_much_shared(sizes)
+        or _why_bad_descriptors(sizes)
+        or _why_bad_epilogue(sizes)
+    )
+
+
+def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
+    """A good legal config by rule."""
+    return gpu_first.first(facts, target, knobs, lambda config: why_illegal(facts, target, config))
+
+
+def seconds(facts: Facts, target: Target, config: Config) -> float:
+    """A rough model of the run time of a legal config."""
+    return gpu_model.seconds(GpuSizes(facts, target, config))
+
+
+# ------------------------------------------------------------------ which knobs there are
+def _block_values(facts: Facts, axes: tuple[ir.Axis, ...]) -> tuple[int, ...]:
+    extent = up_to_power(max(1, *(facts.extent(axis) for axis in axes)))
+    if facts.product_axes.intersection(axes):
+        low = max(least_lanes(facts, axis) for axis in axes)
+        return powers(low, max(low, min(PRODUCT_BLOCK, extent)))
+    low, high = (128, ROW_BLOCK) if facts.contiguous_axes.intersection(axes) else (1, BATCH_BLOCK)
+    return powers(min(low, extent), min(high, extent))
+
+
+def _shares_operands(facts: Facts) -> bool:
+    """Whether neighbouring programs read the same tiles, so that the order of programs matters."""
+    return len(facts.grid_tiles) >= 2 and bool(facts.products)
+
+
+def _may_describe(facts: Facts, access: Access) -> bool:
+    return _in_products(facts, access) and descriptors.describable(facts.problem, access.tensor.name)
+
+
+def _in_products(facts: Facts, access: Access) -> bool:
+    operands = {load.tensor.name for product in facts.products for load in product.loads if load is not None}
+    return len(access.axes) >= 2 and (access.tensor.name in operands if not access.store else access.product)
+
+
+def _splits_epilogue(facts: Facts) -> bool:
+    """Whether a loop's product is stored by columns of a tile: such a tile can be stored in parts."""
+    return any(_columns(facts, store) is not None for store in facts.stores)
+
+
+def _columns(facts: Facts, store: Access) -> ir.Axis | None:
+    """The tiled columns of a stored product; None for any other store."""
+    wide = len(store.axes) == 2 and store.product and not store.loops
+    if wide and any(p.n == store.axes[1] and p.loops and not p.chained for p in facts.products):
+        return store.axes[1] if store.axes[1] in facts.block_of else None
+    return None
+
+
+# ------------------------------------------------------------------ what makes a point illegal
+def _why_too_large(sizes: GpuSizes) -> str | None:
+    for kind in sizes.facts.tile_types:
+        if (count := sizes.count(kind.shape)) > MAX_TILE_ELEMENTS:
+            return f"tile {kind} has {count:,} elements; one may have at most {MAX_TILE_ELEMENTS:,}"
+    return None
+
+
+def _why_bad_warps(sizes: GpuSizes) -> str | None:
+    largest = max((sizes.count(kind.shape) for kind in sizes.facts.tile_types), default=1)
+    warps, target = sizes.warps, sizes.target
+    if warps > 1 and sizes.threads > largest:
+        return f"{warps} warps are {sizes.threads} threads, but no tile has more than {largest} elements"
+    for product in sizes.facts.products:
+        rows = sizes.lanes(product.m)
+        if rows >= target.mma_rows and warps < target.mma_warps:
+            return f"products of {rows} rows on {target.name} are issued by {target.mma_warps} warps together, not by {warps}"
+    return None
+
+
+def _why_too_many_registers(sizes: GpuSizes) -> str | None:
+    need, most = sizes.registers, sizes.target.thread_registers
+    if need > most:
+        return f"tiles need about {need} registers a thread with {sizes.warps} warps; {sizes.target.name} has {most}"
+    return None
+
+
+def _why_too_much_shared(sizes: GpuSizes) -> str | None:
+    need, most = sizes.shared_bytes, sizes.target.shared_bytes
+    if need > most:
+        return f"tiles need about {need:,} B of shared memory; a block has at most {most:,} B on {sizes.target.name}"
+    return None
+
+
+def _why_bad_descriptors(sizes: GpuSizes) -> str | None:
+    if not sizes.config.get("descriptors"):
+        return None
+    for access in (*sizes.facts.loads, *sizes.facts.stores):
+        if not _may_describe(sizes.facts, access):
+            continue
+        box = [sizes.lanes(axis) for axis in access.axes]
+        row = box[-1] * access.tensor.dtype.bytes
+        if max(box) > descriptors.MAX_BOX:
+            return f"tiles of {access.tensor.name} are {max(box)} wide; a descriptor copies at most {descriptors.MAX_BOX}"
+        if row < descriptors.MIN_ROW:
+            return f"rows of tiles of {access.tensor.name} are {row} B; a descriptor copies at least {descriptors.MIN_ROW} B"
+    return None
+
+
+def _why_bad_epilogue(sizes: GpuSizes) -> str | None:
+    parts = int(sizes.config.get("epilogue", 1))
+    for store in sizes.facts.stores:
+        columns = _columns(sizes.facts, store)
+        if parts > 1 and columns is not None and sizes.lanes(columns) // parts < 32:
+            return f"{sizes.lanes(columns)} columns in {parts} parts are fewer than 32 columns a part"
+    return None

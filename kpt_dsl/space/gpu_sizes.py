@@ -1,0 +1,98 @@
+"""What a config asks of a GPU: threads, registers, shared memory, and how many blocks then share a core."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from kpt_dsl import ir
+from kpt_dsl.space.facts import Access, Facts, Loops
+from kpt_dsl.space.sized import Sized, up_to_power
+
+MIN_PRODUCT_SIDE = 16
+"""Least lanes along an axis of a product; along k of 8-bit operands twice as many."""
+BASE_REGISTERS = 40
+"""Registers of a thread that hold addresses, indices and loop state, whatever the tiles are."""
+
+
+@dataclass(frozen=True)
+class GpuSizes(Sized):
+    """A kernel's sizes under a config, on a GPU."""
+
+    def whole(self, axis: ir.Axis) -> int:
+        return max(up_to_power(max(1, self.facts.extent(axis))), least_lanes(self.facts, axis))
+
+    @property
+    def warps(self) -> int:
+        return int(self.config["num_warps"])
+
+    @property
+    def stages(self) -> int:
+        return int(self.config.get("num_stages", 1))
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.warps * self.target.warp_lanes
+
+    @cached_property
+    def registers(self) -> int:
+        """Registers of a thread: the tiles that a loop carries and the largest one that it makes, spread over the block."""
+        return BASE_REGISTERS + max(map(self._held, ((), *self.facts.loops))) // self.threads
+
+    def _held(self, loops: Loops) -> int:
+        """32-bit words of the tiles alive at once in a loop (or outside all)."""
+        carried = sum(max(1, kind.dtype.bits // 32) * self.count(kind.shape) for kind in self.facts.carried.get(loops, ()))
+        products = [p for p in self.facts.products if p.loops == loops]
+        if products:
+            made = [self.count((p.m, p.n)) for p in products if not p.carried]
+        else:
+            made = [self.count(a.axes) for a in self.facts.arithmetic if a.loops == loops]
+        return carried + max(made, default=0)
+
+    @cached_property
+    def buffers(self) -> int:
+        """How many copies of a pipelined operand are in shared memory at a time."""
+        return self.stages if self.target.async_products else max(1, self.stages - 1)
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: pipelined operands, operands loaded once, and tiles on their way to be stored."""
+        in_loops = max((self._operands(loops) for loops in self.facts.loops), default=0)
+        epilogue = max((self._staged(store) for store in self.facts.stores), default=0)
+        if self.config.get("persistent"):
+            return in_loops + epilogue  # the next tile's operands are loaded while this one is stored
+        return max(in_loops, epilogue)
+
+    def _operands(self, loops: Loops) -> int:
+        """Bytes of shared memory that the products of a loop read."""
+        loads = {load for p in self.facts.products if p.loops == loops for load in p.loads if load is not None}
+        pipelined = sum(self.bytes(load) for load in loads if load.loops == loops)
+        hoisted = sum(self.bytes(load) for load in loads if load.loops != loops)
+        return self.buffers * pipelined + (hoisted if self.target.async_products else 0)
+
+    def _staged(self, store: Access) -> int:
+        """Bytes of shared memory that a product's result passes through on its way out."""
+        if not store.product or len(store.axes) < 2:
+            return 0
+        return self.bytes(store) // int(self.config.get("epilogue", 1))
+
+    @cached_property
+    def resident(self) -> int:
+        """How many blocks run on a core at a time."""
+        target = self.target
+        registers = min(self.registers, target.thread_registers) * self.threads
+        shared = self.shared_bytes + target.reserved_shared_bytes
+        by_shared = target.core_shared_bytes // shared if shared else target.core_blocks
+        return max(
+            1, min(target.core_blocks, target.core_threads // self.threads, target.registers // registers, by_shared)
+        )
+
+
+def least_lanes(facts: Facts, axis: ir.Axis) -> int:
+    """The least lanes that products allow an axis to have."""
+    least = 1
+    for product in facts.products:
+        if axis in (product.m, product.n):
+            least = max(least, MIN_PRODUCT_SIDE)
+        if axis == product.k:
+            least = max(least, MIN_PRODUCT_SIDE * (2 if product.dtype.bits == 8 else 1))
+    return least

@@ -1,0 +1,166 @@
+"""The search space of a problem on a target: its knobs, which points of it are legal, and the config to begin with.
+
+A kernel with algorithm choices has one *variant* for each way to choose; a config holds exactly the knobs of its own variant, so
+equal programs have equal configs. What the knobs are is derived by the rules that the target names.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from kpt_dsl.errors import ConfigError, TargetError
+from kpt_dsl.space.config import Config, Value
+from kpt_dsl.space.facts import Facts, collect
+from kpt_dsl.targets import Target
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+
+Knobs = dict[str, tuple[Value, ...]]
+
+
+class Rules(Protocol):
+    """What the module named by ``target.rules`` defines, for one variant at a time (choices not included)."""
+
+    def knobs(self, facts: Facts, target: Target) -> Knobs:
+        """Knobs in order, each with the values worth trying in ascending order."""
+
+    def why_illegal(self, facts: Facts, target: Target, config: Config) -> str | None:
+        """Why a config whose values are all among the knobs' cannot run, or None."""
+
+    def first(self, facts: Facts, target: Target, knobs: Knobs) -> Config | None:
+        """A good legal config by rule, or None where no point of the variant is legal."""
+
+    def seconds(self, facts: Facts, target: Target, config: Config) -> float:
+        """A rough model of how long a legal config takes: for ranking, not for the clock."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make the kernel's algorithm choices, with the facts and knobs that follow from it."""
+
+    choices: Config
+    facts: Facts
+    knobs: Knobs
+
+
+class Space:
+    """Every config worth trying of a problem on a target. Iterating gives the legal ones."""
+
+    def __init__(self, problem: "Problem", target: Target) -> None:
+        self.problem = problem
+        self.target = target
+        self._rules: Rules = _rules(target)
+
+    @cached_property
+    def variants(self) -> tuple[Variant, ...]:
+        """The kernel's variants; the first takes the first option of every choice."""
+        found: list[Variant] = []
+        pending = [Config()]
+        while pending:
+            choices = pending.pop()
+            kernel = self.problem.lower(choices)
+            undecided = [(name, options) for name, options in kernel.choices if name not in choices]
+            if undecided:
+                name, options = undecided[0]
+                pending.extend(choices | {name: option} for option in reversed(options))
+            else:
+                facts = collect(self.problem, kernel)
+                found.append(Variant(choices, facts, self._rules.knobs(facts, self.target)))
+        return tuple(found)
+
+    @cached_property
+    def knobs(self) -> Knobs:
+        """Every knob of any variant with its values, algorithm choices first. Not every config has every knob."""
+        found: dict[str, dict[Value, None]] = {}
+        for variant in self.variants:
+            for name, choice in variant.choices.items():
+                found.setdefault(name, {})[choice] = None
+        for variant in self.variants:
+            for name, values in variant.knobs.items():
+                found.setdefault(name, {}).update(dict.fromkeys(values))
+        return {name: tuple(values) for name, values in found.items()}
+
+    @cached_property
+    def size(self) -> int:
+        """How many points there are, legal or not."""
+        return sum(math.prod(map(len, variant.knobs.values())) for variant in self.variants)
+
+    def __iter__(self) -> Iterator[Config]:
+        for variant in self.variants:
+            for values in itertools.product(*variant.knobs.values()):
+                config = variant.choices | dict(zip(variant.knobs, values, strict=True))
+                if self._rules.why_illegal(variant.facts, self.target, config) is None:
+                    yield config
+
+    def canonical(self, values: Mapping[str, Value]) -> Config:
+        """The values that matter under the choices among them, in the order of the space; what is missing stays missing."""
+        variant = self._variant(values)
+        return variant.choices | {name: values[name] for name in variant.knobs if name in values}
+
+    def why_illegal(self, config: Mapping[str, Value]) -> str | None:
+        """Why a config cannot run here, for a person to read; None when it can."""
+        variant = self._variant(config)
+        expected = {name: (value,) for name, value in variant.choices.items()} | variant.knobs
+        for name, value in config.items():
+            if name not in expected:
+                return self._why_unexpected(name, variant)
+            if not any(value == known and type(value) is type(known) for known in expected[name]):
+                accepted = self.knobs[name] if name in variant.choices else expected[name]
+                return f"{name} is {value!r}; accepted here are {', '.join(map(repr, accepted))}"
+        if missing := [name for name in expected if name not in config]:
+            return f"{', '.join(missing)} missing; a config here has {', '.join(expected)}"
+        return self._rules.why_illegal(variant.facts, self.target, Config(config))
+
+    def check(self, config: Mapping[str, Value]) -> None:
+        """Raises ConfigError with the reason when a config is illegal."""
+        reason = self.why_illegal(config)
+        if reason is not None:
+            raise ConfigError(f"{self.problem.kernel.name} on {self.target.name}: config {Config(config)} is illegal: {reason}")
+
+    @cached_property
+    def first(self) -> Config:
+        """The config to begin with, by rule. Raises TargetError where no config is legal."""
+        candidates = [
+            (variant, found)
+            for variant in self.variants
+            if (found := self._rules.first(variant.facts, self.target, variant.knobs)) is not None
+        ]
+        if not candidates:
+            raise TargetError(f"no config of {self.problem} is legal on {self.target.name}")
+        variant, config = min(candidates, key=lambda c: self._rules.seconds(c[0].facts, self.target, c[1]))
+        return variant.choices | config
+
+    def seconds(self, config: Config) -> float:
+        """A rough model of how long a legal config takes: good enough to rank candidates, not to predict a clock."""
+        return self._rules.seconds(self._variant(config).facts, self.target, config)
+
+    def _variant(self, values: Mapping[str, Value]) -> Variant:
+        """The variant that agrees with the most of the choices given, in their order."""
+        found = self.variants
+        for name in self.knobs:
+            if name in values and (agreeing := tuple(v for v in found if v.choices.get(name) == values[name])):
+                found = agreeing
+        return found[0]
+
+    def _why_unexpected(self, name: str, variant: Variant) -> str:
+        if name in self.knobs:
+            return f"{name} does nothing when {variant.choices}; leave it out"
+        return f"there is no knob {name}; there are {', '.join(self.knobs)}"
+
+
+@lru_cache(maxsize=512)
+def space(problem: "Problem", target: Target) -> Space:
+    """The search space of a problem on a target. Raises TargetError where the target's rules are missing."""
+    return Space(problem, target)
+
+
+def _rules(target: Target) -> Rules:
+    try:
+        return import_module(target.rules)  # type: ignore[return-value]
+    except ImportError as error:
+        raise TargetError(f"target {target.name} names space rules {target.rules!r}, which cannot be imported: {error}") from error
