@@ -26,20 +26,24 @@ SUM_FACTOR = 4.0
 
 @dataclass(frozen=True)
 class Rounding:
-    """One element type: the spacing of its numbers near one, and how many such spacings a result may be off."""
+    """One element type: the spacing of its numbers near one, how many such spacings a result may be off, and the spacing
+    near zero (of its subnormal numbers, where devices keep them)."""
 
     eps: float
     units: float
+    smallest: float
 
 
 ROUNDING: dict[str, Rounding] = {
-    "f32": Rounding(EPS_F32, 16.0),  # exp, erf and rsqrt of the backends differ by a few units
-    "f16": Rounding(2.0**-10, 2.0),  # one rounding of the result, one of an operand on the way
-    "bf16": Rounding(2.0**-7, 2.0),
-    "tf32": Rounding(2.0**-10, 2.0),  # float32 products when the user allowed TF32
-    "f8e4m3": Rounding(2.0**-3, 1.0),  # half a unit by rounding to nearest; the other half for ties that f32 error tips
-    "f8e5m2": Rounding(2.0**-2, 1.0),
-    "i32": Rounding(0.0, 0.0),
+    "f32": Rounding(EPS_F32, 16.0, 2.0**-126),  # exp, erf and rsqrt of the backends differ by a few units
+    "f16": Rounding(2.0**-10, 2.0, 2.0**-24),  # one rounding of the result, one of an operand on the way
+    "bf16": Rounding(2.0**-7, 2.0, 2.0**-126),
+    "tf32": Rounding(2.0**-10, 2.0, 2.0**-126),  # float32 products when the user allowed TF32
+    "f8e4m3": Rounding(
+        2.0**-3, 1.0, 2.0**-9
+    ),  # half a unit by rounding to nearest; the other half for ties that f32 error tips
+    "f8e5m2": Rounding(2.0**-2, 1.0, 2.0**-16),
+    "i32": Rounding(0.0, 0.0, 0.0),
 }
 
 
@@ -49,8 +53,14 @@ def tolerance(dtype: str, length: int = 1) -> float:
     ``dtype`` is the narrowest type that values are rounded to on the way (short name, as in ``kpt_dsl.dtypes``);
     ``length`` is how many terms the longest sum has.
     """
-    rounding = ROUNDING[dtype]
-    return rounding.units * rounding.eps + (SUM_FACTOR * EPS_F32 * sqrt(max(1, length)) if rounding.eps else 0.0)
+    kind = ROUNDING[dtype]
+    return kind.units * kind.eps + (SUM_FACTOR * EPS_F32 * sqrt(max(1, length)) if kind.eps else 0.0)
+
+
+def rounding(dtype: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Largest error allowed for rounding each of these values to ``dtype``, small ones included."""
+    kind = ROUNDING[dtype]
+    return kind.units * (kind.eps * np.abs(values) + kind.smallest)
 
 
 def as_float64(array: object) -> NDArray[np.float64]:
@@ -66,19 +76,28 @@ def assert_close(got: object, expected: object, dtype: str, length: int = 1, sca
     ``scale`` is the size of the terms that were summed; by default the largest finite magnitude of ``expected``.
     Infinities and NaN must stand in the same places. Shapes must be equal.
     """
+    b = as_float64(expected)
+    finite = b[np.isfinite(b)]
+    size = float(np.max(np.abs(finite), initial=0.0)) if scale is None else scale
+    assert_within(got, b, tolerance(dtype, length) * size, f"{dtype}, sums of {length}, scale {size:.3g}")
+
+
+def assert_within(got: object, expected: object, allowed: float | NDArray[np.float64], why: str = "") -> None:
+    """Fails unless each element of ``got`` is at most ``allowed`` (one number, or one that broadcasts) from ``expected``.
+
+    Infinities and NaN must stand in the same places. Shapes must be equal.
+    """
     a, b = as_float64(got), as_float64(expected)
     assert a.shape == b.shape, f"shape {a.shape}, expected {b.shape}"
-    if a.size == 0:
-        return
     finite = np.isfinite(b)
     np.testing.assert_array_equal(a[~finite], b[~finite], err_msg="where the expected result is not finite")
-    if not finite.any():
-        return
-    size = float(np.max(np.abs(b[finite]))) if scale is None else scale
-    allowed = tolerance(dtype, length) * size
-    error = np.where(finite, np.abs(a - np.where(finite, b, 0.0)), 0.0)
-    worst = float(np.max(error)) if not np.isnan(error).any() else float("nan")
-    assert worst <= allowed, (
-        f"worst error {worst:.3g} at {tuple(int(i) for i in np.unravel_index(np.argmax(error), error.shape))}, "
-        f"allowed {allowed:.3g} ({dtype}, sums of {length}, scale {size:.3g})"
-    )
+    error = np.abs(np.where(finite, a, 0.0) - np.where(finite, b, 0.0))
+    wrong = ~(error <= allowed)  # NaN is wrong too
+    if wrong.any():
+        most = np.where(np.isnan(error), np.inf, error - allowed)
+        worst = tuple(int(i) for i in np.unravel_index(np.argmax(np.where(wrong, most, -np.inf)), error.shape))
+        limit = float(np.broadcast_to(allowed, error.shape)[worst])
+        raise AssertionError(
+            f"{int(wrong.sum())} of {wrong.size} elements are off, the worst at {worst}: {a[worst]:.7g}, "
+            f"expected {b[worst]:.7g}, error {error[worst]:.3g}, allowed {limit:.3g}" + (f" ({why})" if why else "")
+        )

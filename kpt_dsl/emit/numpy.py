@@ -78,9 +78,8 @@ _BUILTINS = ("np", "ml_dtypes", "math", "max", "min", "range", "slice", "float")
 # Functions that generated text uses, written above it when it does; REAL is the dtype of arithmetic.
 _HELPERS = {
     "tiles": '''\
-def tiles(extent, block, start=0, stop=None):
-    """Slices of the indices [start, stop) of range(extent), cut at multiples of the block."""
-    start, stop = max(start, 0), extent if stop is None else min(stop, extent)
+def tiles(start, stop, block):
+    """Slices of range(start, stop), cut at multiples of the block."""
     if start < stop:
         for first in range(start // block * block, stop, block):
             yield slice(max(first, start), min(first + block, stop))''',
@@ -184,9 +183,6 @@ class _Emitter:
     def _used_dims(self) -> set[str]:
         """The dims whose extents the text names."""
         used = {loop.dim for loop in self.kernel.grid}
-        for stmt in ir.statements(self.kernel.body):
-            if isinstance(stmt, ir.For):
-                used.add(stmt.tile.dim)
         for node in ir.every_expr(self.kernel.body):
             match node:
                 case ir.Size(dim):
@@ -217,7 +213,7 @@ class _Emitter:
             case ir.GridIndex(name, dim):
                 header = f"for {self.name(name)} in range({dim}):"
             case ir.Tile():
-                header = f"for {self.name(loop.name)} in {self._tiles(loop)}:"
+                header = f"for {self.name(loop.name)} in {self._tiles(loop, '0', loop.dim)}:"
         with self.out.block(header):
             self._grid(tuple(inner))
 
@@ -229,15 +225,14 @@ class _Emitter:
                 case ir.Store(tensor, index, value):
                     self.out.line(f"{self.name(tensor)}{self._index(index)} = {self.expr(value)}", stmt.loc)
                 case ir.For(tile, start, stop, inner):
-                    bounds = "" if start == ir.scalar(0) else f", start={self.expr(start)}"
-                    bounds += "" if isinstance(stop, ir.Size) and stop.dim == tile.dim else f", stop={self.expr(stop)}"
-                    with self.out.block(f"for {self.name(tile.name)} in {self._tiles(tile, bounds)}:", stmt.loc):
+                    header = f"for {self.name(tile.name)} in {self._tiles(tile, self.expr(start), self.expr(stop))}:"
+                    with self.out.block(header, stmt.loc):
                         self._body(inner)
                 case _:
                     raise AssertionError(stmt)
 
-    def _tiles(self, tile: ir.Tile, bounds: str = "") -> str:
-        return f"{self.helper('tiles')}({tile.dim}, {tile.block}{bounds})"
+    def _tiles(self, tile: ir.Tile, start: str, stop: str) -> str:
+        return f"{self.helper('tiles')}({start}, {stop}, {tile.block})"
 
     def helper(self, name: str) -> str:
         self.helpers.add(name)

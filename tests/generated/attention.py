@@ -1,0 +1,128 @@
+"""Ugly attention: grouped heads, M != N, masks that leave rows empty, padded batches, odd head dims and layouts."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import hypothesis.strategies as st
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kpt.ops.flash_attention.kernels import flash_attention_fwd
+from tests.generated.arrays import Layout, empty, exact, layouts, place, random
+from tests.generated.case import Case
+from tests.tolerances import assert_within, tolerance
+
+CONTIGUOUS = Layout((0, 1, 2, 3))
+TOKENS_FIRST = (0, 2, 1, 3)  # a transposed (B, M, H, D)
+DIMS_BEFORE_TOKENS = (0, 1, 3, 2)  # no unit last stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Case):
+    """``lengths``: key lengths as shares of N, None for no key_lengths; ``magnitude`` multiplies the scores' spread."""
+
+    kernel: ClassVar = flash_attention_fwd
+    B: int = 1
+    groups: int = 1
+    G: int = 1
+    M: int
+    N: int
+    D: int = 64
+    dtype: str = "f16"
+    causal: bool = False
+    window: int | None = None
+    lengths: tuple[float, ...] | None = None
+    magnitude: float = 1.0
+    layout: Layout = CONTIGUOUS
+    out_layout: Layout = CONTIGUOUS
+
+    def arguments(self) -> dict[str, Any]:
+        H = self.G * self.groups
+        lengths = None
+        if self.lengths is not None:
+            counts = [round(self.lengths[i % len(self.lengths)] * self.N) for i in range(self.B)]
+            lengths = torch.tensor(counts, dtype=torch.int32)
+        return {
+            "q": place(random(self.seed, (self.B, H, self.M, self.D), self.magnitude), self.dtype, self.layout),
+            "k": place(random(self.seed + 1, (self.B, self.G, self.N, self.D)), self.dtype, self.layout),
+            "v": place(random(self.seed + 2, (self.B, self.G, self.N, self.D)), self.dtype, self.layout),
+            "key_lengths": lengths,
+            "o": empty((self.B, H, self.M, self.D), self.dtype, self.out_layout),
+            "lse": empty((self.B, H, self.M), "f32", Layout((0, 1, 2))),
+            "scale": 1 / math.sqrt(self.D),
+            "window": self.window,
+            "causal": self.causal,
+        }
+
+    def visible(self, lengths: Any) -> NDArray[np.bool_]:
+        """Which query sees which key, (B, 1, M, N)."""
+        query = np.arange(self.M)[:, None] + self.N - self.M
+        key = np.arange(self.N)[None, :]
+        seen = np.ones((self.B, 1, self.M, self.N), bool)
+        if self.causal:
+            seen &= key <= query
+        if self.window is not None:
+            seen &= np.abs(query - key) < self.window
+        if lengths is not None:
+            seen &= key < exact(lengths)[:, None, None, None]
+        return seen
+
+    def check(self, arguments: Mapping[str, Any], outputs: Mapping[str, torch.Tensor]) -> None:
+        q, k, v = (exact(arguments[name]) for name in "qkv")
+        k, v = (np.repeat(x, self.groups, axis=1) for x in (k, v))
+        scores = q @ k.swapaxes(2, 3) * arguments["scale"]
+        masked = np.where(self.visible(arguments["key_lengths"]), scores, -np.inf)
+        top = np.max(masked, axis=3, initial=-np.inf)
+        shift = np.where(np.isinf(top), 0.0, top)
+        p = np.exp(masked - shift[..., None])
+        total = p.sum(axis=3)
+        with np.errstate(divide="ignore"):
+            lse = top + np.log(total)
+        o = p @ v / np.where(total == 0, 1, total)[..., None]
+        # A score is off by some eps of its size, and so, relatively, are the probability and its sum.
+        conditioning = tolerance("f32", self.D) * max(1.0, float(np.abs(scores).max(initial=0)))
+        largest = float(np.abs(v).max(initial=0))
+        assert_within(outputs["lse"], lse, conditioning + tolerance("f32", self.N))
+        allowed = tolerance(self.dtype, self.N) * float(np.abs(o).max(initial=0)) + conditioning * largest
+        assert_within(outputs["o"], o, allowed)
+
+
+_LENGTHS = st.none() | st.lists(st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.97, 1.0]), min_size=1, max_size=3).map(tuple)
+_TOKENS = st.sampled_from([1, 2, 7, 16, 31, 37, 64, 65, 127, 130, 199]) | st.integers(1, 140)
+
+
+@st.composite
+def attention(draw: st.DrawFn) -> Attention:
+    """Cases of all of it, small enough for an interpreter."""
+    B, G, groups = draw(st.sampled_from([(1, 1, 1), (1, 1, 2), (2, 1, 1), (1, 2, 1), (1, 2, 3), (2, 2, 2), (3, 1, 4)]))
+    dtype = draw(st.sampled_from(["f32", "f16", "bf16"]))
+    M, N = draw(_TOKENS), draw(_TOKENS)
+    if B * G * groups > 3:
+        M, N = min(M, 70), min(N, 130)
+    return Attention(
+        B=B, G=G, groups=groups, M=M, N=N, dtype=dtype,
+        D=draw(st.sampled_from([32, 64, 64, 80, 96, 128, 256])),
+        causal=draw(st.booleans()),
+        window=draw(st.none() | st.sampled_from([1, 2, 16, 33, 64, 500]) | st.integers(1, 150)),
+        lengths=draw(_LENGTHS),
+        magnitude=draw(st.sampled_from([1.0, 1.0, 0.01, 30.0])),
+        layout=draw(layouts(4, TOKENS_FIRST, TOKENS_FIRST, DIMS_BEFORE_TOKENS)),
+        out_layout=draw(layouts(4, TOKENS_FIRST)),
+        seed=draw(st.integers(0, 1 << 20)),
+    )  # fmt: skip
+
+
+ALWAYS = (
+    Attention(M=1, N=1),
+    Attention(M=0, N=37),
+    Attention(M=37, N=0),
+    Attention(B=0, M=5, N=5),
+    Attention(M=130, N=37, causal=True),  # the first 93 rows see no key
+    Attention(M=37, N=199, causal=True, window=16, dtype="bf16"),
+    Attention(B=2, M=64, N=128, lengths=(0.0, 0.5), dtype="f32"),
+    Attention(M=128, N=128, causal=True, groups=4, layout=Layout(TOKENS_FIRST)),
+)
+"""Cases that every run has."""

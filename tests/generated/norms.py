@@ -1,0 +1,137 @@
+"""Ugly rows for the norms: widths from one up, means far from zero, constant rows, tiny and huge numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import hypothesis.strategies as st
+import numpy as np
+import torch
+
+from kpt.ops.layer_norm.kernels import layer_norm_fwd
+from kpt.ops.rms_norm.kernels import rms_norm_fwd
+from tests.generated.arrays import Layout, empty, exact, layouts, place, random
+from tests.generated.case import Case
+from tests.tolerances import assert_within, rounding, tolerance
+
+ROWS = Layout((0, 1))
+COLUMNS = (1, 0)
+ROW_COUNT = st.sampled_from([1, 2, 3, 8, 31, 37]) | st.integers(1, 40)
+WIDTH = st.sampled_from([1, 2, 3, 7, 16, 31, 64, 65, 127, 128, 130, 199, 257, 760, 1024, 4097]) | st.integers(1, 600)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Case):
+    """``constant``: the first row has one value throughout."""
+
+    M: int
+    N: int
+    dtype: str = "f16"
+    weight: bool = True
+    eps: float = 1e-5
+    magnitude: float = 1.0
+    centre: float = 0.0
+    constant: bool = False
+    layout: Layout = ROWS
+    y_layout: Layout = ROWS
+
+    def arguments(self) -> dict[str, Any]:
+        x = random(self.seed, (self.M, self.N), self.magnitude, self.centre)
+        if self.constant:
+            x[:1] = self.centre + self.magnitude
+        weight = place(random(self.seed + 1, (self.N,)), self.dtype, Layout((0,))) if self.weight else None
+        return {
+            "x": place(x, self.dtype, self.layout),
+            "weight": weight,
+            "y": empty((self.M, self.N), self.dtype, self.y_layout),
+            "eps": self.eps,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorm(Norm):
+    kernel: ClassVar = layer_norm_fwd
+    bias: bool = True
+
+    def arguments(self) -> dict[str, Any]:
+        bias = place(random(self.seed + 2, (self.N,)), self.dtype, Layout((0,))) if self.bias else None
+        return super().arguments() | {"bias": bias}
+
+    def check(self, arguments: Mapping[str, Any], outputs: Mapping[str, torch.Tensor]) -> None:
+        x = exact(arguments["x"])
+        weight = exact(arguments["weight"]) if self.weight else np.ones(self.N)
+        bias = exact(arguments["bias"]) if self.bias else np.zeros(self.N)
+        if x.size == 0:
+            return
+        centred = x - x.mean(axis=1, keepdims=True)
+        rstd = 1 / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + self.eps)
+        y = centred * rstd * weight + bias
+        # The mean is off by some eps of the largest number, which rstd magnifies.
+        size = np.abs(x).max(axis=1, keepdims=True) * rstd * np.abs(weight) + np.abs(y) + np.abs(bias)
+        assert_within(outputs["y"], y, rounding(self.dtype, y) + tolerance("f32", self.N) * size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmsNorm(Norm):
+    kernel: ClassVar = rms_norm_fwd
+
+    def check(self, arguments: Mapping[str, Any], outputs: Mapping[str, torch.Tensor]) -> None:
+        x = exact(arguments["x"])
+        weight = exact(arguments["weight"]) if self.weight else np.ones(self.N)
+        if x.size == 0:
+            return
+        y = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + self.eps) * weight
+        assert_within(outputs["y"], y, rounding(self.dtype, y) + tolerance("f32", self.N) * np.abs(y))
+
+
+def _common(draw: st.DrawFn) -> dict[str, Any]:
+    dtype = draw(st.sampled_from(["f32", "f16", "bf16"]))
+    huge = 1e3 if dtype == "f16" else 1e15
+    N = draw(WIDTH)
+    return {
+        "dtype": dtype,
+        "N": N,
+        "M": draw(ROW_COUNT) if N < 1000 else draw(st.integers(1, 5)),
+        "weight": draw(st.booleans()),
+        "eps": draw(st.sampled_from([1e-5, 1e-6, 1e-3])),
+        "magnitude": draw(st.sampled_from([1.0, 1.0, 1e-4, huge])),
+        "layout": draw(layouts(2, COLUMNS)),
+        "y_layout": draw(layouts(2, COLUMNS)),
+        "seed": draw(st.integers(0, 1 << 20)),
+    }
+
+
+@st.composite
+def layer_norm(draw: st.DrawFn) -> LayerNorm:
+    """Layer-norm cases, with means up to a thousand deviations away."""
+    common = _common(draw)
+    centre = draw(st.sampled_from([0.0, 0.0, 3.0, -30.0, 1000.0])) * common["magnitude"]
+    if common["dtype"] == "f16":
+        centre = float(np.clip(centre, -3e4, 3e4))
+    return LayerNorm(**common, centre=centre, bias=draw(st.booleans()), constant=draw(st.booleans()))
+
+
+@st.composite
+def rms_norm(draw: st.DrawFn) -> RmsNorm:
+    """RMS-norm cases."""
+    return RmsNorm(**_common(draw), constant=draw(st.booleans()))
+
+
+ALWAYS_LAYER_NORM = (
+    LayerNorm(M=1, N=1),
+    LayerNorm(M=0, N=64),
+    LayerNorm(M=5, N=0),
+    LayerNorm(M=37, N=760, centre=1000.0, dtype="f32"),
+    LayerNorm(M=2, N=16384, dtype="bf16"),
+    LayerNorm(M=1, N=262_144, dtype="f32", weight=False, bias=False),
+    LayerNorm(M=3, N=199, constant=True, dtype="f32", layout=Layout(COLUMNS, 1)),
+)
+ALWAYS_RMS_NORM = (
+    RmsNorm(M=1, N=1),
+    RmsNorm(M=0, N=64),
+    RmsNorm(M=5, N=0),
+    RmsNorm(M=37, N=760, dtype="f32"),
+    RmsNorm(M=2, N=16384, dtype="bf16"),
+    RmsNorm(M=1, N=262_144, dtype="f32", weight=False),
+)
+"""Cases that every run has."""
