@@ -1,0 +1,248 @@
+"""The shape of a Pallas kernel, decided before any text is written: steps, blocks, and what is kept between steps.
+
+A TPU kernel runs its grid in order, so parallel loops become leading grid axes and sequential loops one last axis of *steps*:
+each loop is a *phase* of it, a run of as many steps as it has tiles. Statements then fall into *segments* that run on the same
+steps. A variable that crosses from one segment to another is computed again where that is cheap and gives the same value,
+and is *kept* in VMEM scratch otherwise. Knows the IR, not a line of JAX.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from kpt_dsl import ir
+from kpt_dsl.errors import TargetError
+from kpt_dsl.ir import Axis, Expr, Stmt
+
+Side = Literal["column", "row"]
+"""How a value with one axis lies in a two-dimensional register: along sublanes (length, 1) or along lanes (1, length)."""
+
+STEP = "step"
+"""The tile of an axis that follows the steps of the last grid axis, whichever loop runs."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One sequential loop as ``steps`` steps of the last grid axis, beginning at step ``first``."""
+
+    loop: ir.For
+    first: int
+    steps: int
+    bounded: bool  # the loop may visit fewer tiles than there are
+
+    @property
+    def last(self) -> int:
+        return self.first + self.steps - 1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Statements that run on the same steps: a loop's body on its phase, others on the one step ``step``."""
+
+    body: tuple[Stmt, ...]
+    step: int
+    phase: Phase | None = None
+
+    @cached_property
+    def exposed(self) -> frozenset[str]:
+        """Variables that are read here before they are assigned here."""
+        found: set[str] = set()
+        assigned: set[str] = set()
+        for stmt in self.body:
+            found |= read_by(stmt) - assigned
+            if isinstance(stmt, ir.Assign):
+                assigned.add(stmt.name)
+        return frozenset(found)
+
+    @cached_property
+    def assigned(self) -> frozenset[str]:
+        return frozenset(s.name for s in self.body if isinstance(s, ir.Assign))
+
+
+def read_by(stmt: Stmt) -> set[str]:
+    """The variables that a statement reads, its own expressions only."""
+    return {e.name for top in ir.expressions(stmt) for e in ir.walk(top) if isinstance(e, ir.Var)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A kernel with its tile sizes, cut into phases and segments."""
+
+    kernel: ir.Kernel
+    dims: Mapping[str, int]
+    lanes: Mapping[str, int]  # tiled dim -> lanes of its tiles, never more than the extent
+    tiles: Mapping[str, ir.Tile]
+    segments: tuple[Segment, ...] = ()
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(s.phase for s in self.segments if s.phase)
+
+    @property
+    def steps(self) -> int:
+        """Extent of the last grid axis; 0 where the kernel has none."""
+        return sum(p.steps for p in self.phases)
+
+    @property
+    def step(self) -> str:
+        """The name of the last grid axis: that of the only loop's tile, where there is one loop."""
+        return self.phases[0].loop.tile.name if len(self.phases) == 1 else STEP
+
+    def phases_over(self, axis: Axis) -> tuple[Phase, ...]:
+        """The phases whose loop runs over the tile of an axis."""
+        return tuple(p for p in self.phases if p.loop.tile.name == axis.tile)
+
+    # -------------------------------------------------------------- variables that cross segments
+    @cached_property
+    def definitions(self) -> dict[str, Expr]:
+        """Variables that have one value for a whole program and are cheap: each segment may compute them anew."""
+        changing = {name for s in self.segments if s.phase for name in s.assigned}
+        found: dict[str, Expr] = {}
+        for stmt in (stmt for s in self.segments if not s.phase for stmt in s.body):
+            if not isinstance(stmt, ir.Assign) or stmt.name in changing:
+                continue
+            inside = list(ir.walk(stmt.value))
+            known = all(e.name in found for e in inside if isinstance(e, ir.Var))
+            if known and not any(isinstance(e, ir.Reduce | ir.Dot) for e in inside):
+                found[stmt.name] = stmt.value
+        return found
+
+    @cached_property
+    def live(self) -> tuple[frozenset[str], ...]:
+        """For each segment, the variables that are still read after it has run."""
+        found: list[frozenset[str]] = []
+        live: frozenset[str] = frozenset()
+        for segment in reversed(self.segments):
+            if segment.phase:  # runs any number of times, or never
+                live |= segment.exposed
+                found.append(live)
+            else:
+                found.append(live)
+                live = segment.exposed | (live - segment.assigned)
+        return tuple(reversed(found))
+
+    @cached_property
+    def kept(self) -> dict[str, ir.Type]:
+        """Variables that live in scratch between steps, with their types."""
+        crossing = frozenset[str]().union(*self.live) - self.definitions.keys()
+        assigned = [s for segment in self.segments for s in segment.body if isinstance(s, ir.Assign)]
+        return {s.name: s.value.type for s in assigned if s.name in crossing}
+
+    def resolved(self, node: Expr) -> Expr:
+        """An expression with the variables in it replaced by their definitions.
+
+        Raises TargetError where one depends on what a loop computed: TPU block indices and bounds cannot.
+        """
+        if isinstance(node, ir.Var):
+            if node.name not in self.definitions:
+                raise TargetError(
+                    f"{self.kernel.name}: an index or a loop bound depends on {node.name}, which a loop computes "
+                    f"(line {node.loc.line}); on a TPU both must be known before a program starts"
+                )
+            return self.resolved(self.definitions[node.name])
+        return ir.with_children(node, tuple(self.resolved(c) for c in ir.children(node)))
+
+    # -------------------------------------------------------------- axes
+    def place(self, axis: Axis) -> Axis:
+        """What axes share that always lie at the same place: tiles of successive loops over a dim, a dim in one tile and whole."""
+        if axis.tile is None or axis.tile == STEP or any(g.name == axis.tile for g in self.kernel.grid):
+            return axis
+        return Axis(axis.dim, STEP if any(p.loop.tile.name == axis.tile for p in self.phases) else None)
+
+    @cached_property
+    def _columns(self) -> dict[Axis, int]:
+        """How many uses of values with a single axis want them as columns, less those that want rows."""
+        votes: dict[Axis, int] = {}
+        for node in (e for s in self.segments for e in ir.every_expr(s.body)):
+            match node:
+                case ir.Expand(x, at) if len(x.type.shape) == 1 and not isinstance(x, ir.Lanes | ir.Valid):
+                    axis, column = self.place(x.type.shape[0]), at == 1
+                case ir.Reduce(_, x, at) if len(x.type.shape) == 2:
+                    axis, column = self.place(node.type.shape[0]), at == 1
+                case _:
+                    continue
+            votes[axis] = votes.get(axis, 0) + (1 if column else -1)
+        return votes
+
+    def side(self, axis: Axis) -> Side:
+        """On which side values that have a single axis lie: where most of their uses want them."""
+        return "column" if self._columns.get(self.place(axis), 0) > 0 else "row"
+
+
+def static_value(node: Expr, dims: Mapping[str, int]) -> int | None:
+    """What an integer scalar is, if it follows from the extents alone."""
+    match node:
+        case ir.Const(value):
+            return int(value)
+        case ir.Size(dim):
+            return dims[dim]
+        case ir.Binary("max" | "min" as op, a, b):
+            x, y = static_value(a, dims), static_value(b, dims)
+            return None if x is None or y is None else max(x, y) if op == "max" else min(x, y)
+    return None
+
+
+def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], tiles: Mapping[str, ir.Tile]) -> Plan:
+    """Cut a kernel into phases and segments. Raises TargetError for a loop inside a loop."""
+    if any(isinstance(s, ir.For) for s in kernel.body):
+        kernel = replace(kernel, body=versioned(kernel.body))
+    uncut = Plan(kernel, dims, lanes, tiles, (Segment(tuple(s for s in kernel.body if not isinstance(s, ir.For)), 0),))
+    segments: list[Segment] = []
+    straight: list[Stmt] = []
+    first = 0
+    for stmt in kernel.body:
+        if not isinstance(stmt, ir.For):
+            straight.append(stmt)
+            continue
+        if any(isinstance(inner, ir.For) for inner in stmt.body):
+            raise TargetError(f"{kernel.name}: a sequential loop inside another (line {stmt.loc.line}) has no TPU form yet")
+        if straight:
+            segments.append(Segment(tuple(straight), max(0, first - 1)))
+            straight = []
+        extent = dims[stmt.tile.dim]
+        steps = -(-extent // lanes[stmt.tile.dim])
+        start, stop = (static_value(uncut.resolved(bound), dims) for bound in (stmt.start, stmt.stop))
+        segments.append(Segment(stmt.body, first, Phase(stmt, first, steps, (start, stop) != (0, extent))))
+        first += steps
+    if straight:
+        segments.append(Segment(tuple(straight), max(0, first - 1)))
+    return replace(uncut, segments=tuple(segments))
+
+
+def unrolled(body: Iterable[Stmt], single: Callable[[ir.For], bool]) -> tuple[Stmt, ...]:
+    """A body in which each loop that is known to run exactly once is replaced by what is in it."""
+    return tuple(inner for s in body for inner in (s.body if isinstance(s, ir.For) and single(s) else (s,)))
+
+
+def versioned(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """The same body where a variable assigned several times, but in no loop, has a name for each of its values."""
+    in_loops = {s.name for loop in body if isinstance(loop, ir.For) for s in ir.statements(loop.body) if isinstance(s, ir.Assign)}
+    taken = {s.name for s in ir.statements(body) if isinstance(s, ir.Assign)}
+    current: dict[str, str] = {}
+
+    def renamed(node: Expr) -> Expr:
+        if isinstance(node, ir.Var):
+            return replace(node, name=current.get(node.name, node.name))
+        return ir.with_children(node, tuple(renamed(c) for c in ir.children(node)))
+
+    def rewritten(stmt: Stmt) -> Stmt:
+        match stmt:
+            case ir.Assign(name, value):
+                value = renamed(value)
+                if name not in in_loops:
+                    fresh, count = name, 1
+                    while name in current and fresh in taken:
+                        count += 1
+                        fresh = f"{name}{count}"
+                    taken.add(fresh)
+                    current[name] = fresh
+                return replace(stmt, name=current.get(name, name), value=value)
+            case ir.Store(_, index, value):
+                where = tuple(renamed(i) if isinstance(i, Expr) else i for i in index)
+                return replace(stmt, index=where, value=renamed(value))
+            case ir.For(_, start, stop, inner):
+                return replace(stmt, start=renamed(start), stop=renamed(stop), body=tuple(rewritten(s) for s in inner))
+        raise AssertionError(stmt)
+
+    return tuple(rewritten(s) for s in body)
