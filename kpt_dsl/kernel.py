@@ -153,6 +153,10 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<kernel {self.qualname}>"
 
+    def __reduce__(self) -> tuple[Callable[[str], "Kernel"], tuple[str]]:
+        """By name: another process reads the kernel from its own source."""
+        return from_name, (self.qualname,)
+
 
 def from_name(name: str) -> Kernel:
     """The kernel behind ``package.module:kernel``. Raises InputError where there is none."""

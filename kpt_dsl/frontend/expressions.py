@@ -5,6 +5,7 @@ An expression's value is tile IR (``ir.Expr``), a tensor argument, a tile, or a 
 
 import ast
 import difflib
+import importlib
 import inspect
 import operator
 from collections.abc import Callable, Mapping
@@ -46,6 +47,16 @@ class Helper:
 
     def __call__(self, *args: Any, **kwargs: Any) -> language.Value:
         language._never(self.name)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        """By name: another process reads the helper from its own source."""
+        return _helper_of, (self.source.fn.__module__, self.source.fn.__qualname__)
+
+
+def _helper_of(module: str, name: str) -> "Helper":
+    found = getattr(importlib.import_module(module), name)
+    assert isinstance(found, Helper)
+    return found
 
 
 def describe(value: Any) -> str:

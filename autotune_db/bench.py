@@ -1,0 +1,70 @@
+"""What a timing process holds: the arguments of one problem on one device, a clock, and launches that are ready to be timed.
+
+Lives in a child of the tuner (``crew``), so that a config that crashes or hangs takes nothing else with it.
+"""
+
+from typing import Any
+
+from autotune_db import inputs, measure, verify
+from kpt_dsl import runtime, targets
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config
+
+SEARCH_SECONDS = 0.1
+"""Timing of one candidate, and of the reference in turns with it."""
+
+_KEPT = 16
+"""Launches that stay ready; more would hold device memory."""
+
+
+class Bench:
+    """Times and verifies configs of one problem."""
+
+    def __init__(self, problem: Problem, target: str, device: int, seed: int) -> None:
+        self._problem = problem
+        self._target = targets.get(target)
+        self._seed = seed
+        self._on_gpu = self._target.backend == "triton"
+        if self._on_gpu:
+            import torch
+
+            torch.cuda.set_device(device)
+        self._clock = measure.clock(self._target)
+        self._arguments: dict[str, Any] = inputs.make(problem, "cuda" if self._on_gpu else "cpu", seed)
+        self._ready: dict[Config, measure.Launch] = {}
+
+    def time(self, config: Config, reference: Config | None) -> tuple[float, float | None]:
+        """Median microseconds of a config, and of the reference in turns with it."""
+        if reference is None or reference == config:
+            (taken,) = measure.medians(self._clock, [self._launch(config)], SEARCH_SECONDS / 2)
+            return taken, taken if reference else None
+        launches = [self._launch(config), self._launch(reference)]
+        taken, other = measure.medians(self._clock, launches, SEARCH_SECONDS)
+        return taken, other
+
+    def compare(self, configs: list[Config], seconds: float) -> list[float]:
+        """Median microseconds of several configs in one interleaved round."""
+        return measure.medians(self._clock, [self._launch(c) for c in configs], seconds)
+
+    def wrong(self, config: Config) -> str:
+        """What is wrong with what a config computes; "" for nothing."""
+        import torch
+
+        for name, role in self._problem.kernel.roles.items():
+            array = self._arguments[name]
+            if role == "out" and array is not None:
+                array.fill_(float("nan") if array.is_floating_point() else -1)
+        self._launch(config)()
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        return verify.wrong(self._problem, config, self._arguments, self._seed)
+
+    def _launch(self, config: Config) -> measure.Launch:
+        ready = self._ready.pop(config, None)
+        if ready is None:
+            if len(self._ready) >= _KEPT:
+                self._ready.pop(next(iter(self._ready)))  # the one not used for longest
+            launch = runtime.launcher(self._problem, self._arguments, config, self._target)
+            ready = self._clock.prepare(launch)
+        self._ready[config] = ready
+        return ready

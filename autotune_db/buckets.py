@@ -1,0 +1,63 @@
+"""Which dims of a kernel are exact in a key and which fall in buckets, read from the kernel's IR.
+
+A dim that varies from call to call at a fixed model (batch, rows, sequence length) is bucketed; one that belongs to the
+model (features, head dim) is exact. No kernel registers which is which, so a rule decides. A dim is exact when
+- a program holds it whole (``x[m, :]``): the config must be legal for that very extent;
+- it belongs to weights: an input that lacks the batch, the leading dim of the first tensor (linear's N and K, a norm's N);
+- a program walks along it and writes along it too: the width of a row (a norm or softmax in several passes).
+Attention: D exact; B, H, G, M, N bucketed. Linear: N, K exact; M bucketed. Norms: N exact; M bucketed.
+Knows no device and no op.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from kpt_dsl import ir
+from kpt_dsl.problem import Problem
+
+
+class Span(NamedTuple):
+    """Extents ``low`` to ``high``, both included; an exact extent has ``low == high``."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}..{self.high}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Span":
+        """Of ``"4096"`` or ``"2049..4096"``. Raises ValueError."""
+        low, _, high = text.partition("..")
+        return cls(int(low), int(high or low))
+
+
+def bucket(extent: int) -> Span:
+    """The bucket of an extent: above one power of two, up to the next."""
+    if extent <= 2:
+        return Span(extent, extent)
+    high = 1 << (extent - 1).bit_length()
+    return Span(high // 2 + 1, high)
+
+
+def exact_dims(problem: Problem) -> frozenset[str]:
+    """The dims of a problem whose extents stand exactly in its key."""
+    return _exact(problem.lower({}))
+
+
+def spans(problem: Problem) -> tuple[tuple[str, Span], ...]:
+    """Every dim with its exact extent or its bucket, in the kernel's order."""
+    exact = exact_dims(problem)
+    return tuple((dim, Span(extent, extent) if dim in exact else bucket(extent)) for dim, extent in problem.dims)
+
+
+@lru_cache(maxsize=1024)
+def _exact(kernel: ir.Kernel) -> frozenset[str]:
+    accesses: list[ir.Load | ir.Store] = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Load)]
+    accesses += [s for s in ir.statements(kernel.body) if isinstance(s, ir.Store)]
+    whole = {axis.dim for a in accesses for axis in a.index if isinstance(axis, ir.Axis) and not axis.tile}
+    batch = next((t.dims[0] for t in kernel.tensors if t.dims), None)
+    weights = {dim for t in kernel.tensors if t.role == "in" and batch not in t.dims for dim in t.dims}
+    walked = {s.tile.dim for s in ir.statements(kernel.body) if isinstance(s, ir.For)}
+    written = {dim for t in kernel.tensors if t.role == "out" for dim in t.dims}
+    return frozenset(whole | weights | (walked & written))

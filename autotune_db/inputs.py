@@ -1,0 +1,54 @@
+"""Arguments for a problem that is to be timed: torch tensors with its very shapes, strides, dtypes and alignment.
+
+Values are random: a card's clocks depend on what it multiplies. torch is imported when they are made.
+"""
+
+from typing import Any
+
+from kpt_dsl import ir
+from kpt_dsl.problem import Problem
+
+_TORCH = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f8e4m3": "float8_e4m3fn",
+    "f8e5m2": "float8_e5m2",
+    "i32": "int32",
+    "i64": "int64",
+    "bool": "bool",
+}
+
+FLOAT_ARGUMENT = 0.125
+"""Scalar arguments have this value: small beside normal data, exact in every type."""
+
+
+def make(problem: Problem, device: str, seed: int) -> dict[str, Any]:
+    """Every argument of the kernel by name; outputs hold garbage, absent tensors and scalars are None."""
+    import torch
+
+    random = torch.Generator(device).manual_seed(seed)
+    arguments: dict[str, Any] = {**dict.fromkeys(problem.kernel.tensors), **dict(problem.statics)}
+    for name, strides in problem.strides:
+        shape, element = problem.shape(name), problem.dtype(name)
+        assert element is not None
+        offset = 0 if name in problem.aligned else 1
+        length = 1 + offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if element.is_float:
+            flat = torch.randn(length, device=device, generator=random)
+        else:
+            longest = _longest(problem)
+            flat = torch.randint((longest + 1) // 2, longest + 1, (length,), device=device, generator=random)
+        flat = flat.to(getattr(torch, _TORCH[element.name]))
+        arguments[name] = flat.as_strided(shape, strides, offset)
+    for name, kind in problem.kernel.scalars.items():
+        if name not in arguments:
+            arguments[name] = FLOAT_ARGUMENT if kind == "float" else (_longest(problem) + 1) // 2
+    return arguments
+
+
+def _longest(problem: Problem) -> int:
+    """The largest value that is safe as a count of elements: the shortest dim that is looped over, for those are counted."""
+    loops = [s.tile.dim for s in ir.statements(problem.lower({}).body) if isinstance(s, ir.For)]
+    extents = dict(problem.dims)
+    return max(1, min((extents[dim] for dim in loops), default=min(extents.values())))

@@ -1,0 +1,29 @@
+"""What compiling processes are asked to do, and how their failures are named. Functions here are found by name in a child."""
+
+from autotune_db.crew import Reply
+from autotune_db.trial import Outcome, Trial
+from kpt_dsl import build, targets
+from kpt_dsl.build import Report
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config
+
+COMPILE_SECONDS = 90.0
+"""A config that takes longer to compile is not worth waiting for."""
+
+
+def compile_one(problem: Problem, target: str, config: Config) -> Report:
+    """Compile into the cache on disk, where the timing process finds it."""
+    return build.compile(problem, targets.get(target), config)
+
+
+def failed(config: Config, reply: Reply) -> Trial:
+    """The trial of a config whose job did not end well."""
+    return Trial(config, _outcome(reply), detail=reply.detail.splitlines()[0][:500] if reply.detail else "")
+
+
+def _outcome(reply: Reply) -> Outcome:
+    if reply.failure in ("crash", "timeout"):
+        return "crash" if reply.failure == "crash" else "timeout"
+    if "OutOfMemory" in reply.kind or reply.kind == "MemoryError" or "out of memory" in reply.detail.lower():
+        return "out of memory"
+    return "compile error" if reply.kind == "CompileError" else "crash"

@@ -1,0 +1,120 @@
+"""The key of an entry: everything that decides which config is best, and nothing that does not.
+
+A key is stored whole, readable, beside its entry. Two calls share an entry exactly when their keys are equal. What is left
+out on purpose: scalar arguments such as eps, and extents within one bucket. Knows no file and no device.
+"""
+
+import hashlib
+import json
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from autotune_db.buckets import Span, spans
+from autotune_db.layouts import layout_class
+from kpt_dsl.errors import StoreError
+from kpt_dsl.frontend.expressions import Helper
+from kpt_dsl.problem import Problem
+
+Flag = bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an entry is for.
+
+    ``kernel``   qualified name, ``package.module:name``
+    ``source``   hash of the kernel's source, its inlined helpers and constants
+    ``device``   exact name of the device (``NVIDIA H200``), or the target's name where none was present
+    ``backend``, ``compiler``   ``triton`` and ``triton 3.9.0``
+    ``dtypes``   tensor -> dtype name; None for an optional tensor that is absent
+    ``layouts``  tensor -> layout class
+    ``flags``    static arguments
+    ``shape``    dim -> exact extent or bucket
+    """
+
+    kernel: str
+    source: str
+    device: str
+    backend: str
+    compiler: str
+    dtypes: tuple[tuple[str, str | None], ...]
+    layouts: tuple[tuple[str, str], ...]
+    flags: tuple[tuple[str, Flag], ...]
+    shape: tuple[tuple[str, Span], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; an exact extent is a number, a bucket a string."""
+        return {
+            "kernel": self.kernel,
+            "source": self.source,
+            "device": self.device,
+            "backend": self.backend,
+            "compiler": self.compiler,
+            "dtypes": dict(self.dtypes),
+            "layouts": dict(self.layouts),
+            "flags": dict(self.flags),
+            "shape": {dim: span.low if span.low == span.high else str(span) for dim, span in self.shape},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Key":
+        """The inverse of ``to_dict``. Raises StoreError for data that is not a key."""
+        try:
+            words = {name: data[name] for name in ("kernel", "source", "device", "backend", "compiler")}
+            if not all(isinstance(word, str) for word in words.values()):
+                raise TypeError("kernel, source, device, backend and compiler are strings")
+            return cls(
+                **words,
+                dtypes=tuple(data["dtypes"].items()),
+                layouts=tuple(data["layouts"].items()),
+                flags=tuple(data["flags"].items()),
+                shape=tuple((dim, Span.parse(str(span))) for dim, span in data["shape"].items()),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"not a key of the config database: {error!r} in {str(data)[:200]}") from None
+
+    @cached_property
+    def digest(self) -> str:
+        """A short name for the key, the same in every process and on every machine."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def title(self) -> str:
+        """The kernel's own name, dtypes, flags and shape on one line, for people."""
+        names = dict.fromkeys(name for _, name in self.dtypes if name)
+        flags = [f"{name}={value}" for name, value in self.flags if value not in (None, False)]
+        shape = ",".join(f"{dim}={span}" for dim, span in self.shape)
+        return " ".join([self.kernel.rpartition(":")[2], "/".join(names), shape, *flags])
+
+
+def key_of(problem: Problem, device: str, backend: str, compiler: str) -> Key:
+    """The key of a problem on a device (its exact name), compiled by a backend and compiler version."""
+    extents = dict(problem.dims)
+    present = {tensor.name: tensor.dims for tensor in problem.lower({}).tensors}
+    elements = dict(problem.dtypes)
+    layouts = tuple(
+        (name, layout_class([extents[d] for d in present[name]], strides, elements[name] or "", name in problem.aligned))
+        for name, strides in problem.strides
+        if name in present
+    )
+    return Key(
+        kernel=problem.kernel.qualname,
+        source=problem.kernel.source_hash,
+        device=device,
+        backend=backend,
+        compiler=compiler,
+        dtypes=problem.dtypes,
+        layouts=layouts,
+        flags=tuple((name, _flag(value)) for name, value in problem.statics),
+        shape=spans(problem),
+    )
+
+
+def _flag(value: Hashable) -> Flag:
+    """A static argument as plain data. A ``@kd.function`` counts by its name and source."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return f"{value.name}@{value.hash}" if isinstance(value, Helper) else repr(value)

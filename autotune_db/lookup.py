@@ -1,0 +1,148 @@
+"""Which config a problem runs with, and how that is known. What dispatch calls.
+
+The order: explicit argument, overlay, user's database, shipped, predicted, nearest sibling, first config. A prediction never
+goes before a measurement. Only reads, and only local files, once a process; imports neither Optuna nor SQLAlchemy; what is
+wrong with a file is said once through the logger ``kpt`` and the next source is asked.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from autotune_db import environment, shipped, snapshot
+from autotune_db.buckets import exact_dims
+from autotune_db.entry import Entry, Origin
+from autotune_db.key import Key, key_of
+from autotune_db.location import VARIABLE, local_file
+from autotune_db.overlay import overlaid
+from autotune_db.sibling import Sibling, sibling
+from autotune_db.winners import Winners
+from kpt_dsl.errors import ConfigError, StoreError
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config, Space, space
+from kpt_dsl.targets import Target
+
+Provenance = Literal["argument", "overlay", "measured", "shipped", "predicted", "rule"]
+
+_log = logging.getLogger("kpt")
+_lock = threading.Lock()
+_read: dict[Path | str, Winners] = {}
+"""The user's file by its path, shipped files by their target's name."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A config and its provenance. ``sibling`` says in what the entry's key differs from the problem's (empty: in nothing)."""
+
+    config: Config
+    provenance: Provenance
+    entry: Entry | None = None
+    sibling: str = ""
+
+    @property
+    def source(self) -> str:
+        """The provenance in words: ``measured``, ``shipped (sibling: M=2049..4096)``."""
+        return f"{self.provenance} (sibling: {self.sibling})" if self.sibling else self.provenance
+
+
+def choose(problem: Problem, target: Target, config: Config | None = None) -> Answer:
+    """The config for a problem on a target. ``config``, an explicit argument, goes first.
+
+    Raises ConfigError where the explicit or the overlaid config is illegal, never because of a database.
+    """
+    for given, provenance in ((config, "argument"), (overlaid(problem.kernel), "overlay")):
+        if given is not None:
+            if why := space(problem, target).why_illegal(given):
+                raise ConfigError(f"{problem} on {target.name}: config ({given}) from the {provenance} is illegal: {why}")
+            return Answer(given, provenance)  # type: ignore[arg-type]
+    return _known(problem, target, environment.device_name(target))
+
+
+def use(place: str | Path) -> None:
+    """From now on this database, for this process and those that it starts: what ``KPT_DB`` does."""
+    os.environ[VARIABLE] = str(place)
+    forget()
+
+
+def forget() -> None:
+    """Read the database and the shipped files anew at the next look-up: after tuning in the same process."""
+    with _lock:
+        _read.clear()
+    _known.cache_clear()
+
+
+@lru_cache(maxsize=8192)
+def _known(problem: Problem, target: Target, device: str) -> Answer:
+    legal = space(problem, target)
+    wanted = key_of(problem, device, target.backend, environment.compiler(target.backend))
+    user, ours = _user(), _shipped(target)
+    for winners, provenance, origin in (
+        (user, "measured", "measured"),
+        (ours, "shipped", "measured"),
+        (user, "predicted", "predicted"),
+        (ours, "predicted", "predicted"),
+    ):
+        for key in _same_device(wanted, winners, target):
+            entry = winners.get(key.digest, origin)  # type: ignore[arg-type]
+            if entry and not legal.why_illegal(entry.config):
+                return Answer(entry.config, provenance, entry)  # type: ignore[arg-type]
+    return _nearest(wanted, exact_dims(problem), legal, user, ours) or Answer(legal.first, "rule")
+
+
+def _same_device(wanted: Key, winners: Winners, target: Target) -> Iterator[Key]:
+    """The key itself; for a target that is not present, or a prediction, under the names of its devices also."""
+    yield wanted
+    if wanted.device != target.name:
+        yield replace(wanted, device=target.name)
+        return
+    for device in sorted(winners.devices(wanted.kernel)):
+        if device != target.name and environment.is_of_target(device, target):
+            yield replace(wanted, device=device)
+
+
+def _nearest(wanted: Key, exact: frozenset[str], legal: Space, user: Winners, ours: Winners) -> Answer | None:
+    """The nearest sibling whose config is legal here; of equally near ones the user's."""
+    found: list[tuple[float, int, Sibling, Provenance]] = []
+    sources: tuple[tuple[Winners, dict[Origin, Provenance]], ...] = (
+        (user, {"measured": "measured", "predicted": "predicted"}),
+        (ours, {"measured": "shipped", "predicted": "predicted"}),
+    )
+    for rank, (winners, provenance) in enumerate(sources):
+        for entry in winners.of_kernel(wanted.kernel):
+            if environment.is_of_target(entry.key.device, legal.target):
+                same = entry.key.device == wanted.device or wanted.device == legal.target.name
+                if near := sibling(wanted, exact, entry, same):
+                    found.append((near.distance, rank, near, provenance[entry.origin]))
+    for _, _, near, word in sorted(found, key=lambda item: item[:2]):
+        if not legal.why_illegal(near.entry.config):
+            return Answer(near.entry.config, word, near.entry, near.difference)
+    return None
+
+
+# ------------------------------------------------------------------ files, read once
+def _user() -> Winners:
+    path = local_file()
+    with _lock:
+        if path not in _read:
+            winners, trouble = snapshot.read(path)
+            if trouble:
+                _log.warning("config database %s is left out: %s; see `kpt-tune doctor`", path, trouble)
+            _read[path] = winners
+        return _read[path]
+
+
+def _shipped(target: Target) -> Winners:
+    with _lock:
+        if target.name not in _read:
+            try:
+                entries = shipped.load(target.name)
+            except StoreError as error:
+                _log.warning("shipped configs are left out: %s", error)
+                entries = []
+            _read[target.name] = Winners(map(shipped.Shipped, entries))
+        return _read[target.name]

@@ -1,0 +1,71 @@
+"""The tables of the config database, the same on SQLite and PostgreSQL.
+
+Rows are only ever added. A run is one tuning of one key; its trials are kept whatever becomes of the space that they came
+from; its winner is a row of its own, and the latest winner of a key and origin stands. ``snapshot`` reads these tables too.
+"""
+
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, MetaData, Table, Text
+
+from autotune_db.snapshot import VERSION
+
+__all__ = ["VERSION", "keys", "metadata", "runs", "schema", "trials", "winners"]
+
+metadata = MetaData()
+
+_Number = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows by itself in INTEGER columns only
+
+
+def _number() -> "Column[int]":
+    return Column("id", _Number, primary_key=True, autoincrement=True)
+
+
+def _one_of(table: str) -> "Column[int]":
+    return Column(f"{table[:-1]}_id", _Number, ForeignKey(f"{table}.id"), nullable=False, index=True)
+
+
+schema = Table("kpt_schema", metadata, Column("version", Integer, nullable=False))
+
+keys = Table(
+    "keys",
+    metadata,
+    _number(),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("kernel", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("body", Text, nullable=False),  # Key.to_dict as JSON
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    _number(),
+    _one_of("keys"),
+    Column("origin", Text, nullable=False),  # entry.Origin
+    Column("environment", Text, nullable=False),  # device, driver and package versions as JSON
+    Column("date", Text, nullable=False),  # ISO 8601, UTC
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    _number(),
+    _one_of("runs"),
+    Column("config", Text, nullable=False),
+    Column("outcome", Text, nullable=False),  # trial.Outcome
+    Column("microseconds", Float(53)),
+    Column("reference_microseconds", Float(53)),  # of the first config, interleaved with it
+    Column("detail", Text, nullable=False),
+    Column("date", Text, nullable=False),
+)
+
+winners = Table(
+    "winners",
+    metadata,
+    _number(),
+    _one_of("keys"),
+    _one_of("runs"),
+    Column("config", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("microseconds", Float(53)),
+    Column("first_microseconds", Float(53)),
+)

@@ -1,0 +1,50 @@
+"""The child's side of ``crew``: a process that does one job after another for its parent, until the parent is gone.
+
+Started as ``python -c "from autotune_db.worker import serve; serve(FD)"``, not by forking: a child that inherits CUDA or a
+thread's locks cannot work, and one that imports the parent's main script would run it again.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from kpt_dsl.errors import KptError
+
+Job = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def serve(fd: int) -> None:
+    """Receives a set-up, then jobs; sends ``("ready",)``, then ``("done", value)`` or ``("failed", detail, kind, ends)``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which still needs what this process knows
+    parent = Connection(fd)
+    try:
+        setup, arguments = parent.recv()
+        state = () if setup is None else (setup(*arguments),)
+        parent.send(("ready",))
+        while True:
+            function, arguments = parent.recv()
+            try:
+                answer: tuple[Any, ...] = ("done", function(*state, *arguments))
+            except KptError as error:
+                answer = _failed(error, ends=False)
+            except Exception as error:
+                # A device that has faulted stays faulted for its process: the parent starts another.
+                parent.send(_failed(error, ends=True))
+                return
+            parent.send(answer)
+    except EOFError:
+        return
+    except Exception as error:
+        parent.send(_failed(error, ends=True))
+
+
+def _failed(error: Exception, ends: bool) -> tuple[str, str, str, bool]:
+    return "failed", str(error).strip()[:2000] or type(error).__name__, type(error).__name__, ends
+
+
+def quiet(fd: int) -> None:
+    """Sends what compilers print to a file that the parent keeps, for the case that this process dies."""
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
