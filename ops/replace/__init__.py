@@ -1,0 +1,9 @@
+"""Module replacement: ``kpt.replace_modules(model)`` puts kpt ops into a model that exists, ``kpt.restore_modules`` takes them out.
+
+What is replaced is a table (``rules.py``); how is one line: a module keeps its identity and changes its class.
+"""
+
+from kpt.ops.replace.report import Change, Report, Skipped
+from kpt.ops.replace.swap import replace_modules, restore_modules
+
+__all__ = ["Change", "Report", "Skipped", "replace_modules", "restore_modules"]

@@ -1,0 +1,76 @@
+"""The classes that replaced modules get: PyTorch's own, with another ``forward``.
+
+A replaced module is the same object with the same parameters, buffers, hooks and flags; only its class differs. So state
+dicts, optimizers, references from elsewhere, ``deepcopy``, pickle (these classes import by name), ``isinstance`` and
+``torch.compile`` all hold, and the class alone tells how to restore.
+"""
+
+import torch
+from torch import nn
+from torch.nn.modules import module as nn_module
+
+from kpt.ops.layer_norm.op import layer_norm
+from kpt.ops.linear_act.op import linear_act
+from kpt.ops.rms_norm.op import rms_norm
+
+
+class KptLayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` through ``kpt.ops.layer_norm``."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (PyTorch's name)
+        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class KptRMSNorm(nn.RMSNorm):
+    """``nn.RMSNorm`` through ``kpt.ops.rms_norm``."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+
+class KptSequential(nn.Sequential):
+    """``nn.Sequential`` that runs a linear layer and the activation behind it as one ``kpt.ops.linear_act``.
+
+    The children stay what they are. A pair that someone watches (a hook, a patched ``forward``) runs as two modules, so that
+    every hook sees what it always saw.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (PyTorch's name)
+        children = list(self)
+        position = 0
+        while position < len(children):
+            child = children[position]
+            activation = fused_activation(child, children[position + 1]) if position + 1 < len(children) else None
+            if activation is None:
+                input = child(input)  # noqa: A001
+                position += 1
+            else:
+                input = linear_act(input, child.weight, child.bias, activation=activation)  # noqa: A001
+                position += 2
+        return input
+
+
+def fused_activation(linear: nn.Module, activation: nn.Module) -> str | None:
+    """The name under which ``linear_act`` knows the activation, where the two can run as one; else None."""
+    if type(linear) is not nn.Linear or _is_watched(linear) or _is_watched(activation):
+        return None
+    return activation_name(activation)
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """How ``linear_act`` calls this activation, or None."""
+    kind = type(module)
+    if kind is nn.GELU:
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(module.approximate))
+    return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(kind)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(
+        "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or nn_module._has_any_global_hook()
+    )

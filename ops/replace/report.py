@@ -1,0 +1,38 @@
+"""What replacing or restoring did, module by module."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A module (or, for attention, a config) that changed: its path in the model, and what it was and became."""
+
+    path: str
+    kind: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A module that looked like one to replace, and why it was left alone."""
+
+    path: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was changed and what was left alone; printing it reads well."""
+
+    action: str
+    changes: tuple[Change, ...]
+    skipped: tuple[Skipped, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.action} {len(self.changes)} of {len(self.changes) + len(self.skipped)}"]
+        width = max((len(entry.path) for entry in (*self.changes, *self.skipped)), default=0)
+        lines += [f"  {c.path:{width}}  {c.before} -> {c.after}" for c in self.changes]
+        lines += [f"  {s.path:{width}}  left alone: {s.reason}" for s in self.skipped]
+        return "\n".join(lines)

@@ -1,0 +1,38 @@
+"""The table of what is replaced by what. A new replacement is a class in ``modules.py`` and a row here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from kpt.ops.replace.modules import KptLayerNorm, KptRMSNorm, KptSequential, activation_name
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Modules of exactly the class ``original`` become ``replacement`` where ``applies`` to them."""
+
+    kind: str
+    original: type[nn.Module]
+    replacement: type[nn.Module]
+    applies: Callable[[nn.Module], bool] = lambda _: True
+
+
+def has_pair(module: nn.Module) -> bool:
+    """Some linear layer is followed by an activation that can be fused into it."""
+    children = list(module.children())
+    return any(
+        isinstance(a, nn.Linear) and activation_name(b) is not None for a, b in zip(children, children[1:], strict=False)
+    )
+
+
+RULES = (
+    Rule("layer_norm", nn.LayerNorm, KptLayerNorm),
+    Rule("rms_norm", nn.RMSNorm, KptRMSNorm),
+    Rule("linear_act", nn.Sequential, KptSequential, applies=has_pair),
+)
+
+ATTENTION = "attention"
+"""The kind that is no module class: the attention function of Transformers models."""
+
+KINDS = (*(rule.kind for rule in RULES), ATTENTION)
