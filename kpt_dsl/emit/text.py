@@ -11,35 +11,50 @@ from kpt_dsl.ir import Loc
 WIDTH = 120
 """Longest line, in columns, that a comment may make."""
 
+MARGIN = "    "
+
 COMMENT_COLUMN = 60
 """Comments line up here where the statement leaves room."""
 
 
 class Writer:
-    """Collects lines at the current indentation.
+    """Collects lines at the current indentation, ``depth`` levels deep.
 
     A line given with a ``loc`` carries the author's text as a comment: beside it where that fits, above it otherwise, and
     once only for a run of lines that came from the same place.
     """
 
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._depth = 0
+    def __init__(self, depth: int = 0) -> None:
+        self.depth = depth
+        self._lines: list[tuple[int, str]] = []
         self._last: Loc | None = None
 
     def line(self, text: str = "", loc: Loc | None = None) -> None:
         """Append one line (or several, separated by newlines; the comment goes to the first)."""
         first, *rest = text.split("\n")
-        margin = "    " * self._depth
+        margin = len(MARGIN) * self.depth
         comment = self._comment(loc)
-        beside = f"{margin + first:<{COMMENT_COLUMN - 2}}  # {comment}"
+        beside = f"{first:<{max(COMMENT_COLUMN - margin - 2, 0)}}  # {comment}"
         if not comment:
-            self._lines.append((margin + first).rstrip())
-        elif len(beside) <= WIDTH:
-            self._lines.append(beside)
+            self._add(first)
+        elif margin + len(beside) <= WIDTH:
+            self._add(beside)
         else:
-            self._lines += [f"{margin}# {comment}", margin + first]
-        self._lines += [(margin + more).rstrip() for more in rest]
+            self._add(f"# {comment}")
+            self._add(first)
+        for more in rest:
+            self._add(more)
+
+    def _add(self, line: str) -> None:
+        self._lines.append((self.depth, line))
+
+    def call(self, head: str, arguments: list[str], loc: Loc | None = None, tail: str = ")") -> None:
+        """Append a call whose text up to the opening bracket is ``head``: on one line, or one argument a line where that is too long."""
+        one = f"{head}{', '.join(arguments)}{tail}"
+        if len(MARGIN * self.depth + one) <= WIDTH:
+            self.line(one, loc)
+        else:
+            self.line("\n".join([head, *(f"    {a}," for a in arguments), tail]), loc)
 
     def _comment(self, loc: Loc | None) -> str:
         if loc is None or not loc.text.strip():
@@ -48,6 +63,10 @@ class Writer:
             return ""
         self._last = loc
         return " ".join(loc.text.split())
+
+    def paste(self, other: "Writer") -> None:
+        """Append all lines of another writer, which keeps its own depth."""
+        self._lines += other._lines
 
     @contextmanager
     def block(self, header: str, loc: Loc | None = None) -> Iterator[None]:
@@ -59,12 +78,12 @@ class Writer:
     @contextmanager
     def indented(self) -> Iterator[None]:
         """Lines written inside stand one level deeper."""
-        self._depth += 1
+        self.depth += 1
         try:
             yield
         finally:
-            self._depth -= 1
+            self.depth -= 1
 
     def text(self) -> str:
         """All that was written, ending in one newline."""
-        return "\n".join(self._lines).rstrip("\n") + "\n"
+        return "\n".join((MARGIN * depth + line).rstrip() for depth, line in self._lines).rstrip("\n") + "\n"

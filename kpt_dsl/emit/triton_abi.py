@@ -1,0 +1,124 @@
+"""What a generated Triton module and the code that compiles and launches it agree on: arguments, grid, compile options.
+
+Knows nothing of the tile IR and imports no Triton: the emitter writes one of these, ``build`` and ``runtime`` read it.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+TYPES = {
+    "f32": "fp32", "f16": "fp16", "bf16": "bf16", "f8e4m3": "fp8e4nv", "f8e5m2": "fp8e5", "i32": "i32", "i64": "i64",
+    "bool": "i1",
+}  # fmt: skip
+"""Triton's names of element types in signatures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """A tensor by the address of its first element. ``bits``: its elements are read as bytes, the target lacks the type."""
+
+    name: str
+    tensor: str
+    dtype: str
+    aligned: bool
+    ranged: bool
+    bits: bool = False
+
+    @property
+    def signature(self) -> str:
+        return "*u8" if self.bits else f"*{TYPES[self.dtype]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A tensor by a host-side tensor descriptor that moves blocks of ``block`` elements (one entry a tensor dim)."""
+
+    name: str
+    tensor: str
+    dtype: str
+    block: tuple[int, ...]
+
+    @property
+    def signature(self) -> str:
+        return f"tensordesc<{TYPES[self.dtype]}{list(self.block)}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A scalar argument of the kernel, there called ``scalar``."""
+
+    name: str
+    scalar: str
+    dtype: str
+
+    @property
+    def signature(self) -> str:
+        return TYPES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The extent of a dim."""
+
+    name: str
+    dim: str
+    divisible: bool
+
+    @property
+    def signature(self) -> str:
+        return "i32"
+
+
+@dataclass(frozen=True, slots=True)
+class Stride:
+    """The stride of one dim of a tensor, in elements."""
+
+    name: str
+    tensor: str
+    axis: int
+    wide: bool
+    divisible: bool
+
+    @property
+    def signature(self) -> str:
+        return "i64" if self.wide else "i32"
+
+
+Argument = Pointer | Descriptor | Scalar | Extent | Stride
+
+
+@dataclass(frozen=True, slots=True)
+class TritonAbi:
+    """How to compile and launch one generated module.
+
+    ``grid``: the dims that programs are counted over, with their blocks; ``persistent``: no more programs than the device
+    runs at a time. ``options`` go to Triton's compiler.
+    """
+
+    arguments: tuple[Argument, ...]
+    grid: tuple[tuple[str, int], ...]
+    persistent: bool
+    options: tuple[tuple[str, object], ...]
+
+    def signature(self) -> dict[str, str]:
+        """Triton's signature: argument name -> type, in order."""
+        return {a.name: a.signature for a in self.arguments}
+
+    def attributes(self) -> dict[tuple[int, ...], list[list[object]]]:
+        """What the compiler may rely on, by position: multiples of 16, tensors below 2 GiB."""
+        found: dict[tuple[int, ...], list[list[object]]] = {}
+        for position, argument in enumerate(self.arguments):
+            facts: list[list[object]] = []
+            if isinstance(argument, Pointer) and argument.aligned:
+                facts.append(["tt.divisibility", 16])
+            if isinstance(argument, Pointer) and argument.ranged:
+                facts.append(["tt.pointer_range", 32])
+            if isinstance(argument, Extent | Stride) and argument.divisible:
+                facts.append(["tt.divisibility", 16])
+            if facts:
+                found[(position,)] = facts
+        return found
+
+    def tiles(self, extents: dict[str, int]) -> int:
+        """How many tiles the grid has for these extents of dims."""
+        return prod(-(-extents[dim] // block) for dim, block in self.grid)

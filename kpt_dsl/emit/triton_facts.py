@@ -1,0 +1,167 @@
+"""What a generated Triton module is specialised on: lanes of each axis, which axes are padded, what is known of each argument.
+
+Exact extents are not among the facts, those of whole dims excepted: problems with equal facts share source and binary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kpt_dsl import ir
+from kpt_dsl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+    from kpt_dsl.space import Config
+
+INT32_MAX = 2**31 - 1
+
+DIVISOR = 16
+"""Triton's compiler tells multiples of 16 apart: bytes of an address, values of a stride or an extent."""
+
+MIN_DOT = 16
+"""Least extent of a dot's axis; products of 8-bit operands need twice that along k."""
+
+TMA_BYTES = 16
+"""Granularity of addresses and strides in a tensor map (CUDA driver API, cuTensorMapEncodeTiled)."""
+
+TMA_RANK = 5
+"""Most dims of a tensor map."""
+
+TMA_ROWS = 256
+"""Most rows that one copy moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class StrideFacts:
+    """Of one dim of a tensor: ``unit`` strides are left out, ``wide`` ones do not fit in 32 bits.
+
+    ``far``: even the lanes of one tile lie further apart than 32 bits can count.
+    """
+
+    unit: bool
+    wide: bool
+    far: bool
+    divisible: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """``large``: offsets into it need 64 bits. ``describable``: tensor descriptors can move its tiles."""
+
+    large: bool
+    aligned: bool
+    ranged: bool
+    describable: bool
+    strides: tuple[StrideFacts, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the text of a module depends on, beside the kernel's IR."""
+
+    lanes: Mapping[ir.Axis, int]
+    ragged: frozenset[ir.Axis]
+    baked: Mapping[str, int]
+    divisible: frozenset[str]
+    tensors: Mapping[str, TensorFacts]
+
+    def padded(self, axis: ir.Axis) -> bool:
+        """Whether tiles can have lanes beyond the dim's end."""
+        return axis in self.ragged
+
+
+def tiles(kernel: ir.Kernel) -> dict[str, ir.Tile]:
+    """Every tile variable of a kernel by name."""
+    found = [g for g in kernel.grid if isinstance(g, ir.Tile)]
+    found += [s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For)]
+    return {t.name: t for t in found}
+
+
+def whole_axes(kernel: ir.Kernel) -> tuple[ir.Axis, ...]:
+    """The axes that span a whole dim, in order of first use."""
+    found: dict[ir.Axis, None] = {}
+    for stmt in ir.statements(kernel.body):
+        tops = ir.expressions(stmt)
+        shapes = [e.type.shape for top in tops for e in ir.walk(top)]
+        if isinstance(stmt, ir.Store):
+            shapes.append(tuple(i for i in stmt.index if isinstance(i, ir.Axis)))
+        found |= dict.fromkeys(a for shape in shapes for a in shape if a.tile is None and a != ir.UNIT)
+    return tuple(found)
+
+
+def _dot_minima(kernel: ir.Kernel) -> dict[ir.Axis, int]:
+    """Least lanes of the axes that products use."""
+    minima: dict[ir.Axis, int] = {}
+    for e in ir.every_expr(kernel.body):
+        if isinstance(e, ir.Dot):
+            k = MIN_DOT * 2 if e.a.type.dtype.bits == 8 else MIN_DOT
+            for axis, least in ((e.a.type.shape[0], MIN_DOT), (e.a.type.shape[1], k), (e.b.type.shape[1], MIN_DOT)):
+                minima[axis] = max(least, minima.get(axis, 1))
+    return minima
+
+
+def facts(problem: "Problem", kernel: ir.Kernel, config: "Config") -> Facts:
+    """The facts of a problem under a config.
+
+    Raises ConfigError where a block is missing, is no power of two, or is too small for a product.
+    """
+    extents = dict(problem.dims)
+    minima = _dot_minima(kernel)
+    lanes: dict[ir.Axis, int] = {ir.UNIT: 1}
+    for tile in tiles(kernel).values():
+        block = config.get(tile.block)
+        least = minima.get(tile.axis, 1)
+        if not isinstance(block, int) or block < least or block & (block - 1):
+            raise ConfigError(
+                f"{kernel.name}: {tile.block} is {block!r}; it must be a power of two"
+                + (f" of at least {least}, for a product uses it" if least > 1 else "")
+            )
+        lanes[tile.axis] = block
+    baked = {axis.dim: extents[axis.dim] for axis in whole_axes(kernel)}
+    for axis in whole_axes(kernel):
+        lanes[axis] = max(1 << (extents[axis.dim] - 1).bit_length(), minima.get(axis, 1))
+    ragged = frozenset(a for a, n in lanes.items() if a != ir.UNIT and (extents[a.dim] % n or extents[a.dim] == 0))
+    return Facts(
+        lanes,
+        ragged,
+        baked,
+        frozenset(d for d, n in extents.items() if n % DIVISOR == 0),
+        {t.name: _tensor_facts(problem, kernel, t, lanes) for t in kernel.tensors},
+    )
+
+
+def _tensor_facts(problem: "Problem", kernel: ir.Kernel, tensor: ir.Tensor, lanes: Mapping[ir.Axis, int]) -> TensorFacts:
+    extents, strides = problem.shape(tensor.name), effective_strides(problem, tensor.name)
+    most = {dim: max((n for a, n in lanes.items() if a.dim == dim), default=1) for dim in tensor.dims}
+    reach = sum((extent + most[dim]) * abs(s) for dim, extent, s in zip(tensor.dims, extents, strides, strict=True))
+    aligned = tensor.name in problem.aligned
+    size = tensor.dtype.bytes
+    last = len(strides) - 1
+    described = strides[last] == 1 and all(s > 0 and s * size % TMA_BYTES == 0 for s in strides[:last])
+    return TensorFacts(
+        large=reach > INT32_MAX,
+        aligned=aligned,
+        ranged=reach * size <= INT32_MAX,
+        describable=aligned and described and len(strides) <= TMA_RANK,
+        strides=tuple(
+            StrideFacts(
+                unit=i == last and s == 1,
+                wide=abs(s) > INT32_MAX,
+                far=most[dim] * abs(s) > INT32_MAX,
+                divisible=s % DIVISOR == 0,
+            )
+            for i, (dim, s) in enumerate(zip(tensor.dims, strides, strict=True))
+        ),
+    )
+
+
+def effective_strides(problem: "Problem", tensor: str) -> tuple[int, ...]:
+    """Strides with those of dims of one element made regular: they are never stepped along, whatever a library says of them."""
+    extents, strides = problem.shape(tensor), list(problem.stride(tensor))
+    step = 1
+    for i in reversed(range(len(strides))):
+        if extents[i] == 1:
+            strides[i] = step
+        step = max(step, strides[i] * extents[i])
+    return tuple(strides)

@@ -1,0 +1,100 @@
+"""The order in which programs take the tiles of a grid, as Triton text.
+
+Programs are numbered along one grid axis. The innermost parallel loop runs fastest; with ``group`` > 1 the last two tiled loops are
+walked in groups of so many rows, whose programs share the columns they read while these are in the L2 cache.
+"""
+
+from dataclasses import dataclass, field
+
+from kpt_dsl import ir
+from kpt_dsl.emit.text import Writer
+from kpt_dsl.emit.triton_axes import Axes
+
+
+def heavy(kernel: ir.Kernel) -> frozenset[str]:
+    """The parallel tiles whose later programs do more: the end of a loop depends on where they stand (causal attention)."""
+    tiles = {g.name for g in kernel.grid if isinstance(g, ir.Tile)}
+    reached: dict[str, set[str]] = {}
+
+    def tiles_in(e: ir.Expr) -> set[str]:
+        found: set[str] = set()
+        for x in ir.walk(e):
+            if isinstance(x, ir.Start | ir.Stop) and x.tile in tiles:
+                found.add(x.tile)
+            elif isinstance(x, ir.Var):
+                found |= reached.get(x.name, set())
+        return found
+
+    result: set[str] = set()
+    for stmt in ir.statements(kernel.body):
+        if isinstance(stmt, ir.Assign) and not stmt.value.type.shape:
+            reached[stmt.name] = reached.get(stmt.name, set()) | tiles_in(stmt.value)
+        elif isinstance(stmt, ir.For):
+            result |= tiles_in(stmt.stop)
+    return frozenset(result)
+
+
+@dataclass
+class Grid:
+    """Writes the order of one kernel's programs. ``group``: rows of tiles in a group, 1 for plain order."""
+
+    kernel: ir.Kernel
+    axes: Axes
+    group: int
+    _counts: dict[str, str] = field(default_factory=dict)
+
+    def total(self, out: Writer) -> str:
+        """How many programs' worth of tiles there are, as text."""
+        return " * ".join(self._count(entry, out) for entry in self.kernel.grid)
+
+    def write(self, program: str, out: Writer) -> None:
+        """Write the indices and tile starts that number ``program`` stands for."""
+        grid, rest = self.kernel.grid, program
+        if self._grouped():
+            rest = self._write_group(program, out)
+            grid = grid[:-2]
+        reverse = heavy(self.kernel)
+        for position, entry in reversed(list(enumerate(grid))):
+            number = self._count(entry, out) if position or entry.name in reverse else ""
+            mine = f"{rest} % {number}" if position else rest
+            if isinstance(entry, ir.GridIndex):
+                out.line(f"{self.axes.names.of(('index', entry.name), entry.name)} = {mine}")
+            elif entry.name in reverse:
+                lanes = self.axes.lanes(entry.axis)
+                out.line(f"{self.axes.start(entry.name)} = ({number} - 1 - {mine}) * {lanes}  # longest first")
+            else:
+                out.line(f"{self.axes.start(entry.name)} = {mine} * {self.axes.lanes(entry.axis)}")
+            rest = f"{rest} // {number}"
+
+    def _count(self, entry: ir.GridIndex | ir.Tile, out: Writer) -> str:
+        """How many programs one parallel loop has: a name, written where it is first asked for."""
+        if entry.name not in self._counts:
+            text = self.axes.extent(entry.dim)
+            if isinstance(entry, ir.Tile) and self.axes.facts.lanes[entry.axis] > 1:
+                name = self.axes.names.new(f"{entry.name}_tiles")
+                out.line(f"{name} = tl.cdiv({text}, {self.axes.lanes(entry.axis)})")
+                text = name
+            self._counts[entry.name] = text
+        return self._counts[entry.name]
+
+    def _grouped(self) -> bool:
+        inner = self.kernel.grid[-2:]
+        return self.group > 1 and len(inner) == 2 and all(isinstance(entry, ir.Tile) for entry in inner)
+
+    def _write_group(self, program: str, out: Writer) -> str:
+        """The tiles of the last two loops; gives what is left of the program's number for the outer loops."""
+        axes, new = self.axes, self.axes.names.new
+        rows, columns = self.kernel.grid[-2:]
+        row_tiles, column_tiles = self._count(rows, out), self._count(columns, out)
+        plane = program
+        if len(self.kernel.grid) > 2:
+            plane = new("plane")
+            out.line(f"{plane} = {program} % ({row_tiles} * {column_tiles})")
+        size = axes.constant("GROUP", self.group)
+        first, height, within = new("group_first"), new("group_rows"), new("within_group")
+        out.line(f"{first} = {plane} // ({size} * {column_tiles}) * {size}")
+        out.line(f"{height} = tl.minimum({row_tiles} - {first}, {size})")
+        out.line(f"{within} = {plane} % ({size} * {column_tiles})")
+        out.line(f"{axes.start(rows.name)} = ({first} + {within} % {height}) * {axes.block(rows.name)}")
+        out.line(f"{axes.start(columns.name)} = {within} // {height} * {axes.block(columns.name)}")
+        return f"{program} // ({row_tiles} * {column_tiles})"

@@ -1,0 +1,52 @@
+"""Functions that a generated Triton module carries when it uses them: what Triton lacks, or rounds otherwise than the tile IR says."""
+
+HELPERS = {
+    "tanh": '''
+@triton.jit
+def tanh(x):
+    """A polynomial near zero, where the exponentials would cancel (Cephes, tanhf): error below 2 ulp."""
+    a = tl.abs(x)
+    z = x * x
+    near = (((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z
+    near = (near - 3.33332819422e-1) * z * x + x
+    far = 1.0 - 2.0 / (tl.exp(2.0 * a) + 1.0)
+    return tl.where(a < 0.625, near, tl.where(x < 0.0, -far, far))
+''',
+    "floor_div": '''
+@triton.jit
+def floor_div(a, b):
+    """Integer division that rounds towards minus infinity; Triton's // rounds towards zero."""
+    q = a // b
+    return tl.where((a - q * b != 0) & ((a < 0) != (b < 0)), q - 1, q)
+''',
+    "floor_mod": '''
+@triton.jit
+def floor_mod(a, b):
+    """The remainder of floor division; Triton's % has the sign of the dividend."""
+    r = a - a // b * b
+    return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
+''',
+    "f8e4m3_to_f16": '''
+@triton.jit
+def f8e4m3_to_f16(bits):
+    """From the bits of an e4m3 float: exponent and mantissa moved in place, the bias corrected by 2**8."""
+    wide = bits.to(tl.uint16)
+    half = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
+    return tl.where((wide & 0x7F) == 0x7F, float("nan"), half).to(tl.float16)
+''',
+    "f32_to_f8e4m3": '''
+@triton.jit
+def f32_to_f8e4m3(x):
+    """To the bits of an e4m3 float, to nearest even, saturating at 448; NaN stays NaN."""
+    bits = x.to(tl.uint32, bitcast=True)
+    size = tl.minimum(tl.abs(x), 448.0)
+    mantissa = size.to(tl.uint32, bitcast=True)
+    normal = (mantissa + 0x7FFFF + ((mantissa >> 20) & 1) - (120 << 23)) >> 20
+    # Below 2**-6 steps are 2**-9: adding 2**14 leaves the rounded number of steps in the low bits.
+    subnormal = (size + 16384.0).to(tl.uint32, bitcast=True) - 0x46800000
+    found = tl.where(size < 0.015625, subnormal, normal)
+    found = tl.where(x != x, 0x7F, found)
+    return (((bits >> 24) & 0x80) | found).to(tl.uint8)
+''',
+}
+"""Name -> text of the function."""

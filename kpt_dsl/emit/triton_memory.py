@@ -1,0 +1,212 @@
+"""Loads and stores in a generated Triton module: through addresses, or through tensor descriptors where these are legal.
+
+An address is a base (scalars: batch, head, first row of the tile) plus the offsets of lanes. Lanes beyond the end of a tensor are
+masked along its unit stride, so that wide accesses stay wide; elsewhere, unless zeros are asked for, they read the last row again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kpt_dsl import ir
+from kpt_dsl.emit.text import Writer
+from kpt_dsl.emit.triton_abi import Argument, Descriptor, Pointer, Stride
+from kpt_dsl.emit.triton_expr import ATOM, LOOSE, MULTIPLY, Expressions
+from kpt_dsl.emit.triton_facts import TMA_BYTES, TMA_ROWS
+
+Index = tuple[ir.Axis | ir.Expr, ...]
+
+
+@dataclass
+class Memory:
+    """Writes the loads and stores of one kernel and collects the arguments that they need.
+
+    ``descriptors``: use them where they are legal. ``parts``: into how many column blocks a store through a descriptor is cut.
+    ``relaxed``: axes along which a load, as the operand of products alone, need not be cleared.
+    """
+
+    kernel: ir.Kernel
+    expressions: Expressions
+    descriptors: bool
+    parts: int
+    emulate: frozenset[str]
+    relaxed: Mapping[ir.Load, frozenset[ir.Axis]]
+    arguments: dict[object, Argument] = field(default_factory=dict)
+
+    def load(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str) -> None:
+        """Write a load whose result is called ``name``."""
+        axes, kept = self.expressions.axes, kept_axes(e.index)
+        if self._describable(e.tensor, e.index):
+            text = f"{self._descriptor(e.tensor, e.index)}.load({self._corner(e.index)})"
+            if len(kept) < len(e.index):
+                text += f".reshape({self.expressions.shape(kept)})"
+            # The hardware reads zeros beyond the end of a tensor; padding that lies within it is cleared here.
+            cleared = [a for a in e.masked if not axes.natural(a) and a not in self.relaxed.get(e, ())]
+            out.line(f"{name} = {text}", loc)
+            if cleared:
+                zero = "0.0" if e.type.dtype.is_float else "0"
+                out.line(f"{name} = tl.where({self._condition(cleared, kept)}, {name}, {zero})", loc)
+            return
+        contiguous = self._contiguous(e.tensor, e.index)
+        masked = [a for a in kept if a in e.masked or (a == contiguous and axes.beyond_memory(a))]
+        pointers = self._pointers(e.tensor, e.index, masked, out, loc)
+        mask = [f"mask={self._condition(masked, kept)}", "other=0"] if masked else []
+        out.call(f"{name} = tl.load(", [pointers, *mask], loc)
+
+    def store(self, stmt: ir.Store, out: Writer) -> None:
+        """Write a store."""
+        axes, kept = self.expressions.axes, kept_axes(stmt.index)
+        dtype = self.kernel.tensor(stmt.tensor).dtype
+        cast = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
+        if self._describable(stmt.tensor, stmt.index) and all(axes.natural(a) for a in stmt.masked):
+            self._store_described(stmt, cast, out)
+            return
+        pointers = self._pointers(stmt.tensor, stmt.index, list(stmt.masked), out, stmt.loc)
+        mask = [f"mask={self._condition(list(stmt.masked), kept)}"] if stmt.masked else []
+        out.call("tl.store(", [pointers, self.expressions.text(cast), *mask], stmt.loc)
+
+    # ------------------------------------------------------------------ descriptors
+    def _describable(self, tensor: str, index: Index) -> bool:
+        """Whether a descriptor may move this tile: legal for the tensor, at least two axes, the last one contiguous."""
+        facts, kept = self.expressions.axes.facts, kept_axes(index)
+        declared = self.kernel.tensor(tensor)
+        if not self.descriptors or len(kept) != 2 or not isinstance(index[-1], ir.Axis) or declared.dtype.name in self.emulate:
+            return False
+        rows, columns = (facts.lanes[a] for a in kept)
+        # Blocks of more rows than a copy moves, or of columns narrower than its granule, are left to addresses.
+        return facts.tensors[tensor].describable and rows <= TMA_ROWS and columns * declared.dtype.bytes >= TMA_BYTES
+
+    def _descriptor(self, tensor: str, index: Index, parts: int = 1) -> str:
+        """The descriptor argument for blocks of this shape."""
+        facts, names = self.expressions.axes.facts, self.expressions.axes.names
+        block = [facts.lanes[i] if isinstance(i, ir.Axis) else 1 for i in index]
+        block[-1] //= parts
+        key = ("descriptor", tensor, tuple(block))
+        name = names.of(key, f"{tensor}_desc")
+        self.arguments[key] = Descriptor(name, tensor, self.kernel.tensor(tensor).dtype.name, tuple(block))
+        return name
+
+    def _corner(self, index: Index, shift: str = "") -> str:
+        """Where the block starts in the tensor."""
+        return f"[{', '.join(self._first(i) for i in index)}{shift}]"
+
+    def _first(self, entry: ir.Axis | ir.Expr) -> str:
+        if isinstance(entry, ir.Expr):
+            return self.expressions.text(entry)
+        return "0" if entry.tile is None else self.expressions.axes.start(entry.tile)
+
+    def _store_described(self, stmt: ir.Store, cast: ir.Cast, out: Writer) -> None:
+        axes, expressions = self.expressions.axes, self.expressions
+        rows, columns = kept_axes(stmt.index)
+        lanes = axes.facts.lanes[columns]
+        parts = self.parts if lanes // self.parts * cast.type.dtype.bytes >= TMA_BYTES else 1
+        descriptor = self._descriptor(stmt.tensor, stmt.index, parts)
+        outer = ["1"] * (len(stmt.index) - 2)
+        if parts == 1:
+            shape = f".reshape([{', '.join([*outer, axes.lanes(rows), axes.lanes(columns)])}])" if outer else ""
+            value = expressions.text(cast, ATOM if shape else LOOSE)
+            out.call(f"{descriptor}.store(", [self._corner(stmt.index), f"{value}{shape}"], stmt.loc)
+            return
+        # Cut in halves again and again: each half is a register's worth of neighbouring columns, and needs less shared memory.
+        whole = stmt.value.x if isinstance(stmt.value, ir.Cast) else stmt.value
+        pieces = [axes.names.new(f"{stmt.tensor}_tile")]
+        out.line(f"{pieces[0]} = {expressions.text(whole)}", stmt.loc)
+        width = lanes
+        while len(pieces) < parts:
+            width //= 2
+            halves = []
+            for piece in pieces:
+                left, right = (axes.names.new(f"{piece}_{side}") for side in ("left", "right"))
+                split = f"{piece}.reshape([{axes.lanes(rows)}, 2, {width}]).permute(0, 2, 1)"
+                out.line(f"{left}, {right} = tl.split({split})", stmt.loc)
+                halves += [left, right]
+            pieces = halves
+        shape = f".reshape([{', '.join([*outer, axes.lanes(rows), str(width)])}])" if outer else ""
+        for number, piece in enumerate(pieces):
+            shift = f" + {number * width}" if number else ""
+            value = expressions.cast_text(piece, whole.type.dtype, cast.type.dtype)
+            out.line(f"{descriptor}.store({self._corner(stmt.index, shift)}, {value}{shape})", stmt.loc)
+
+    # ------------------------------------------------------------------ addresses
+    def _pointers(self, tensor: str, index: Index, masked: list[ir.Axis], out: Writer, loc: ir.Loc) -> str:
+        """The text of the addresses of a tile. Scalars are summed apart, so that they stay scalars in the compiler."""
+        axes, kept = self.expressions.axes, kept_axes(index)
+        base = [t for position, i in enumerate(index) if (t := self._scalar_term(tensor, position, i))]
+        lanes = []
+        for position, axis in enumerate(index):
+            if isinstance(axis, ir.Axis):
+                vector = axes.local(axis) if axis in masked else axes.inside(axis)
+                lanes.append(self._lane_term(tensor, position, across(vector, axis, kept)))
+        pointer = self._pointer(tensor)
+        if not lanes:
+            return " + ".join([pointer, *base])
+        if not base:
+            return f"{pointer} + {_sum(lanes)}"
+        first = axes.names.of(("base", tensor, out.depth), f"{tensor}_base")
+        out.line(f"{first} = {pointer} + {_sum(base)}", loc)
+        return f"{first} + {_sum(lanes)}"
+
+    def _pointer(self, tensor: str) -> str:
+        names, facts = self.expressions.axes.names, self.expressions.axes.facts.tensors[tensor]
+        dtype = self.kernel.tensor(tensor).dtype.name
+        name = names.of(("pointer", tensor), tensor)
+        argument = Pointer(name, tensor, dtype, facts.aligned, facts.ranged, bits=dtype in self.emulate)
+        self.arguments[("pointer", tensor)] = argument
+        return name
+
+    def _scalar_term(self, tensor: str, position: int, entry: ir.Axis | ir.Expr) -> str:
+        """How far a scalar index, or the first lane of a tile, is from the tensor's start; empty for zero."""
+        if isinstance(entry, ir.Axis):
+            text = "" if entry.tile is None else self.expressions.axes.start(entry.tile)
+        else:
+            zero = isinstance(entry, ir.Const) and entry.value == 0
+            text = "" if zero else self.expressions.text(entry, strength=MULTIPLY)
+        if not text:
+            return ""
+        if self.expressions.axes.facts.tensors[tensor].large:
+            text = f"tl.cast({text}, tl.int64)"
+        stride = self._stride(tensor, position)
+        return f"{text} * {stride}" if stride else text
+
+    def _lane_term(self, tensor: str, position: int, lanes: str) -> str:
+        """Offsets of an axis' lanes."""
+        if self.expressions.axes.facts.tensors[tensor].strides[position].far:
+            lanes = f"{lanes}.to(tl.int64)"
+        stride = self._stride(tensor, position)
+        return f"{lanes} * {stride}" if stride else lanes
+
+    def _stride(self, tensor: str, position: int) -> str:
+        """The stride argument of a dim, empty where the stride is one."""
+        axes = self.expressions.axes
+        facts = axes.facts.tensors[tensor].strides[position]
+        if facts.unit:
+            return ""
+        key = ("stride", tensor, position)
+        name = axes.names.of(key, f"{tensor}_stride_{self.kernel.tensor(tensor).dims[position]}")
+        self.arguments[key] = Stride(name, tensor, position, facts.wide, facts.divisible)
+        return name
+
+    def _contiguous(self, tensor: str, index: Index) -> ir.Axis | None:
+        """The axis that runs along the tensor's unit stride, if the tile has it."""
+        last = index[-1]
+        unit = self.expressions.axes.facts.tensors[tensor].strides[-1].unit
+        return last if unit and isinstance(last, ir.Axis) else None
+
+    def _condition(self, masked: list[ir.Axis], kept: list[ir.Axis]) -> str:
+        texts = [across(self.expressions.axes.valid(a), a, kept) for a in kept if a in masked]
+        return " & ".join(texts)
+
+
+def kept_axes(index: Index) -> list[ir.Axis]:
+    """The axes of the tile that an index describes."""
+    return [i for i in index if isinstance(i, ir.Axis)]
+
+
+def across(vector: str, axis: ir.Axis, kept: list[ir.Axis]) -> str:
+    """A vector along one axis, shaped to broadcast against the tile."""
+    if len(kept) == 1:
+        return vector
+    return f"{vector}[{', '.join(':' if a == axis else 'None' for a in kept)}]"
+
+
+def _sum(terms: list[str]) -> str:
+    return terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
