@@ -1,0 +1,27 @@
+"""The generated cases of every op: a strategy that draws them, and those that every run has. Knows no backend or device."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hypothesis.strategies import SearchStrategy
+
+from tests.generated import attention, norms, products, quantize
+from tests.generated.case import Case
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Of one op."""
+
+    drawn: SearchStrategy[Case]
+    always: Sequence[Case]
+
+
+OPS: Mapping[str, Cases] = {
+    "flash_attention": Cases(attention.attention(), attention.ALWAYS),
+    "linear_act": Cases(products.linear_act(), products.ALWAYS_LINEAR),
+    "layer_norm": Cases(norms.layer_norm(), norms.ALWAYS_LAYER_NORM),
+    "rms_norm": Cases(norms.rms_norm(), norms.ALWAYS_RMS_NORM),
+    "fp8_matmul": Cases(products.fp8_matmul(), products.ALWAYS_FP8),
+    "quantize_fp8": Cases(quantize.quantize_fp8(), quantize.ALWAYS_QUANTIZE),
+}
