@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import kpt
 from demo.sentences import SENTENCES, Encoder, encoder
+from kpt.ops.replace import Report
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Comparison:
     original: NDArray[np.float64]
     replaced: NDArray[np.float64]
     runs: tuple[Run, ...]
-    changes: kpt.ops.replace.Report
+    changes: Report
     undone: float
 
     @property
