@@ -14,7 +14,7 @@ def as_shape(normalized_shape: Any) -> Any:
     return tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else normalized_shape
 
 
-def check_norm(op: str, x: Any, normalized_shape: Any, eps: Any, **parameters: Any) -> None:
+def check_norm(op: str, x: Any, normalized_shape: Any, **parameters: Any) -> None:
     """Raises InputError unless the trailing dims of x are ``normalized_shape`` and the parameters have that shape.
 
     Parameters have the dtype of x, or are float32 beside half-precision x.
@@ -34,5 +34,3 @@ def check_norm(op: str, x: Any, normalized_shape: Any, eps: Any, **parameters: A
         half = x.dtype in (torch.float16, torch.bfloat16)
         checks.dtype(op, name, parameter.dtype, (x.dtype, torch.float32) if half else (x.dtype,))
         checks.same_device(op, "input", x, **{name: parameter})
-    if eps is not None:
-        checks.number(op, "eps", eps)

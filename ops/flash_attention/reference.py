@@ -18,28 +18,32 @@ def flash_attention(
     return_lse: bool,
 ) -> list[torch.Tensor]:
     """[o], or [o, lse]; o as ``empty_output`` lays it out."""
-    allowed = allowed_keys(q, k, causal, window, key_lengths)
+    mask = (q, k, causal, window, key_lengths)
     if return_lse:
-        o, lse = _with_lse(q, k, v, scale, allowed)
+        o, lse = _with_lse(q, k, v, scale, allowed_keys(*mask))
         return [_laid_out(o, q), lse]
+    allowed = allowed_keys(*mask) if needs_mask(*mask) else None
     is_causal = bool(causal and allowed is None and q.shape[2] > 1)
+    # PyTorch masks by -inf before it scales, which a scale of 0 or less turns into NaN or +inf: scale the queries instead.
+    scaled, scale = (q * scale, 1.0) if scale is not None and scale <= 0 else (q, scale)
     o = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=allowed, is_causal=is_causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
+        scaled, k, v, attn_mask=allowed, is_causal=is_causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
     )
     return [_laid_out(o, q)]
 
 
+def needs_mask(
+    q: torch.Tensor, k: torch.Tensor, causal: bool, window: int | None, key_lengths: torch.Tensor | None
+) -> bool:
+    """Whether PyTorch's attention must be given a mask: its own ``is_causal`` aligns top left. One query sees every key."""
+    return window is not None or key_lengths is not None or bool(causal and q.shape[2] > 1 and q.shape[2] != k.shape[2])
+
+
 def allowed_keys(
     q: torch.Tensor, k: torch.Tensor, causal: bool, window: int | None, key_lengths: torch.Tensor | None
-) -> torch.Tensor | None:
-    """Which keys each query sees, True where it does, broadcastable to (B, H, M, N). None: all, or plainly causal.
-
-    Query i stands at key position i + N - M.
-    """
+) -> torch.Tensor:
+    """Which keys each query sees, True where it does, broadcastable to (B, H, M, N). Query i stands at key i + N - M."""
     queries, keys = q.shape[2], k.shape[2]
-    causal = causal and queries > 1  # the last query sees every key
-    if window is None and key_lengths is None and (not causal or queries == keys):
-        return None
     j = torch.arange(keys, device=q.device)
     ahead = torch.arange(queries, device=q.device)[:, None] + (keys - queries) - j
     allowed = torch.ones_like(ahead, dtype=torch.bool)
@@ -53,14 +57,12 @@ def allowed_keys(
 
 
 def _with_lse(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, allowed: torch.Tensor | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, allowed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     group = q.shape[1] // max(1, k.shape[1])
     k, v = (t.to(compute).repeat_interleave(group, dim=1) for t in (k, v))
     scores = (q.to(compute) * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
-    if allowed is None:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device)
     # Rows without any key keep finite scores, so that no NaN reaches a gradient, and are blanked at the end.
     blank = ~allowed.any(-1, keepdim=True)
     scores = scores.masked_fill(~(allowed | blank), -torch.inf)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
 from kpt.ops.layer_norm import reference
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
@@ -34,7 +35,8 @@ def layer_norm(
 
 
 def _check(x: Any, normalized_shape: Any, weight: Any, bias: Any, eps: Any) -> None:
-    check_norm("layer_norm", x, normalized_shape, eps, weight=weight, bias=bias)
+    check_norm("layer_norm", x, normalized_shape, weight=weight, bias=bias)
+    checks.number("layer_norm", "eps", eps)
 
 
 def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:

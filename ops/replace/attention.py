@@ -120,8 +120,8 @@ def _in_pytorch(
 
     if isinstance(mask, AttentionMask):
         lengths = None if mask.key_lengths is None else mask.key_lengths.to(query.device)
-        is_causal = mask.causal
-        mask = reference.allowed_keys(query, key, mask.causal, mask.window, lengths)
+        is_causal, rest = mask.causal, (query, key, mask.causal, mask.window, lengths)
+        mask = reference.allowed_keys(*rest) if reference.needs_mask(*rest) else None
     output: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS[REPLACES](
         module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
 from kpt.ops.library import define
 from kpt.ops.norms import as_shape, check_norm
@@ -34,7 +35,9 @@ def rms_norm(
 
 
 def _check(x: Any, normalized_shape: Any, weight: Any, eps: Any) -> None:
-    check_norm("rms_norm", x, normalized_shape, eps, weight=weight)
+    check_norm("rms_norm", x, normalized_shape, weight=weight)
+    if eps is not None:
+        checks.number("rms_norm", "eps", eps)
 
 
 def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
