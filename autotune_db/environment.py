@@ -29,7 +29,9 @@ def version(package: str) -> str:
 def compiler(backend: str) -> str:
     """``"triton 3.9.0"``: what compiles a backend's source."""
     packages = _COMPILERS.get(backend, (backend,))
-    return ", ".join(f"{package} {version(package)}" for package in packages if version(package) != "absent") or "absent"
+    return (
+        ", ".join(f"{package} {version(package)}" for package in packages if version(package) != "absent") or "absent"
+    )
 
 
 def device_name(target: Target) -> str:

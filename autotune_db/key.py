@@ -85,7 +85,7 @@ class Key:
     def title(self) -> str:
         """The kernel's own name, dtypes, flags and shape on one line, for people."""
         names = dict.fromkeys(name for _, name in self.dtypes if name)
-        flags = [f"{name}={value}" for name, value in self.flags if value not in (None, False)]
+        flags = [f"{name}={str(value).partition('@')[0]}" for name, value in self.flags if value not in (None, False)]
         shape = ",".join(f"{dim}={span}" for dim, span in self.shape)
         return " ".join([self.kernel.rpartition(":")[2], "/".join(names), shape, *flags])
 
@@ -96,7 +96,10 @@ def key_of(problem: Problem, device: str, backend: str, compiler: str) -> Key:
     present = {tensor.name: tensor.dims for tensor in problem.lower({}).tensors}
     elements = dict(problem.dtypes)
     layouts = tuple(
-        (name, layout_class([extents[d] for d in present[name]], strides, elements[name] or "", name in problem.aligned))
+        (
+            name,
+            layout_class([extents[d] for d in present[name]], strides, elements[name] or "", name in problem.aligned),
+        )
         for name, strides in problem.strides
         if name in present
     )

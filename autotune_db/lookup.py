@@ -20,7 +20,7 @@ from autotune_db.entry import Entry, Origin
 from autotune_db.key import Key, key_of
 from autotune_db.location import VARIABLE, local_file
 from autotune_db.overlay import overlaid
-from autotune_db.sibling import Sibling, sibling
+from autotune_db.sibling import sibling
 from autotune_db.winners import Winners
 from kpt_dsl.errors import ConfigError, StoreError
 from kpt_dsl.problem import Problem
@@ -58,7 +58,9 @@ def choose(problem: Problem, target: Target, config: Config | None = None) -> An
     for given, provenance in ((config, "argument"), (overlaid(problem.kernel), "overlay")):
         if given is not None:
             if why := space(problem, target).why_illegal(given):
-                raise ConfigError(f"{problem} on {target.name}: config ({given}) from the {provenance} is illegal: {why}")
+                raise ConfigError(
+                    f"{problem} on {target.name}: config ({given}) from the {provenance} is illegal: {why}"
+                )
             return Answer(given, provenance)  # type: ignore[arg-type]
     return _known(problem, target, environment.device_name(target))
 
@@ -76,6 +78,14 @@ def forget() -> None:
     _known.cache_clear()
 
 
+def neighbours(problem: Problem, target: Target) -> list[Config]:
+    """Configs of entries near a problem, the nearest first: where a search does well to begin."""
+    device = environment.device_name(target)
+    wanted = key_of(problem, device, target.backend, environment.compiler(target.backend))
+    near = _siblings(wanted, exact_dims(problem), space(problem, target), _user(), _shipped(target))
+    return list(dict.fromkeys(answer.config for answer in near))
+
+
 @lru_cache(maxsize=8192)
 def _known(problem: Problem, target: Target, device: str) -> Answer:
     legal = space(problem, target)
@@ -91,7 +101,8 @@ def _known(problem: Problem, target: Target, device: str) -> Answer:
             entry = winners.get(key.digest, origin)  # type: ignore[arg-type]
             if entry and not legal.why_illegal(entry.config):
                 return Answer(entry.config, provenance, entry)  # type: ignore[arg-type]
-    return _nearest(wanted, exact_dims(problem), legal, user, ours) or Answer(legal.first, "rule")
+    near = _siblings(wanted, exact_dims(problem), legal, user, ours)
+    return near[0] if near else Answer(legal.first, "rule")
 
 
 def _same_device(wanted: Key, winners: Winners, target: Target) -> Iterator[Key]:
@@ -105,23 +116,21 @@ def _same_device(wanted: Key, winners: Winners, target: Target) -> Iterator[Key]
             yield replace(wanted, device=device)
 
 
-def _nearest(wanted: Key, exact: frozenset[str], legal: Space, user: Winners, ours: Winners) -> Answer | None:
-    """The nearest sibling whose config is legal here; of equally near ones the user's."""
-    found: list[tuple[float, int, Sibling, Provenance]] = []
+def _siblings(wanted: Key, exact: frozenset[str], legal: Space, user: Winners, ours: Winners) -> list[Answer]:
+    """Siblings whose config is legal here, the nearest first; of equally near ones the user's."""
+    found: list[tuple[float, Answer]] = []
     sources: tuple[tuple[Winners, dict[Origin, Provenance]], ...] = (
         (user, {"measured": "measured", "predicted": "predicted"}),
         (ours, {"measured": "shipped", "predicted": "predicted"}),
     )
-    for rank, (winners, provenance) in enumerate(sources):
+    for winners, provenance in sources:
         for entry in winners.of_kernel(wanted.kernel):
-            if environment.is_of_target(entry.key.device, legal.target):
+            if environment.is_of_target(entry.key.device, legal.target) and not legal.why_illegal(entry.config):
                 same = entry.key.device == wanted.device or wanted.device == legal.target.name
                 if near := sibling(wanted, exact, entry, same):
-                    found.append((near.distance, rank, near, provenance[entry.origin]))
-    for _, _, near, word in sorted(found, key=lambda item: item[:2]):
-        if not legal.why_illegal(near.entry.config):
-            return Answer(near.entry.config, word, near.entry, near.difference)
-    return None
+                    answer = Answer(entry.config, provenance[entry.origin], entry, near.difference)
+                    found.append((near.distance, answer))
+    return [answer for _, answer in sorted(found, key=lambda pair: pair[0])]
 
 
 # ------------------------------------------------------------------ files, read once

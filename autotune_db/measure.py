@@ -54,7 +54,9 @@ def clock(target: Target) -> Clock:
         return _GpuClock(target)
     if target.backend == "numpy":
         return _WallClock()
-    raise InputError(f"{target.name}: timing on this device is not supported; tune it offline with --target {target.name}")
+    raise InputError(
+        f"{target.name}: timing on this device is not supported; tune it offline with --target {target.name}"
+    )
 
 
 class _WallClock:

@@ -57,9 +57,7 @@ def predict(
                     break
                 while waiting and compilers.unfinished < 2 * compilers.size:
                     config = waiting.pop(0)
-                    compilers.submit(
-                        config, jobs.compile_one, problem, target.name, config, seconds=COMPILE_SECONDS
-                    )
+                    compilers.submit(config, jobs.compile_one, problem, target.name, config, seconds=COMPILE_SECONDS)
                 for reply in compilers.collect(_POLL_SECONDS):
                     ledger.add(_judged(options, reply))
         except KeyboardInterrupt:

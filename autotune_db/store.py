@@ -125,7 +125,15 @@ class Store:
     def entries(self) -> list[Entry]:
         """The standing winner of every key and origin, in the order they were found."""
         w, k, r = schema.winners, schema.keys, schema.runs
-        columns = (k.c.body, w.c.config, w.c.origin, w.c.microseconds, w.c.first_microseconds, r.c.environment, r.c.date)
+        columns = (
+            k.c.body,
+            w.c.config,
+            w.c.origin,
+            w.c.microseconds,
+            w.c.first_microseconds,
+            r.c.environment,
+            r.c.date,
+        )
         query = sa.select(*columns).join(k, k.c.id == w.c.key_id).join(r, r.c.id == w.c.run_id).order_by(w.c.id)
         standing: dict[tuple[str, str], Entry] = {}
         for body, config, origin, us, first_us, environment, date in self._rows(query):
@@ -158,8 +166,15 @@ class Store:
             for row in self._rows(query)
         ]
 
+    def damage(self) -> str:
+        """What SQLite's own check finds wrong with the file; "" for nothing, and for a database that is not a file."""
+        if self._engine.dialect.name != "sqlite":
+            return ""
+        (found,) = self._rows(sa.text("PRAGMA quick_check(1)"))[0]
+        return "" if found == "ok" else str(found)
+
     # ------------------------------------------------------------------ the database itself
-    def _rows(self, query: "sa.Select[*tuple[Any, ...]]") -> list[Any]:
+    def _rows(self, query: "sa.Select[*tuple[Any, ...]] | sa.TextClause") -> list[Any]:
         with self._explained(), self._engine.connect() as connection:
             return list(connection.execute(query))
 
@@ -176,12 +191,12 @@ class Store:
                 found = connection.execute(sa.select(schema.schema.c.version)).scalar()
                 if found != schema.VERSION:
                     raise StoreError(
-                        f"{self._shown} was written by another version of kpt (schema {found}, this kpt knows "
+                        f"{self.shown} was written by another version of kpt (schema {found}, this kpt knows "
                         f"{schema.VERSION}); upgrade kpt, or name another database with KPT_DB or --db"
                     )
             elif tables & set(schema.metadata.tables) or (tables and not is_url(self.place)):
                 raise StoreError(
-                    f"{self._shown} is a database of another program (tables {', '.join(sorted(tables)[:5])}); "
+                    f"{self.shown} is a database of another program (tables {', '.join(sorted(tables)[:5])}); "
                     "name another place with KPT_DB or --db"
                 )
             elif not read_only:
@@ -193,12 +208,12 @@ class Store:
         try:
             yield
         except ModuleNotFoundError as error:
-            raise StoreError(f"{self._shown} needs the package {error.name!r}: pip install {error.name}") from None
+            raise StoreError(f"{self.shown} needs the package {error.name!r}: pip install {error.name}") from None
         except (SQLAlchemyError, OSError) as error:
-            raise StoreError(f"{self._shown}: {_reason(error)}; {_remedy(_reason(error))}") from error
+            raise StoreError(f"{self.shown}: {_reason(error)}; {_remedy(_reason(error))}") from error
 
     @property
-    def _shown(self) -> str:
+    def shown(self) -> str:
         """The place without a password."""
         return sa.make_url(self.place).render_as_string() if is_url(self.place) else self.place
 

@@ -5,7 +5,9 @@ from typing import Literal
 
 from kpt_dsl.space import Config
 
-Outcome = Literal["timed", "predicted", "rejected", "compile error", "crash", "timeout", "out of memory", "wrong result"]
+Outcome = Literal[
+    "timed", "predicted", "rejected", "compile error", "crash", "timeout", "out of memory", "wrong result"
+]
 """``rejected``: compiled, but spills or does not fit. ``predicted``: ranked by a model without running."""
 
 

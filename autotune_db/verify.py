@@ -51,7 +51,9 @@ def _scalars(kernel: ir.Kernel, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _positions(kernel: ir.Kernel, problem: Problem, config: Config, chance: random.Random) -> list[tuple[int, ...]]:
     """Positions in the grid: the corners' first and last, and some between."""
     counts = [
-        math.ceil(problem.dim(loop.dim) / int(config[loop.block])) if isinstance(loop, ir.Tile) else problem.dim(loop.dim)
+        math.ceil(problem.dim(loop.dim) / int(config[loop.block]))
+        if isinstance(loop, ir.Tile)
+        else problem.dim(loop.dim)
         for loop in kernel.grid
     ]
     wanted = {tuple(0 for _ in counts), tuple(n - 1 for n in counts)}
@@ -85,7 +87,9 @@ def _program(
 
 def _at(kernel: ir.Kernel, config: Config, position: tuple[int, ...]) -> ir.Kernel:
     """The kernel without its grid: one position of it, written as constants and loops of one step."""
-    at = {loop.name: ir.scalar(i) for loop, i in zip(kernel.grid, position, strict=True) if isinstance(loop, ir.GridIndex)}
+    at = {
+        loop.name: ir.scalar(i) for loop, i in zip(kernel.grid, position, strict=True) if isinstance(loop, ir.GridIndex)
+    }
     body = tuple(_fixed(stmt, at) for stmt in kernel.body)
     for loop, i in zip(reversed(kernel.grid), reversed(position), strict=True):
         if isinstance(loop, ir.Tile):

@@ -1,0 +1,24 @@
+"""The command ``kpt-tune``. Thin: it reads arguments, calls ``autotune_db`` and ``kpt.ops``, and prints.
+
+Exit codes: 0 done; 1 something did not work out (no config runs, nothing could be saved, doctor found a fault); 2 bad input;
+130 ended by Ctrl-C, with what was found stored.
+"""
+
+import sys
+
+BAD_INPUT = 2
+
+
+def main() -> None:
+    """Entry point of the command. What is wrong with the input is one message and exit code 2, never a traceback."""
+    from kpt.cli.app import app
+    from kpt_dsl.errors import KptError
+
+    try:
+        app(prog_name="kpt-tune")
+    except KptError as error:
+        print(f"kpt-tune: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,46 @@
+"""The commands of ``kpt-tune``, one module each, and the help that stands above them."""
+
+import typer
+
+from kpt.cli import doctor, explain, run, stored, targets, transfer
+
+app = typer.Typer(
+    name="kpt-tune",
+    help="""Find the fastest config of kpt's kernels for a device, and keep it in the config database that dispatch reads.
+
+    Tune an op on the GPU that is here, or for one that is not:
+
+        kpt-tune run --op flash_attention --shapes "B=4,H=32,G=8,M=4096,N=4096,D=128" --dtype bf16 --flags causal=true
+
+        kpt-tune run --op layer_norm --shapes "M=8192,N=4096" --target nvidia-h200
+
+    Tune every op of a model, or a kernel of your own:
+
+        kpt-tune run --preset llama-8b --budget 60s
+
+        kpt-tune run --kernel package.module:softmax --shapes "M=4096,N=1024"
+
+    See what is known, and take it elsewhere:
+
+        kpt-tune list
+
+        kpt-tune explain --op rms_norm --shapes "M=4096,N=4096"
+
+        kpt-tune export -o h200.json
+
+    Exit codes: 0 done, 1 something did not work out, 2 bad input, 130 ended by Ctrl-C with what was found stored.
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+app.command("run")(run.run)
+app.command("targets")(targets.targets)
+app.command("list")(stored.list_entries)
+app.command("show")(stored.show)
+app.command("explain")(explain.explain)
+app.command("export")(transfer.export)
+app.command("import")(transfer.import_)
+app.command("doctor")(doctor.doctor)

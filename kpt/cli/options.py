@@ -1,0 +1,53 @@
+"""The options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+Ops = Annotated[
+    list[str] | None,
+    typer.Option("--op", help="An op of kpt, such as flash_attention. May be repeated.", metavar="NAME"),
+]
+Kernel = Annotated[
+    str | None, typer.Option("--kernel", help="A kernel of yours, by its import name.", metavar="PACKAGE.MODULE:KERNEL")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", help="The shapes of a model (llama-8b …); a wrong name lists all.", metavar="NAME"),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shapes",
+        help="Extents by dim: attention B,H,G,M,N,D; linear and fp8 M,N,K; norms M,N. Semicolons separate shapes.",
+        metavar='"M=4096,N=1024"',
+    ),
+]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dtype",
+        help="bf16, f16, f32, f8e4m3 … May be repeated. A kernel takes exceptions: bf16,scale=f32,bias=none.",
+        metavar="NAME",
+    ),
+]
+Flags = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--flags", help="Semantic options of the op, or static arguments of the kernel.", metavar='"causal=true"'
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target", help="The chip (see `kpt-tune targets`); by default the GPU that is here.", metavar="NAME"
+    ),
+]
+Device = Annotated[int | None, typer.Option("--device", help="Number of the GPU, from 0.", metavar="NUMBER")]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        "--db", help="The config database: a path, or a PostgreSQL URL. KPT_DB does the same.", metavar="PATH"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]

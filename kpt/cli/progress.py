@@ -1,0 +1,49 @@
+"""The progress bar of a tuning: time spent, trials, and the best so far. Drawn on standard error."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from autotune_db import ledger
+from autotune_db.ledger import Watch
+
+
+class Bar:
+    """A line a problem. Where it is not shown it costs nothing."""
+
+    def __init__(self, shown: bool) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[news]}", markup=False),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+
+    def of(self, title: str, seconds: float) -> Watch:
+        """A new line; the watch that it gives keeps it up to date."""
+        task = self._progress.add_task(title, total=seconds, news="compiling")
+
+        def watch(now: ledger.Progress) -> None:
+            self._progress.update(task, completed=self._elapsed(task), news=_news(now))
+
+        return watch
+
+    def _elapsed(self, task: TaskID) -> float:
+        return next(t.elapsed or 0.0 for t in self._progress.tasks if t.id == task)
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+
+def _news(now: ledger.Progress) -> str:
+    trials = f"{now.trials} trials"
+    if now.best is None or now.best.microseconds is None:
+        return f"{trials}, {now.stage}"
+    return f"{trials}, {now.stage}, best {now.best.microseconds:.4g} µs: {now.best.config}"

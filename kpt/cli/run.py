@@ -1,0 +1,137 @@
+"""``kpt-tune run``: tunes problems one after another, on a device that is here or for one that is not."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from autotune_db.ledger import Watch
+from autotune_db.result import Result
+from autotune_db.store import Store
+from kpt.cli import options, output, parse, select
+from kpt.cli.place import Place, place
+from kpt.cli.progress import Bar
+from kpt_dsl.errors import CompileError, InputError, TargetError
+from kpt_dsl.problem import Problem
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def run(
+    op: options.Ops = None,
+    kernel: options.Kernel = None,
+    preset: options.Preset = None,
+    shapes: options.Shapes = None,
+    dtype: options.Dtypes = None,
+    flags: options.Flags = None,
+    target: options.Target = None,
+    device: options.Device = None,
+    budget: Annotated[str, typer.Option("--budget", help="Time to search, for each key.", metavar="60s")] = "60s",
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Configs to try at most, for each key.")] = 200,
+    offline: Annotated[bool, typer.Option("--offline", help="Predict, even if the device is here.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of the search and of the data.")] = 0,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Compiling at a time; by default one a core.")
+    ] = None,
+    db: options.Database = None,
+    json: options.Json = False,
+) -> None:
+    """Tune kernels and store the winners.
+
+    On a device that is here, candidates compile in parallel, are timed one by one and verified against float64, and the best
+    must beat the first config in a final interleaved round. For a chip that is not here (`--target`), candidates compile for
+    it, those that spill or do not fit are rejected, and a model ranks the rest: stored as *predicted*. Ctrl-C ends the search;
+    what was found goes through the final round and is stored.
+
+    Examples:
+
+        kpt-tune run --op flash_attention --shapes "B=4,H=32,G=8,M=4096,N=4096,D=128" --flags causal=true --budget 60s
+
+        kpt-tune run --op linear_act --shapes "M=8192,N=14336,K=4096" --flags activation=gelu_tanh --dtype bf16 --dtype f16
+
+        kpt-tune run --preset llama-8b --target amd-mi300x
+
+        kpt-tune run --kernel package.module:softmax --shapes "M=4096,N=1024;M=1,N=1024" --json
+    """
+    seconds = parse.seconds(budget)
+    where = place(target, device, offline)
+    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [])
+    results: list[Result] = []
+    failures: list[tuple[Problem, str]] = []
+    with Store(db) as store, Bar(shown=not json) as bar:
+        for number, problem in enumerate(problems, 1):
+            watch = bar.of(f"[{number}/{len(problems)}] {problem}", seconds)
+            try:
+                results.append(_tuned(problem, where, store, seconds, trials, seed, processes, watch))
+            except (CompileError, TargetError, InputError) as error:
+                failures.append((problem, str(error)))
+            except KeyboardInterrupt:
+                failures.append((problem, "interrupted"))
+                break
+            if results and results[-1].interrupted:
+                break
+    _report(results, failures, json)
+    unsaved = [result.unsaved for result in results if result.unsaved]
+    if unsaved:
+        print(f"kpt-tune: not stored: {unsaved[0]}", file=sys.stderr)
+    if any(result.interrupted for result in results) or any(reason == "interrupted" for _, reason in failures):
+        raise typer.Exit(INTERRUPTED)
+    if failures or unsaved:
+        raise typer.Exit(FAILED)
+
+
+def _tuned(
+    problem: Problem,
+    where: Place,
+    store: Store,
+    seconds: float,
+    trials: int,
+    seed: int,
+    processes: int | None,
+    watch: Watch,
+) -> Result:
+    from autotune_db.budget import Budget
+    from autotune_db.offline import predict
+    from autotune_db.tune import tune
+    from autotune_db.warm import warm_starts
+
+    common: dict[str, Any] = {
+        "budget": Budget(seconds, trials),
+        "warm": warm_starts(problem, where.target, store),
+        "seed": seed,
+        "processes": processes or os.cpu_count(),
+        "watch": watch,
+    }
+    if where.device is None:
+        return predict(problem, where.target, store, **common)
+    return tune(problem, where.target, store, device=where.device, **common)
+
+
+def _report(results: list[Result], failures: list[tuple[Problem, str]], json: bool) -> None:
+    if json:
+        failed = [{"problem": str(problem), "error": reason} for problem, reason in failures]
+        output.as_json({"results": [output.result_dict(result) for result in results], "failures": failed})
+        return
+    if results:
+        output.table(
+            ("key", "device", "config", "µs", "first µs", "speed-up", "known", "trials", "seconds"),
+            [_row(result) for result in results],
+            numbers=("µs", "first µs", "speed-up", "trials", "seconds"),
+        )
+    for problem, reason in failures:
+        print(f"kpt-tune: {problem}: {reason}", file=sys.stderr)
+
+
+def _row(result: Result) -> tuple[object, ...]:
+    return (
+        result.key.title,
+        result.key.device,
+        result.config,
+        output.microseconds(result.microseconds),
+        output.microseconds(result.first_microseconds),
+        "" if result.speedup is None else f"{result.speedup:.2f}",
+        result.origin,
+        len(result.trials),
+        f"{result.seconds:.0f}",
+    )

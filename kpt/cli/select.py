@@ -1,0 +1,117 @@
+"""Which problems a command is about: an op, a stranger's kernel, or a preset, with shapes, dtype and flags."""
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kpt.cli import parse
+from kpt_dsl.errors import InputError
+from kpt_dsl.kernel import from_name
+from kpt_dsl.problem import Problem
+
+if TYPE_CHECKING:
+    from kpt.ops.registry import Op
+
+DEFAULT_DTYPE = "bf16"
+
+
+def problems(
+    ops: Sequence[str],
+    kernel: str | None,
+    preset: str | None,
+    shapes: Sequence[str],
+    dtypes: Sequence[str],
+    flags: Sequence[str],
+) -> list[Problem]:
+    """Every kernel problem that is meant, each once. Raises InputError for what is unknown, missing or does not go together."""
+    if bool(ops) + bool(kernel) + bool(preset) - bool(ops and preset) != 1:
+        raise InputError(
+            "say what to tune: --op NAME, --kernel PACKAGE.MODULE:KERNEL, or --preset NAME (with --op: only that op)"
+        )
+    if preset:
+        if shapes or flags:
+            raise InputError("--preset brings its own shapes and flags; leave --shapes and --flags out")
+        return _unique(_of_preset(preset, ops, dtypes))
+    if not shapes:
+        raise InputError('no --shapes; write them like --shapes "M=4096,N=1024"')
+    extents, options = parse.shapes(shapes), parse.flags(flags)
+    if kernel:
+        return _unique(_of_kernel(kernel, extents, dtypes or [DEFAULT_DTYPE], options))
+    return _unique(_of_ops(ops, extents, dtypes, options))
+
+
+def presets() -> dict[str, tuple[str, ...]]:
+    """Name of each preset -> the ops that it has shapes for."""
+    shapes = [(shape.model, name) for name, op in ops_by_name().items() for shape in op.shapes]
+    return {model: tuple(dict.fromkeys(name for m, name in shapes if m == model)) for model, _ in sorted(shapes)}
+
+
+def ops_by_name() -> "Mapping[str, Op]":
+    """Every op; importing ``kpt.ops`` registers them."""
+    import kpt.ops  # noqa: F401
+    from kpt.ops.registry import OPS
+
+    return OPS
+
+
+def _op(name: str) -> "Op":
+    known = ops_by_name()
+    if name not in known:
+        raise InputError(f"unknown op {name!r}{_guess(name, known)} known are {', '.join(known)}")
+    return known[name]
+
+
+def _of_preset(preset: str, ops: Sequence[str], dtypes: Sequence[str]) -> list[Problem]:
+    known = presets()
+    if preset not in known:
+        raise InputError(f"unknown preset {preset!r}{_guess(preset, known)} known are {', '.join(known)}")
+    chosen = [_op(name) for name in ops or known[preset]]
+    found = [
+        problem
+        for op in chosen
+        for shape in op.shapes
+        if shape.model == preset
+        for dtype in dtypes or [shape.dtype]
+        for problem in op.problems(shape.dims, dtype, **shape.flags)
+    ]
+    if not found:
+        raise InputError(
+            f"preset {preset!r} has no shapes for {', '.join(ops)}; it has some for {', '.join(known[preset])}"
+        )
+    return found
+
+
+def _of_ops(
+    names: Sequence[str], extents: Sequence[dict[str, int]], dtypes: Sequence[str], flags: dict[str, parse.FlagValue]
+) -> list[Problem]:
+    found = []
+    for op in map(_op, names):
+        usual = {shape.dtype for shape in op.shapes}
+        default = DEFAULT_DTYPE if DEFAULT_DTYPE in usual or not usual else min(usual)
+        for dims in extents:
+            for dtype in dtypes or [default]:
+                found += op.problems(dims, dtype, **flags)
+    return found
+
+
+def _of_kernel(
+    name: str, extents: Sequence[dict[str, int]], dtypes: Sequence[str], statics: dict[str, parse.FlagValue]
+) -> list[Problem]:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does: a kernel in the present folder is found by its name
+    kernel = from_name(name)
+    tensors = tuple(kernel.tensors)
+    return [
+        Problem.of_shapes(kernel, dims, parse.dtypes(dtype, tensors), statics) for dims in extents for dtype in dtypes
+    ]
+
+
+def _unique(found: Sequence[Problem]) -> list[Problem]:
+    return list(dict.fromkeys(found))
+
+
+def _guess(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=2)
+    return f"; did you mean {' or '.join(close)}?" if close else ";"
