@@ -11,11 +11,6 @@ ALIGNMENT = 16
 """Bytes to which addresses and strides must be aligned (CUDA driver API, cuTensorMapEncodeTiled)."""
 MAX_RANK = 5
 """Most dims of a tensor (ibid.)."""
-MAX_BOX = 256
-"""Most elements along one side of the tile that it copies (ibid.)."""
-MIN_ROW = 16
-"""Fewest bytes along the tile's last side (ibid.)."""
-
 
 def describable(problem: "Problem", tensor: str) -> bool:
     """Whether a descriptor can hold a tensor of the problem."""

@@ -4,8 +4,8 @@ Facts are about the program, not the machine: which tiles there are, which tenso
 how they hang together. Knows no target and no config.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
 
 Axes = tuple[ir.Axis, ...]
-Loops = tuple[ir.For, ...]
+Scope = int
+"""Where in a program: 0 is outside every sequential loop, i > 0 is directly inside ``Facts.loops[i - 1]``."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """A tile read from a tensor or written to one, within ``loops`` (outermost first)."""
+    """A tile read from a tensor or written to one."""
 
     tensor: ir.Tensor
     axes: Axes
-    loops: Loops
+    scope: Scope
     store: bool = False
     product: bool = False
     """It is an operand of a product, or (a store) holds a product's result."""
@@ -33,13 +34,13 @@ class Access:
 
 @dataclass(frozen=True)
 class Product:
-    """A dot: (m, k) x (k, n), within ``loops``."""
+    """A dot: (m, k) x (k, n)."""
 
     m: ir.Axis
     n: ir.Axis
     k: ir.Axis
     dtype: DType
-    loops: Loops
+    scope: Scope
     loads: tuple[Access | None, Access | None]
     """Where each operand was loaded; None for one that was computed."""
     chained: bool
@@ -50,11 +51,11 @@ class Product:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """One elementwise operation or reduction over a tile, within ``loops``."""
+    """The elementwise operations and reductions over tiles of one shape in one scope."""
 
-    op: str
+    ops: tuple[str, ...]
     axes: Axes
-    loops: Loops
+    scope: Scope
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,11 @@ class Facts:
     stores: tuple[Access, ...]
     products: tuple[Product, ...]
     arithmetic: tuple[Arithmetic, ...]
-    loops: tuple[Loops, ...]
-    """Every sequential loop, with those around it; the loop itself is the last."""
-    carried: Mapping[Loops, tuple[ir.Type, ...]] = field(hash=False)
+    loops: tuple[ir.For, ...]
+    """Every sequential loop, in program order, with bounds in which variables are replaced by what they stand for."""
+    outer: tuple[Scope, ...]
+    """The scope that each loop stands in."""
+    carried: tuple[tuple[ir.Type, ...], ...]
     """The tiles that each loop carries from one step to the next."""
     tile_types: frozenset[ir.Type]
 
@@ -85,13 +88,13 @@ class Facts:
     def tiles(self) -> dict[str, ir.Tile]:
         """Tile variables, those of the grid first."""
         found = {tile.name: tile for tile in self.grid_tiles}
-        return found | {loops[-1].tile.name: loops[-1].tile for loops in self.loops}
+        return found | {loop.tile.name: loop.tile for loop in self.loops}
 
     @cached_property
     def blocks(self) -> dict[str, tuple[ir.Axis, ...]]:
         """Block knobs in order, with the axes that each one sizes."""
         found: dict[str, tuple[ir.Axis, ...]] = {}
-        for tile in (*self.grid_tiles, *(loops[-1].tile for loops in self.loops)):
+        for tile in (*self.grid_tiles, *(loop.tile for loop in self.loops)):
             axes = found.get(tile.block, ())
             found[tile.block] = axes if tile.axis in axes else (*axes, tile.axis)
         return found
@@ -103,6 +106,12 @@ class Facts:
     def extent(self, axis: ir.Axis) -> int:
         """Elements along the whole dim of an axis."""
         return 1 if axis == ir.UNIT else self.dims[axis.dim]
+
+    @cached_property
+    def uneven(self) -> bool:
+        """Whether some programs have more to do than others: a loop's bounds depend on where their tiles lie."""
+        bounds = (node for loop in self.loops for bound in (loop.start, loop.stop) for node in ir.walk(bound))
+        return any(isinstance(node, ir.Start | ir.Stop | ir.Load) for node in bounds)
 
     @cached_property
     def product_axes(self) -> frozenset[ir.Axis]:
@@ -123,16 +132,17 @@ class Facts:
 def collect(problem: "Problem", kernel: ir.Kernel) -> Facts:
     """Read the facts of a kernel specialised for a problem."""
     reader = _Reader(kernel)
-    reader.body(kernel.body, ())
+    reader.body(kernel.body, 0)
     return Facts(
         problem=problem,
         kernel=kernel,
         loads=tuple(reader.loads),
         stores=tuple(reader.stores),
         products=tuple(reader.products),
-        arithmetic=tuple(reader.arithmetic),
+        arithmetic=tuple(Arithmetic(tuple(ops), axes, scope) for (axes, scope), ops in reader.arithmetic.items()),
         loops=tuple(reader.loops),
-        carried=reader.carried,
+        outer=tuple(reader.outer),
+        carried=tuple(reader.carried),
         tile_types=frozenset(node.type for node in _tile_exprs(kernel.body)),
     )
 
@@ -149,49 +159,47 @@ class _Reader:
         self.loads: list[Access] = []
         self.stores: list[Access] = []
         self.products: list[Product] = []
-        self.arithmetic: list[Arithmetic] = []
-        self.loops: list[Loops] = []
-        self.carried: dict[Loops, tuple[ir.Type, ...]] = {}
+        self.arithmetic: dict[tuple[Axes, Scope], list[str]] = {}
+        self.loops: list[ir.For] = []
+        self.outer: list[Scope] = []
+        self.carried: list[tuple[ir.Type, ...]] = []
         self._values: dict[str, ir.Expr] = {}
         self._types: dict[str, ir.Type] = {}
-        self._loaded_in: dict[str, Loops] = {}
+        self._loaded_in: dict[str, Scope] = {}
         self._made_by_product: set[str] = set()
 
-    def body(self, body: tuple[ir.Stmt, ...], loops: Loops) -> None:
+    def body(self, body: tuple[ir.Stmt, ...], scope: Scope) -> None:
         for stmt in body:
             match stmt:
                 case ir.Assign(name=name, value=value):
-                    self._expr(value, loops)
-                    self._assign(name, value, loops)
+                    self._expr(value, scope)
+                    self._assign(name, value, scope)
                 case ir.Store(tensor=tensor, index=index, value=value):
-                    self._expr(value, loops)
+                    self._expr(value, scope)
                     axes = tuple(i for i in index if isinstance(i, ir.Axis))
                     made = self._from_product(value)
-                    self.stores.append(Access(self.kernel.tensor(tensor), axes, loops, store=True, product=made))
+                    self.stores.append(Access(self.kernel.tensor(tensor), axes, scope, store=True, product=made))
                 case ir.For():
-                    self._loop(stmt, loops)
+                    self._loop(stmt, scope)
 
-    def _loop(self, loop: ir.For, loops: Loops) -> None:
+    def _loop(self, loop: ir.For, scope: Scope) -> None:
         # Bounds are kept free of variables, so that they can be evaluated wherever the loop is looked at.
         start, stop = self._inlined(loop.start), self._inlined(loop.stop)
-        loop = ir.For(
-            tile=loop.tile, start=start, stop=stop, body=loop.body, carried=loop.carried, part=loop.part, loc=loop.loc
-        )
-        inside = (*loops, loop)
-        self.loops.append(inside)
-        self.carried[inside] = tuple(self._types[name] for name in loop.carried if self._types[name].shape)
+        self.loops.append(replace(loop, start=start, stop=stop))
+        self.outer.append(scope)
+        self.carried.append(tuple(self._types[name] for name in loop.carried if self._types[name].shape))
         for name in loop.carried:
             self._values.pop(name, None)
-        self.body(loop.body, inside)
+        self.body(loop.body, len(self.loops))
         for name in loop.carried:
             self._values.pop(name, None)
 
-    def _assign(self, name: str, value: ir.Expr, loops: Loops) -> None:
+    def _assign(self, name: str, value: ir.Expr, scope: Scope) -> None:
         if self._from_product(value):
             self._made_by_product.add(name)
         self._types[name] = value.type
         self._values[name] = self._inlined(value) if not value.type.shape else value
-        self._loaded_in[name] = loops
+        self._loaded_in[name] = scope
 
     def _inlined(self, node: ir.Expr) -> ir.Expr:
         """A scalar with its variables replaced by their values, as far as those are known before the run."""
@@ -205,23 +213,26 @@ class _Reader:
             isinstance(n, ir.Dot) or (isinstance(n, ir.Var) and n.name in self._made_by_product) for n in ir.walk(node)
         )
 
-    def _expr(self, top: ir.Expr, loops: Loops) -> None:
+    def _expr(self, top: ir.Expr, scope: Scope) -> None:
         for node in ir.walk(top):
             match node:
                 case ir.Load(tensor=tensor, index=index):
                     axes = tuple(i for i in index if isinstance(i, ir.Axis))
-                    self.loads.append(Access(self.kernel.tensor(tensor), axes, loops))
+                    self.loads.append(Access(self.kernel.tensor(tensor), axes, scope))
                 case ir.Dot():
-                    self._dot(node, loops)
+                    self._dot(node, scope)
                 case ir.Unary(op=op) | ir.Binary(op=op) if node.type.shape:
-                    self.arithmetic.append(Arithmetic(op, node.type.shape, loops))
+                    self._operate(op, node.type.shape, scope)
                 case ir.Where() | ir.Cast() if node.type.shape:
-                    self.arithmetic.append(Arithmetic("where", node.type.shape, loops))
+                    self._operate("where", node.type.shape, scope)
                 case ir.Reduce(op=op, x=x):
-                    self.arithmetic.append(Arithmetic(op, x.type.shape, loops))
+                    self._operate(op, x.type.shape, scope)
 
-    def _dot(self, node: ir.Dot, loops: Loops) -> None:
-        loads = (self._operand(node.a, loops), self._operand(node.b, loops))
+    def _operate(self, op: str, axes: Axes, scope: Scope) -> None:
+        self.arithmetic.setdefault((axes, scope), []).append(op)
+
+    def _dot(self, node: ir.Dot, scope: Scope) -> None:
+        loads = (self._operand(node.a, scope), self._operand(node.b, scope))
         computed = [x for x, load in ((node.a, loads[0]), (node.b, loads[1])) if load is None]
         (m, k), n = node.a.type.shape, node.b.type.shape[1]
         self.products.append(
@@ -230,23 +241,23 @@ class _Reader:
                 n=n,
                 k=k,
                 dtype=node.a.type.dtype,
-                loops=loops,
+                scope=scope,
                 loads=loads,
                 chained=any(self._from_product(x) for x in computed),
                 carried=node.acc is not None,
             )
         )
 
-    def _operand(self, node: ir.Expr, loops: Loops) -> Access | None:
+    def _operand(self, node: ir.Expr, scope: Scope) -> Access | None:
         """Where an operand was loaded, looking through casts, transposes and variables."""
         while True:
             match node:
                 case ir.Cast(x=x) | ir.Transpose(x=x):
                     node = x
                 case ir.Var(name=name) if name in self._values:
-                    loops, node = self._loaded_in[name], self._values[name]
+                    scope, node = self._loaded_in[name], self._values[name]
                 case ir.Load(tensor=tensor, index=index):
                     axes = tuple(i for i in index if isinstance(i, ir.Axis))
-                    return Access(self.kernel.tensor(tensor), axes, loops, product=True)
+                    return Access(self.kernel.tensor(tensor), axes, scope, product=True)
                 case _:
                     return None

@@ -23,21 +23,24 @@ ROW_BLOCK = 8192
 BATCH_BLOCK = 64
 """Most rows worth giving one program where rows do not share anything."""
 
+MIN_PART_COLUMNS = 32
+"""Fewest columns of a part of a tile that is stored in parts; less than a sector of memory a row otherwise."""
+
 
 def knobs(facts: Facts, target: Target) -> Knobs:
     """Knobs of one variant on a GPU."""
     found: Knobs = {block: _block_values(facts, axes) for block, axes in facts.blocks.items()}
     most_warps = target.block_threads // target.warp_lanes
     found["num_warps"] = powers(1, min(most_warps, 8) if facts.products else most_warps)
-    if any(load.loops for load in facts.loads if load.axes):
+    if any(load is not None and load.scope == p.scope for p in facts.products if p.scope for load in p.loads):
         found["num_stages"] = target.stages
     if _shares_operands(facts):
         found["group"] = (1, 4, 8, 16)
         found["persistent"] = (False, True)
     if target.descriptors and any(_may_describe(facts, access) for access in (*facts.loads, *facts.stores)):
         found["descriptors"] = (False, True)
-    if _splits_epilogue(facts):
-        found["epilogue"] = (1, 2, 4)
+        if any(_parts(facts, store) for store in facts.stores):
+            found["epilogue"] = (1, 2, 4)
     if facts.products:
         found |= dict(target.options)
     return found
@@ -51,7 +54,6 @@ def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
         or _why_bad_warps(sizes)
         or _why_too_many_registers(sizes)
         or _why_too_much_shared(sizes)
-        or _why_bad_descriptors(sizes)
         or _why_bad_epilogue(sizes)
     )
 
@@ -78,29 +80,21 @@ def _block_values(facts: Facts, axes: tuple[ir.Axis, ...]) -> tuple[int, ...]:
 
 def _shares_operands(facts: Facts) -> bool:
     """Whether neighbouring programs read the same tiles, so that the order of programs matters."""
-    return len(facts.grid_tiles) >= 2 and bool(facts.products)
+    inner = facts.kernel.grid[-2:]
+    return bool(facts.products) and len(inner) == 2 and all(isinstance(loop, ir.Tile) for loop in inner)
 
 
 def _may_describe(facts: Facts, access: Access) -> bool:
-    return _in_products(facts, access) and descriptors.describable(facts.problem, access.tensor.name)
-
-
-def _in_products(facts: Facts, access: Access) -> bool:
+    """Whether a tile that a product reads or makes can go through a descriptor."""
     operands = {load.tensor.name for product in facts.products for load in product.loads if load is not None}
-    return len(access.axes) >= 2 and (access.tensor.name in operands if not access.store else access.product)
+    in_product = access.product if access.store else access.tensor.name in operands
+    return in_product and len(access.axes) == 2 and descriptors.describable(facts.problem, access.tensor.name)
 
 
-def _splits_epilogue(facts: Facts) -> bool:
-    """Whether a loop's product is stored by columns of a tile: such a tile can be stored in parts."""
-    return any(_columns(facts, store) is not None for store in facts.stores)
-
-
-def _columns(facts: Facts, store: Access) -> ir.Axis | None:
-    """The tiled columns of a stored product; None for any other store."""
-    wide = len(store.axes) == 2 and store.product and not store.loops
-    if wide and any(p.n == store.axes[1] and p.loops and not p.chained for p in facts.products):
-        return store.axes[1] if store.axes[1] in facts.block_of else None
-    return None
+def _parts(facts: Facts, store: Access) -> bool:
+    """Whether a store can be cut into blocks of columns: a product whose columns are tiled, stored once, by a descriptor."""
+    tiled = _may_describe(facts, store) and not store.scope and store.axes[1] in facts.block_of
+    return tiled and any(p.n == store.axes[1] and p.scope for p in facts.products)
 
 
 # ------------------------------------------------------------------ what makes a point illegal
@@ -124,9 +118,10 @@ def _why_bad_warps(sizes: GpuSizes) -> str | None:
 
 
 def _why_too_many_registers(sizes: GpuSizes) -> str | None:
-    need, most = sizes.registers, sizes.target.thread_registers
+    target = sizes.target
+    need, most = sizes.registers, min(target.thread_registers, target.registers // sizes.threads)
     if need > most:
-        return f"tiles need about {need} registers a thread with {sizes.warps} warps; {sizes.target.name} has {most}"
+        return f"tiles need about {need} registers a thread; with {sizes.warps} warps {target.name} has {most}"
     return None
 
 
@@ -137,25 +132,11 @@ def _why_too_much_shared(sizes: GpuSizes) -> str | None:
     return None
 
 
-def _why_bad_descriptors(sizes: GpuSizes) -> str | None:
-    if not sizes.config.get("descriptors"):
-        return None
-    for access in (*sizes.facts.loads, *sizes.facts.stores):
-        if not _may_describe(sizes.facts, access):
-            continue
-        box = [sizes.lanes(axis) for axis in access.axes]
-        row = box[-1] * access.tensor.dtype.bytes
-        if max(box) > descriptors.MAX_BOX:
-            return f"tiles of {access.tensor.name} are {max(box)} wide; a descriptor copies at most {descriptors.MAX_BOX}"
-        if row < descriptors.MIN_ROW:
-            return f"rows of tiles of {access.tensor.name} are {row} B; a descriptor copies at least {descriptors.MIN_ROW} B"
-    return None
-
-
 def _why_bad_epilogue(sizes: GpuSizes) -> str | None:
     parts = int(sizes.config.get("epilogue", 1))
+    if parts > 1 and not sizes.config["descriptors"]:
+        return "only descriptors store in parts; epilogue must be 1 without them"
     for store in sizes.facts.stores:
-        columns = _columns(sizes.facts, store)
-        if parts > 1 and columns is not None and sizes.lanes(columns) // parts < 32:
-            return f"{sizes.lanes(columns)} columns in {parts} parts are fewer than 32 columns a part"
+        if parts > 1 and _parts(sizes.facts, store) and sizes.lanes(store.axes[1]) // parts < MIN_PART_COLUMNS:
+            return f"{sizes.lanes(store.axes[1])} columns in {parts} parts are fewer than {MIN_PART_COLUMNS} a part"
     return None

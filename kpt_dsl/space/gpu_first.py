@@ -18,11 +18,19 @@ OPERAND_ROW_BYTES = (128, 256)
 THREAD_BYTES = 32
 """Bytes of a row that a thread best holds: two of the widest loads (16 B) under way at once."""
 DEPTHS = (1, 2, 3, 4)
-"""Pipeline depths worth considering; more only help when memory is very far."""
+"""Pipeline depths worth considering; more only help when memory is very far. Where copies pass through registers, a chain of
+products leaves none for them: one stage then (AMD's own attention kernels)."""
 DESCRIPTOR_SECONDS = 20e-6
 """Below this run time, encoding descriptors on the host costs more than they save."""
 GROUP = 8
 """Rows of tiles that are walked together, so that operands stay in L2."""
+
+WAVES = 2
+"""From this many tiles a core on, programs that go on to the next tile hide its loads behind the end of the last."""
+PART_BYTES = 32 * 1024
+"""A larger tile is stored in parts, for it would take shared memory from the pipeline."""
+COMFORTABLE_REGISTERS = 0.7
+"""Share of a thread's registers that tiles may take before the compiler is likely to run out."""
 
 Judge = Callable[[Config], str | None]
 
@@ -39,9 +47,9 @@ def first(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]], why
 
 
 def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[Config]:
-    """Points of a thinned grid over blocks, warps and stages, each completed by rule; larger tiles first."""
-    searched = {name: _worth_trying(facts, name, values) for name, values in knobs.items() if _is_searched(facts, name)}
-    for values in itertools.product(*(tuple(reversed(v)) for v in searched.values())):
+    """Points of a thinned grid over blocks, warps and stages, each completed by rule; larger tiles and fewer threads first, for ties."""
+    searched = {name: _worth_trying(facts, target, name, values) for name, values in knobs.items() if _is_searched(facts, name)}
+    for values in itertools.product(*(v[::-1] if name in facts.blocks else v for name, v in searched.items())):
         yield _completed(facts, target, knobs, dict(zip(searched, values, strict=True)))
 
 
@@ -49,12 +57,15 @@ def _is_searched(facts: Facts, name: str) -> bool:
     return name in facts.blocks or name in ("num_warps", "num_stages")
 
 
-def _worth_trying(facts: Facts, name: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
+def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
     if name == "num_stages":
-        return tuple(v for v in values if v in (DEPTHS if facts.products else DEPTHS[:3])) or values
-    depths = [p.dtype.bytes for p in facts.products if facts.block_of.get(p.k) == name and not p.chained]
-    if depths:
-        return tuple(v for v in values if int(v) * max(depths) in OPERAND_ROW_BYTES) or values[-1:]
+        through_registers = not target.async_copies and any(p.chained for p in facts.products)
+        depths = DEPTHS[:1] if through_registers else DEPTHS
+        return tuple(v for v in values if v in depths) or values
+    sizes = [p.dtype.bytes for p in facts.products if facts.block_of.get(p.k) == name and not p.chained]
+    if sizes:
+        fitting = tuple(v for v in values if int(v) * max(sizes) in OPERAND_ROW_BYTES) or values[-1:]
+        return fitting[::-1]  # ties go to the shorter rows
     return values
 
 
@@ -62,22 +73,26 @@ def _completed(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]
     """A config whose remaining knobs follow from those chosen."""
     config = Config({name: chosen.get(name, values[0]) for name, values in knobs.items()})
     sizes = GpuSizes(facts, target, config)
-    large = sizes.programs > target.cores
     by_rule: dict[str, Value] = {}
-    if "group" in knobs and large:
+    if "group" in knobs and min(map(sizes.tiles, facts.grid_tiles[-2:])) >= GROUP:
         by_rule["group"] = GROUP
     if "descriptors" in knobs and gpu_model.compulsory_seconds(sizes) > DESCRIPTOR_SECONDS:
         by_rule["descriptors"] = True
-        if "persistent" in knobs and large:
+        if "persistent" in knobs and sizes.programs > WAVES * target.cores:
             by_rule["persistent"] = True
-            by_rule |= {"epilogue": 2} if "epilogue" in knobs else {}
+        if "epilogue" in knobs and sizes.epilogue_bytes > PART_BYTES:
+            by_rule["epilogue"] = 2
     return config | by_rule
 
 
 def _score(sizes: GpuSizes) -> float:
-    """Modelled seconds, with a small handicap for threads that hold more or less of a tile than they load at once."""
+    """Modelled seconds, with small handicaps for what a roofline does not see.
+
+    With products: registers close to the limit, which the compiler then spills. Without: threads that hold more or less of a
+    tile than they load at once.
+    """
     seconds = gpu_model.seconds(sizes)
     if sizes.facts.products:
-        return seconds
+        return seconds * (1 + max(0.0, sizes.registers / sizes.target.thread_registers - COMFORTABLE_REGISTERS))
     widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
     return seconds * (1 + 0.05 * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES)))

@@ -6,20 +6,31 @@ The constants are round figures from the sources named; a model this small is ri
 """
 
 import math
+from dataclasses import dataclass
+from functools import cache
 
-from kpt_dsl.space.facts import Loops, Product
+from kpt_dsl.space.facts import Product, Scope
 from kpt_dsl.space.gpu_sizes import GpuSizes
 
-L2_BYTES_PER_CLOCK = 48
-"""Bytes a clock from L2 to one core (5120 a clock for the 108 of an A100: "NVIDIA A100 Tensor Core GPU Architecture")."""
-MEMORY_LATENCY = 0.8e-6
-"""Seconds from a load's issue to its data, under load (published microbenchmarks of Hopper: 0.6 to 1 µs)."""
-LAUNCH = 1.0e-6
-"""Seconds to start a block, fetch its first tiles and drain its last stores."""
-STEP = 60
-"""Clocks that a loop step spends on barriers and addresses beside its work."""
+L2_BYTES_PER_CLOCK = 36
+"""Bytes a clock from L2 to one core: three quarters of the 5120 a clock that the 108 cores of an A100 share ("NVIDIA A100 Tensor
+Core GPU Architecture")."""
+MEMORY_LATENCY = 0.6e-6
+"""Seconds from a load's issue to its data, (published microbenchmarks of Hopper: 0.2 from L2 to 0.8 µs from memory under load)."""
+LAUNCH = 0.3e-6
+"""Seconds to start a block and to drain its last stores; a persistent block does so while it computes."""
+STEP = 30
+"""Clocks that a loop step spends on barriers and addresses for each line of its operands."""
+LINE_BYTES = 128
+"""Bytes of an operand's row that one copy brings to shared memory without bank conflicts."""
 OPERAND_ROWS = 16
-"""How much sooner operands than arithmetic bound a product: a tile of m rows and n columns reads (m + n) / (m n) operands a flop."""
+"""How much operands hold up a product: the matrix unit reads (m + n) / (m n) operands a flop."""
+PARTITIONS = 4
+"""Parts of a core that issue instructions on their own, each with its matrix unit."""
+OVERLAP = 0.5
+"""Of two kinds of work that could run side by side, how much of the lesser one does not."""
+INTERFERENCE = 0.15
+"""Of two paths that are busy at once, how much of the lesser one's time is added to the other's."""
 EXPENSIVE = {"exp": 9, "exp2": 8, "log": 9, "log2": 8, "sqrt": 8, "rsqrt": 8, "div": 8, "sigmoid": 18, "tanh": 20, "erf": 24}
 """Vector instructions an element costs, others one: special functions run at 16 lanes a clock of 128 (CUDA Programming Guide,
 "Arithmetic Instructions"), and those without an instruction of their own are sequences."""
@@ -28,83 +39,118 @@ EXPENSIVE = {"exp": 9, "exp2": 8, "log": 9, "log2": 8, "sqrt": 8, "rsqrt": 8, "d
 def seconds(sizes: GpuSizes) -> float:
     """How long the whole grid takes."""
     target = sizes.target
-    tensor, vector, traffic = _tensor(sizes), _vector(sizes), _traffic(sizes)
-    memory = _memory(sizes)
-    alone = _alone(sizes)
-    lane = target.cores * sizes.resident
+    steps = [_Step.of(sizes, scope) for scope in range(len(sizes.steps))]
+    tensor = sum(step.tensor * n for step, n in zip(steps, sizes.steps, strict=True))
+    vector = sum(step.vector * n for step, n in zip(steps, sizes.steps, strict=True))
+    traffic = sum(step.fetch * n for step, n in zip(steps, sizes.steps, strict=True))
+    fill = sum(MEMORY_LATENCY for step in steps[1:] if step.fetch)
+    start = 0.0 if sizes.config.get("persistent") else LAUNCH + fill
+    alone = start + sum(step.alone(sizes, scope) * n for scope, (step, n) in enumerate(zip(steps, sizes.steps, strict=True)))
 
     def batch(programs: int) -> float:
         """Programs that share one core."""
-        return max(programs * max(tensor, vector, traffic, memory), alone)
+        busy = _side_by_side(programs * tensor, programs * vector, programs * sizes.warps)
+        return max(_both(busy, programs * traffic), alone)
 
-    full, rest = divmod(sizes.programs, lane)
-    run = full * batch(sizes.resident) + (batch(math.ceil(rest / target.cores)) if rest else 0.0)
-    return max(run, compulsory_seconds(sizes))
+    at_once = target.cores * sizes.resident
+    full, rest = divmod(sizes.programs, at_once)
+    if full and sizes.facts.uneven:  # programs end at different times, and the next begin at once
+        run = (sizes.programs / at_once + 0.5) * batch(sizes.resident)
+    else:
+        run = full * batch(sizes.resident) + (batch(math.ceil(rest / target.cores)) if rest else 0.0)
+    memory = _memory_seconds(sizes)
+    return _both(run, memory)
 
 
 def compulsory_seconds(sizes: GpuSizes) -> float:
     """The least that the products and the bytes of every tensor can take."""
     facts, target = sizes.facts, sizes.target
+    moved = sum(math.prod(facts.dims[d] for d in t.dims) * t.dtype.bytes for t in facts.kernel.tensors)
     products = sum(
-        2 * sizes.count((p.m, p.n, p.k)) * sizes.steps(p.loops) / target.peak(p.dtype.name) for p in facts.products
+        2 * sizes.count((p.m, p.n, p.k)) * sizes.steps[p.scope] / target.peak(p.dtype.name) for p in facts.products
     )
-    return max(_moved_once(sizes) / target.bandwidth_bytes_per_s, products * sizes.programs)
+    return max(moved / target.bandwidth_bytes_per_s, products * sizes.programs)
 
 
-def _moved_once(sizes: GpuSizes) -> int:
-    """Bytes of every tensor once."""
-    facts = sizes.facts
-    return sum(math.prod(facts.dims[d] for d in t.dims) * t.dtype.bytes for t in facts.kernel.tensors)
+def _memory_seconds(sizes: GpuSizes) -> float:
+    """Seconds of traffic with device memory: every tensor once, and what programs read again after L2 has lost it."""
+    bytes_once: dict[str, float] = {}
+    total = 0.0
+    for load in sizes.facts.loads:
+        mine = sizes.bytes(load) * sizes.steps[load.scope]
+        total += mine
+        bytes_once[load.tensor.name] = max(mine, bytes_once.get(load.tensor.name, 0.0))
+    once = sum(bytes_once.values())
+    lost = sizes.target.cores * sizes.resident * once > sizes.target.l2_bytes
+    again = (total - once) * sizes.programs if lost else 0.0
+    return compulsory_seconds(sizes) + again / sizes.target.bandwidth_bytes_per_s
 
 
-def _tensor(sizes: GpuSizes) -> float:
-    """Seconds of a program in the matrix unit."""
-    return sum(_product(sizes, p) * sizes.steps(p.loops) for p in sizes.facts.products)
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Seconds of one step of a loop, or of what is outside all loops, on a core of its own."""
+
+    tensor: float
+    """In the matrix unit."""
+    vector: float
+    fetch: float
+    """On the path between the core and L2."""
+    lines: int
+    """Lines of shared memory along the operands' rows."""
+
+    @staticmethod
+    def of(sizes: GpuSizes, scope: Scope) -> "_Step":
+        facts, target = sizes.facts, sizes.target
+        products = [p for p in facts.products if p.scope == scope]
+        accesses = [a for a in (*facts.loads, *facts.stores) if a.scope == scope]
+        work = sum(sizes.count(a.axes) * _weight(a.ops) for a in facts.arithmetic if a.scope == scope)
+        return _Step(
+            tensor=sum(_product(sizes, p) for p in products),
+            vector=work / (target.vector_flops_per_s / 2 / target.cores),
+            fetch=sum(sizes.bytes(a) for a in accesses) / (L2_BYTES_PER_CLOCK * target.clock_hz),
+            lines=max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1),
+        )
+
+    def alone(self, sizes: GpuSizes, scope: Scope) -> float:
+        """Seconds when no other program shares the core: products, vector work and loads of a step wait for each other."""
+        idle = PARTITIONS / min(PARTITIONS, sizes.warps)
+        busy = _side_by_side(self.tensor, self.vector, sizes.warps) * idle
+        arrive = MEMORY_LATENCY + self.fetch if self.fetch else 0.0
+        ahead = sizes.stages - 1 if self.tensor and scope else 0
+        hidden = max(busy, self.fetch, arrive / ahead) if ahead else busy + arrive
+        return hidden + self.lines * STEP / sizes.target.clock_hz
+
+
+def _both(a: float, b: float) -> float:
+    """Two things that go on at once and get in each other's way a little."""
+    return max(a, b) + INTERFERENCE * min(a, b)
+
+
+def _side_by_side(tensor: float, vector: float, warps: int) -> float:
+    """Matrix and vector work overlap where each part of the core has a second warp to turn to."""
+    hidden = 1.0 if warps <= PARTITIONS else OVERLAP
+    return max(tensor, vector) + hidden * min(tensor, vector)
 
 
 def _product(sizes: GpuSizes, product: Product) -> float:
-    m, n, k = sizes.lanes(product.m), sizes.lanes(product.n), sizes.lanes(product.k)
+    """Seconds of one product in the matrix unit."""
+    m, n = sizes.lanes(product.m), sizes.lanes(product.n)
     target = sizes.target
-    balance = m * n / (m + n)
+    rows = m
+    if target.async_products:
+        # An instruction reads its operands from shared memory for its own rows; warps beyond the tile's rows share its columns.
+        rows = min(m, target.mma_rows)
+        side_by_side = sizes.warps // target.mma_warps // max(1, m // target.mma_rows)
+        n = n // max(1, side_by_side)
+    balance = rows * n / (rows + n)
     efficiency = balance / (balance + OPERAND_ROWS)
     if m < target.mma_rows:
-        efficiency *= m / target.mma_rows if target.mma_warps == 1 else 0.5  # the instructions for smaller tiles are slower
-    return 2 * m * n * k / (target.peak(product.dtype.name) / target.cores) / efficiency
+        efficiency *= 0.5  # only older, slower instructions have tiles this small
+    flops = 2 * sizes.count((product.m, product.n, product.k))
+    return flops / (target.peak(product.dtype.name) / target.cores) / efficiency
 
 
-def _vector(sizes: GpuSizes) -> float:
-    """Seconds of a program in the vector unit."""
-    work = sum(sizes.steps(a.loops) * sizes.count(a.axes) * EXPENSIVE.get(a.op, 1) for a in sizes.facts.arithmetic)
-    rate = sizes.target.vector_flops_per_s / 2 / sizes.target.cores
-    return work / rate
-
-
-def _traffic(sizes: GpuSizes) -> float:
-    """Seconds of a program on the path between a core and L2."""
-    moved = sum(sizes.steps(a.loops) * sizes.bytes(a) for a in (*sizes.facts.loads, *sizes.facts.stores))
-    return moved / (L2_BYTES_PER_CLOCK * sizes.target.clock_hz)
-
-
-def _memory(sizes: GpuSizes) -> float:
-    """Seconds that a program's share of the compulsory bytes takes a core."""
-    return _moved_once(sizes) / sizes.programs / (sizes.target.bandwidth_bytes_per_s / sizes.target.cores)
-
-
-def _alone(sizes: GpuSizes) -> float:
-    """Seconds of a program that has a core to itself: products and vector work of one step wait for each other."""
-    inside = sum(_step(sizes, loops) * sizes.steps(loops) for loops in sizes.facts.loops)
-    start = LAUNCH / (3 if sizes.config.get("persistent") else 1)
-    return start + _step(sizes, ()) + inside
-
-
-def _step(sizes: GpuSizes, loops: Loops) -> float:
-    """Seconds of one step of a loop, or of what is outside all loops."""
-    facts = sizes.facts
-    tensor = sum(_product(sizes, p) for p in facts.products if p.loops == loops)
-    rate = sizes.target.vector_flops_per_s / 2 / sizes.target.cores
-    vector = sum(sizes.count(a.axes) * EXPENSIVE.get(a.op, 1) for a in facts.arithmetic if a.loops == loops) / rate
-    moved = sum(sizes.bytes(a) for a in (*facts.loads, *facts.stores) if a.loops == loops)
-    fetch = moved / (L2_BYTES_PER_CLOCK * sizes.target.clock_hz)
-    # Loads of later steps are under way while this one computes, as far as the pipeline is deep.
-    wait = MEMORY_LATENCY / max(1, sizes.stages - 1) if loops else MEMORY_LATENCY
-    return max(tensor + vector, fetch, wait) + STEP / sizes.target.clock_hz
+@cache
+def _weight(ops: tuple[str, ...]) -> int:
+    """Vector instructions of one element through all operations."""
+    return sum(EXPENSIVE.get(op, 1) for op in ops)

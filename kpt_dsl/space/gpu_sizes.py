@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kpt_dsl import ir
-from kpt_dsl.space.facts import Access, Facts, Loops
+from kpt_dsl.space.facts import Access, Facts, Scope
 from kpt_dsl.space.sized import Sized, up_to_power
 
 MIN_PRODUCT_SIDE = 16
 """Least lanes along an axis of a product; along k of 8-bit operands twice as many."""
 BASE_REGISTERS = 40
-"""Registers of a thread that hold addresses, indices and loop state, whatever the tiles are."""
+"""Registers of a thread that hold addresses, indices and loop state, whatever the tiles are; half of it without products."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,21 @@ class GpuSizes(Sized):
     @cached_property
     def registers(self) -> int:
         """Registers of a thread: the tiles that a loop carries and the largest one that it makes, spread over the block."""
-        return BASE_REGISTERS + max(map(self._held, ((), *self.facts.loops))) // self.threads
+        base = BASE_REGISTERS if self.facts.products else BASE_REGISTERS // 2
+        return base + max(map(self._held, range(len(self.facts.loops) + 1))) // self.threads
 
-    def _held(self, loops: Loops) -> int:
-        """32-bit words of the tiles alive at once in a loop (or outside all)."""
-        carried = sum(max(1, kind.dtype.bits // 32) * self.count(kind.shape) for kind in self.facts.carried.get(loops, ()))
-        products = [p for p in self.facts.products if p.loops == loops]
+    def _held(self, scope: Scope) -> int:
+        """32-bit words of the tiles alive at once in a scope."""
+        carried = sum(max(1, kind.dtype.bits // 32) * self.count(kind.shape) for kind in (self.facts.carried[scope - 1] if scope else ()))
+        products = [p for p in self.facts.products if p.scope == scope]
         if products:
             made = [self.count((p.m, p.n)) for p in products if not p.carried]
         else:
-            made = [self.count(a.axes) for a in self.facts.arithmetic if a.loops == loops]
-        return carried + max(made, default=0)
+            made = [self.count(a.axes) for a in self.facts.arithmetic if a.scope == scope]
+        hoisted = set() if self.target.async_products else {
+            load for p in products for load in p.loads if load is not None and load.scope != scope
+        }
+        return carried + max(made, default=0) + sum(map(self.bytes, hoisted)) // 4
 
     @cached_property
     def buffers(self) -> int:
@@ -56,24 +60,23 @@ class GpuSizes(Sized):
     @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block: pipelined operands, operands loaded once, and tiles on their way to be stored."""
-        in_loops = max((self._operands(loops) for loops in self.facts.loops), default=0)
-        epilogue = max((self._staged(store) for store in self.facts.stores), default=0)
+        in_loops = max(map(self._operands, range(1, len(self.facts.loops) + 1)), default=0)
+        epilogue = self.epilogue_bytes // int(self.config.get("epilogue", 1))
         if self.config.get("persistent"):
             return in_loops + epilogue  # the next tile's operands are loaded while this one is stored
         return max(in_loops, epilogue)
 
-    def _operands(self, loops: Loops) -> int:
+    def _operands(self, scope: Scope) -> int:
         """Bytes of shared memory that the products of a loop read."""
-        loads = {load for p in self.facts.products if p.loops == loops for load in p.loads if load is not None}
-        pipelined = sum(self.bytes(load) for load in loads if load.loops == loops)
-        hoisted = sum(self.bytes(load) for load in loads if load.loops != loops)
+        loads = {load for p in self.facts.products if p.scope == scope for load in p.loads if load is not None}
+        pipelined = sum(self.bytes(load) for load in loads if load.scope == scope)
+        hoisted = sum(self.bytes(load) for load in loads if load.scope != scope)
         return self.buffers * pipelined + (hoisted if self.target.async_products else 0)
 
-    def _staged(self, store: Access) -> int:
-        """Bytes of shared memory that a product's result passes through on its way out."""
-        if not store.product or len(store.axes) < 2:
-            return 0
-        return self.bytes(store) // int(self.config.get("epilogue", 1))
+    @cached_property
+    def epilogue_bytes(self) -> int:
+        """Bytes of shared memory that the largest stored product passes through on its way out, in one part."""
+        return max((self.bytes(s) for s in self.facts.stores if s.product and len(s.axes) > 1), default=0)
 
     @cached_property
     def resident(self) -> int:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from kpt_dsl import ir
 from kpt_dsl.space.config import Config
-from kpt_dsl.space.facts import Access, Axes, Facts, Loops
+from kpt_dsl.space.facts import Access, Axes, Facts
 from kpt_dsl.space.spans import mean_steps
 from kpt_dsl.targets import Target
 
@@ -27,10 +27,15 @@ class Sized(ABC):
 
     def lanes(self, axis: ir.Axis) -> int:
         """How many lanes an axis has."""
-        if axis == ir.UNIT:
-            return 1
-        block = self.facts.block_of.get(axis)
-        return self.whole(axis) if block is None else self.blocks[block]
+        found = self._lanes.get(axis)
+        if found is None:
+            block = self.facts.block_of.get(axis)
+            found = self._lanes[axis] = self.whole(axis) if block is None else self.blocks[block]
+        return found
+
+    @cached_property
+    def _lanes(self) -> dict[ir.Axis, int]:
+        return {ir.UNIT: 1}
 
     def count(self, axes: Axes) -> int:
         """How many elements a tile has, padding included."""
@@ -47,26 +52,21 @@ class Sized(ABC):
     @cached_property
     def programs(self) -> int:
         """How many programs the grid has."""
-        dims = self.facts.dims
-        return max(
-            1,
-            math.prod(
-                math.ceil(dims[loop.dim] / self.blocks[loop.block]) if isinstance(loop, ir.Tile) else dims[loop.dim]
-                for loop in self.facts.kernel.grid
-            ),
-        )
+        grid = self.facts.kernel.grid
+        counts = (self.tiles(loop) if isinstance(loop, ir.Tile) else self.facts.dims[loop.dim] for loop in grid)
+        return max(1, math.prod(counts))
+
+    def tiles(self, tile: ir.Tile) -> int:
+        """How many tiles cover the dim of a tile variable."""
+        return math.ceil(self.facts.dims[tile.dim] / self.blocks[tile.block])
 
     @cached_property
-    def _steps(self) -> dict[Loops, float]:
-        found: dict[Loops, float] = {(): 1.0}
-        for loops in self.facts.loops:
-            steps = mean_steps(loops[-1], self.facts.tiles, self.facts.dims, self.blocks)
-            found[loops] = found[loops[:-1]] * steps
-        return found
-
-    def steps(self, loops: Loops) -> float:
-        """How often, on average, a program runs what is within some loops."""
-        return self._steps[loops]
+    def steps(self) -> tuple[float, ...]:
+        """How often, on average, a program runs what is in each scope."""
+        found = [1.0]
+        for loop, outer in zip(self.facts.loops, self.facts.outer, strict=True):
+            found.append(found[outer] * mean_steps(loop, self.facts.tiles, self.facts.dims, self.blocks))
+        return tuple(found)
 
 
 def up_to_power(n: int) -> int:

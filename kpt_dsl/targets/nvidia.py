@@ -42,6 +42,7 @@ A100 = Target(
     reserved_shared_bytes=1 * KiB,
     mma_rows=16,
     mma_warps=1,
+    async_copies=True,
     stages=(1, 2, 3, 4, 5),
 )
 

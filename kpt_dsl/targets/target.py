@@ -74,6 +74,8 @@ class Target:
     """How many warps issue that instruction together."""
     async_products: bool = False
     """Products read operands from shared memory while the next are issued, so a pipelined loop holds one buffer more."""
+    async_copies: bool = False
+    """Copies from device to shared memory do not pass through registers."""
     descriptors: bool = False
     """Has a unit that copies tiles between device and shared memory, described by tensor descriptors (TMA)."""
     stages: tuple[int, ...] = ()
