@@ -216,7 +216,8 @@ class Text:
                 self.masks[name] = f"({lanes} >= {axis.tile}_start) & ({lanes} < {axis.tile}_stop)"
         return name
 
-    def _load(self, node: ir.Load, side: Side | None) -> tuple[str, int]:
+    def _load(self, node: ir.Load, side: Side | None, wide: bool = False) -> tuple[str, int]:
+        """A block's value. One axis of narrow elements is masked in float32 (``wide``: and stays so): Mosaic has no narrow rows."""
         if not node.type.shape:
             where = ", ".join(self.expr(i) for i in node.index if isinstance(i, Expr))
             return f"{node.tensor}_ref[{where}]", ATOM
@@ -231,8 +232,13 @@ class Text:
             else:
                 shape = ", ".join(self.length(a) if a == axis else "1" for a in kept)
                 masks.append(f"{self._valid(axis, 'row')}.reshape({shape})")
+        narrow = len(kept) == 1 and node.type.dtype.bits < 32
+        if masks and narrow:
+            text += ".astype(jnp.float32)"
         if masks:
             text = f"jnp.where({' & '.join(masks)}, {text}, 0)"
+        if narrow and bool(masks) != wide:
+            text += f".astype({JAX_DTYPES['f32' if wide else node.type.dtype.name]})"
         return self._turned(text, node, self.own_side(node), side)
 
     def _binary(self, op: str, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:
@@ -249,6 +255,8 @@ class Text:
     def _cast(self, x: Expr, to: DType, side: Side | None) -> tuple[str, int]:
         if JAX_DTYPES[to.name] == JAX_DTYPES[self._held(x).name]:
             return self._format(x, side)
+        if isinstance(x, ir.Load) and to == f32 and x.type.dtype.is_float and len(x.type.shape) == 1:
+            return self._load(x, side or self.own_side(x), wide=True)
         if to.is_fp8:
             return f"saturated({self.expr(x, side=side)}, {_LARGEST[to.name]}, {JAX_DTYPES[to.name]})", ATOM
         if is_static(x):
