@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from tests.packaging import pages
 
 ROOT = Path(__file__).parents[2]
-LOOSE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LOOSE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -23,14 +24,34 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def copy_packages(folder: Path) -> None:
+    """The packages as they lie in the checkout, with a link that gives ops/ its import name."""
+    for room in ("kpt", "ops", "autotune_db", "kpt_dsl"):
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "kpt" / "ops").symlink_to(folder / "ops")
+
+
+def prepare(page: pages.Page, folder: Path) -> None:
+    """Puts everything that a page's code needs into a folder."""
+    if page.diffs or any("/" in name for name in page.files):
+        copy_packages(folder)
+    for name, text in page.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    for diff in page.diffs:
+        pages.apply(diff, folder)
+    for project in page.projects:
+        pages.install(project, folder)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_the_code_of_a_page_runs(path: Path, tmp_path: Path) -> None:
     page = pages.read(path)
-    for name, text in page.files.items():
-        (tmp_path / name).write_text(text)
+    prepare(page, tmp_path)
     if page.program:
-        (tmp_path / f"page_{path.stem.replace('-', '_')}.py").write_text(page.program)
-        output = run([sys.executable, f"page_{path.stem.replace('-', '_')}.py"], tmp_path)
+        program = f"page_{path.stem.replace('-', '_')}.py"
+        (tmp_path / program).write_text(page.program)
+        output = run([sys.executable, program], tmp_path)
         for line, expected in page.printed.items():
             before, _, _ = output.partition(pages.end(line))
             got = before.rpartition("---\n")[2]
