@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
-from kpt_dsl.emit import Source
+from kpt_dsl.emit import Source, triton_epilogue
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
 from kpt_dsl.emit.triton_axes import Axes, Bounds, Scope
-from kpt_dsl.emit.triton_expr import ATOM, DTYPES, Expressions
-from kpt_dsl.emit.triton_grid import Grid
+from kpt_dsl.emit.triton_epilogue import Epilogue
+from kpt_dsl.emit.triton_expr import DTYPES, Expressions
 from kpt_dsl.emit.triton_facts import Facts, facts, tiles
+from kpt_dsl.emit.triton_grid import Grid
 from kpt_dsl.emit.triton_helpers import HELPERS
 from kpt_dsl.emit.triton_memory import Memory
 from kpt_dsl.emit.triton_names import Names
@@ -57,8 +58,7 @@ class _Emitter:
         precision = str(config.get("precision", "ieee"))
         self.expressions = Expressions(self.axes, self._loaded, emulate, precision)
         described = bool(config.get("descriptors", False)) and target.descriptors
-        parts = int(config.get("epilogue", 1))
-        self.memory = Memory(kernel, self.expressions, described, parts, emulate, relaxed(kernel))
+        self.memory = Memory(kernel, self.expressions, described, emulate, relaxed(kernel))
         self.grid = Grid(kernel, self.axes, int(config.get("group", 1)))
         self.loads: dict[ir.Load, str] = {}
 
@@ -133,14 +133,59 @@ class _Emitter:
     def _in_grid(self, grid: list[ir.GridIndex | ir.Tile], out: Writer) -> list[Scope]:
         """The kernel's body inside the tiles of its grid; gives the scopes of these."""
         if not grid:
-            self._block(self.kernel.body, out)
+            self._body(out)
             return []
         first, rest = grid[0], grid[1:]
         if isinstance(first, ir.GridIndex):
             return self._in_grid(rest, out)
-        bounds = Bounds(None, self.axes.extent(first.dim), self.facts.padded(first.axis), natural=True)
-        with self.axes.tile(first, bounds) as scope:
+        with self.axes.tile(first, self._to_the_end(first)) as scope:
             return [scope, *self._in_grid(rest, out)]
+
+    def _to_the_end(self, tile: ir.Tile) -> Bounds:
+        """The bounds of a parallel tile: its dim's."""
+        ragged = self.facts.padded(tile.axis)
+        return Bounds(None, self.axes.extent(tile.dim), ragged, beyond=ragged, natural=True)
+
+    def _body(self, out: Writer) -> None:
+        parts = int(self.config.get("epilogue", 1))
+        main, epilogue = triton_epilogue.find(self.kernel) if parts > 1 else (self.kernel.body, None)
+        self._block(main, out)
+        if epilogue is not None:
+            self._epilogue(epilogue, parts, out)
+
+    def _epilogue(self, epilogue: Epilogue, parts: int, out: Writer) -> None:
+        """The end of the kernel, ``parts`` times on as many blocks of columns."""
+        self._block(epilogue.once, out)
+        columns = epilogue.columns
+        assert columns.tile is not None
+        width = self.axes.width(columns) // parts
+        tile = ir.Tile(f"{columns.tile}_part", columns.dim, f"block_{columns.dim}_part")
+        bounds = self._to_the_end(ir.Tile(columns.tile, columns.dim, ""))
+        pieces = {x.name: self._cut(x, parts, out) for x in epilogue.cut}
+        for part in range(parts):
+            shift = f" + {part * width}" if part else ""
+            out.line(f"{self.axes.start(tile.name)} = {self.axes.start(columns.tile)}{shift}")
+            body = Writer(out.depth)
+            with self.axes.tile(tile, bounds, width) as scope:
+                names = {name: found[part] for name, found in pieces.items()}
+                self._block(tuple(triton_epilogue.narrow(s, {columns: tile.axis}, names) for s in epilogue.parted), body)
+            _define(scope, out)
+            out.paste(body)
+
+    def _cut(self, x: ir.Var, parts: int, out: Writer) -> list[str]:
+        """Cut a variable in halves again and again; gives the names of the pieces, from left to right."""
+        pieces, width = [x.name], self.axes.width(x.type.shape[1])
+        while len(pieces) < parts:
+            width //= 2
+            halves = []
+            for piece in pieces:
+                left, right = f"{piece}_left", f"{piece}_right"
+                shape = f"[{self.axes.lanes(x.type.shape[0])}, 2, {width}]"
+                cut = f"tl.split({self.expressions.name(piece)}.reshape({shape}).permute(0, 2, 1))"
+                out.line(f"{self.expressions.name(left)}, {self.expressions.name(right)} = {cut}")
+                halves += [left, right]
+            pieces = halves
+        return pieces
 
     # ------------------------------------------------------------------ statements
     def _block(self, body: tuple[ir.Stmt, ...], out: Writer) -> None:
@@ -177,6 +222,7 @@ class _Emitter:
         aligned = loop.part in ("interior", "tail") or (isinstance(loop.start, ir.Const) and loop.start.value == 0)
         low, high = self.expressions.text(loop.start), self.expressions.text(loop.stop)
         ragged = loop.part != "interior"
+        beyond = ragged and self.facts.padded(tile.axis)
         natural = aligned and isinstance(loop.stop, ir.Size) and loop.stop.dim == tile.dim
         if ragged and not isinstance(loop.stop, ir.Size | ir.Const):
             text, high = high, names.new(f"{tile.name}_last")
@@ -186,7 +232,7 @@ class _Emitter:
             out.line(f"{low} = {text}", loop.loc)
         first = low if aligned else f"{low} // {block} * {block}"
         inner = Writer(out.depth + 1)
-        with self.axes.tile(tile, Bounds(None if aligned else low, high, ragged, natural)) as scope:
+        with self.axes.tile(tile, Bounds(None if aligned else low, high, ragged, beyond, natural)) as scope:
             self._block(loop.body, inner)
         with out.block(f"for {self.axes.start(tile.name)} in tl.range({first}, {high}, {block}):", loop.loc):
             _define(scope, out)

@@ -24,12 +24,14 @@ class Scope:
 class Bounds:
     """Where the valid lanes of a tile lie: from ``low`` (None: no bound) up to ``high``, texts of scalars.
 
-    ``ragged``: lanes may lie beyond the bounds. ``natural``: the bounds are those of the dim, so that memory ends there too.
+    ``ragged``: lanes may lie beyond the bounds. ``beyond``: even beyond the end of the dim, where there is no memory.
+    ``natural``: the bounds are those of the dim.
     """
 
     low: str | None
     high: str
     ragged: bool
+    beyond: bool
     natural: bool
 
 
@@ -39,7 +41,8 @@ class Axes:
     def __init__(self, facts: Facts, names: Names, tiles: Mapping[str, ir.Tile]) -> None:
         self.facts = facts
         self.names = names
-        self._tiles = tiles
+        self._widths = dict(facts.lanes)
+        self._tiles = dict(tiles)
         self.top = Scope()
         self.constants: dict[str, int] = {}
         self.extents: dict[str, str] = {}
@@ -47,18 +50,14 @@ class Axes:
         self._bounds: dict[str, Bounds] = {}
 
     @contextmanager
-    def tile(self, tile: ir.Tile, bounds: Bounds) -> Iterator[Scope]:
-        """A tile variable comes into scope."""
-        scope = Scope()
-        outer = self._scopes.get(tile.name), self._bounds.get(tile.name)
-        self._scopes[tile.name], self._bounds[tile.name] = scope, bounds
-        try:
-            yield scope
-        finally:
-            if outer[0] is not None and outer[1] is not None:
-                self._scopes[tile.name], self._bounds[tile.name] = outer
-            else:
-                del self._scopes[tile.name], self._bounds[tile.name]
+    def tile(self, tile: ir.Tile, bounds: Bounds, width: int | None = None) -> Iterator[Scope]:
+        """A tile variable comes into scope, one of another ``width`` than its block where that is given."""
+        self._widths[tile.axis] = width or self.facts.lanes[tile.axis]
+        self._tiles[tile.name] = tile
+        self._bounds[tile.name] = bounds
+        self._scopes[tile.name] = scope = Scope()
+        yield scope
+        del self._scopes[tile.name], self._bounds[tile.name]
 
     def extent(self, dim: str) -> str:
         """The name of a dim's extent: a constant for baked dims, an argument for others."""
@@ -72,11 +71,15 @@ class Axes:
         self.constants[name] = value
         return name
 
+    def width(self, axis: ir.Axis) -> int:
+        """How many lanes an axis has."""
+        return self._widths[axis]
+
     def lanes(self, axis: ir.Axis) -> str:
         """How many lanes an axis has, as the name of a constant."""
         if axis == ir.UNIT:
             return "1"
-        n = self.facts.lanes[axis]
+        n = self._widths[axis]
         if axis.tile is not None:
             return self.constant(self._tiles[axis.tile].block.upper(), n)
         return self.extent(axis.dim) if n == self.facts.baked[axis.dim] else self.constant(f"BLOCK_{axis.dim}", n)
@@ -105,13 +108,9 @@ class Axes:
             return self.local(axis)
         return self._define(axis, "index", f"{self.start(axis.tile)} + {self.local(axis)}")
 
-    def ragged(self, axis: ir.Axis) -> bool:
-        """Whether lanes may be padding here."""
-        return self.facts.padded(axis) if axis.tile is None else self._bounds[axis.tile].ragged
-
     def beyond_memory(self, axis: ir.Axis) -> bool:
         """Whether lanes may lie beyond the end of the dim, where there is no memory."""
-        return self.facts.padded(axis) and self.ragged(axis)
+        return self.facts.padded(axis) if axis.tile is None else self._bounds[axis.tile].beyond
 
     def natural(self, axis: ir.Axis) -> bool:
         """Whether exactly the lanes beyond the end of the dim are padding."""

@@ -20,14 +20,13 @@ Index = tuple[ir.Axis | ir.Expr, ...]
 class Memory:
     """Writes the loads and stores of one kernel and collects the arguments that they need.
 
-    ``descriptors``: use them where they are legal. ``parts``: into how many column blocks a store through a descriptor is cut.
-    ``relaxed``: axes along which a load, as the operand of products alone, need not be cleared.
+    ``descriptors``: use them where they are legal. ``relaxed``: axes along which a load, as the operand
+    of products alone, need not be cleared.
     """
 
     kernel: ir.Kernel
     expressions: Expressions
     descriptors: bool
-    parts: int
     emulate: frozenset[str]
     relaxed: Mapping[ir.Load, frozenset[ir.Axis]]
     arguments: dict[object, Argument] = field(default_factory=dict)
@@ -58,7 +57,10 @@ class Memory:
         dtype = self.kernel.tensor(stmt.tensor).dtype
         cast = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
         if self._describable(stmt.tensor, stmt.index) and all(axes.natural(a) for a in stmt.masked):
-            self._store_described(stmt, cast, out)
+            lanes = [axes.lanes(i) if isinstance(i, ir.Axis) else "1" for i in stmt.index]
+            shape = f".reshape([{', '.join(lanes)}])" if len(kept) < len(stmt.index) else ""
+            value = self.expressions.text(cast, ATOM if shape else LOOSE) + shape
+            out.call(f"{self._descriptor(stmt.tensor, stmt.index)}.store(", [self._corner(stmt.index), value], stmt.loc)
             return
         pointers = self._pointers(stmt.tensor, stmt.index, list(stmt.masked), out, stmt.loc)
         mask = [f"mask={self._condition(list(stmt.masked), kept)}"] if stmt.masked else []
@@ -71,60 +73,27 @@ class Memory:
         declared = self.kernel.tensor(tensor)
         if not self.descriptors or len(kept) != 2 or not isinstance(index[-1], ir.Axis) or declared.dtype.name in self.emulate:
             return False
-        rows, columns = (facts.lanes[a] for a in kept)
+        rows, columns = map(self.expressions.axes.width, kept)
         # Blocks of more rows than a copy moves, or of columns narrower than its granule, are left to addresses.
         return facts.tensors[tensor].describable and rows <= TMA_ROWS and columns * declared.dtype.bytes >= TMA_BYTES
 
-    def _descriptor(self, tensor: str, index: Index, parts: int = 1) -> str:
+    def _descriptor(self, tensor: str, index: Index) -> str:
         """The descriptor argument for blocks of this shape."""
-        facts, names = self.expressions.axes.facts, self.expressions.axes.names
-        block = [facts.lanes[i] if isinstance(i, ir.Axis) else 1 for i in index]
-        block[-1] //= parts
+        axes, names = self.expressions.axes, self.expressions.axes.names
+        block = [axes.width(i) if isinstance(i, ir.Axis) else 1 for i in index]
         key = ("descriptor", tensor, tuple(block))
         name = names.of(key, f"{tensor}_desc")
         self.arguments[key] = Descriptor(name, tensor, self.kernel.tensor(tensor).dtype.name, tuple(block))
         return name
 
-    def _corner(self, index: Index, shift: str = "") -> str:
+    def _corner(self, index: Index) -> str:
         """Where the block starts in the tensor."""
-        return f"[{', '.join(self._first(i) for i in index)}{shift}]"
+        return f"[{', '.join(self._first(i) for i in index)}]"
 
     def _first(self, entry: ir.Axis | ir.Expr) -> str:
         if isinstance(entry, ir.Expr):
             return self.expressions.text(entry)
         return "0" if entry.tile is None else self.expressions.axes.start(entry.tile)
-
-    def _store_described(self, stmt: ir.Store, cast: ir.Cast, out: Writer) -> None:
-        axes, expressions = self.expressions.axes, self.expressions
-        rows, columns = kept_axes(stmt.index)
-        lanes = axes.facts.lanes[columns]
-        parts = self.parts if lanes // self.parts * cast.type.dtype.bytes >= TMA_BYTES else 1
-        descriptor = self._descriptor(stmt.tensor, stmt.index, parts)
-        outer = ["1"] * (len(stmt.index) - 2)
-        if parts == 1:
-            shape = f".reshape([{', '.join([*outer, axes.lanes(rows), axes.lanes(columns)])}])" if outer else ""
-            value = expressions.text(cast, ATOM if shape else LOOSE)
-            out.call(f"{descriptor}.store(", [self._corner(stmt.index), f"{value}{shape}"], stmt.loc)
-            return
-        # Cut in halves again and again: each half is a register's worth of neighbouring columns, and needs less shared memory.
-        whole = stmt.value.x if isinstance(stmt.value, ir.Cast) else stmt.value
-        pieces = [axes.names.new(f"{stmt.tensor}_tile")]
-        out.line(f"{pieces[0]} = {expressions.text(whole)}", stmt.loc)
-        width = lanes
-        while len(pieces) < parts:
-            width //= 2
-            halves = []
-            for piece in pieces:
-                left, right = (axes.names.new(f"{piece}_{side}") for side in ("left", "right"))
-                split = f"{piece}.reshape([{axes.lanes(rows)}, 2, {width}]).permute(0, 2, 1)"
-                out.line(f"{left}, {right} = tl.split({split})", stmt.loc)
-                halves += [left, right]
-            pieces = halves
-        shape = f".reshape([{', '.join([*outer, axes.lanes(rows), str(width)])}])" if outer else ""
-        for number, piece in enumerate(pieces):
-            shift = f" + {number * width}" if number else ""
-            value = expressions.cast_text(piece, whole.type.dtype, cast.type.dtype)
-            out.line(f"{descriptor}.store({self._corner(stmt.index, shift)}, {value}{shape})", stmt.loc)
 
     # ------------------------------------------------------------------ addresses
     def _pointers(self, tensor: str, index: Index, masked: list[ir.Axis], out: Writer, loc: ir.Loc) -> str:

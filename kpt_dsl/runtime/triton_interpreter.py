@@ -7,16 +7,11 @@ their Python, and two of its conversions are replaced, for it rounds halves up a
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from kpt_dsl.runtime.triton_module import triton_package
-
-LOCK = RLock()
-"""Held while Triton's language is patched, and by whoever compiles: the patches are seen by the whole process."""
-
+from kpt_dsl.runtime.triton_module import LOCK, triton_package
 
 def interpret(function: Any, programs: int, arguments: Sequence[Any]) -> None:
     """Run ``programs`` programs of a JIT function one after another. ``arguments``: CPU tensors, descriptors and numbers."""

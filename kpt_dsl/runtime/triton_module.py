@@ -2,14 +2,18 @@
 
 import linecache
 from functools import lru_cache
+from threading import RLock
 from types import ModuleType
 from typing import Any
 
 from kpt_dsl.emit import Source
 from kpt_dsl.errors import MissingPackageError
 
+LOCK = RLock()
+"""Held while a kernel compiles or is interpreted: interpreting changes Triton's language for the whole process."""
 
-def triton_package() -> ModuleType:
+
+def triton_package() -> Any:
     """The triton package. Raises MissingPackageError without it."""
     try:
         import triton

@@ -1,0 +1,112 @@
+"""Compiling generated Triton source: to a report for any GPU, and to a binary that ``runtime`` launches.
+
+The ``triton`` wheel carries LLVM, ptxas and AMD's linker, so no GPU and no toolkit is needed.
+"""
+
+import contextlib
+import hashlib
+import io
+import re
+import subprocess
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kpt_dsl.build.cache import Entry, binaries
+from kpt_dsl.build.report import Report
+from kpt_dsl.emit import Source, emit
+from kpt_dsl.errors import CompileError
+from kpt_dsl.runtime.triton_module import LOCK, function, triton_package
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+    from kpt_dsl.space import Config
+    from kpt_dsl.targets import Target
+
+
+def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
+    """Compile, or find the report of an earlier compilation. Raises as ``kpt_dsl.build.compile`` says."""
+    source = emit(problem, target, config)
+    entry = Entry("triton-reports", _key(source, target))
+    found = entry.get_json("report.json")
+    if found is not None:
+        with contextlib.suppress(TypeError, KeyError):
+            return _fitting(Report.from_dict(found | {"seconds": 0.0}), target)
+    return _fitting(_compiled(source, target, config, entry), target)
+
+
+def _compiled(source: Source, target: "Target", config: "Config", entry: Entry) -> Report:
+    import json
+
+    started = time.perf_counter()
+    kernel = binary(source, target.arch, target.warp_lanes)
+    seconds = time.perf_counter() - started
+    registers, spills = _resources(kernel, target.vendor)
+    paths = {Path(name).suffix[1:]: str(path) for name, path in kernel.metadata_group.items()}
+    forms = (("source", str(entry.path / "source.py")), *((form, path) for form, path in paths.items() if form != "source"))
+    report = Report(
+        target.name, str(config), registers, spills, int(kernel.metadata.shared), seconds=round(seconds, 3), forms=forms
+    )
+    entry.put({"source.py": source.text, "report.json": json.dumps(report.to_dict())})
+    return report
+
+
+def _key(source: Source, target: "Target") -> str:
+    """Everything that a report depends on."""
+    parts = (source.text, repr(source.abi), target.name, target.arch, triton_package().__version__)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _fitting(report: Report, target: "Target") -> Report:
+    """The report, if a block fits on the target."""
+    if target.shared_bytes and (report.shared_bytes or 0) > target.shared_bytes:
+        raise CompileError(
+            f"[{report.config}] takes {report.shared_bytes:,} bytes of shared memory, and a block on {target.name} has "
+            f"{target.shared_bytes:,}; fewer stages or smaller blocks take less"
+        )
+    return report
+
+
+@lru_cache(maxsize=1024)
+def binary(source: Source, arch: str, warp_lanes: int) -> Any:
+    """A ``triton.compiler.CompiledKernel`` for an architecture. Raises CompileError where Triton refuses the source."""
+    triton = triton_package()
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kind, name = ("cuda", int(arch.removeprefix("sm_"))) if arch.startswith("sm_") else ("hip", arch)
+    kernel = function(source)
+    asked = ASTSource(kernel, source.abi.signature(), {}, source.abi.attributes())
+    with LOCK, triton.knobs.cache.scope(), contextlib.redirect_stdout(io.StringIO()):  # it prints whole programs there
+        triton.knobs.cache.dir = binaries()
+        try:
+            return triton.compile(asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
+        except Exception as error:
+            raise CompileError(f"Triton does not compile {source.name} for {arch}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, on a few lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"[:2000]
+
+
+def _resources(kernel: Any, vendor: str) -> tuple[int | None, int | None]:
+    """Registers and spilled bytes of a thread."""
+    if vendor == "amd":
+        text = kernel.asm["amdgcn"]
+        found = {name: int(n) for name, n in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text)}
+        return found.get("vgpr_count"), 4 * (found.get("vgpr_spill_count", 0) + found.get("sgpr_spill_count", 0))
+    usage = _usage(kernel.metadata_group)
+    found = {name: int(n) for name, n in re.findall(r"(REG|STACK):(\d+)", usage)}
+    return found.get("REG"), found.get("STACK")
+
+
+def _usage(files: dict[str, Any]) -> str:
+    """What NVIDIA's tool for binaries reads from the file's header."""
+    triton = triton_package()
+    path = next(str(p) for name, p in files.items() if name.endswith(".cubin"))
+    tool = triton.knobs.nvidia.cuobjdump.path
+    return subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,91 @@
+"""An epilogue in parts: what follows a kernel's last loop, done for one block of columns after the other.
+
+A product's accumulator fills the registers, and whatever its epilogue adds (a bias, an activation's temporaries, the staging of the
+store) comes on top. Cut into column blocks before the epilogue, only one block's temporaries live at a time. On an H100/H200,
+128x256 accumulators with bias and GELU take 175 registers in two parts, and 255 plus spills in one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from kpt_dsl import ir
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """``once``: statements without the column axis; ``parted``: those that are done part by part; ``cut``: the variables to cut."""
+
+    columns: ir.Axis
+    once: tuple[ir.Stmt, ...]
+    parted: tuple[ir.Stmt, ...]
+    cut: tuple[ir.Var, ...]
+
+
+def find(kernel: ir.Kernel) -> tuple[tuple[ir.Stmt, ...], Epilogue | None]:
+    """A kernel's body up to and with its last loop, and the rest as an epilogue; the whole body and None where columns cannot be cut."""
+    last = max((i for i, s in enumerate(kernel.body) if isinstance(s, ir.For)), default=-1)
+    before, after = kernel.body[: last + 1], kernel.body[last + 1 :]
+    columns = _columns(after)
+    if last < 0 or columns is None:
+        return kernel.body, None
+    parted = tuple(s for s in after if _touches(s, columns))
+    once = tuple(s for s in after if s not in parted)
+    assigned = [s.name for s in after if isinstance(s, ir.Assign) and s not in parted]
+    reads = {x.name: x for s in parted for top in ir.expressions(s) for x in ir.walk(top) if isinstance(x, ir.Var)}
+    made = {s.name for s in ir.statements(before) if isinstance(s, ir.Assign)}
+    cut = tuple(x for x in reads.values() if columns in x.type.shape and x.name in made)
+    whole = all(_parts_alone(x, columns) for s in parted for top in ir.expressions(s) for x in ir.walk(top))
+    if not whole or len(set(assigned)) < len(assigned) or any(len(x.type.shape) != 2 for x in cut):
+        return kernel.body, None
+    return before, Epilogue(columns, once, parted, cut)
+
+
+def _columns(after: tuple[ir.Stmt, ...]) -> ir.Axis | None:
+    """The tiled last axis of the stores, if all two-dimensional ones have the same."""
+    found = {s.index[-1] for s in after if isinstance(s, ir.Store) and len(s.value.type.shape) == 2}
+    axis = found.pop() if len(found) == 1 else None
+    return axis if isinstance(axis, ir.Axis) and axis.tile is not None else None
+
+
+def _touches(stmt: ir.Stmt, columns: ir.Axis) -> bool:
+    return any(columns in x.type.shape for top in ir.expressions(stmt) for x in ir.walk(top)) or (
+        isinstance(stmt, ir.Store) and columns in stmt.index
+    )
+
+
+def _parts_alone(x: ir.Expr, columns: ir.Axis) -> bool:
+    """Whether each column of an expression depends on the same column of its operands only."""
+    match x:
+        case ir.Reduce(x=inner, axis=axis):
+            return inner.type.shape[axis] != columns
+        case ir.Dot() | ir.Transpose():
+            return all(columns not in c.type.shape for c in ir.children(x))
+        case ir.Var():
+            return columns not in x.type.shape[:-1]
+    return True
+
+
+def narrow(stmt: ir.Stmt, axes: Mapping[ir.Axis, ir.Axis], names: Mapping[str, str]) -> ir.Stmt:
+    """A statement over other axes, with other variables."""
+    tiles = {old.tile: new.tile for old, new in axes.items()}
+
+    def rebuilt(node: Any) -> Any:
+        match node:
+            case ir.Axis():
+                return axes.get(node, node)
+            case tuple():
+                return tuple(rebuilt(x) for x in node)
+            case ir.Loc():
+                return node
+        if not is_dataclass(node) or isinstance(node, type):
+            return node
+        changed = {f.name: rebuilt(getattr(node, f.name)) for f in fields(node)}
+        if isinstance(node, ir.Var | ir.Assign):
+            changed["name"] = names.get(node.name, node.name)
+        if isinstance(node, ir.Start | ir.Stop | ir.Block):
+            changed["tile"] = tiles.get(node.tile, node.tile)
+        return replace(node, **changed)
+
+    result: ir.Stmt = rebuilt(stmt)
+    return result
