@@ -4,6 +4,7 @@ from autotune_db.crew import Reply
 from autotune_db.trial import Outcome, Trial
 from kpt_dsl import build, targets
 from kpt_dsl.build import Report
+from kpt_dsl.errors import MissingPackageError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 
@@ -17,7 +18,9 @@ def compile_one(problem: Problem, target: str, config: Config) -> Report:
 
 
 def failed(config: Config, reply: Reply) -> Trial:
-    """The trial of a config whose job did not end well."""
+    """The trial of a config whose job did not end well. Raises MissingPackageError where no config could end otherwise."""
+    if reply.kind == "MissingPackageError":
+        raise MissingPackageError(reply.detail)
     return Trial(config, _outcome(reply), detail=reply.detail.splitlines()[0][:500] if reply.detail else "")
 
 

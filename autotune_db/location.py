@@ -30,4 +30,5 @@ def is_url(place: str) -> bool:
 def _default() -> Path:
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("kpt")) / "configs.sqlite"
+    # In a folder of its own: what clears old compilations out of the cache finds only compilations.
+    return Path(platformdirs.user_cache_dir("kpt")) / "database" / "configs.sqlite"

@@ -250,14 +250,18 @@ def _key_id(connection: sa.Connection, key: Key) -> int:
     found = connection.execute(known).scalar()
     if found is not None:
         return int(found)
-    row = sa.insert(schema.keys).values(
-        digest=key.digest, kernel=key.kernel, device=key.device, body=json.dumps(key.to_dict())
+    # Where another process adds it meanwhile, theirs is as good.
+    connection.execute(
+        _INSERT_KEY,
+        {"digest": key.digest, "kernel": key.kernel, "device": key.device, "body": json.dumps(key.to_dict())},
     )
-    try:
-        with connection.begin_nested():
-            return _new_id(connection, row)
-    except sa.exc.IntegrityError:  # another process was first
-        return int(connection.execute(known).scalar_one())
+    return int(connection.execute(known).scalar_one())
+
+
+_INSERT_KEY = sa.text(
+    "INSERT INTO keys (digest, kernel, device, body) VALUES (:digest, :kernel, :device, :body) "
+    "ON CONFLICT (digest) DO NOTHING"
+)
 
 
 def _new_id(connection: sa.Connection, row: "sa.Insert") -> int:
@@ -280,7 +284,9 @@ def _remedy(reason: str) -> str:
         return "another process holds it: wait for it to end, or name another database with KPT_DB or --db"
     if "full" in lowered or "no space" in lowered:
         return "free some space, or name another place with KPT_DB or --db; what was stored before is unharmed"
-    if "readonly" in lowered or "read-only" in lowered or "permission" in lowered or "unable to open" in lowered:
+    if any(
+        word in lowered for word in ("readonly", "read-only", "permission", "unable to open", "exists", "directory")
+    ):
         return "it cannot be written or opened there: name another place with KPT_DB or --db"
     if "malformed" in lowered or "not a database" in lowered:
         return "move the file away (it is not touched), or name another place with KPT_DB or --db"

@@ -1,0 +1,39 @@
+"""Entries for tests of storing and looking up."""
+
+from typing import Any
+
+from autotune_db import environment
+from autotune_db.entry import Entry, Origin
+from autotune_db.key import Key, key_of
+from autotune_db.store import Store
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config
+from tests.autotune_db import problems
+
+H200 = "NVIDIA H200"
+
+
+def key(problem: Problem | None = None, device: str = H200, compiler: str | None = None) -> Key:
+    return key_of(problem or problems.softmax(), device, "triton", compiler or environment.compiler("triton"))
+
+
+def entry(
+    problem: Problem | None = None, config: Config | None = None, origin: Origin = "measured", **where: Any
+) -> Entry:
+    """An entry whose config, unless given, is legal for the problem on an H200."""
+    return Entry(
+        key(problem, **where),
+        config or Config(block_M=4, num_warps=4),
+        origin,
+        12.5,
+        20.0,
+        (("device", H200), ("driver", "570.0")),
+        "2026-01-02T03:04:05+00:00",
+    )
+
+
+def stored(*found: Entry) -> None:
+    """Put entries into the database of the test."""
+    with Store() as store:
+        for one in found:
+            store.add_entry(one)

@@ -1,0 +1,56 @@
+"""Small kernels of a stranger, without registration, for the tests of the tuner; children of the tuner import them by name."""
+
+import kpt_dsl as kd
+
+
+@kd.kernel(x="M N", y="M N")
+def softmax(x: kd.In, y: kd.Out) -> None:
+    for m in kd.parallel(kd.tile("M")):
+        row = x[m, :]
+        e = kd.exp(row - kd.max(row, axis=1)[:, None])
+        y[m, :] = e / kd.sum(e, axis=1)[:, None]
+
+
+@kd.function
+def double(x: kd.Value) -> kd.Value:
+    return x + x
+
+
+@kd.function
+def same(x: kd.Value) -> kd.Value:
+    return x
+
+
+@kd.kernel(x="M K", weight="N K", bias="N", y="M N")
+def linear(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, scale: kd.Float, activation: kd.Static) -> None:
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        acc = kd.zeros([m, n])
+        for k in kd.sequential(kd.tile("K")):
+            acc = kd.dot(x[m, k], weight[n, k].T, acc)
+        if bias is not None:
+            acc = acc + bias[n][None, :]
+        y[m, n] = activation(acc) * scale
+
+
+@kd.kernel(x="M N", y="M N")
+def scale_rows(x: kd.In, y: kd.Out) -> None:
+    """Walks along a row twice: N is tiled, and still the width of a row."""
+    for m in kd.parallel(kd.tile("M")):
+        total = kd.zeros([m])
+        for n in kd.sequential(kd.tile("N")):
+            total = total + kd.sum(x[m, n], axis=1)
+        for n in kd.sequential(kd.tile("N")):
+            y[m, n] = x[m, n] / total[:, None]
+
+
+@kd.kernel(q="B H M D", k="B H N D", y="B H M", lengths="B")
+def scores(q: kd.In, k: kd.In, y: kd.Out, lengths: kd.In, limit: kd.Int) -> None:
+    """The largest score of each query: batch, heads, a whole head dim and a loop over keys."""
+    for b, h, m in kd.parallel("B", "H", kd.tile("M")):
+        top = kd.full([m], -kd.inf)
+        last = kd.size("N")
+        if lengths is not None:
+            last = lengths[b]
+        for n in kd.sequential(kd.tile("N"), stop=last):
+            top = kd.maximum(top, kd.max(kd.dot(q[b, h, m, :], k[b, h, n, :].T), axis=1))
+        y[b, h, m] = top

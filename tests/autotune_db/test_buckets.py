@@ -1,0 +1,73 @@
+"""Which dims are exact, and where buckets end."""
+
+import pytest
+
+from autotune_db.buckets import Span, bucket, exact_dims, spans
+from kpt_dsl.problem import Problem
+from tests.autotune_db import problems
+
+
+@pytest.mark.parametrize(
+    ("extent", "low", "high"),
+    [(1, 1, 1), (2, 2, 2), (3, 3, 4), (4, 3, 4), (5, 5, 8), (4095, 2049, 4096), (4096, 2049, 4096), (4097, 4097, 8192)],
+)
+def test_buckets_end_at_powers_of_two(extent: int, low: int, high: int) -> None:
+    assert bucket(extent) == Span(low, high)
+
+
+def test_buckets_neither_overlap_nor_leave_a_gap() -> None:
+    for extent in range(1, 3000):
+        span = bucket(extent)
+        assert span.low <= extent <= span.high
+        assert bucket(span.low) == bucket(span.high) == span
+        assert bucket(span.high + 1).low == span.high + 1
+
+
+@pytest.mark.parametrize("span", [Span(7, 7), Span(2049, 4096)])
+def test_a_span_is_read_back_from_its_text(span: Span) -> None:
+    assert Span.parse(str(span)) == span
+
+
+@pytest.mark.parametrize(
+    ("problem", "exact"),
+    [
+        (problems.softmax(), {"N"}),  # held whole
+        (problems.linear(), {"N", "K"}),  # of the weights
+        (problems.linear(bias=False), {"N", "K"}),
+        (problems.scores(), {"D"}),  # keys are no weights: they have the batch
+        (problems.scores(lengths=True), {"D"}),
+        (problems.scale_rows(), {"N"}),  # walked along and written
+    ],
+    ids=str,
+)
+def test_exact_are_dims_of_the_model(problem: Problem, exact: set[str]) -> None:
+    assert exact_dims(problem) == exact
+
+
+def test_a_key_has_the_exact_extent_or_the_bucket() -> None:
+    assert spans(problems.linear(M=100, N=520, K=250)) == (
+        ("M", Span(65, 128)),
+        ("K", Span(250, 250)),
+        ("N", Span(520, 520)),
+    )
+
+
+OP_KERNELS = {
+    ("flash_attention", "flash_attention_fwd"): {"D"},
+    ("linear_act", "linear_act_fwd"): {"N", "K"},
+    ("fp8_matmul", "fp8_matmul_fwd"): {"N", "K"},
+    ("layer_norm", "layer_norm_fwd"): {"N"},
+    ("rms_norm", "rms_norm_fwd"): {"N"},
+}
+
+
+@pytest.mark.parametrize(("op", "kernel"), OP_KERNELS)
+def test_exact_dims_of_our_ops(op: str, kernel: str) -> None:
+    import kpt.ops  # noqa: F401
+    from kpt.ops.registry import get
+
+    spec = get(op)
+    for shape in spec.shapes:
+        for problem in spec.problems(shape.dims, shape.dtype, **shape.flags):
+            if problem.kernel.name == kernel:
+                assert exact_dims(problem) == OP_KERNELS[op, kernel], shape

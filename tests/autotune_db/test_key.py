@@ -1,0 +1,136 @@
+"""A key changes with everything that decides which config is best, and with nothing else."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+import kpt_dsl as kd
+from autotune_db.buckets import Span
+from autotune_db.key import Key, key_of
+from kpt_dsl.errors import StoreError
+from kpt_dsl.problem import Problem
+from tests.autotune_db import kernels, problems
+
+
+def key(problem: Problem, device: str = "NVIDIA H200", backend: str = "triton", compiler: str = "triton 3.9.0") -> Key:
+    return key_of(problem, device, backend, compiler)
+
+
+BASE = problems.linear()
+
+OTHER_PROBLEMS = {
+    "dtype": problems.linear(dtype="f16"),
+    "absent bias": problems.linear(bias=False),
+    "activation": problems.linear(activation=kernels.double),
+    "bucketed dim": problems.linear(M=4097),
+    "exact dim N": problems.linear(N=520),
+    "exact dim K": problems.linear(K=264),
+    "strides": dataclasses.replace(BASE, strides=(("x", (512, 1)), *BASE.strides[1:])),
+    "transposed": dataclasses.replace(BASE, strides=(("x", (1, 4096)), *BASE.strides[1:])),
+    "alignment": dataclasses.replace(BASE, aligned=BASE.aligned - {"weight"}),
+    "kernel": dataclasses.replace(problems.softmax()),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_PROBLEMS)
+def test_another_problem_has_another_key(what: str) -> None:
+    assert key(OTHER_PROBLEMS[what]).digest != key(BASE).digest
+    assert key(OTHER_PROBLEMS[what]) != key(BASE)
+
+
+@pytest.mark.parametrize(
+    "place", [{"device": "NVIDIA H100 80GB HBM3"}, {"backend": "gluon"}, {"compiler": "triton 3.6.0"}], ids=str
+)
+def test_another_device_or_compiler_has_another_key(place: dict[str, str]) -> None:
+    assert key(BASE, **place).digest != key(BASE).digest
+
+
+def test_another_source_of_the_same_kernel_has_another_key() -> None:
+    def version(text: int) -> kd.Kernel:
+        if text == 1:
+
+            @kd.kernel(x="N", y="N")
+            def copy(x: kd.In, y: kd.Out) -> None:
+                for n in kd.parallel(kd.tile("N")):
+                    y[n] = x[n] * 1.0
+        else:
+
+            @kd.kernel(x="N", y="N")
+            def copy(x: kd.In, y: kd.Out) -> None:
+                for n in kd.parallel(kd.tile("N")):
+                    y[n] = x[n] * 2.0
+
+        return copy
+
+    one, two = (key(Problem.of_shapes(version(text), {"N": 64}, {"x": "f32", "y": "f32"})) for text in (1, 2))
+    assert one.kernel == two.kernel
+    assert one.digest != two.digest
+
+
+ANOTHER: dict[str, Any] = {
+    "kernel": "other:kernel",
+    "source": "0" * 16,
+    "device": "other",
+    "backend": "other",
+    "compiler": "other",
+    "dtypes": (("x", "f32"),),
+    "layouts": (("x", "strided"),),
+    "flags": (("activation", None),),
+    "shape": (("M", Span(1, 1)),),
+}
+
+
+@pytest.mark.parametrize("component", [f.name for f in dataclasses.fields(Key)])
+def test_every_component_is_in_the_digest(component: str) -> None:
+    changed = dataclasses.replace(key(BASE), **{component: ANOTHER[component]})
+    assert changed.digest != key(BASE).digest
+
+
+@pytest.mark.parametrize("same", [problems.linear(M=2049), problems.linear(M=3000)], ids=str)
+def test_extents_of_one_bucket_share_a_key(same: Problem) -> None:
+    assert key(same).digest == key(BASE).digest
+
+
+def test_true_and_one_are_different_flags() -> None:
+    one, true = (dataclasses.replace(key(BASE), flags=(("causal", value),)) for value in (1, True))
+    assert one.digest != true.digest
+
+
+@pytest.mark.parametrize("problem", [BASE, *OTHER_PROBLEMS.values()], ids=str)
+def test_a_key_is_read_back_from_its_data(problem: Problem) -> None:
+    original = key(problem)
+    assert Key.from_dict(original.to_dict()) == original
+    assert Key.from_dict(original.to_dict()).digest == original.digest
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.pop("shape"),
+        lambda data: data.update(kernel=None),
+        lambda data: data.update(shape={"M": "many"}),
+        lambda data: data.update(dtypes="bf16"),
+    ],
+)
+def test_what_is_not_a_key_is_refused(damage: Any) -> None:
+    data = key(BASE).to_dict()
+    damage(data)
+    with pytest.raises(StoreError, match="not a key"):
+        Key.from_dict(data)
+
+
+def test_the_digest_does_not_change_between_versions_of_kpt() -> None:
+    """Entries are found again by it: a change here loses every stored winner, and needs a new schema version."""
+    fixed = Key(
+        kernel="package.module:softmax",
+        source="0123456789abcdef",
+        device="NVIDIA H200",
+        backend="triton",
+        compiler="triton 3.9.0",
+        dtypes=(("x", "bf16"), ("bias", None)),
+        layouts=(("x", "dense 16B"),),
+        flags=(("causal", True),),
+        shape=(("M", Span(2049, 4096)), ("N", Span(1024, 1024))),
+    )
+    assert fixed.digest == "941b83a9fb423cca6a229516dca9f4a7"

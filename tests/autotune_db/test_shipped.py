@@ -1,0 +1,95 @@
+"""Files of entries: reviewable, read back exactly, and refused where anything is wrong."""
+
+import json
+from typing import Any
+
+import pytest
+
+from autotune_db import shipped
+from kpt_dsl import targets
+from kpt_dsl.errors import StoreError
+from kpt_dsl.space import Config
+from tests.autotune_db.entries import entry
+from tests.autotune_db.problems import linear, softmax
+
+ENTRIES = [
+    entry(),
+    entry(softmax(N=77), Config(block_M=1, num_warps=8)),
+    entry(linear(bias=False), Config(block_M=64, persistent=True)),
+    entry(origin="predicted", device="nvidia-h200"),
+]
+
+
+def test_entries_are_read_back() -> None:
+    found = shipped.parse(shipped.dump(ENTRIES), "file")
+    assert {(e.key.digest, e.origin, e.config) for e in found} == {(e.key.digest, e.origin, e.config) for e in ENTRIES}
+    by_key = {(e.key.digest, e.origin): e for e in found}
+    for one in ENTRIES:
+        again = by_key[one.key.digest, one.origin]
+        assert (again.microseconds, again.first_microseconds, again.date) == (12.5, 20.0, one.date)
+        assert dict(again.environment) == dict(one.environment)
+
+
+def test_the_text_depends_on_the_entries_only() -> None:
+    assert shipped.dump(ENTRIES) == shipped.dump(ENTRIES[::-1])
+    assert shipped.dump(shipped.parse(shipped.dump(ENTRIES), "file")) == shipped.dump(ENTRIES)
+
+
+def test_a_new_entry_is_one_new_line() -> None:
+    before, after = (
+        shipped.dump(ENTRIES[:2]).splitlines(),
+        shipped.dump([*ENTRIES[:2], entry(softmax(N=99))]).splitlines(),
+    )
+    assert len(after) == len(before) + 1
+    assert all(len(line) < 700 for line in after)
+
+
+def test_no_entries_are_a_file_too() -> None:
+    assert shipped.parse(shipped.dump([]), "file") == []
+
+
+def change(text: str, where: str, what: Any) -> str:
+    data = json.loads(text)
+    group = data["kernels"][0]
+    (data if where == "file" else group if where == "group" else group["entries"][0]).update(what)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a file of kpt configs"),
+        (change(shipped.dump(ENTRIES), "file", {"format": "kpt configs 2"}), "of a newer kpt"),
+        (change(shipped.dump(ENTRIES), "group", {"entries": 3}), "kernel 1: a kernel is an object"),
+        (change(shipped.dump(ENTRIES), "group", {"sorce": ""}), "unknown field 'sorce'"),
+        (change(shipped.dump(ENTRIES), "group", {"source": None}), "kernel 1, entry 1: not a key"),
+        (change(shipped.dump(ENTRIES), "entry", {"confg": {}}), "kernel 1, entry 1: unknown field 'confg'"),
+        (change(shipped.dump(ENTRIES), "entry", {"config": {"block_M": 1.5}}), "kernel 1, entry 1: knob 'block_M'"),
+        (change(shipped.dump(ENTRIES), "entry", {"origin": "guessed"}), "'guessed' is not one of measured, predicted"),
+        (change(shipped.dump(ENTRIES), "entry", {"microseconds": -1}), "must be positive"),
+        (change(shipped.dump(ENTRIES), "entry", {"shape": {"M": "many"}}), "not a key"),
+    ],
+)
+def test_a_file_with_anything_wrong_is_refused_with_its_place(text: str, told: str) -> None:
+    with pytest.raises(StoreError, match=told):
+        shipped.parse(text, "configs.json")
+
+
+@pytest.mark.parametrize("target", targets.names())
+def test_what_is_shipped_is_sound(target: str) -> None:
+    """Every shipped file parses, belongs to its target, is as ``dump`` writes it, and names a config once a key."""
+    found = shipped.load(target)
+    path = shipped.FOLDER / f"{target}.json"
+    if not path.exists():
+        assert found == []
+        return
+    assert path.read_text() == shipped.dump(found)
+    assert len({(e.key.digest, e.origin) for e in found}) == len(found)
+    for one in found:
+        known = targets.of_device(one.key.device)
+        assert one.key.device == target or (known is not None and known.name == target)
+
+
+def test_every_shipped_file_is_of_a_target() -> None:
+    assert {path.stem for path in shipped.FOLDER.glob("*.json")} <= set(targets.names())

@@ -1,0 +1,241 @@
+"""Writing: nothing is lost, many may write, and what is wrong is said in one line."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from autotune_db import schema, store
+from autotune_db.store import Store
+from autotune_db.trial import Trial
+from kpt_dsl.errors import StoreError
+from kpt_dsl.space import Config
+from tests.autotune_db.entries import entry, key
+from tests.autotune_db.problems import linear, softmax
+
+ONE, TWO = Config(block_M=1, num_warps=1), Config(block_M=2, num_warps=1)
+
+
+def test_an_entry_comes_back_as_it_was(database: Path) -> None:
+    with Store() as opened:
+        opened.add_entry(entry(linear(bias=False)))
+        assert opened.entries() == [entry(linear(bias=False))]
+    with Store(str(database), read_only=True) as opened:
+        assert opened.entries() == [entry(linear(bias=False))]
+
+
+def test_the_file_is_in_wal_mode(database: Path) -> None:
+    Store().close()
+    assert sqlite3.connect(database).execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_every_trial_is_kept_with_its_environment(database: Path) -> None:
+    trials = [Trial(ONE, "timed", 3.0, 4.0), Trial(TWO, "compile error", detail="no"), Trial(ONE, "timed", 3.5, 4.0)]
+    with Store() as opened:
+        first = opened.start_run(key(), "measured", {"driver": "1"})
+        for trial in trials[:2]:
+            opened.add_trial(first, trial)
+        opened.add_trial(opened.start_run(key(), "measured", {"driver": "2"}), trials[2])
+        opened.add_trial(opened.start_run(key(linear()), "measured", {}), trials[0])
+        found = opened.trials(key())
+        assert [t.trial for t in found] == trials
+        assert [t.environment for t in found] == [{"driver": "1"}] * 2 + [{"driver": "2"}]
+        assert all(t.date for t in found)
+        assert len(opened.trials()) == 4
+
+
+def test_the_latest_winner_of_an_origin_stands_and_the_others_stay(database: Path) -> None:
+    with Store() as opened:
+        for config in (ONE, TWO):
+            opened.add_entry(entry(config=config))
+        opened.add_entry(entry(config=ONE, origin="predicted"))
+        assert [(e.config, e.origin) for e in opened.entries()] == [(TWO, "measured"), (ONE, "predicted")]
+    assert sqlite3.connect(database).execute("SELECT count(*) FROM winners").fetchone() == (3,)
+
+
+WRITER = """
+    import sys
+    from autotune_db.store import Store
+    from autotune_db.trial import Trial
+    from kpt_dsl.space import Config
+    from tests.autotune_db.entries import key
+    from tests.autotune_db.problems import softmax
+    number = int(sys.argv[1])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with Store() as store:
+        run = store.start_run(key(), "measured", {})          # the same new key in every process
+        own = store.start_run(key(softmax(N=1 + number)), "measured", {})
+        for i in range(20):
+            store.add_trial(run, Trial(Config(block_M=number, i=i), "timed", 1.0))
+        store.add_winner(own, Config(block_M=number), 1.0)
+"""
+
+
+def child(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_many_processes_write_at_once(database: Path) -> None:
+    writers = [child(WRITER, str(number)) for number in range(4)]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:  # all at the same time, so that they also race to make the tables
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
+    with Store() as opened:
+        assert len(opened.trials(key())) == 80
+        assert len({t.trial.config for t in opened.trials(key())}) == 80
+        assert len(opened.entries()) == 4
+
+
+def test_a_writer_that_is_killed_leaves_what_was_written_before(database: Path) -> None:
+    victim = child("""
+        import signal, os
+        import sqlalchemy as sa
+        from autotune_db import schema
+        from autotune_db.store import Store
+        from tests.autotune_db.entries import entry
+        store = Store()
+        store.add_entry(entry())
+        with store._engine.begin() as connection:
+            for _ in range(5000):
+                connection.execute(sa.insert(schema.schema).values(version=99))
+            print("within", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert victim.stdout is not None
+    assert victim.stdout.readline() == "within\n"
+    assert victim.wait(30) == -signal.SIGKILL
+    with Store() as opened:
+        assert opened.entries() == [entry()]
+        opened.add_entry(entry(softmax(N=77)))
+        assert len(opened.entries()) == 2
+        assert opened.damage() == ""
+
+
+# ------------------------------------------------------------------ what can be wrong
+def test_a_corrupt_file_is_refused_and_not_touched(database: Path) -> None:
+    database.parent.mkdir()
+    database.write_bytes(b"This is no database." * 100)
+    with pytest.raises(StoreError, match="not a database; move the file away"):
+        Store()
+    assert database.read_bytes() == b"This is no database." * 100
+
+
+def test_a_damaged_page_is_found(database: Path) -> None:
+    with Store() as opened:
+        for width in range(200):
+            opened.add_entry(entry(softmax(N=1 + width)))
+    sqlite3.connect(database).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    page = 4096
+    content = bytearray(database.read_bytes())
+    content[5 * page : 15 * page] = os.urandom(10 * page)
+    database.write_bytes(content)
+    with pytest.raises(StoreError), Store(read_only=True) as opened:  # noqa: PT012
+        opened.entries()
+        raise StoreError(opened.damage() or "not found")
+
+
+def test_a_database_of_another_program_is_refused(database: Path) -> None:
+    database.parent.mkdir()
+    with sqlite3.connect(database) as other:
+        other.execute("CREATE TABLE bookmarks (url TEXT)")
+    with pytest.raises(StoreError, match="another program"):
+        Store()
+    assert sqlite3.connect(database).execute("SELECT name FROM sqlite_master").fetchall() == [("bookmarks",)]
+
+
+def test_a_newer_database_is_refused(database: Path) -> None:
+    Store().close()
+    with sqlite3.connect(database) as newer:
+        newer.execute("UPDATE kpt_schema SET version = 2")
+    with pytest.raises(StoreError, match="schema 2, this kpt knows 1.*upgrade kpt"):
+        Store()
+
+
+def test_a_locked_database_is_waited_for_and_then_reported(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "WAIT_SECONDS", 0.1)
+    Store().close()
+    holder = sqlite3.connect(database, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="locked; another process holds it"):
+        Store().add_entry(entry())
+    holder.execute("ROLLBACK")
+    with Store() as opened:
+        opened.add_entry(entry())
+
+
+def test_a_full_disk_is_reported_and_loses_nothing(database: Path) -> None:
+    with Store() as opened:
+        opened.add_entry(entry())
+
+        # SQLite says the same of a file that may not grow as of a disk that is full.
+        pages = sqlite3.connect(database).execute("PRAGMA page_count").fetchone()[0]
+
+        @store.sa.event.listens_for(opened._engine, "connect")
+        def limit(connection: sqlite3.Connection, _: object) -> None:
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+
+        with pytest.raises(StoreError, match="full; free some space"):  # noqa: PT012
+            for width in range(1000):
+                opened.add_entry(entry(softmax(N=2000 + width)))
+    with Store() as opened:
+        assert opened.entries()[0] == entry()
+        assert opened.damage() == ""
+        opened.add_entry(entry(config=TWO))
+
+
+def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"File exists.*cannot be written or opened there"):
+        Store(str(tmp_path / "file" / "configs.sqlite"))
+
+
+def test_a_database_that_is_not_there_is_not_made_by_reading(database: Path) -> None:
+    with pytest.raises(StoreError, match="there is no database"):
+        Store(read_only=True)
+    assert not database.parent.exists()
+
+
+def test_reading_does_not_write(database: Path) -> None:
+    Store().close()
+    with Store(read_only=True) as opened, pytest.raises(StoreError, match="readonly"):
+        opened.add_entry(entry())
+
+
+def test_an_sqlite_url_is_as_good_as_a_path(database: Path) -> None:
+    with Store(f"sqlite:///{database}") as opened:
+        opened.add_entry(entry())
+    with Store(str(database)) as opened:
+        assert opened.entries() == [entry()]
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://me:secret@127.0.0.1:1/kpt", "nonsense://place"])
+def test_a_server_that_is_not_there_is_reported_without_its_password(url: str) -> None:
+    with pytest.raises(StoreError) as raised:
+        Store(url)
+    assert "secret" not in str(raised.value)
+
+
+def test_the_tables_say_nothing_that_postgresql_does_not_know() -> None:
+    from sqlalchemy.dialects import postgresql
+    from sqlalchemy.schema import CreateTable
+
+    made = [str(CreateTable(t).compile(dialect=postgresql.dialect())) for t in schema.metadata.sorted_tables]
+    assert len(made) == 5
+    assert sum("BIGSERIAL" in text or "GENERATED" in text for text in made) == 4
