@@ -117,7 +117,13 @@ class Dispatcher:
         else:
             needs_grad = bool(grad_mode) and any(t.requires_grad for t in tensors)
             choice = choose(self.op, arguments, needs_grad, prefers, failed)
-            decision = Decision(choice, choice.implementation.prepare(arguments))
+            try:
+                ready = choice.implementation.prepare(arguments)
+            except KptError as error:
+                if prefers is not None:
+                    raise
+                return self._decide(key, arguments, failed | {choice.implementation.name: _in_a_line(error)})
+            decision = Decision(choice, ready)
             if choice.fallback_reason is not None:
                 self._log_once(choice.fallback_reason)
         if len(self._decisions) >= DECISIONS_KEPT:
@@ -128,7 +134,7 @@ class Dispatcher:
     def _after_failure(self, key: Any, choice: Choice, arguments: tuple[Any, ...], error: KptError) -> Any:
         """An implementation refused at launch what it had said it serves: PyTorch takes such calls from now on."""
         failed = {i.name: "not tried again" for i in self.op.kernels}
-        failed[choice.implementation.name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        failed[choice.implementation.name] = _in_a_line(error)
         decision = self._decide(key, arguments, failed)
         decision.calls += 1
         return decision.ready(*arguments)
@@ -142,6 +148,10 @@ class Dispatcher:
         for decision in self._decisions.values():
             _count(decision, self._served, self._fallbacks)
         self._decisions.clear()
+
+
+def _in_a_line(error: KptError) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _count(decision: Decision, served: Counter[str], fallbacks: Counter[str]) -> None:

@@ -18,12 +18,14 @@ def flash_attention(
     return_lse: bool,
 ) -> list[torch.Tensor]:
     """[o], or [o, lse]; o as ``empty_output`` lays it out."""
-    mask = (q, k, causal, window, key_lengths)
-    if return_lse:
-        o, lse = _with_lse(q, k, v, scale, allowed_keys(*mask))
+    queries, keys = q.shape[2], k.shape[2]
+    # PyTorch's own is_causal aligns top left; a single query sees every key.
+    masked = window is not None or key_lengths is not None or (causal and queries > 1 and queries != keys)
+    allowed = allowed_keys(queries, keys, q.device, causal, window, key_lengths) if masked or return_lse else None
+    if return_lse and allowed is not None:
+        o, lse = _with_lse(q, k, v, scale, allowed)
         return [_laid_out(o, q), lse]
-    allowed = allowed_keys(*mask) if needs_mask(*mask) else None
-    is_causal = bool(causal and allowed is None and q.shape[2] > 1)
+    is_causal = bool(causal and allowed is None and queries > 1)
     # PyTorch masks by -inf before it scales, which a scale of 0 or less turns into NaN or +inf: scale the queries instead.
     scaled, scale = (q * scale, 1.0) if scale is not None and scale <= 0 else (q, scale)
     o = F.scaled_dot_product_attention(
@@ -32,20 +34,17 @@ def flash_attention(
     return [_laid_out(o, q)]
 
 
-def needs_mask(
-    q: torch.Tensor, k: torch.Tensor, causal: bool, window: int | None, key_lengths: torch.Tensor | None
-) -> bool:
-    """Whether PyTorch's attention must be given a mask: its own ``is_causal`` aligns top left. One query sees every key."""
-    return window is not None or key_lengths is not None or bool(causal and q.shape[2] > 1 and q.shape[2] != k.shape[2])
-
-
 def allowed_keys(
-    q: torch.Tensor, k: torch.Tensor, causal: bool, window: int | None, key_lengths: torch.Tensor | None
+    queries: int,
+    keys: int,
+    device: torch.device,
+    causal: bool,
+    window: int | None,
+    key_lengths: torch.Tensor | None,
 ) -> torch.Tensor:
     """Which keys each query sees, True where it does, broadcastable to (B, H, M, N). Query i stands at key i + N - M."""
-    queries, keys = q.shape[2], k.shape[2]
-    j = torch.arange(keys, device=q.device)
-    ahead = torch.arange(queries, device=q.device)[:, None] + (keys - queries) - j
+    j = torch.arange(keys, device=device)
+    ahead = torch.arange(queries, device=device)[:, None] + (keys - queries) - j
     allowed = torch.ones_like(ahead, dtype=torch.bool)
     if causal:
         allowed = allowed & (ahead >= 0)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from kpt.ops.flash_attention import reference
 from kpt.ops.flash_attention.op import flash_attention
 from kpt.ops.replace.attention_mask import AttentionMask, attention_mask, log_once
 from kpt.ops.replace.report import Change, Skipped
@@ -65,31 +64,44 @@ def attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: AttentionMask | torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What an attention layer calls: (B, heads, length, head dim) in, (B, length, heads, head dim) out."""
-    mask = _implied(module, query, key, is_causal) if attention_mask is None else attention_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     reason = _why_not(query, key, value, dropout, kwargs)
-    if isinstance(mask, AttentionMask) and reason is None:
-        lengths = None if mask.key_lengths is None else mask.key_lengths.to(query.device)
-        o = flash_attention(query, key, value, causal=mask.causal, scale=scaling, window=mask.window, key_lengths=lengths)
-        assert isinstance(o, torch.Tensor)
-        return o.transpose(1, 2).contiguous(), None
     if reason is not None:
         log_once(f"attention runs in PyTorch: {reason}")
-    return _in_pytorch(module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs)
+    elif isinstance(attention_mask, AttentionMask):
+        lengths = attention_mask.key_lengths
+        lengths = None if lengths is None else lengths.to(query.device)
+        return _attend(query, key, value, attention_mask.causal, scaling, attention_mask.window, lengths)
+    elif attention_mask is None:  # the layer itself knows, as for sdpa
+        causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal) and query.shape[2] > 1
+        if not causal or query.shape[2] == key.shape[2]:
+            return _attend(query, key, value, causal, scaling, None, None)
+    output: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS[REPLACES](
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+    )
+    return output
 
 
-def _implied(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, is_causal: bool | None
-) -> AttentionMask | None:
-    """The mask of a layer that is given none, as sdpa reads it; None where only sdpa knows what is meant."""
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal) and query.shape[2] > 1
-    return None if causal and query.shape[2] != key.shape[2] else AttentionMask(causal, None, None)
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    causal: bool,
+    scale: float | None,
+    window: int | None,
+    key_lengths: torch.Tensor | None,
+) -> tuple[torch.Tensor, None]:
+    o = flash_attention(query, key, value, causal=causal, scale=scale, window=window, key_lengths=key_lengths)
+    assert isinstance(o, torch.Tensor)
+    return o.transpose(1, 2).contiguous(), None
 
 
 def _why_not(
@@ -103,29 +115,6 @@ def _why_not(
         return "queries, keys and values differ in dtype"
     asked = [name for name in ("softcap", "s_aux", "position_bias", "head_mask", "cache") if kwargs.get(name) is not None]
     return f"the layer asks for {asked[0]}" if asked else None
-
-
-def _in_pytorch(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: AttentionMask | torch.Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    is_causal: bool | None,
-    kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, None]:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if isinstance(mask, AttentionMask):
-        lengths = None if mask.key_lengths is None else mask.key_lengths.to(query.device)
-        is_causal, rest = mask.causal, (query, key, mask.causal, mask.window, lengths)
-        mask = reference.allowed_keys(*rest) if reference.needs_mask(*rest) else None
-    output: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS[REPLACES](
-        module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
-    )
-    return output
 
 
 def _configs(model: nn.Module) -> Iterator[tuple[str, Any, bool]]:

@@ -1,4 +1,4 @@
-"""Attention masks of Transformers models, as kpt says them: causal or not, a window, and a number of keys a batch entry.
+"""Attention masks of Transformers models as kpt says them: causal or not, a window, and how many keys a batch entry has.
 
 Transformers describes a mask by a function of (batch, head, query, key) built from its own parts. The parts that kpt knows are
 recognised; whatever else comes (left padding, packed sequences, chunks, a user's own function, a static cache) gets the mask
@@ -7,26 +7,54 @@ that PyTorch's attention takes. Without a mask function of one's own, Transforme
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
+
+from kpt.ops.flash_attention.reference import allowed_keys
 
 log = logging.getLogger("kpt")
 
 
-@dataclass(frozen=True)
-class AttentionMask:
-    """A mask in the terms of ``kpt.ops.flash_attention``; the last query stands at the last key."""
+class AttentionMask(torch.Tensor):
+    """A boolean mask (B, 1, queries, keys) that says what it is and holds nothing; the last query stands at the last key.
+
+    A tensor, since Transformers and model code may look at its shape, slice it or move it; what they then get is an ordinary
+    tensor of its values.
+    """
 
     causal: bool
     window: int | None
     key_lengths: torch.Tensor | None
 
+    @staticmethod
+    def __new__(
+        cls,
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+        causal: bool,
+        window: int | None,
+        key_lengths: torch.Tensor | None,
+    ) -> "AttentionMask":
+        mask: AttentionMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
+        mask.causal, mask.window, mask.key_lengths = causal, window, key_lengths
+        return mask
+
+    def values(self) -> torch.Tensor:  # type: ignore[override]
+        """The mask as an ordinary tensor, True where a query sees a key."""
+        allowed = allowed_keys(*self.shape[2:], self.device, self.causal, self.window, self.key_lengths)
+        return allowed.expand(self.shape)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(cls, cls.values, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
 
 class Inexpressible(Exception):
-    """A mask that ``AttentionMask`` cannot say; the text says why."""
+    """A mask that kpt cannot say; the text says why."""
 
 
 def attention_mask(**description: Any) -> AttentionMask | torch.Tensor | None:
@@ -49,6 +77,7 @@ def log_once(message: str) -> None:
 
 def _expressed(
     *,
+    batch_size: int,
     q_length: int,
     kv_length: int,
     mask_function: Callable[..., Any],
@@ -56,15 +85,25 @@ def _expressed(
     kv_offset: int = 0,
     attention_mask: torch.Tensor | None = None,
     local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    device: torch.device | str = "cpu",
     **_: Any,
-) -> AttentionMask:
+) -> AttentionMask | None:
+    """None where the layer itself knows the mask, as sdpa has it."""
     causal, window = _pattern(mask_function, local_size)
     if causal or window is not None:
         if isinstance(q_offset, torch.Tensor):
             raise Inexpressible("the position of the queries in a static cache is a tensor")
         if q_offset - kv_offset != kv_length - q_length:
             raise Inexpressible("the last query does not stand at the last key")
-    return AttentionMask(causal, window, _key_lengths(attention_mask, kv_length, kv_offset))
+    lengths = _key_lengths(attention_mask, kv_length, kv_offset)
+    may_skip = allow_is_causal_skip and q_length in (1, kv_length) if causal else allow_is_bidirectional_skip
+    if may_skip and window is None and lengths is None:
+        return None
+    if torch.compiler.is_compiling():
+        raise Inexpressible("only masks that need no tensor can be said while compiling")
+    return AttentionMask((batch_size, 1, q_length, kv_length), torch.device(device), causal, window, lengths)
 
 
 def _pattern(mask_function: Callable[..., Any], local_size: int | None) -> tuple[bool, int | None]:

