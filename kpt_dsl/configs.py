@@ -19,7 +19,7 @@ RULE = "rule"
 """Provenance of a config that nobody measured: the space's first."""
 
 Provider = Callable[["Problem", Target], tuple[Config, str] | None]
-"""Gives a config and its provenance ("measured", "shipped", "predicted", …), or None where it knows nothing. Must not raise."""
+"""Gives a config and its provenance ("measured", "shipped", …), or None where it knows nothing. Must not raise."""
 
 
 @cache

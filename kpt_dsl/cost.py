@@ -46,10 +46,11 @@ def _flops(facts: Facts, product: Product) -> float:
     axes = (product.m, product.n, product.k)
     extents = {axis: float(facts.extent(axis)) for axis in axes}
     repeats = 1.0
-    for loop in product.loops:
-        span = mean_span(loop, facts.tiles, facts.dims, {})
+    scope = product.scope
+    while scope:
+        loop, scope = facts.loops[scope - 1], facts.outer[scope - 1]
         if loop.tile.axis in extents:
-            extents[loop.tile.axis] = span
+            extents[loop.tile.axis] = mean_span(loop, facts.tiles, facts.dims, {})
     for index in facts.kernel.grid:
         if isinstance(index, ir.GridIndex):
             repeats *= facts.dims[index.dim]

@@ -53,7 +53,7 @@ class Product:
 class Arithmetic:
     """The elementwise operations and reductions over tiles of one shape in one scope."""
 
-    ops: tuple[str, ...]
+    operations: tuple[str, ...]
     axes: Axes
     scope: Scope
 

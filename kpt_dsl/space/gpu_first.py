@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from kpt_dsl.space import gpu_model
 from kpt_dsl.space.config import Config, Value
 from kpt_dsl.space.facts import Facts
+from kpt_dsl.space.gpu_model import PARTITIONS
 from kpt_dsl.space.gpu_sizes import GpuSizes
 from kpt_dsl.targets import Target
 
@@ -17,8 +18,8 @@ OPERAND_ROW_BYTES = (128, 256)
 """Bytes of a product's operands along k in one step: a line of shared memory without bank conflicts is 128 B."""
 THREAD_BYTES = 32
 """Bytes of a row that a thread best holds: two of the widest loads (16 B) under way at once."""
-DEPTHS = (1, 2, 3, 4)
-"""Pipeline depths worth considering; more only help when memory is very far. Where copies pass through registers, a chain of
+DEPTHS = (2, 3, 4, 1)
+"""Pipeline depths worth considering, the least that pipelines first. Where copies pass through registers, a chain of
 products leaves none for them: one stage then (AMD's own attention kernels)."""
 DESCRIPTOR_SECONDS = 20e-6
 """Below this run time, encoding descriptors on the host costs more than they save."""
@@ -47,21 +48,23 @@ def first(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]], why
 
 
 def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[Config]:
-    """Points of a thinned grid over blocks, warps and stages, each completed by rule; larger tiles and fewer threads first, for ties."""
-    searched = {name: _worth_trying(facts, target, name, values) for name, values in knobs.items() if _is_searched(facts, name)}
-    for values in itertools.product(*(v[::-1] if name in facts.blocks else v for name, v in searched.items())):
-        yield _completed(facts, target, knobs, dict(zip(searched, values, strict=True)))
+    """Points of a thinned grid over blocks, warps and stages, each completed by rule.
 
-
-def _is_searched(facts: Facts, name: str) -> bool:
-    return name in facts.blocks or name in ("num_warps", "num_stages")
+    The first of equals wins, so larger tiles come first, and fewer warps and stages, down to those that keep a core busy.
+    """
+    searched = [name for name in knobs if name in facts.blocks or name in ("num_warps", "num_stages")]
+    worth = {name: _worth_trying(facts, target, name, knobs[name]) for name in searched}
+    for values in itertools.product(*(v[::-1] if name in facts.blocks else v for name, v in worth.items())):
+        yield _completed(facts, target, knobs, dict(zip(worth, values, strict=True)))
 
 
 def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
     if name == "num_stages":
         through_registers = not target.async_copies and any(p.chained for p in facts.products)
-        depths = DEPTHS[:1] if through_registers else DEPTHS
-        return tuple(v for v in values if v in depths) or values
+        depths = (1,) if through_registers else DEPTHS
+        return tuple(depth for depth in depths if depth in values) or values
+    if name == "num_warps":
+        return tuple(v for v in values if int(v) >= PARTITIONS) + tuple(v for v in values if int(v) < PARTITIONS)
     sizes = [p.dtype.bytes for p in facts.products if facts.block_of.get(p.k) == name and not p.chained]
     if sizes:
         fitting = tuple(v for v in values if int(v) * max(sizes) in OPERAND_ROW_BYTES) or values[-1:]

@@ -7,16 +7,18 @@ The constants are round figures from the sources named; a model this small is ri
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 from kpt_dsl.space.facts import Product, Scope
 from kpt_dsl.space.gpu_sizes import GpuSizes
+from kpt_dsl.space.instructions import instructions
 
 L2_BYTES_PER_CLOCK = 36
-"""Bytes a clock from L2 to one core: three quarters of the 5120 a clock that the 108 cores of an A100 share ("NVIDIA A100 Tensor
-Core GPU Architecture")."""
+"""Bytes a clock from L2 to one core: three quarters of the 5120 a clock that the 108 cores of an A100 share
+("NVIDIA A100 Tensor Core GPU Architecture")."""
+L2_SHARE = 0.5
+"""Of the L2 cache, what holds for tiles that are read again; the rest is passed through by writes and other programs."""
 MEMORY_LATENCY = 0.6e-6
-"""Seconds from a load's issue to its data, (published microbenchmarks of Hopper: 0.2 from L2 to 0.8 µs from memory under load)."""
+"""Seconds from a load's issue to its data (published microbenchmarks of Hopper: 0.2 µs from L2, 0.8 µs from busy memory)."""
 LAUNCH = 0.3e-6
 """Seconds to start a block and to drain its last stores; a persistent block does so while it computes."""
 STEP = 30
@@ -31,21 +33,17 @@ OVERLAP = 0.5
 """Of two kinds of work that could run side by side, how much of the lesser one does not."""
 INTERFERENCE = 0.15
 """Of two paths that are busy at once, how much of the lesser one's time is added to the other's."""
-EXPENSIVE = {"exp": 9, "exp2": 8, "log": 9, "log2": 8, "sqrt": 8, "rsqrt": 8, "div": 8, "sigmoid": 18, "tanh": 20, "erf": 24}
-"""Vector instructions an element costs, others one: special functions run at 16 lanes a clock of 128 (CUDA Programming Guide,
-"Arithmetic Instructions"), and those without an instruction of their own are sequences."""
 
 
 def seconds(sizes: GpuSizes) -> float:
     """How long the whole grid takes."""
     target = sizes.target
-    steps = [_Step.of(sizes, scope) for scope in range(len(sizes.steps))]
-    tensor = sum(step.tensor * n for step, n in zip(steps, sizes.steps, strict=True))
-    vector = sum(step.vector * n for step, n in zip(steps, sizes.steps, strict=True))
-    traffic = sum(step.fetch * n for step, n in zip(steps, sizes.steps, strict=True))
-    fill = sum(MEMORY_LATENCY for step in steps[1:] if step.fetch)
-    start = 0.0 if sizes.config.get("persistent") else LAUNCH + fill
-    alone = start + sum(step.alone(sizes, scope) * n for scope, (step, n) in enumerate(zip(steps, sizes.steps, strict=True)))
+    steps = [(_Step.of(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
+    tensor = sum(step.tensor * times for step, times in steps)
+    vector = sum(step.vector * times for step, times in steps)
+    traffic = sum(step.fetch * times for step, times in steps)
+    fill = LAUNCH + sum(MEMORY_LATENCY for step, _ in steps[1:] if step.fetch)
+    alone = (0.0 if sizes.config.get("persistent") else fill) + sum(step.alone * times for step, times in steps)
 
     def batch(programs: int) -> float:
         """Programs that share one core."""
@@ -81,7 +79,7 @@ def _memory_seconds(sizes: GpuSizes) -> float:
         total += mine
         bytes_once[load.tensor.name] = max(mine, bytes_once.get(load.tensor.name, 0.0))
     once = sum(bytes_once.values())
-    lost = sizes.target.cores * sizes.resident * once > sizes.target.l2_bytes
+    lost = sizes.target.cores * sizes.resident * once > L2_SHARE * sizes.target.l2_bytes
     again = (total - once) * sizes.programs if lost else 0.0
     return compulsory_seconds(sizes) + again / sizes.target.bandwidth_bytes_per_s
 
@@ -95,30 +93,25 @@ class _Step:
     vector: float
     fetch: float
     """On the path between the core and L2."""
-    lines: int
-    """Lines of shared memory along the operands' rows."""
+    alone: float
+    """When no other program shares the core: products, vector work and loads of a step wait for each other."""
 
     @staticmethod
     def of(sizes: GpuSizes, scope: Scope) -> "_Step":
         facts, target = sizes.facts, sizes.target
         products = [p for p in facts.products if p.scope == scope]
-        accesses = [a for a in (*facts.loads, *facts.stores) if a.scope == scope]
-        work = sum(sizes.count(a.axes) * _weight(a.ops) for a in facts.arithmetic if a.scope == scope)
-        return _Step(
-            tensor=sum(_product(sizes, p) for p in products),
-            vector=work / (target.vector_flops_per_s / 2 / target.cores),
-            fetch=sum(sizes.bytes(a) for a in accesses) / (L2_BYTES_PER_CLOCK * target.clock_hz),
-            lines=max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1),
-        )
+        moved = sum(sizes.bytes(a) for a in (*facts.loads, *facts.stores) if a.scope == scope)
+        work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
+        tensor = sum(_product(sizes, p) for p in products)
+        vector = work / (target.vector_flops_per_s / 2 / target.cores)
+        fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
 
-    def alone(self, sizes: GpuSizes, scope: Scope) -> float:
-        """Seconds when no other program shares the core: products, vector work and loads of a step wait for each other."""
-        idle = PARTITIONS / min(PARTITIONS, sizes.warps)
-        busy = _side_by_side(self.tensor, self.vector, sizes.warps) * idle
-        arrive = MEMORY_LATENCY + self.fetch if self.fetch else 0.0
-        ahead = sizes.stages - 1 if self.tensor and scope else 0
-        hidden = max(busy, self.fetch, arrive / ahead) if ahead else busy + arrive
-        return hidden + self.lines * STEP / sizes.target.clock_hz
+        busy = _side_by_side(tensor, vector, sizes.warps) * PARTITIONS / min(PARTITIONS, sizes.warps)
+        arrive = MEMORY_LATENCY + fetch if moved else 0.0
+        ahead = sizes.stages - 1 if products and scope else 0
+        alone = max(busy, fetch, arrive / ahead) if ahead else busy + arrive
+        lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
+        return _Step(tensor, vector, fetch, alone + lines * STEP / target.clock_hz)
 
 
 def _both(a: float, b: float) -> float:
@@ -138,19 +131,13 @@ def _product(sizes: GpuSizes, product: Product) -> float:
     target = sizes.target
     rows = m
     if target.async_products:
-        # An instruction reads its operands from shared memory for its own rows; warps beyond the tile's rows share its columns.
+        # An instruction reads its operands from shared memory for its own rows; warps that are left over share the columns.
         rows = min(m, target.mma_rows)
-        side_by_side = sizes.warps // target.mma_warps // max(1, m // target.mma_rows)
-        n = n // max(1, side_by_side)
+        if not target.tensor_memory_bytes:
+            n //= max(1, sizes.warps // target.mma_warps // max(1, m // target.mma_rows))
     balance = rows * n / (rows + n)
     efficiency = balance / (balance + OPERAND_ROWS)
     if m < target.mma_rows:
         efficiency *= 0.5  # only older, slower instructions have tiles this small
     flops = 2 * sizes.count((product.m, product.n, product.k))
     return flops / (target.peak(product.dtype.name) / target.cores) / efficiency
-
-
-@cache
-def _weight(ops: tuple[str, ...]) -> int:
-    """Vector instructions of one element through all operations."""
-    return sum(EXPENSIVE.get(op, 1) for op in ops)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kpt_dsl import ir
-from kpt_dsl.space.facts import Access, Facts, Scope
+from kpt_dsl.space.facts import Facts, Scope
 from kpt_dsl.space.sized import Sized, up_to_power
 
 MIN_PRODUCT_SIDE = 16
@@ -41,16 +41,17 @@ class GpuSizes(Sized):
 
     def _held(self, scope: Scope) -> int:
         """32-bit words of the tiles alive at once in a scope."""
-        carried = sum(max(1, kind.dtype.bits // 32) * self.count(kind.shape) for kind in (self.facts.carried[scope - 1] if scope else ()))
+        types = self.facts.carried[scope - 1] if scope else ()
+        carried = sum(self.count(kind.shape) for kind in types)
         products = [p for p in self.facts.products if p.scope == scope]
         if products:
             made = [self.count((p.m, p.n)) for p in products if not p.carried]
         else:
             made = [self.count(a.axes) for a in self.facts.arithmetic if a.scope == scope]
-        hoisted = set() if self.target.async_products else {
-            load for p in products for load in p.loads if load is not None and load.scope != scope
-        }
-        return carried + max(made, default=0) + sum(map(self.bytes, hoisted)) // 4
+        kept = 0
+        if not self.target.async_products:  # operands loaded before the loop stay in registers
+            kept = sum(self.bytes(load) for p in products for load in p.loads if load and load.scope != scope)
+        return carried + max(made, default=0) + kept // 4
 
     @cached_property
     def buffers(self) -> int:

@@ -1,7 +1,7 @@
 """The search space of a problem on a target: its knobs, which points of it are legal, and the config to begin with.
 
-A kernel with algorithm choices has one *variant* for each way to choose; a config holds exactly the knobs of its own variant, so
-equal programs have equal configs. What the knobs are is derived by the rules that the target names.
+A kernel with algorithm choices has one *variant* for each way to choose; a config holds exactly the knobs of its own
+variant, so equal programs have equal configs. What the knobs are is derived by the rules that the target names.
 """
 
 import itertools
@@ -59,19 +59,18 @@ class Space:
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
         """The kernel's variants; the first takes the first option of every choice."""
-        found: list[Variant] = []
-        pending = [Config()]
-        while pending:
-            choices = pending.pop()
-            kernel = self.problem.lower(choices)
-            undecided = [(name, options) for name, options in kernel.choices if name not in choices]
-            if undecided:
-                name, options = undecided[0]
-                pending.extend(choices | {name: option} for option in reversed(options))
-            else:
-                facts = collect(self.problem, kernel)
-                found.append(Variant(choices, facts, self._rules.knobs(facts, self.target)))
-        return tuple(found)
+        return tuple(self._variants(Config()))
+
+    def _variants(self, choices: Config) -> Iterator[Variant]:
+        kernel = self.problem.lower(choices)
+        for name, options in kernel.choices:
+            if name not in choices:
+                for option in options:
+                    assert isinstance(option, Value)  # the front end takes no other constants
+                    yield from self._variants(Config({**choices, name: option}))
+                return
+        facts = collect(self.problem, kernel)
+        yield Variant(choices, facts, self._rules.knobs(facts, self.target))
 
     @cached_property
     def knobs(self) -> Knobs:
@@ -161,6 +160,7 @@ def space(problem: "Problem", target: Target) -> Space:
 
 def _rules(target: Target) -> Rules:
     try:
-        return import_module(target.rules)  # type: ignore[return-value]
+        rules: Rules = import_module(target.rules)
+        return rules
     except ImportError as error:
-        raise TargetError(f"target {target.name} names space rules {target.rules!r}, which cannot be imported: {error}") from error
+        raise TargetError(f"the space rules {target.rules!r} of {target.name} cannot be imported: {error}") from error

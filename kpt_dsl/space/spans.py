@@ -13,6 +13,7 @@ from statistics import fmean
 
 from kpt_dsl import ir
 
+
 def mean_span(
     loop: ir.For, tiles: Mapping[str, ir.Tile], dims: Mapping[str, int], blocks: Mapping[str, int], samples: int = 16
 ) -> float:

@@ -1,9 +1,9 @@
 """AMD GPUs.
 
-Sizes: ROCm documentation, "AMD GPU specifications" (compute units, local data share, L2, vector registers), and the CDNA 2, 3, 4
-and RDNA 3 instruction-set references (512 vector registers a work-item with accumulation registers, 256 on RDNA 3).
+Sizes: ROCm documentation, "AMD GPU specifications" (compute units, local data share, L2, vector registers), and the
+CDNA 2 to 4 and RDNA 3 instruction-set references (512 vector registers a work-item with accumulation registers, 256 on RDNA 3).
 Speeds: the vendor's product page of each device, dense, at peak engine clock.
-Compiler options: the AMD back end of Triton; 32×32 and 16×16 are the two square tiles of its matrix instructions.
+Compiler options: the AMD back end of Triton; 32x32 and 16x16 are the two square tiles of its matrix instructions.
 """
 
 from dataclasses import replace
@@ -83,7 +83,7 @@ MI355X = replace(
     options=(_WAVES, _MATRIX_TILE),
 )
 
-# RX 7900 XTX. Its matrix instruction has one tile, 16×16; L2 is backed by 96 MiB of Infinity Cache.
+# RX 7900 XTX. Its matrix instruction has one tile, 16x16; L2 is backed by 96 MiB of Infinity Cache.
 RX_7900 = replace(
     MI250X,
     name="amd-rx-7900",

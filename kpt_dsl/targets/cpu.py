@@ -1,4 +1,4 @@
-"""The NumPy run: every type that kernels hold, no limit but memory. Its speeds are of one ordinary core, in orders of magnitude."""
+"""The NumPy run: every type that kernels hold, no limit but memory. Speeds: one ordinary core, orders of magnitude."""
 
 from kpt_dsl.dtypes import ALL
 from kpt_dsl.targets.target import CPU_RULES, Target

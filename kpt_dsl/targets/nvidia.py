@@ -2,7 +2,7 @@
 
 Limits of a block and a multiprocessor: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 Speeds: the vendor's datasheet or architecture whitepaper named beside each device, dense (no sparsity), at boost clock.
-Largest tile of a matrix instruction: PTX ISA, ``mma`` (16 rows a warp), ``wgmma`` (64 rows a warpgroup of 4), ``tcgen05`` (128).
+Largest tile of a matrix instruction: PTX ISA, ``mma`` (16 rows a warp), ``wgmma`` (64 rows a group of 4), ``tcgen05`` (128).
 """
 
 from dataclasses import replace
@@ -192,7 +192,7 @@ H200 = replace(
     bandwidth_bytes_per_s=4800 * GB,
 )
 
-# DGX B200 datasheet, one eighth of it.
+# DGX B200 datasheet, one eighth of it; tensor memory: PTX ISA, ``tcgen05``.
 B200 = replace(
     H100,
     name="nvidia-b200",
@@ -212,6 +212,7 @@ B200 = replace(
     },
     vector_flops_per_s=75 * TFLOPS,
     mma_rows=128,
+    tensor_memory_bytes=256 * KiB,
 )
 
 # "NVIDIA RTX Blackwell GPU Architecture"; GeForce halves the rate of products that accumulate in f32.

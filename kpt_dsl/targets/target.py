@@ -74,6 +74,8 @@ class Target:
     """How many warps issue that instruction together."""
     async_products: bool = False
     """Products read operands from shared memory while the next are issued, so a pipelined loop holds one buffer more."""
+    tensor_memory_bytes: int = 0
+    """Memory of a core in which its matrix unit keeps accumulators, so that no warp has a part of the product of its own."""
     async_copies: bool = False
     """Copies from device to shared memory do not pass through registers."""
     descriptors: bool = False

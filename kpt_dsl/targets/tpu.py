@@ -1,7 +1,8 @@
 """Google TPUs, one record a device as JAX sees it: a chip, but for tpu7x, whose chip is two devices.
 
-Speeds: Google Cloud's page of each generation. VMEM: what its compiler (libtpu 0.0.51) accepts. Clocks are inferred from the peak
-rates and the published size of the matrix unit; the vendor publishes none. A vector register is 8 sublanes of 128 lanes of 32 bits.
+Speeds: Google Cloud's page of each generation. VMEM: what its compiler (libtpu 0.0.51) accepts. Clocks are inferred from the
+peak rates and the published size of the matrix unit; the vendor publishes none. A vector register is 8 sublanes of 128 lanes
+of 32 bits.
 """
 
 from dataclasses import replace
@@ -12,7 +13,7 @@ MiB = 1024**2
 GHZ = GB = 1e9
 TFLOPS = 1e12
 
-# Vector units do 8×128 lanes × 4 operations a clock ("How to Scale Your Model", chapter on TPUs); f16 has no hardware at all.
+# Vector units do 8x128 lanes of 4 operations a clock ("How to Scale Your Model", chapter on TPUs); f16 has no hardware at all.
 _VPU_FLOPS_PER_CLOCK = 2 * 4 * 8 * 128
 
 V4 = Target(

@@ -1,0 +1,18 @@
+"""How many vector instructions an elementwise operation takes: one, or a sequence where the chip has no instruction for it."""
+
+from functools import cache
+
+_SPECIAL = 8
+"""Special functions have an eighth of the lanes of plain arithmetic (16 of 128 a clock: CUDA Programming Guide, "Arithmetic
+Instructions"; TPUs have one unit of theirs beside several of plain arithmetic)."""
+
+_COUNTS = {
+    "exp2": _SPECIAL, "log2": _SPECIAL, "sqrt": _SPECIAL, "rsqrt": _SPECIAL, "div": _SPECIAL,
+    "exp": _SPECIAL + 1, "log": _SPECIAL + 1, "sigmoid": 2 * _SPECIAL + 2, "tanh": 2 * _SPECIAL + 4, "erf": 3 * _SPECIAL,
+}  # fmt: skip
+
+
+@cache
+def instructions(operations: tuple[str, ...]) -> int:
+    """Of one element through all operations, in instructions of plain arithmetic."""
+    return sum(_COUNTS.get(operation, 1) for operation in operations)
