@@ -69,8 +69,11 @@ def _fitting(report: Report, target: "Target") -> Report:
 
 
 @lru_cache(maxsize=1024)
-def binary(source: Source, arch: str, warp_lanes: int) -> Any:
-    """A ``triton.compiler.CompiledKernel`` for an architecture. Raises CompileError where Triton refuses the source."""
+def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None) -> Any:
+    """A ``triton.compiler.CompiledKernel`` for an architecture. Raises CompileError where Triton refuses the source.
+
+    Loaded on one device it cannot serve another, so each ``device`` has its own; it is compiled once all the same.
+    """
     triton = triton_package()
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from kpt_dsl import targets
 from kpt_dsl.dtypes import DType, dtype
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.numpy import Precision, emit
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from kpt_dsl.problem import Problem
     from kpt_dsl.space import Config
+    from kpt_dsl.targets import Target
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -32,6 +34,16 @@ def run(problem: "Problem", arrays: Mapping[str, Any], config: "Config", precisi
     source = emit(problem, None, config, precision)
     function = load(source)
     function(*(as_numpy(name, arrays[name]) if name in problem.kernel.tensors else arrays[name] for name in source.abi))
+
+
+def target(arrays: Mapping[str, Any]) -> "Target":
+    """The target whose configs the NumPy run takes."""
+    return targets.get("cpu")
+
+
+def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
+    """A run with everything bound."""
+    return lambda: run(problem, arrays, config)
 
 
 @lru_cache(maxsize=256)

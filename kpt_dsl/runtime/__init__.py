@@ -1,0 +1,76 @@
+"""Running kernels: which backend serves a call, which config it takes, and the door to each backend's own runtime.
+
+A runtime module has ``run(problem, arrays, config)``, which gives the outputs by name where arrays cannot be written in place,
+``target(arrays)``, whose configs it takes, and ``launcher(problem, arrays, config, target)``. Ours are ``kpt_dsl.runtime.<backend>``;
+a package adds its own through an entry point of the group ``kpt.runtimes``.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from kpt_dsl import configs
+from kpt_dsl.errors import InputError
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config
+
+if TYPE_CHECKING:
+    from kpt_dsl.kernel import Kernel
+    from kpt_dsl.targets import Target
+
+OWN = ("triton", "pallas", "numpy")
+
+
+def call(kernel: "Kernel", arguments: Mapping[str, Any], config: Any = None, backend: str | None = None) -> Any:
+    """Run a kernel on its arguments by name. ``config``: knobs over those that the database or the rule gives.
+
+    Raises InputError for arguments or a backend that do not fit, CompileError where a compiler or device refuses.
+    """
+    backend = backend or backend_of(arguments)
+    problem = Problem.bind(kernel, arguments)
+    chosen_config, _ = chosen(problem, arguments, backend)
+    return run(problem, arguments, chosen_config | config if config else chosen_config, backend)
+
+
+def run(problem: Problem, arrays: Mapping[str, Any], config: Config, backend: str) -> dict[str, Any] | None:
+    """Run a problem on its arguments by name. Outputs are written in place; for arrays that cannot be, they are returned.
+
+    "triton": CUDA and ROCm tensors on their device, CPU tensors under Triton's interpreter; "pallas": JAX arrays on their TPU,
+    else in interpret mode; "numpy": NumPy arrays and CPU tensors.
+    """
+    outputs: dict[str, Any] | None = runtime(backend).run(problem, arrays, config)
+    return outputs
+
+
+def chosen(problem: Problem, arrays: Mapping[str, Any], backend: str) -> tuple[Config, str]:
+    """The config that a call would take, and where it comes from ("measured", "shipped", …, "rule")."""
+    return configs.choose(problem, runtime(backend).target(arrays))
+
+
+def launcher(problem: Problem, arrays: Mapping[str, Any], config: Config, target: "Target") -> Callable[[], None]:
+    """A launch with everything bound, for measuring: calling it starts the kernel and does not wait."""
+    launch: Callable[[], None] = runtime(target.backend).launcher(problem, arrays, config, target)
+    return launch
+
+
+@cache
+def runtime(backend: str) -> Any:
+    """The runtime module of a backend. Raises InputError for one that nobody offers."""
+    if backend in OWN:
+        return import_module(f"kpt_dsl.runtime.{backend}")
+    for found in entry_points(group="kpt.runtimes", name=backend):
+        return found.load()
+    raise InputError(f"backend is {backend!r}; accepted are {', '.join(OWN)}, and what installed packages add")
+
+
+def backend_of(arguments: Mapping[str, Any]) -> str:
+    """The backend that serves arrays where they are: GPU tensors "triton", JAX arrays "pallas", the rest "numpy"."""
+    for array in arguments.values():
+        library = type(array).__module__.partition(".")[0]
+        if library == "torch" and hasattr(array, "device"):
+            return "triton" if array.device.type == "cuda" else "numpy"
+        if library in ("jax", "jaxlib"):
+            return "pallas"
+    return "numpy"
