@@ -78,7 +78,7 @@ def test_an_overlay_is_for_the_kernels_that_it_names() -> None:
 
 
 def test_illegal_configs_from_people_are_errors() -> None:
-    with pytest.raises(ConfigError, match="from the argument is illegal.*block_M"):
+    with pytest.raises(ConfigError, match=r"from the argument is illegal.*block_M"):
         answer(config=Config(block_M=3, num_warps=2))
     with (
         autotune_db.overlay({kernels.softmax: Config(num_warps=2)}),

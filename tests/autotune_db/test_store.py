@@ -164,7 +164,7 @@ def test_a_newer_database_is_refused(database: Path) -> None:
     Store().close()
     with sqlite3.connect(database) as newer:
         newer.execute("UPDATE kpt_schema SET version = 2")
-    with pytest.raises(StoreError, match="schema 2, this kpt knows 1.*upgrade kpt"):
+    with pytest.raises(StoreError, match=r"schema 2, this kpt knows 1.*upgrade kpt"):
         Store()
 
 

@@ -1,0 +1,129 @@
+"""A candidate that crashes, hangs or raises costs its own job only."""
+
+import os
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune_db import crew
+from autotune_db.crew import Crew, Reply
+from tests.autotune_db import crimes
+
+
+def done(workers: Crew, seconds: float = 60.0) -> dict[Hashable, Reply]:
+    """Every reply, by job."""
+    found: dict[Hashable, Reply] = {}
+    until = time.monotonic() + seconds
+    while workers.unfinished:
+        assert time.monotonic() < until
+        for reply in workers.collect(1.0):
+            assert reply.job not in found
+            found[reply.job] = reply
+    return found
+
+
+def test_jobs_are_done_and_answered() -> None:
+    with Crew(2) as workers:
+        for i in range(10):
+            workers.submit(i, crimes.add, i, 1, seconds=30)
+        assert {job: reply.value for job, reply in done(workers).items()} == {i: i + 1 for i in range(10)}
+
+
+def test_workers_work_at_the_same_time(tmp_path: Path) -> None:
+    with Crew(3) as workers:
+        for i in range(3):
+            workers.submit(i, crimes.meet, str(tmp_path), i, 3, seconds=30)
+        replies = done(workers)
+    assert all(not reply.failure for reply in replies.values())
+    assert len({reply.value for reply in replies.values()} | {os.getpid()}) == 4
+
+
+@pytest.mark.parametrize(
+    ("crime", "failure", "told"),
+    [
+        (crimes.crash, "crash", "signal 11: the last words of a compiler"),
+        (crimes.leave, "crash", "exit status 3"),
+        (crimes.hang, "timeout", "no answer in 0.3 s"),
+        (crimes.refuse, "error", "it does not fit"),
+        (crimes.fault, "error", "illegal memory access"),
+    ],
+)
+def test_a_crime_costs_one_job(crime: Callable[[], Any], failure: str, told: str) -> None:
+    with Crew(1) as workers:
+        workers.submit("before", crimes.add, 1, 1, seconds=30)
+        workers.submit("crime", crime, seconds=0.3 if crime is crimes.hang else 30)
+        for i in range(3):
+            workers.submit(i, crimes.add, i, i, seconds=30)
+        replies = done(workers)
+    assert replies["crime"].failure == failure
+    assert told in replies["crime"].detail
+    assert [replies[job].value for job in ("before", 0, 1, 2)] == [2, 0, 2, 4]
+
+
+def test_a_crime_does_not_touch_the_jobs_of_others(tmp_path: Path) -> None:
+    with Crew(2) as workers:
+        workers.submit("crash", crimes.crash, seconds=30)
+        for i in range(20):
+            workers.submit(i, crimes.add, i, 0, seconds=30)
+        replies = done(workers)
+    assert replies.pop("crash").failure == "crash"
+    assert {reply.value for reply in replies.values()} == set(range(20))
+
+
+def test_the_kind_of_an_error_is_told() -> None:
+    with Crew(1) as workers:
+        workers.submit("refuse", crimes.refuse, seconds=30)
+        assert done(workers)["refuse"].kind == "CompileError"
+
+
+def test_a_refusal_keeps_the_process_and_a_fault_does_not() -> None:
+    with Crew(1) as workers:
+        for job, crime in enumerate((crimes.pid, crimes.refuse, crimes.pid, crimes.fault, crimes.pid)):
+            workers.submit(job, crime, seconds=30)
+        replies = done(workers)
+    assert replies[0].value == replies[2].value != replies[4].value
+
+
+def test_a_state_lives_as_long_as_its_process() -> None:
+    with Crew(1, crimes.State, (10,)) as workers:
+        for job, method in enumerate((crimes.State.next, crimes.State.next, crimes.State.crash, crimes.State.next)):
+            workers.submit(job, method, seconds=30)
+        replies = done(workers)
+    assert [replies[job].value for job in (0, 1, 3)] == [11, 12, 11]
+
+
+def test_a_state_that_cannot_be_made_fails_each_job() -> None:
+    with Crew(1, crimes.BrokenState) as workers:
+        for job in range(2):
+            workers.submit(job, crimes.BrokenState.next, seconds=30)
+        replies = done(workers)
+    assert [(replies[job].failure, replies[job].detail) for job in (0, 1)] == [("error", "no device")] * 2
+
+
+def test_a_process_that_does_not_start_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "START_SECONDS", 0.0)
+    with Crew(1) as workers:
+        workers.submit("job", crimes.add, 1, 1, seconds=30)
+        assert done(workers)["job"].failure == "timeout"
+
+
+def test_leaving_ends_the_processes() -> None:
+    with Crew(1) as workers:
+        workers.submit("pid", crimes.pid, seconds=30)
+        child = done(workers)["pid"].value
+        workers.submit("hang", crimes.hang, seconds=600)
+        workers.collect(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_waiting_jobs_can_be_dropped() -> None:
+    with Crew(1) as workers:
+        workers.submit(0, crimes.add, 1, 1, seconds=30)
+        workers.collect(0.0)
+        workers.submit(1, crimes.add, 1, 1, seconds=30)
+        workers.drop_waiting()
+        assert set(done(workers)) == {0}
