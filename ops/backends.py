@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kpt.ops.dtypes import KERNEL_FLOATS
-from kpt.ops.registry import Implementation, KernelChoice
+from kpt.ops.registry import Implementation, KernelChoice, Ready
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
 
@@ -45,7 +45,7 @@ def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tupl
     return tuple(
         Implementation(
             backend.name,
-            prepare=lambda _, name=backend.name: partial(run, partial(_launch, name)),
+            prepare=partial(_prepare, run, backend.name),
             devices=backend.devices,
             why_not=not_served,
             describe=partial(_describe, run, backend.name),
@@ -75,6 +75,10 @@ def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
     """The tensor as (rows, columns) with dense rows: a view where its strides allow one, else a copy."""
     matrix = tensor if tensor.ndim == 2 and tensor.shape[1] == columns else tensor.reshape(-1, columns)
     return unit_last_stride(matrix)
+
+
+def _prepare(run: Run, backend: str, _: tuple[Any, ...]) -> Ready:
+    return partial(run, partial(_launch, backend))
 
 
 def _launch(backend: str, kernel: Kernel, *arguments: Any) -> None:

@@ -65,7 +65,11 @@ class Choice:
 
 
 def choose(
-    op: Op, arguments: tuple[Any, ...], needs_grad: bool, prefers: str | None, failed: Mapping[str, str] = NOTHING_FAILED
+    op: Op,
+    arguments: tuple[Any, ...],
+    needs_grad: bool,
+    prefers: str | None,
+    failed: Mapping[str, str] = NOTHING_FAILED,
 ) -> Choice:
     """The first implementation that serves the call. ``failed``: name -> error of those that were tried and refused it.
 
@@ -82,7 +86,9 @@ def choose(
             passed.append(PassedOver(candidate.name, f"{prefers} is preferred"))
         elif prefers is None and not at_home:
             homes = " and ".join(sorted(candidate.devices or ())) or "no"
-            passed.append(PassedOver(candidate.name, f"serves {homes} tensors, and {device} tensors only when preferred"))
+            passed.append(
+                PassedOver(candidate.name, f"serves {homes} tensors, and {device} tensors only when preferred")
+            )
         elif reason := _why_not(candidate, arguments, needs_grad, failed):
             if prefers is not None:
                 _refuse(op, candidate, reason)

@@ -47,7 +47,15 @@ def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 def _unusual(value: Any) -> Any:
     """Everything that is no plain tensor: numbers and names as they are, the dispatcher's lists as tuples."""
     if isinstance(value, torch.Tensor):
-        return type(value), value.shape, value.stride(), value.dtype, value.device, value.data_ptr() & 15, value.requires_grad
+        return (
+            type(value),
+            value.shape,
+            value.stride(),
+            value.dtype,
+            value.device,
+            value.data_ptr() & 15,
+            value.requires_grad,
+        )
     return tuple(value) if type(value) is list else value
 
 

@@ -1,4 +1,4 @@
-"""Tells whether a call may skip PyTorch's dispatcher, which costs 1.6 to 2.5 us a call and changes nothing for plain eager tensors.
+"""Whether a call may skip PyTorch's dispatcher, which costs 1.6 to 2.5 us and changes nothing for plain eager tensors.
 
 The questions go to small C functions without a public name. Where a torch release lacks one, every call takes the dispatcher.
 """

@@ -23,8 +23,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.op}({self.call})", f"  served by   {self.implementation}"]
-        for kernel in self.kernels:
-            lines.append(f"  kernel      {kernel.kernel}: {kernel.config} ({kernel.provenance})")
+        lines += [f"  kernel      {k.kernel}: {k.config} ({k.provenance})" for k in self.kernels]
         lines += [f"  passed over {other.name}: {other.reason}" for other in self.passed_over]
         return "\n".join(lines)
 
@@ -50,7 +49,9 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     choice = choose(spec, arguments, needs_grad, preferred())
     return Explanation(
         op,
-        ", ".join(f"{name}={_in_words(a)}" for name, a in zip(bound.arguments, arguments, strict=True) if a is not None),
+        ", ".join(
+            f"{name}={_in_words(a)}" for name, a in zip(bound.arguments, arguments, strict=True) if a is not None
+        ),
         choice.implementation.name,
         _kernels(choice.implementation.describe, arguments),
         choice.passed_over,

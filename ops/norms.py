@@ -22,7 +22,9 @@ def check_norm(op: str, x: Any, normalized_shape: Any, **parameters: Any) -> Non
     checks.tensor(op, "input", x)
     checks.dtype(op, "input", x.dtype, FLOATS)
     if not isinstance(normalized_shape, Sequence) or isinstance(normalized_shape, str) or not normalized_shape:
-        checks.reject(op, "normalized_shape", repr(normalized_shape), "a sequence of one or more extents, such as (768,)")
+        checks.reject(
+            op, "normalized_shape", repr(normalized_shape), "a sequence of one or more extents, such as (768,)"
+        )
     if tuple(x.shape[-len(normalized_shape) :]) != tuple(normalized_shape):
         checks.reject(
             op, "input", checks.shape_of(x), f"a shape that ends with normalized_shape {tuple(normalized_shape)}"

@@ -45,9 +45,7 @@ def flash_attention(
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
 
-def _check(
-    q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any, key_lengths: Any, return_lse: Any
-) -> None:
+def _check(q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any, key_lengths: Any, return_lse: Any) -> None:
     op = "flash_attention"
     checks.rank(op, "q", q, (4,), "rank 4, (batch, heads, queries, head dim)")
     checks.rank(op, "k", k, (4,), "rank 4, (batch, key-value heads, keys, head dim)")

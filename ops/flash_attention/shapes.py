@@ -1,6 +1,7 @@
 """Attention shapes that models have, and inputs of a given shape."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ def arguments(
     key_lengths: bool = False,
 ) -> tuple[Any, ...]:
     """Random arguments of the op; with ``key_lengths``, every batch entry keeps between half and all of its keys."""
-    kind = {"dtype": torch_dtype(dtype), "device": device}
+    randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     b, h, g, m, n, d = (dims[name] for name in DIMS)
     lengths = torch.randint((n + 1) // 2, n + 1, (b,), dtype=torch.int32, device=device) if key_lengths else None
-    q, k, v = torch.randn(b, h, m, d, **kind), torch.randn(b, g, n, d, **kind), torch.randn(b, g, n, d, **kind)
+    q, k, v = randn(b, h, m, d), randn(b, g, n, d), randn(b, g, n, d)
     return q, k, v, causal, None, window, lengths, False

@@ -57,7 +57,9 @@ def _check(a: Any, b: Any, scale_a: Any, scale_b: Any, bias: Any, out_dtype: Any
     checks.same_device(op, "a", a, b=b, scale_a=scale_a, scale_b=scale_b, bias=bias)
 
 
-def _fake(a: torch.Tensor, b: torch.Tensor, scale_a: Any, scale_b: Any, bias: Any, out_dtype: torch.dtype) -> torch.Tensor:
+def _fake(
+    a: torch.Tensor, b: torch.Tensor, scale_a: Any, scale_b: Any, bias: Any, out_dtype: torch.dtype
+) -> torch.Tensor:
     return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
 
 

@@ -15,6 +15,6 @@ def layer_norm(
 ) -> torch.Tensor:
     """``torch.nn.functional.layer_norm``; float32 weights beside half-precision inputs are not rounded first."""
     if any(p is not None and p.dtype != x.dtype for p in (weight, bias)):
-        wide = [None if p is None else p.float() for p in (weight, bias)]
-        return F.layer_norm(x.float(), normalized_shape, *wide, eps).to(x.dtype)
-    return F.layer_norm(x, normalized_shape, weight, bias, eps)
+        wide_weight, wide_bias = (None if p is None else p.float() for p in (weight, bias))
+        return F.layer_norm(x.float(), list(normalized_shape), wide_weight, wide_bias, eps).to(x.dtype)
+    return F.layer_norm(x, list(normalized_shape), weight, bias, eps)

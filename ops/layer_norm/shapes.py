@@ -1,6 +1,7 @@
 """Layer-norm shapes that models have, and inputs of a given shape."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -26,12 +27,12 @@ def arguments(
     dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True, bias: bool = True
 ) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, torch.Tensor | None, float]:
     """Random arguments of the op for M rows of width N."""
-    kind = {"dtype": torch_dtype(dtype), "device": device}
+    randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     m, n = dims["M"], dims["N"]
     return (
-        torch.randn(m, n, **kind),
+        randn(m, n),
         (n,),
-        torch.randn(n, **kind) if weight else None,
-        torch.randn(n, **kind) if bias else None,
+        randn(n) if weight else None,
+        randn(n) if bias else None,
         1e-5,
     )

@@ -52,7 +52,9 @@ def _why_not(x: torch.Tensor, *_: Any) -> str | None:
     return wide_dtype(x)
 
 
-def _run(launch: Launch, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+def _run(
+    launch: Launch, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> torch.Tensor:
     rows = as_matrix(x, weight.shape[1])
     y = rows.new_empty((rows.shape[0], weight.shape[0]))
     launch(linear_act_fwd, rows, unit_last_stride(weight), bias, y, ACTIVATIONS[activation])

@@ -13,7 +13,13 @@ def _identity(x: torch.Tensor) -> torch.Tensor:
 
 
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = MappingProxyType(
-    {"none": _identity, "relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu}
+    {
+        "none": _identity,
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "silu": F.silu,
+    }
 )
 """PyTorch's activations by the names that ``linear_act`` takes; the kernels' own table has the same names."""
 

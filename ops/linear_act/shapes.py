@@ -1,6 +1,7 @@
 """Shapes of linear layers with an activation that models have, and inputs of a given shape."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -25,6 +26,11 @@ def arguments(
     dims: Mapping[str, int], dtype: str, device: str, *, activation: str = "gelu", bias: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, str]:
     """Random arguments of the op: weights of standard deviation 1 / sqrt(K), so that outputs are of size one."""
-    kind = {"dtype": torch_dtype(dtype), "device": device}
+    randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     m, n, k = dims["M"], dims["N"], dims["K"]
-    return torch.randn(m, k, **kind), torch.randn(n, k, **kind) * k**-0.5, torch.randn(n, **kind) if bias else None, activation
+    return (
+        randn(m, k),
+        randn(n, k) * k**-0.5,
+        randn(n) if bias else None,
+        activation,
+    )

@@ -1,4 +1,4 @@
-"""Module replacement: ``kpt.replace_modules(model)`` puts kpt ops into a model that exists, ``kpt.restore_modules`` takes them out.
+"""Module replacement: ``kpt.replace_modules`` puts kpt ops into a model that exists, ``kpt.restore_modules`` takes them out.
 
 What is replaced is a table (``rules.py``); how is one line: a module keeps its identity and changes its class.
 """

@@ -43,7 +43,9 @@ def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, 
         if found == NAME:
             continue
         if found != REPLACES:
-            skipped.append(Skipped(path, ATTENTION, f'it runs "{found}"; load it with attn_implementation="{REPLACES}"'))
+            skipped.append(
+                Skipped(path, ATTENTION, f'it runs "{found}"; load it with attn_implementation="{REPLACES}"')
+            )
         elif not settable:
             skipped.append(Skipped(path, ATTENTION, "the model does not go through Transformers' AttentionInterface"))
         else:
@@ -113,7 +115,9 @@ def _why_not(
         return "queries, keys and values differ in batch or head dim"
     if len({query.dtype, key.dtype, value.dtype}) != 1:
         return "queries, keys and values differ in dtype"
-    asked = [name for name in ("softcap", "s_aux", "position_bias", "head_mask", "cache") if kwargs.get(name) is not None]
+    asked = [
+        name for name in ("softcap", "s_aux", "position_bias", "head_mask", "cache") if kwargs.get(name) is not None
+    ]
     return f"the layer asks for {asked[0]}" if asked else None
 
 

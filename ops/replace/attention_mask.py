@@ -42,14 +42,17 @@ class AttentionMask(torch.Tensor):
         mask.causal, mask.window, mask.key_lengths = causal, window, key_lengths
         return mask
 
-    def values(self) -> torch.Tensor:  # type: ignore[override]
+    def materialized(self) -> torch.Tensor:
         """The mask as an ordinary tensor, True where a query sees a key."""
-        allowed = allowed_keys(*self.shape[2:], self.device, self.causal, self.window, self.key_lengths)
-        return allowed.expand(self.shape)
+        batch, _, queries, keys = self.shape
+        allowed = allowed_keys(queries, keys, self.device, self.causal, self.window, self.key_lengths)
+        return allowed.expand(batch, 1, queries, keys)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map_only(cls, cls.values, (args, kwargs or {}))
+    def __torch_dispatch__(  # type: ignore[override]  # PyTorch declares no signature
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = tree_map_only(cls, cls.materialized, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
@@ -81,7 +84,7 @@ def _expressed(
     q_length: int,
     kv_length: int,
     mask_function: Callable[..., Any],
-    q_offset: int = 0,
+    q_offset: int | torch.Tensor = 0,
     kv_offset: int = 0,
     attention_mask: torch.Tensor | None = None,
     local_size: int | None = None,

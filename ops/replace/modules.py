@@ -36,25 +36,20 @@ class KptSequential(nn.Sequential):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (PyTorch's name)
-        children = list(self)
-        position = 0
-        while position < len(children):
-            child = children[position]
-            activation = fused_activation(child, children[position + 1]) if position + 1 < len(children) else None
-            if activation is None:
-                input = child(input)  # noqa: A001
-                position += 1
+        x, children = input, list(self)
+        while children:
+            child = children.pop(0)
+            activation = activation_name(children[0]) if children else None
+            if (
+                type(child) is nn.Linear
+                and activation is not None
+                and not (_is_watched(child) or _is_watched(children[0]))
+            ):
+                x = linear_act(x, child.weight, child.bias, activation=activation)
+                children.pop(0)
             else:
-                input = linear_act(input, child.weight, child.bias, activation=activation)  # noqa: A001
-                position += 2
-        return input
-
-
-def fused_activation(linear: nn.Module, activation: nn.Module) -> str | None:
-    """The name under which ``linear_act`` knows the activation, where the two can run as one; else None."""
-    if type(linear) is not nn.Linear or _is_watched(linear) or _is_watched(activation):
-        return None
-    return activation_name(activation)
+                x = child(x)
+        return x
 
 
 def activation_name(module: nn.Module) -> str | None:

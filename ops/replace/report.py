@@ -32,7 +32,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.action} {len(self.changes)} of {len(self.changes) + len(self.skipped)}"]
-        width = max((len(entry.path) for entry in (*self.changes, *self.skipped)), default=0)
+        width = max(
+            (len(path) for path in [*(c.path for c in self.changes), *(s.path for s in self.skipped)]), default=0
+        )
         lines += [f"  {c.path:{width}}  {c.before} -> {c.after}" for c in self.changes]
         lines += [f"  {s.path:{width}}  left alone: {s.reason}" for s in self.skipped]
         return "\n".join(lines)

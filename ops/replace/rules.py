@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -20,10 +21,8 @@ class Rule:
 
 def has_pair(module: nn.Module) -> bool:
     """Some linear layer is followed by an activation that can be fused into it."""
-    children = list(module.children())
-    return any(
-        isinstance(a, nn.Linear) and activation_name(b) is not None for a, b in zip(children, children[1:], strict=False)
-    )
+    pairs = pairwise(module.children())
+    return any(isinstance(a, nn.Linear) and activation_name(b) is not None for a, b in pairs)
 
 
 RULES = (

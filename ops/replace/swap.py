@@ -70,6 +70,6 @@ def _kinds(model: nn.Module, only: Collection[str] | None) -> Collection[str]:
         raise InputError(f"model is {type(model).__name__}; accepted: a torch.nn.Module")
     if only is None:
         return KINDS
-    if isinstance(only, str) or (unknown := set(only) - set(KINDS)):
+    if isinstance(only, str) or set(only) - set(KINDS):
         raise InputError(f"only is {only!r}; accepted: a collection out of {', '.join(KINDS)}")
     return only

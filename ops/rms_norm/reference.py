@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def resolved_eps(dtype: torch.dtype, eps: float | None) -> float:
-    """What eps=None stands for: the spacing at one of the type that is computed in, as ``torch.nn.functional.rms_norm`` has it."""
+    """What eps=None stands for, as in ``torch.nn.functional.rms_norm``: the spacing at one of the type computed in."""
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps if eps is None else eps
 
 

@@ -1,6 +1,7 @@
 """RMS-norm shapes that models have, and inputs of a given shape."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -26,6 +27,6 @@ def arguments(
     dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True
 ) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, float | None]:
     """Random arguments of the op for M rows of width N."""
-    kind = {"dtype": torch_dtype(dtype), "device": device}
+    randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     m, n = dims["M"], dims["N"]
-    return torch.randn(m, n, **kind), (n,), torch.randn(n, **kind) if weight else None, 1e-6
+    return randn(m, n), (n,), randn(n) if weight else None, 1e-6

@@ -120,7 +120,12 @@ def test_norms(dims: int, dtype: str, parameters: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_rms_norm_without_eps_is_pytorchs(dtype: torch.dtype) -> None:
     x = (torch.randn(4, 8) * 1e-3).to(dtype)  # small, so that eps shows
-    assert_close(kpt.ops.rms_norm(x, (8,)), F.rms_norm(x.double(), (8,), eps=None if dtype == torch.float64 else 2**-23), "bf16", 8)
+    assert_close(
+        kpt.ops.rms_norm(x, (8,)),
+        F.rms_norm(x.double(), (8,), eps=None if dtype == torch.float64 else 2**-23),
+        "bf16",
+        8,
+    )
     assert torch.equal(kpt.ops.rms_norm(x, (8,)), F.rms_norm(x, (8,)))
 
 
@@ -132,7 +137,9 @@ def test_norms_of_nothing(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "row"])
-@pytest.mark.parametrize("kinds", [(torch.float8_e4m3fn, torch.float8_e4m3fn), (torch.float8_e5m2, torch.float8_e4m3fn)])
+@pytest.mark.parametrize(
+    "kinds", [(torch.float8_e4m3fn, torch.float8_e4m3fn), (torch.float8_e5m2, torch.float8_e4m3fn)]
+)
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_fp8_matmul(granularity: str, kinds: tuple[torch.dtype, torch.dtype], out_dtype: torch.dtype) -> None:
     a, b, bias = randn(16, 48).to(kinds[0]), randn(32, 48).to(kinds[1]).T, randn(32, dtype="bf16")
@@ -147,7 +154,9 @@ def test_fp8_matmul(granularity: str, kinds: tuple[torch.dtype, torch.dtype], ou
     assert_close(got, exact + bias.double(), narrow, 48)
     if kinds[0] == kinds[1] and out_dtype == torch.bfloat16:
         one, other = (scale_a, scale_b) if rows else (scale_a.reshape(()), scale_b.reshape(()))
-        assert_close(kpt.ops.fp8_matmul(a, b, one, other), torch._scaled_mm(a, b, one, other, out_dtype=out_dtype), narrow, 48)
+        assert_close(
+            kpt.ops.fp8_matmul(a, b, one, other), torch._scaled_mm(a, b, one, other, out_dtype=out_dtype), narrow, 48
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -166,7 +175,9 @@ def test_quantize_fp8(dtype: torch.dtype, granularity: str, magnitude: float) ->
     # Numbers that are not subnormal in FP8 keep their leading bits; the others stay within half the smallest spacing.
     step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     error = (y.double() * scale.double() - x.double()).abs()
-    assert torch.all(error <= torch.maximum(x.double().abs() * torch.finfo(dtype).eps, scale.double() * step) * 0.5 * (1 + 1e-6))
+    assert torch.all(
+        error <= torch.maximum(x.double().abs() * torch.finfo(dtype).eps, scale.double() * step) * 0.5 * (1 + 1e-6)
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0)], ids=str)

@@ -141,7 +141,9 @@ def test_a_global_hook_sees_every_module() -> None:
     model = Model()
     kpt.replace_modules(model)
     seen: list[str] = []
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, _, __: seen.append(type(module).__name__))
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, __: seen.append(type(module).__name__)
+    )
     try:
         model.mlp(X)
     finally:
@@ -195,7 +197,11 @@ def test_a_root_that_is_replaced_itself() -> None:
     ("model", "only", "message"),
     [
         (print, None, "model is builtin_function_or_method; accepted: a torch.nn.Module"),
-        (nn.ReLU(), ["norm"], "only is ['norm']; accepted: a collection out of layer_norm, rms_norm, linear_act, attention"),
+        (
+            nn.ReLU(),
+            ["norm"],
+            "only is ['norm']; accepted: a collection out of layer_norm, rms_norm, linear_act, attention",
+        ),
         (nn.ReLU(), "rms_norm", "only is 'rms_norm'; accepted: a collection"),
     ],
 )

@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,13 @@ from tests.tolerances import assert_close
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
 
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
 IDS = torch.randint(0, 100, (2, 9), generator=torch.Generator().manual_seed(20))
 RIGHT = torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
 LEFT = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
@@ -27,11 +32,10 @@ HOLES = torch.tensor([[1] * 9, [1, 0] * 4 + [1]])
 
 
 @pytest.fixture(autouse=True)
-def _fresh_log() -> Iterator[None]:
+def _fresh_log() -> None:
     from kpt.ops.replace.attention_mask import log_once
 
     log_once.cache_clear()
-    yield
 
 
 def model(name: str, **options: Any) -> Any:
@@ -68,7 +72,9 @@ def both(subject: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
 
 @pytest.mark.parametrize("build", [bert, llama, mistral])
 @pytest.mark.parametrize(
-    ("mask", "expressible"), [(None, True), (RIGHT, True), (LEFT, False), (HOLES, False)], ids=["none", "right", "left", "holes"]
+    ("mask", "expressible"),
+    [(None, True), (RIGHT, True), (LEFT, False), (HOLES, False)],
+    ids=["none", "right", "left", "holes"],
 )
 def test_padding(build: Any, mask: torch.Tensor | None, expressible: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "kpt"):
@@ -143,7 +149,12 @@ def test_model_code_may_look_into_a_mask() -> None:
     subject = bert()
     kpt.replace_modules(subject)
     mask = transformers.masking_utils.create_bidirectional_mask(subject.config, torch.empty(2, 9, 64), RIGHT)
-    assert (type(mask).__name__, mask.shape, mask.dtype, mask.device.type) == ("AttentionMask", (2, 1, 9, 9), torch.bool, "cpu")
+    assert (type(mask).__name__, mask.shape, mask.dtype, mask.device.type) == (
+        "AttentionMask",
+        (2, 1, 9, 9),
+        torch.bool,
+        "cpu",
+    )
     values = RIGHT.bool()[:, None, None, :].expand(2, 1, 9, 9)
     assert type(mask[1]) is torch.Tensor
     assert torch.equal(mask[1], values[1])
@@ -238,7 +249,11 @@ def test_minilm(side: str) -> None:
     folder = Path(found.origin).parent / "model"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
     encoder = transformers.AutoModel.from_pretrained(folder).eval()
-    batch = tokenizer(["Snow fell.", "All night long the wind drove snow against the door of the hut."], padding=True, return_tensors="pt")
+    batch = tokenizer(
+        ["Snow fell.", "All night long the wind drove snow against the door of the hut."],
+        padding=True,
+        return_tensors="pt",
+    )
     got, expected, calls = both(encoder, **batch)
     tokens = batch["attention_mask"].bool()
     assert_close(got[tokens], expected[tokens], "f32", 384)

@@ -32,7 +32,11 @@ def seeded(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) 
 def test_opcheck(op: str, flags: dict[str, Any]) -> None:
     # opcheck's own comparison of inputs before and after does not know FP8.
     utilities = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    opcheck(through_torch(op), arguments(op, **flags), test_utils=utilities if op in FP8_OPS else ("test_schema", *utilities))
+    opcheck(
+        through_torch(op),
+        arguments(op, **flags),
+        test_utils=utilities if op in FP8_OPS else ("test_schema", *utilities),
+    )
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op not in FP8_OPS])
@@ -129,10 +133,16 @@ def test_autocast_does_what_it_does_to_pytorchs(dtype: torch.dtype) -> None:
     assert torch.equal(product, kpt.ops.fp8_matmul(y, y.T, scale, scale, out_dtype=torch.float32))
 
 
-@pytest.mark.parametrize("op", ["layer_norm", "rms_norm", "linear_act", "flash_attention", "fp8_matmul", "quantize_fp8"])
+@pytest.mark.parametrize(
+    "op", ["layer_norm", "rms_norm", "linear_act", "flash_attention", "fp8_matmul", "quantize_fp8"]
+)
 def test_autocast_on_cuda_is_decided_as_pytorchs(op: str) -> None:
     """No GPU is needed to ask which of PyTorch's ops autocast has a kernel for."""
-    native = {"linear_act": "linear", "flash_attention": "scaled_dot_product_attention", "fp8_matmul": "_scaled_mm"}.get(op, op)
+    native = {
+        "linear_act": "linear",
+        "flash_attention": "scaled_dot_product_attention",
+        "fp8_matmul": "_scaled_mm",
+    }.get(op, op)
     policies = kpt.ops.registry.get(op).autocast
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         if op == "quantize_fp8":  # PyTorch has no such op
