@@ -1,7 +1,7 @@
 """Compiling a kernel for a target, present or not: one builder module a backend, reports kept on disk.
 
-A builder module has one function, ``compile(problem, target, config) -> Report``. Ours are ``kpt_dsl.build.<backend>``; a package
-adds its own through an entry point of the group ``kpt.builders`` named like the ``backend`` of its targets.
+A builder module has one function, ``compile(problem, target, config) -> Report``. Ours are ``kpt_dsl.build.<backend>``; a
+package adds its own through an entry point of the group ``kpt.builders`` named like the ``backend`` of its targets.
 """
 
 from importlib import import_module
@@ -21,11 +21,11 @@ __all__ = ["Report", "compile"]
 _OWN = ("triton", "pallas", "numpy")
 
 
-def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
+def compile(problem: "Problem", target: "Target", config: "Config") -> Report:  # noqa: A001  the field's word for it
     """Compile a problem for a target under a config, and report what it takes. No device is needed.
 
-    Raises CompileError where the compiler refuses or the result cannot run on the target, ConfigError for a config that does not
-    fit the kernel, TargetError where nothing compiles for the target, MissingPackageError where the compiler is not installed.
+    Raises CompileError where the compiler refuses or the result cannot run on the target, ConfigError for a config that does
+    not fit the kernel, TargetError where nothing compiles for the target, MissingPackageError where the compiler is missing.
     """
     report: Report = _builder(target.backend).compile(problem, target, config)
     return report

@@ -26,7 +26,7 @@ class Report:
     forms: tuple[tuple[str, str], ...] = ()
 
     def text(self, form: str) -> str:
-        """The code in one of its forms. Raises KeyError for a form there is none of, FileNotFoundError once the cache dropped it."""
+        """The code in one of its forms. Raises KeyError for an unknown form, FileNotFoundError once the cache dropped it."""
         return Path(dict(self.forms)[form]).read_text(errors="replace")
 
     def to_dict(self) -> dict[str, Any]:

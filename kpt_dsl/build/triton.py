@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kpt_dsl.targets import Target
 
 
-def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
+def compile(problem: "Problem", target: "Target", config: "Config") -> Report:  # noqa: A001
     """Compile, or find the report of an earlier compilation. Raises as ``kpt_dsl.build.compile`` says."""
     source = emit(problem, target, config)
     entry = Entry("triton-reports", _key(source, target))
@@ -44,7 +44,10 @@ def _compiled(source: Source, target: "Target", config: "Config", entry: Entry) 
     seconds = time.perf_counter() - started
     registers, spills = _resources(kernel, target.vendor)
     paths = {Path(name).suffix[1:]: str(path) for name, path in kernel.metadata_group.items()}
-    forms = (("source", str(entry.path / "source.py")), *((form, path) for form, path in paths.items() if form != "source"))
+    forms = (
+        ("source", str(entry.path / "source.py")),
+        *((form, path) for form, path in paths.items() if form != "source"),
+    )
     report = Report(
         target.name, str(config), registers, spills, int(kernel.metadata.shared), seconds=round(seconds, 3), forms=forms
     )
@@ -100,7 +103,9 @@ def _resources(kernel: Any, vendor: str) -> tuple[int | None, int | None]:
     """Registers and spilled bytes of a thread."""
     if vendor == "amd":
         text = kernel.asm["amdgcn"]
-        found = {name: int(n) for name, n in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text)}
+        found = {
+            name: int(n) for name, n in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text)
+        }
         return found.get("vgpr_count"), 4 * (found.get("vgpr_spill_count", 0) + found.get("sgpr_spill_count", 0))
     usage = _usage(kernel.metadata_group)
     found = {name: int(n) for name, n in re.findall(r"(REG|STACK):(\d+)", usage)}

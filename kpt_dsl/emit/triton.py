@@ -1,7 +1,7 @@
 """Triton source from tile IR: one module with one kernel, specialised on facts about the problem rather than on its shape.
 
-Reads the kernel's IR, runs the passes that machines with fixed tiles need, and writes the text statement by statement; the parts
-of that are in the ``triton_*`` modules beside this one. Imports no Triton: text is all it makes.
+Reads the kernel's IR, runs the passes that machines with fixed tiles need, and writes the text statement by statement; the
+parts of that are in the ``triton_*`` modules beside this one. Imports no Triton: text is all it makes.
 """
 
 from collections import Counter
@@ -97,7 +97,9 @@ class _Emitter:
         out.line("import triton.language as tl")
 
     def _arguments(self) -> tuple[Argument, ...]:
-        scalars = [Scalar(self.axes.names.of(("scalar", s.name), s.name), s.name, s.dtype.name) for s in self.kernel.scalars]
+        scalars = [
+            Scalar(self.axes.names.of(("scalar", s.name), s.name), s.name, s.dtype.name) for s in self.kernel.scalars
+        ]
         extents = [Extent(name, dim, dim in self.facts.divisible) for dim, name in self.axes.extents.items()]
         order = {t.name: i for i, t in enumerate(self.kernel.tensors)}
         used = list(self.memory.arguments.values())
@@ -168,7 +170,9 @@ class _Emitter:
             body = Writer(out.depth)
             with self.axes.tile(tile, bounds, width) as scope:
                 names = {name: found[part] for name, found in pieces.items()}
-                self._block(tuple(triton_epilogue.narrow(s, {columns: tile.axis}, names) for s in epilogue.parted), body)
+                self._block(
+                    tuple(triton_epilogue.narrow(s, {columns: tile.axis}, names) for s in epilogue.parted), body
+                )
             _define(scope, out)
             out.paste(body)
 

@@ -92,7 +92,9 @@ class Axes:
         """One past the last valid index of a tile."""
         bounds = self._bounds[tile]
         end = f"{self.start(tile)} + {self.block(tile)}"
-        return self._define(self._tiles[tile].axis, "stop", f"tl.minimum({end}, {bounds.high})" if bounds.ragged else end)
+        return self._define(
+            self._tiles[tile].axis, "stop", f"tl.minimum({end}, {bounds.high})" if bounds.ragged else end
+        )
 
     def block(self, tile: str) -> str:
         """How many lanes a tile has, as the name of a constant."""

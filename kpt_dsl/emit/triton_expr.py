@@ -88,7 +88,7 @@ class Expressions:
     def shape(self, shape: tuple[ir.Axis, ...]) -> str:
         return f"[{', '.join(map(self.axes.lanes, shape))}]"
 
-    def _show(self, e: ir.Expr) -> Text:  # noqa: PLR0911  one return a node is the table this is
+    def _show(self, e: ir.Expr) -> Text:
         match e:
             case ir.Const(value=value):
                 # 8-bit floats that are kept as bits are never calculated with: their only constant is padding, zero.

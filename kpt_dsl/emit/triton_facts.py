@@ -131,7 +131,9 @@ def facts(problem: "Problem", kernel: ir.Kernel, config: "Config") -> Facts:
     )
 
 
-def _tensor_facts(problem: "Problem", kernel: ir.Kernel, tensor: ir.Tensor, lanes: Mapping[ir.Axis, int]) -> TensorFacts:
+def _tensor_facts(
+    problem: "Problem", kernel: ir.Kernel, tensor: ir.Tensor, lanes: Mapping[ir.Axis, int]
+) -> TensorFacts:
     extents, strides = problem.shape(tensor.name), effective_strides(problem, tensor.name)
     most = {dim: max((n for a, n in lanes.items() if a.dim == dim), default=1) for dim in tensor.dims}
     reach = sum((extent + most[dim]) * abs(s) for dim, extent, s in zip(tensor.dims, extents, strides, strict=True))

@@ -1,7 +1,7 @@
 """The order in which programs take the tiles of a grid, as Triton text.
 
-Programs are numbered along one grid axis. The innermost parallel loop runs fastest; with ``group`` > 1 the last two tiled loops are
-walked in groups of so many rows, whose programs share the columns they read while these are in the L2 cache.
+Programs are numbered along one grid axis. The innermost parallel loop runs fastest; with ``group`` > 1 the last two tiled
+loops are walked in groups of so many rows, whose programs share the columns they read while these are in the L2 cache.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Functions that a generated Triton module carries when it uses them: what Triton lacks, or rounds otherwise than the tile IR says."""
+"""Functions that a generated Triton module carries when it uses them: what Triton lacks, or rounds otherwise than tile IR."""
 
 HELPERS = {
     "tanh": '''

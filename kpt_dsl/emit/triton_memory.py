@@ -1,7 +1,8 @@
 """Loads and stores in a generated Triton module: through addresses, or through tensor descriptors where these are legal.
 
-An address is a base (scalars: batch, head, first row of the tile) plus the offsets of lanes. Lanes beyond the end of a tensor are
-masked along its unit stride, so that wide accesses stay wide; elsewhere, unless zeros are asked for, they read the last row again.
+An address is a base (scalars: batch, head, first row of the tile) plus the offsets of lanes. Lanes beyond the end of a tensor
+are masked along its unit stride, so that wide accesses stay wide; elsewhere, unless zeros are asked for, they read the last
+row again.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ class Memory:
         if self._describable(e.tensor, e.index):
             text = f"{self._descriptor(e.tensor, e.index)}.load({self._corner(e.index)})"
             if len(kept) < len(e.index):
-                text += f".reshape({self.expressions.shape(kept)})"
+                text += f".reshape({self.expressions.shape(tuple(kept))})"
             # The hardware reads zeros beyond the end of a tensor; padding that lies within it is cleared here.
             cleared = [a for a in e.masked if not axes.natural(a) and a not in self.relaxed.get(e, ())]
             out.line(f"{name} = {text}", loc)
@@ -71,7 +72,12 @@ class Memory:
         """Whether a descriptor may move this tile: legal for the tensor, at least two axes, the last one contiguous."""
         facts, kept = self.expressions.axes.facts, kept_axes(index)
         declared = self.kernel.tensor(tensor)
-        if not self.descriptors or len(kept) != 2 or not isinstance(index[-1], ir.Axis) or declared.dtype.name in self.emulate:
+        if (
+            not self.descriptors
+            or len(kept) != 2
+            or not isinstance(index[-1], ir.Axis)
+            or declared.dtype.name in self.emulate
+        ):
             return False
         rows, columns = map(self.expressions.axes.width, kept)
         # Blocks of more rows than a copy moves, or of columns narrower than its granule, are left to addresses.

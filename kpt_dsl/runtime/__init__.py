@@ -1,8 +1,8 @@
 """Running kernels: which backend serves a call, which config it takes, and the door to each backend's own runtime.
 
-A runtime module has ``run(problem, arrays, config)``, which gives the outputs by name where arrays cannot be written in place,
-``target(arrays)``, whose configs it takes, and ``launcher(problem, arrays, config, target)``. Ours are ``kpt_dsl.runtime.<backend>``;
-a package adds its own through an entry point of the group ``kpt.runtimes``.
+A runtime module has ``run(problem, arrays, config)``, which gives the outputs by name where arrays cannot be written in
+place, ``target(arrays)``, whose configs it takes, and ``launcher(problem, arrays, config, target)``. Ours are
+``kpt_dsl.runtime.<backend>``; a package adds its own through an entry point of the group ``kpt.runtimes``.
 """
 
 from collections.abc import Callable, Mapping

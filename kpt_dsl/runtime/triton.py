@@ -1,10 +1,11 @@
 """Running generated Triton source: on the GPU that holds the tensors, or under Triton's interpreter for tensors of the CPU.
 
-A ``Launch`` is everything that one problem and config need on one device, ready: what changes from call to call are addresses and
-scalars. It calls the compiled kernel's own ``run``, which costs a third of ``kernel[grid](...)``, and keeps no tensor alive.
+A ``Launch`` is everything that one problem and config need on one device, ready: what changes from call to call are addresses
+and scalars. It calls the compiled kernel's own ``run``, which costs less than half of ``kernel[grid](...)``, and keeps no
+tensor alive.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,9 @@ class Launch:
         abi: TritonAbi = source.abi
         positions = {name: i for i, name in enumerate(problem.kernel.signature.parameters)}
         self._device = device
-        self._tensors = [(positions[a.tensor], _maker(a, problem)) for a in abi.arguments if isinstance(a, Pointer | Descriptor)]
+        self._tensors = [
+            (positions[a.tensor], _maker(a, problem)) for a in abi.arguments if isinstance(a, Pointer | Descriptor)
+        ]
         self._scalars = [positions[a.scalar] for a in abi.arguments if isinstance(a, Scalar)]
         self._numbers = numbers(abi, problem)
         programs = abi.tiles(dict(problem.dims))
@@ -86,7 +89,9 @@ class Launch:
             try:
                 kernel._init_handles()
             except Exception as error:
-                raise CompileError(f"{source.name} cannot be loaded on {torch.cuda.get_device_name(device)}: {error}") from error
+                raise CompileError(
+                    f"{source.name} cannot be loaded on {torch.cuda.get_device_name(device)}: {error}"
+                ) from error
 
     def __call__(self, *arguments: Any) -> None:
         """Start the kernel on the current stream of its device. Raises CompileError where the driver refuses."""

@@ -1,8 +1,9 @@
 """Generated Triton source under Triton's own interpreter, on tensors in host memory, inside a process that also compiles.
 
-Triton decides at import (TRITON_INTERPRET=1) whether ``@triton.jit`` makes functions to compile or to interpret. Here the compiled
-kind is interpreted all the same: while a kernel runs, ``tl`` is patched as Triton's interpreter does it, device functions call
-their Python, and two of its conversions are replaced, for it rounds halves up and loses carries. One kernel at a time.
+Triton decides at import (TRITON_INTERPRET=1) whether ``@triton.jit`` makes functions to compile or to interpret. Here the
+compiled kind is interpreted all the same: while a kernel runs, ``tl`` is patched as Triton's interpreter does it, device
+functions call their Python, and two of its conversions are replaced, for it rounds halves up and loses carries. One kernel at
+a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from kpt_dsl.runtime.triton_module import LOCK, triton_package
+
 
 def interpret(function: Any, programs: int, arguments: Sequence[Any]) -> None:
     """Run ``programs`` programs of a JIT function one after another. ``arguments``: CPU tensors, descriptors and numbers."""
@@ -53,7 +55,13 @@ def _interpreting() -> Iterator[None]:
 def _torch_dtype(dtype: Any) -> Any:
     import torch
 
-    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8e4nv": "float8_e4m3fn", "fp8e5": "float8_e5m2"}
+    names = {
+        "fp32": "float32",
+        "fp16": "float16",
+        "bf16": "bfloat16",
+        "fp8e4nv": "float8_e4m3fn",
+        "fp8e5": "float8_e5m2",
+    }
     return getattr(torch, names.get(dtype.name, "float64"))
 
 

@@ -18,7 +18,9 @@ def triton_package() -> Any:
     try:
         import triton
     except ImportError as error:
-        raise MissingPackageError(f"compiling or running generated Triton code needs the package triton: {error}") from error
+        raise MissingPackageError(
+            f"compiling or running generated Triton code needs the package triton: {error}"
+        ) from error
     return triton
 
 
