@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from kpt_dsl import ir
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.pallas_blocks import Block, Blocks
-from kpt_dsl.emit.pallas_plan import Phase, Plan, Segment, Side, plan, read_by, unrolled
+from kpt_dsl.emit.pallas_counts import moved_bytes, programs, visits
+from kpt_dsl.emit.pallas_plan import Phase, Plan, Segment, Side, plan, read_by, settled, unrolled
 from kpt_dsl.emit.pallas_text import HELPERS, JAX_DTYPES, Text
 from kpt_dsl.emit.text import Writer
-from kpt_dsl.errors import ConfigError, TargetError
+from kpt_dsl.errors import ConfigError
 from kpt_dsl.passes.padding import guard, whole
 from kpt_dsl.passes.split import interior
 
@@ -48,37 +49,39 @@ class Array:
 class Abi:
     """How a generated function is called: ``function(*inputs, *scalars)`` gives the outputs, a tuple where there are several.
 
-    ``steps`` is how often the kernel's body runs.
+    For estimates: ``steps`` is how often the kernel's body runs, ``visits`` how often each of the parts in it that run under a
+    condition, in their order, and ``moved_bytes`` what the pipeline copies between HBM and VMEM.
     """
 
     inputs: tuple[Array, ...]
     scalars: tuple[Array, ...]
     outputs: tuple[Array, ...]
     steps: int
+    visits: tuple[int, ...]
+    moved_bytes: int
 
 
 def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
     """The Pallas source of a problem for a TPU target.
 
-    Raises ConfigError for block sizes that no TPU takes, TargetError for what this TPU or Pallas cannot do.
+    Raises ConfigError for block sizes that no TPU takes, TargetError for a loop inside a loop and for indices and loop bounds that
+    depend on what a loop computes.
     """
-    kernel = problem.lower(config)
-    for tensor in kernel.tensors:
-        if tensor.dtype.is_fp8 and tensor.dtype.name not in target.dtypes:
-            raise TargetError(f"{target.name} has no {tensor.dtype} ({tensor.name}); it holds {', '.join(sorted(target.dtypes))}")
-    return emit_kernel(kernel, dict(problem.dims), config, target.vmem_bytes)
+    return emit_kernel(problem.lower(config), dict(problem.dims), config, target.vmem_bytes, target.dtypes)
 
 
-def emit_kernel(kernel: ir.Kernel, dims: Mapping[str, int], config: Mapping[str, Any], vmem_bytes: int) -> Source:
-    """The same from IR, extents, and the bytes of VMEM that a kernel may use."""
+def emit_kernel(
+    kernel: ir.Kernel, dims: Mapping[str, int], config: Mapping[str, Any], vmem_bytes: int, products: frozenset[str]
+) -> Source:
+    """The same from IR and extents; ``vmem_bytes`` is what a kernel may use, ``products`` the dtypes whose products its compiler takes."""
     tiles = [t for t in kernel.grid if isinstance(t, ir.Tile)]
     tiles += [s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For)]
-    if empty := [d for d in {d for t in kernel.tensors for d in t.dims} if not dims[d]]:
+    if empty := [d for t in kernel.tensors for d in t.dims if not dims[d]]:
         raise ConfigError(f"{kernel.name}: dim {empty[0]} is empty; a Pallas kernel needs an element of each dim")
     lanes = {t.dim: min(_block(t, config), dims[t.dim]) for t in tiles}
-    body = unrolled(kernel.body, lambda loop: whole(loop) and lanes[loop.tile.dim] == dims[loop.tile.dim])
+    body = unrolled(settled(kernel.body, dims), lambda loop: whole(loop) and lanes[loop.tile.dim] == dims[loop.tile.dim])
     guarded = guard(replace(kernel, body=body), lambda axis: axis.tile is not None and dims[axis.dim] % lanes[axis.dim] != 0)
-    return _Emitter(plan(guarded, dims, lanes, {t.name: t for t in tiles}), vmem_bytes).source()
+    return _Emitter(plan(guarded, dims, lanes, {t.name: t for t in tiles}), vmem_bytes, products).source()
 
 
 def _block(tile: ir.Tile, config: Mapping[str, Any]) -> int:
@@ -91,7 +94,7 @@ def _block(tile: ir.Tile, config: Mapping[str, Any]) -> int:
 class _Emitter:
     """State of one emission: the plan, its blocks, and the text so far."""
 
-    def __init__(self, plan: Plan, vmem_bytes: int) -> None:
+    def __init__(self, plan: Plan, vmem_bytes: int, products: frozenset[str]) -> None:
         self.plan = plan
         self.kernel = plan.kernel
         self.vmem_bytes = vmem_bytes
@@ -102,7 +105,8 @@ class _Emitter:
         self.local: set[str] = set()
         self.calls: dict[str, str] = {}
         self.bounds: list[str] = []
-        self.text = Text(plan, self.numbers, self.variable, self.blocks.of)
+        self.visits: list[int] = []
+        self.text = Text(plan, self.numbers, self.variable, self.blocks.of, products)
         self.prefetched = [f"{t.name}_ref" for t in self.blocks.scalars] + [f"{s.name}_ref" for s in self.kernel.scalars]
         self.grid_names = [self.name(g.name) for g in self.kernel.grid]
 
@@ -135,17 +139,19 @@ class _Emitter:
     def _abi(self) -> Abi:
         def arrays(role: str) -> tuple[Array, ...]:
             return tuple(
-                Array(t.name, tuple(self.plan.dims[d] for d in t.dims), t.dtype.name) for t in self.kernel.tensors if t.role == role
+                Array(t.name, tuple(self.plan.dims[d] for d in t.dims), t.dtype.name)
+                for t in self.kernel.tensors
+                if t.role == role
             )
 
-        steps = max(1, self.plan.steps)
-        for loop in self.kernel.grid:
-            steps *= self._count(loop)
-        return Abi(arrays("in"), tuple(Array(s.name, (), s.dtype.name) for s in self.kernel.scalars), arrays("out"), steps)
-
-    def _count(self, loop: ir.GridIndex | ir.Tile) -> int:
-        """How many programs a parallel loop has."""
-        return -(-self.plan.dims[loop.dim] // (self.plan.lanes[loop.dim] if isinstance(loop, ir.Tile) else 1))
+        return Abi(
+            arrays("in"),
+            tuple(Array(s.name, (), s.dtype.name) for s in self.kernel.scalars),
+            arrays("out"),
+            programs(self.plan) * max(1, self.plan.steps),
+            tuple(self.visits),
+            moved_bytes(self.plan, self.blocks),
+        )
 
     # -------------------------------------------------------------- the kernel
     def _head(self, body: str) -> str:
@@ -175,7 +181,7 @@ class _Emitter:
                     self._loop(out, segment.phase, _alive(segment.body, live), live)
                 elif body := _alive(segment.body, live):
                     at = [f"{self.plan.step} == {segment.step}"] if self.plan.steps else []
-                    self._guarded(out, at, "finish" if segment.step else "begin", body, live)
+                    self._guarded(out, at, "finish" if segment.step else "begin", body, live, programs(self.plan))
         return out.text()
 
     def _loop(self, out: Writer, phase: Phase, body: tuple[ir.Stmt, ...], live: frozenset[str]) -> None:
@@ -188,21 +194,26 @@ class _Emitter:
             visited = [f"{start} < {tile.name}_stop"]
         elif phase.bounded:
             visited = [f"jnp.maximum({start}, {tile.name}_start) < jnp.minimum(({number} + 1) * {tile.block}, {tile.name}_stop)"]
+        visits_all = visits(self.plan, phase, phase.loop.start, phase.loop.stop)
         clear = interior(self.kernel, phase.loop)
-        if clear is None:
-            self._guarded(out, during + visited, f"visit_{tile.name}", body, live)
+        visits_clear = visits(self.plan, phase, clear.start, clear.stop) if clear else 0
+        if clear is None or not visits_clear:
+            self._guarded(out, during + visited, f"visit_{tile.name}", body, live, visits_all)
             return
         inside = [f"{start} >= {self.text.expr(clear.start)}"] if clear.head else []
         inside.append(f"{start} < {self.text.expr(clear.stop)}")
         out.line(f"\nclear = {_all(inside)}")
-        self._guarded(out, [*during, "clear"], f"interior_{tile.name}", _alive(clear.body, live), live)
-        self._guarded(out, [*during, *visited, "~clear"], f"edge_{tile.name}", body, live)
+        self._guarded(out, [*during, "clear"], f"interior_{tile.name}", _alive(clear.body, live), live, visits_clear)
+        self._guarded(out, [*during, *visited, "~clear"], f"edge_{tile.name}", body, live, visits_all - visits_clear)
 
-    def _guarded(self, out: Writer, conditions: list[str], name: str, body: tuple[ir.Stmt, ...], live: frozenset[str]) -> None:
-        """Statements that run when all conditions hold."""
+    def _guarded(
+        self, out: Writer, conditions: list[str], name: str, body: tuple[ir.Stmt, ...], live: frozenset[str], visits: int
+    ) -> None:
+        """Statements that run when all conditions hold, ``visits`` times in all."""
         if not conditions:
             self._statements(out, body, live)
             return
+        self.visits.append(visits)
         with out.block(f"\n@pl.when({_all(conditions)})\ndef {name}():"):
             self._statements(out, body, live)
 
@@ -273,7 +284,7 @@ class _Emitter:
             self.calls[tile.name] = call
 
     def _spec(self, block: Block) -> str:
-        place = self.blocks.place(block, Text(self.plan, self.numbers, self.variable, self.blocks.of), self.calls)
+        place = self.blocks.place(block, self.text, self.calls)
         names = [*self.grid_names, *([self.plan.step] if self.plan.steps else [])]
         if self.prefetched:
             names += self.prefetched if _words(place) & set(self.prefetched) else ["*_"]

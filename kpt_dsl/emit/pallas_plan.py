@@ -14,6 +14,7 @@ from typing import Literal
 from kpt_dsl import ir
 from kpt_dsl.errors import TargetError
 from kpt_dsl.ir import Axis, Expr, Stmt
+from kpt_dsl.passes.padding import whole
 
 Side = Literal["column", "row"]
 """How a value with one axis lies in a two-dimensional register: along sublanes (length, 1) or along lanes (1, length)."""
@@ -88,10 +89,6 @@ class Plan:
     def step(self) -> str:
         """The name of the last grid axis: that of the only loop's tile, where there is one loop."""
         return self.phases[0].loop.tile.name if len(self.phases) == 1 else STEP
-
-    def phases_over(self, axis: Axis) -> tuple[Phase, ...]:
-        """The phases whose loop runs over the tile of an axis."""
-        return tuple(p for p in self.phases if p.loop.tile.name == axis.tile)
 
     # -------------------------------------------------------------- variables that cross segments
     @cached_property
@@ -170,24 +167,9 @@ class Plan:
         return "column" if self._columns.get(self.place(axis), 0) > 0 else "row"
 
 
-def static_value(node: Expr, dims: Mapping[str, int]) -> int | None:
-    """What an integer scalar is, if it follows from the extents alone."""
-    match node:
-        case ir.Const(value):
-            return int(value)
-        case ir.Size(dim):
-            return dims[dim]
-        case ir.Binary("max" | "min" as op, a, b):
-            x, y = static_value(a, dims), static_value(b, dims)
-            return None if x is None or y is None else max(x, y) if op == "max" else min(x, y)
-    return None
-
-
 def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], tiles: Mapping[str, ir.Tile]) -> Plan:
     """Cut a kernel into phases and segments. Raises TargetError for a loop inside a loop."""
-    if any(isinstance(s, ir.For) for s in kernel.body):
-        kernel = replace(kernel, body=versioned(kernel.body))
-    uncut = Plan(kernel, dims, lanes, tiles, (Segment(tuple(s for s in kernel.body if not isinstance(s, ir.For)), 0),))
+    kernel = replace(kernel, body=versioned(kernel.body))
     segments: list[Segment] = []
     straight: list[Stmt] = []
     first = 0
@@ -200,14 +182,46 @@ def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], t
         if straight:
             segments.append(Segment(tuple(straight), max(0, first - 1)))
             straight = []
-        extent = dims[stmt.tile.dim]
-        steps = -(-extent // lanes[stmt.tile.dim])
-        start, stop = (static_value(uncut.resolved(bound), dims) for bound in (stmt.start, stmt.stop))
-        segments.append(Segment(stmt.body, first, Phase(stmt, first, steps, (start, stop) != (0, extent))))
-        first += steps
+        phase = Phase(stmt, first, -(-dims[stmt.tile.dim] // lanes[stmt.tile.dim]), bounded=not whole(stmt))
+        segments.append(Segment(stmt.body, first, phase))
+        first += phase.steps
     if straight:
         segments.append(Segment(tuple(straight), max(0, first - 1)))
-    return replace(uncut, segments=tuple(segments))
+    return Plan(kernel, dims, lanes, tiles, tuple(segments))
+
+
+def settled(body: Iterable[Stmt], dims: Mapping[str, int]) -> tuple[Stmt, ...]:
+    """A body in which loops whose computed bounds are those of the whole dim, at these extents, say so."""
+    known: dict[str, int] = {}
+
+    def value(node: Expr) -> int | None:
+        match node:
+            case ir.Const(number):
+                return int(number)
+            case ir.Size(dim):
+                return dims[dim]
+            case ir.Var(name):
+                return known.get(name)
+            case ir.Binary("max" | "min" as op, a, b):
+                x, y = value(a), value(b)
+                return None if x is None or y is None else max(x, y) if op == "max" else min(x, y)
+        return None
+
+    done: list[Stmt] = []
+    for stmt in body:
+        match stmt:
+            case ir.Assign():
+                known.pop(stmt.name, None)
+                if not stmt.value.type.shape and (number := value(stmt.value)) is not None:
+                    known[stmt.name] = number
+            case ir.For():
+                for inner in ir.statements(stmt.body):
+                    if isinstance(inner, ir.Assign):
+                        known.pop(inner.name, None)
+                if (value(stmt.start), value(stmt.stop)) == (0, dims[stmt.tile.dim]):
+                    stmt = replace(stmt, start=ir.scalar(0), stop=ir.Size(stmt.tile.dim, type=stmt.stop.type))
+        done.append(stmt)
+    return tuple(done)
 
 
 def unrolled(body: Iterable[Stmt], single: Callable[[ir.For], bool]) -> tuple[Stmt, ...]:
@@ -217,7 +231,10 @@ def unrolled(body: Iterable[Stmt], single: Callable[[ir.For], bool]) -> tuple[St
 
 def versioned(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
     """The same body where a variable assigned several times, but in no loop, has a name for each of its values."""
-    in_loops = {s.name for loop in body if isinstance(loop, ir.For) for s in ir.statements(loop.body) if isinstance(s, ir.Assign)}
+    loops = [s for s in body if isinstance(s, ir.For)]
+    if not loops:
+        return body
+    in_loops = {s.name for loop in loops for s in ir.statements(loop.body) if isinstance(s, ir.Assign)}
     taken = {s.name for s in ir.statements(body) if isinstance(s, ir.Assign)}
     current: dict[str, str] = {}
 

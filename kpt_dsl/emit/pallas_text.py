@@ -80,8 +80,8 @@ def is_static(node: Expr) -> bool:
 class Text:
     """Writes expressions of one plan.
 
-    ``tiles`` says how the number of each tile is written: "m", or "0" where it is the only one. ``variable`` says how a variable
-    is, ``block`` how the block behind a load is.
+    ``tiles`` says how the number of each tile is written ("m", or "0" where it is the only one), ``variable`` how a variable is,
+    ``block`` how the block behind a load is; ``products`` are the dtypes whose products the chip's compiler takes.
     """
 
     def __init__(
@@ -90,11 +90,13 @@ class Text:
         tiles: Mapping[str, str],
         variable: Callable[[ir.Var], str],
         block: Callable[[ir.Load], str],
+        products: frozenset[str],
     ) -> None:
         self.plan = plan
         self.tiles = tiles
         self.variable = variable
         self.block = block
+        self.products = products
         self.masks: dict[str, str] = {}
         self.dim_of = {name: tile.dim for name, tile in plan.tiles.items()}
 
@@ -135,7 +137,7 @@ class Text:
             case ir.Block(tile):
                 return f"block_{self.dim_of[tile]}", ATOM
             case ir.Stop(tile):
-                return self._stop(tile), ATOM
+                return self._stop(tile)
             case ir.Lanes(axis):
                 return f"{side}({self.tiles[axis.tile] if axis.tile else 0}, {self.length(axis)})", ATOM
             case ir.Valid(axis):
@@ -191,16 +193,16 @@ class Text:
                     return math.nan
         raise AssertionError(node)
 
-    def _stop(self, tile: str) -> str:
-        dim = self.dim_of[tile]
-        number = self.tiles[tile]
+    def _stop(self, tile: str) -> tuple[str, int]:
+        dim, number = self.dim_of[tile], self.tiles[tile]
         phase = next((p for p in self.plan.phases if p.loop.tile.name == tile), None)
         end = f"{tile}_stop" if phase and phase.bounded else dim
         if number == "0":
-            return end
+            return end, ATOM
+        after = f"({number} + 1) * block_{dim}"
         if end == dim and self.plan.dims[dim] % self.plan.lanes[dim] == 0:
-            return f"({number} + 1) * block_{dim}"
-        return f"jnp.minimum(({number} + 1) * block_{dim}, {end})"
+            return after, _MULTIPLY
+        return f"jnp.minimum({after}, {end})", ATOM
 
     def _valid(self, axis: Axis, side: Side) -> str:
         """The name of a mask, which is noted in ``masks`` for whoever writes the lines before."""
@@ -291,7 +293,7 @@ class Text:
 
     def _dot(self, a: Expr, b: Expr, acc: Expr | None) -> tuple[str, int]:
         turned = (isinstance(a, ir.Transpose), isinstance(b, ir.Transpose))
-        operands = [self.expr(x.x if isinstance(x, ir.Transpose) else x) for x in (a, b)]
+        operands = [self._operand(x.x if isinstance(x, ir.Transpose) else x) for x in (a, b)]
         extra = "" if turned == (False, False) else f", contract=({0 if turned[0] else 1}, {1 if turned[1] else 0})"
         if a.type.dtype in (f32, f16):
             extra += ", precision=lax.Precision.HIGHEST"
@@ -300,6 +302,12 @@ class Text:
             return product, ATOM
         return f"{self.expr(acc, _ADD)} + {product}", _ADD
 
+
+    def _operand(self, x: Expr) -> str:
+        """An operand of a product; float8 on a chip whose compiler does not take it becomes bfloat16, which holds it."""
+        if x.type.dtype.is_fp8 and x.type.dtype.name not in self.products:
+            return f"{self.expr(x, ATOM)}.astype(jnp.bfloat16)"
+        return self.expr(x)
 
     def _never_negative(self, node: Expr) -> bool:
         """Whether an integer is provably zero or more."""

@@ -1,0 +1,56 @@
+"""Reading the final code of Google's TPU compiler: how many cycles a kernel takes.
+
+A TensorCore issues one bundle (a very long instruction word) a cycle, in order, so a program's time is how often each bundle
+runs. Parts of a kernel that run under a condition are regions that a branch skips; the emitter knows how often each runs.
+The estimate is the largest of three times: issuing bundles, moving blocks, and starting steps.
+"""
+
+import re
+from collections.abc import Sequence
+
+STEP_SECONDS = 0.35e-6
+"""What a step takes at least, however little it does: the pipeline's own work and waiting (published matmul and attention times
+of v5e and v6e at tiles of 128)."""
+
+_BUNDLE = re.compile(r"\s*0(?:x[0-9a-f]+)?\s+(?:L[HBE]|P[BF]|CT)?\s*:\s*(?P<loops>(?:> ?)*)\{(?P<text>.*)")
+_SKIP = re.compile(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)")
+_END = re.compile(r"Start/End empty region (\d+)")
+
+
+def bundles(listing: str, parts: int) -> tuple[int, tuple[int, ...]]:
+    """Bundles that run on every step, and those of each of ``parts`` conditional parts, in order.
+
+    Where the listing shows fewer parts (small ones may run unconditionally), all bundles count as running on every step.
+    """
+    texts = [(m["loops"].count(">"), m["text"]) for m in map(_BUNDLE.match, listing.splitlines()) if m]
+    opened: dict[str, int] = {}
+    regions: list[tuple[int, int]] = []
+    for i, (_, text) in enumerate(texts):
+        for number in _END.findall(text):
+            if number in opened:
+                regions.append((opened.pop(number) + 1, i))
+        if skip := _SKIP.search(text):
+            opened[skip[1]] = i
+    inner = [(a, b) for a, b in regions if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in regions)]
+    vector = sorted((a, b) for a, b in inner if any(re.search(r"%v\d", text) for _, text in texts[a:b]))
+    every_step = sum(depth > 0 for depth, _ in texts) or len(texts)
+    if len(vector) < parts:
+        return every_step, (0,) * parts
+    sizes = tuple(b - a for a, b in vector[:parts])
+    return every_step - sum(sizes), sizes
+
+
+def cycles(
+    listing: str,
+    steps: int,
+    visits: Sequence[int],
+    moved_bytes: int,
+    clock_hz: float,
+    bandwidth_bytes_per_s: float,
+    cores: int,
+) -> int:
+    """Estimated clock cycles of a run: ``visits`` says how often each conditional part runs; the rest runs ``steps`` times."""
+    always, parts = bundles(listing, len(visits))
+    issued = always * steps + sum(size * count for size, count in zip(parts, visits, strict=True))
+    moving = moved_bytes / bandwidth_bytes_per_s * clock_hz
+    return round(max(issued / cores, moving, STEP_SECONDS * clock_hz * steps / cores))

@@ -1,0 +1,169 @@
+"""Google's TPU compiler in a process of its own: it compiles for a TPU without one, and some inputs abort it.
+
+Run as ``python -m kpt_dsl.build.tpu_compiler FOLDER``: each line of standard input is a job in JSON, each answer a line of standard
+output after ``ANSWER``. The process starts in seconds and compiles in tenths, so it is kept; one that dies takes its job along.
+"""
+
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from kpt_dsl.errors import CompileError, MissingPackageError
+
+ANSWER = "kpt-answer "
+TIMEOUT_SECONDS = 300.0
+"""The slowest kernels seen took under 10 s."""
+
+TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+"""The smallest slice of each generation that the compiler can describe."""
+
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",  # asks no cloud metadata server
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process fails on a lock file
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+class Compiler:
+    """A compiling process, started by the first job and again after one that died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = Lock()
+
+    def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a job. Raises CompileError where the compiler refuses, aborts or does not end."""
+        with self._lock:
+            process = self._process
+            if process is None or process.poll() is not None:
+                process = self._process = _start()
+            line = _answer(process, json.dumps(job))
+            if line is None:
+                self.stop()
+                raise CompileError(f"the TPU compiler aborted or did not end on {job['name']} for {job['arch']}")
+        answer: dict[str, Any] = json.loads(line)
+        if reason := answer.get("error"):
+            raise CompileError(f"the TPU compiler refuses {job['name']} for {job['arch']}: {reason}")
+        return answer
+
+    def stop(self) -> None:
+        """End the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+COMPILER = Compiler()
+"""The one of this process; it ends with it."""
+atexit.register(COMPILER.stop)
+
+
+def versions() -> str:
+    """Versions of JAX and of the compiler. Raises MissingPackageError where one is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package, extra in (("jax", "tpu"), ("libtpu", "libtpu")):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            raise MissingPackageError(
+                f"compiling for a TPU needs the package {package!r}: pip install 'kpt-dsl[{extra}]'"
+            ) from None
+    return ", ".join(found)
+
+
+def _start() -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "kpt_dsl.build.tpu_compiler"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | _ENVIRONMENT,
+    )  # fmt: skip
+
+
+def _answer(process: "subprocess.Popen[str]", job: str) -> str | None:
+    """The line that answers a job, None where the process ended or took too long."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    try:
+        process.stdin.write(job + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return None
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([process.stdout], [], [], left)[0]:
+            return None
+        line = process.stdout.readline()
+        if not line:
+            return None
+        if line.startswith(ANSWER):
+            return line.removeprefix(ANSWER)
+    return None
+
+
+# ------------------------------------------------------------------ the other process
+def serve() -> None:
+    """Answer jobs until standard input ends."""
+    with tempfile.TemporaryDirectory(prefix="kpt-tpu-") as dump:
+        flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
+        os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {os.environ.get('LIBTPU_INIT_ARGS', '')}"
+        for line in sys.stdin:
+            job = json.loads(line)
+            try:
+                answer = compiled(job, Path(dump))
+            except Exception as error:
+                text = " ".join(str(error).split("Please report a bug")[0].split())
+                answer = {"error": f"{type(error).__name__}: {text[:2000]}"}
+            print(f"{ANSWER}{json.dumps(answer)}", flush=True)
+
+
+def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
+    """Compile ``job["text"]`` for ``job["arch"]``: bytes of VMEM, seconds, and the listing of final bundles."""
+    import re
+
+    import jax
+    from jax.experimental import topologies
+    from jax.sharding import SingleDeviceSharding
+
+    from kpt_dsl.runtime.pallas import define, specs
+
+    for file in dump.iterdir():
+        with suppress(OSError):
+            file.unlink()
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[job["arch"]])
+    device = topology.devices[0]
+    sharding = SingleDeviceSharding(device)
+    cores = getattr(device, "num_cores", None) or 1
+    abstract = jax.sharding.AbstractDevice(device_kind=device.device_kind, num_cores=cores, platform="tpu")
+    started = time.perf_counter()
+    # Lowering asks which TPU it lowers for where integers are divided.
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=abstract)):
+        function = jax.jit(define(job["name"], job["text"]), out_shardings=sharding)
+        lowered = function.lower(*specs(job["arguments"], sharding))
+    executable = lowered.compile()
+    calls = [line for line in executable.as_text().splitlines() if "tpu_custom_call" in line]
+    scoped = re.findall(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"', "\n".join(calls))
+    listings = sorted(f for f in dump.glob(f"*-{job['name']}.*-final_bundles.txt") if "schedule-analysis" not in f.name)
+    return {
+        "vmem_bytes": max(map(int, scoped), default=0),
+        "seconds": round(time.perf_counter() - started, 3),
+        "bundles": listings[-1].read_text(errors="replace") if listings else "",
+    }
+
+
+if __name__ == "__main__":
+    serve()

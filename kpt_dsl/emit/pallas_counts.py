@@ -1,0 +1,104 @@
+"""How often the parts of a Pallas kernel run and how many bytes its pipeline moves: what a static estimate of its time needs.
+
+Bounds that only the run knows (a window given as an argument, lengths in a tensor) count as absent.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from math import prod
+
+from kpt_dsl import ir
+from kpt_dsl.emit.pallas_blocks import Block, Blocks
+from kpt_dsl.emit.pallas_plan import STEP, Phase, Plan
+from kpt_dsl.ir import Axis, Expr
+
+
+def count(plan: Plan, loop: ir.GridIndex | ir.Tile) -> int:
+    """How many values a parallel loop's variable has."""
+    return -(-plan.dims[loop.dim] // (plan.lanes[loop.dim] if isinstance(loop, ir.Tile) else 1))
+
+
+def programs(plan: Plan) -> int:
+    """How many programs the grid has."""
+    return prod(count(plan, loop) for loop in plan.kernel.grid)
+
+
+def visits(plan: Plan, phase: Phase, start: Expr, stop: Expr) -> int:
+    """How many tiles of a loop touch the indices [start, stop), over all programs."""
+    lanes, extent = plan.lanes[phase.loop.tile.dim], plan.dims[phase.loop.tile.dim]
+    total = 0
+    for tiles, repeats in _programs(plan, (start, stop)):
+        low = max(0, _known(_value(plan, start, tiles), 0))
+        high = min(extent, _known(_value(plan, stop, tiles), extent))
+        total += repeats * (max(0, -(-high // lanes) - low // lanes) if low < high else 0)
+    return total
+
+
+def moved_bytes(plan: Plan, blocks: Blocks) -> int:
+    """Bytes that the pipeline copies between HBM and VMEM: a block is copied again whenever its place changes."""
+    return sum(_moves(plan, blocks, b) * _size(plan, b) for b in (*blocks.inputs.values(), *blocks.outputs.values()))
+
+
+def _size(plan: Plan, block: Block) -> int:
+    lengths = [plan.lanes[a.dim] if a.tile else plan.dims[a.dim] for a in block.axes]
+    return prod(lengths) * (4 if block.tensor.dtype.name == "f16" else block.tensor.dtype.bytes)
+
+
+def _moves(plan: Plan, blocks: Blocks, block: Block) -> int:
+    stepping = {a.dim for a in block.axes if a.tile == STEP}
+    phases = [plan.phases[i] for i in blocks.phases[block.name] if plan.phases[i].loop.tile.dim in stepping]
+    if any(p.steps > 1 for p in phases):
+        return sum(visits(plan, p, p.loop.start, p.loop.stop) for p in phases)
+    inside = [e for i in block.index for e in (ir.walk(i) if isinstance(i, Expr) else (i,))]
+    named = {e.tile if isinstance(e, Axis | ir.Start | ir.Stop) else e.name for e in inside if hasattr(e, "tile") or hasattr(e, "name")}
+    depends = [i for i, loop in enumerate(plan.kernel.grid) if loop.name in named]
+    return prod(count(plan, loop) for loop in plan.kernel.grid[: max(depends, default=-1) + 1])
+
+
+def _programs(plan: Plan, bounds: tuple[Expr, ...]) -> Iterator[tuple[dict[str, int], int]]:
+    """The numbers of the tiles that bounds depend on, each combination with how many programs share it."""
+    inside = {e.tile for b in bounds for e in ir.walk(plan.resolved(b)) if isinstance(e, ir.Start | ir.Stop)}
+    varying = [loop for loop in plan.kernel.grid if loop.name in inside]
+    shared = prod(count(plan, loop) for loop in plan.kernel.grid if loop not in varying)
+    for numbers in product(*(range(count(plan, loop)) for loop in varying)):
+        yield dict(zip((loop.name for loop in varying), numbers, strict=True)), shared
+
+
+def _known(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+def _value(plan: Plan, node: Expr, tiles: Mapping[str, int]) -> int | None:
+    """An integer scalar in the program that has these tiles, None where only the run knows it."""
+    match node:
+        case ir.Const(value):
+            return int(value)
+        case ir.Size(dim):
+            return plan.dims[dim]
+        case ir.Var(name):
+            return _value(plan, plan.definitions[name], tiles)
+        case ir.Block(tile):
+            return plan.lanes[plan.tiles[tile].dim]
+        case ir.Start(tile) if tile in tiles:
+            return tiles[tile] * plan.lanes[plan.tiles[tile].dim]
+        case ir.Stop(tile) if tile in tiles:
+            dim = plan.tiles[tile].dim
+            return min(plan.dims[dim], (tiles[tile] + 1) * plan.lanes[dim])
+        case ir.Binary(op, a, b):
+            x, y = _value(plan, a, tiles), _value(plan, b, tiles)
+            if x is None or y is None:
+                return (y if x is None else x) if op in ("max", "min") else None
+            match op:
+                case "add":
+                    return x + y
+                case "sub":
+                    return x - y
+                case "mul":
+                    return x * y
+                case "floordiv":
+                    return x // y
+                case "max":
+                    return max(x, y)
+                case "min":
+                    return min(x, y)
+    return None

@@ -1,0 +1,184 @@
+"""Running generated Pallas source: on the TPU that holds the arrays, elsewhere in Pallas's interpret mode.
+
+JAX arrays cannot be written in place, so for them the outputs are returned. Tensors of torch (on the CPU) and NumPy arrays are
+handed to JAX and their outputs copied back.
+"""
+
+import linecache
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from kpt_dsl import targets
+from kpt_dsl.dtypes import dtype
+from kpt_dsl.emit import Source, emit
+from kpt_dsl.errors import InputError, MissingPackageError, TargetError
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+    from kpt_dsl.space import Config
+    from kpt_dsl.targets import Target
+
+STAND_IN = "tpu-v6e"
+"""Whose code is interpreted where there is no TPU."""
+
+JaxFunction = Callable[..., Any]
+
+
+def jax_package() -> Any:
+    """The ``jax`` package with ``jax.export``. Raises MissingPackageError where it is not installed."""
+    try:
+        import jax
+        import jax.export
+    except ImportError as error:
+        raise MissingPackageError("backend pallas needs the package 'jax': pip install 'kpt-dsl[tpu]'") from error
+    return jax
+
+
+def target(arrays: Mapping[str, Any]) -> "Target":
+    """The target of the TPU that holds the arrays; elsewhere the one that stands in.
+
+    Raises TargetError for a TPU that no target describes.
+    """
+    device = _tpu(arrays)
+    if device is None:
+        return targets.get(STAND_IN)
+    found = targets.of_device(device.device_kind)
+    if found is None:
+        raise TargetError(f"no target describes the TPU {device.device_kind!r}; known are {', '.join(targets.names())}")
+    return found
+
+
+def run(
+    problem: "Problem", arrays: Mapping[str, Any], config: "Config", interpret: Any = None
+) -> dict[str, Any] | None:
+    """Run a problem on its arguments by name; the outputs by name where they are JAX's, else they are written in place.
+
+    ``interpret``: True or ``pltpu.InterpretParams(...)``; by default only where there is no TPU.
+    Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU.
+    """
+    found = _call(problem, arrays, config, target(arrays), interpret)()
+    in_place = {name: arrays[name] for name in found if not _is_jax(arrays[name])}
+    for name, array in in_place.items():
+        _copy_back(array, found[name])
+    return {name: array for name, array in found.items() if name not in in_place} or None
+
+
+def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
+    """A launch with all arguments bound; it does not wait for the device."""
+    call = _call(problem, arrays, config, target, None)
+    return lambda: call() and None
+
+
+def jax_function(problem: "Problem", config: "Config", target: "Target", interpret: Any = False) -> JaxFunction:
+    """The generated function: the kernel's inputs in order, then its scalars, to its outputs (a tuple where there are several).
+
+    An ordinary JAX function: it can be jitted, mapped over devices and exported.
+    """
+    source = emit(problem, target, config)
+    return partial(define(source.name, source.text), interpret=interpret)
+
+
+def _call(
+    problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target", interpret: Any
+) -> Callable[[], dict[str, Any]]:
+    """A run with its arguments bound, which gives the outputs by name."""
+    source = emit(problem, target, config)
+    if interpret is None:
+        interpret = _tpu(arrays) is None
+    abi = source.abi
+    function = _jitted(source, interpret)
+    arguments = [_as_jax(a.name, arrays[a.name]) for a in abi.inputs] + [arrays[a.name] for a in abi.scalars]
+    names = [a.name for a in abi.outputs]
+
+    def call() -> dict[str, Any]:
+        results = function(*arguments)
+        return dict(zip(names, results if len(names) > 1 else [results], strict=True))
+
+    return call
+
+
+@lru_cache(maxsize=256)
+def _jitted(source: Source, interpret: Any) -> JaxFunction:
+    function: JaxFunction = jax_package().jit(partial(define(source.name, source.text), interpret=interpret))
+    return function
+
+
+def define(name: str, text: str) -> JaxFunction:
+    """The function ``name`` that generated text defines; tracebacks show the text."""
+    file = f"<kpt pallas {name} {hash(text) & 0xFFFFFFFF:08x}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    module: dict[str, Any] = {"__name__": f"kpt_pallas_{name}"}
+    exec(compile(text, file, "exec"), module)
+    function: JaxFunction = module[name]
+    return function
+
+
+def specs(arguments: Iterable[tuple[tuple[int, ...], str]], sharding: Any = None) -> list[Any]:
+    """``jax.ShapeDtypeStruct`` of arguments given by shape and dtype name."""
+    jax = jax_package()
+    return [jax.ShapeDtypeStruct(tuple(shape), _jax_dtype(name), sharding=sharding) for shape, name in arguments]
+
+
+# ------------------------------------------------------------------ arrays in and out
+def _jax_dtype(name: str) -> Any:
+    import jax.numpy as jnp
+
+    return {
+        "f32": jnp.float32, "f16": jnp.float16, "bf16": jnp.bfloat16, "f8e4m3": jnp.float8_e4m3fn,
+        "f8e5m2": jnp.float8_e5m2, "i32": jnp.int32, "i64": jnp.int32, "bool": jnp.bool_,
+    }[name]  # fmt: skip
+
+
+def _library(array: Any) -> str:
+    return type(array).__module__.partition(".")[0]
+
+
+def _is_jax(array: Any) -> bool:
+    return _library(array) in ("jax", "jaxlib")
+
+
+def _tpu(arrays: Mapping[str, Any]) -> Any:
+    """The TPU that JAX arrays lie on (for traced ones: JAX's default device), or None."""
+    held = [a for a in arrays.values() if _is_jax(a)]
+    if not held:
+        return None
+    jax = jax_package()
+    for array in held:
+        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
+            device = next(iter(array.devices()))
+            return device if device.platform == "tpu" else None
+    device = jax.devices()[0]
+    return device if device.platform == "tpu" else None
+
+
+def _as_jax(name: str, array: Any) -> Any:
+    jax = jax_package()
+    if _is_jax(array):
+        return array
+    if _library(array) != "torch":
+        return jax.numpy.asarray(array)
+    if array.device.type != "cpu":
+        raise InputError(f"{name} is on {array.device}; backend pallas takes JAX arrays and tensors of the CPU: {name}.cpu()")
+    import torch
+
+    tensor = array.detach().contiguous()
+    element = dtype(tensor.dtype)
+    if element.is_fp8:  # dlpack has no float8: it crosses as bytes
+        crossed = jax.dlpack.from_dlpack(tensor.view(torch.uint8))
+        return jax.lax.bitcast_convert_type(crossed, _jax_dtype(element.name))
+    return jax.dlpack.from_dlpack(tensor.to(torch.int32) if element.name == "i64" else tensor)
+
+
+def _copy_back(out: Any, result: Any) -> None:
+    """Write a JAX array into a torch tensor of the CPU or a NumPy array."""
+    if _library(out) != "torch":
+        out[...] = result
+        return
+    import torch
+
+    if dtype(out.dtype).is_fp8:
+        crossed = torch.from_dlpack(jax_package().lax.bitcast_convert_type(result, "uint8"))
+        out.copy_(crossed.view(out.dtype))
+    else:
+        out.copy_(torch.from_dlpack(result))
