@@ -30,8 +30,8 @@ class TpuSizes(Sized):
         sides = [self.lanes(axis) for axis in axes]
         if len(sides) < 2:  # one axis lies along sublanes or lanes; the other side is a whole register's
             along_lanes = not axes or block_unit(self.facts, self.target, axes[0]) == self.target.lanes
-            sides = [1, *sides] if along_lanes else [*sides, 1]
-        *outer, height, width = sides or [1, 1]
+            sides = [1, *(sides or [1])] if along_lanes else [*sides, 1]
+        *outer, height, width = sides
         return math.prod(outer) * _up(height, rows or self.target.sublanes) * _up(width or 1, self.target.lanes)
 
     def block_bytes(self, access: Access) -> int:
