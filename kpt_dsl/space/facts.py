@@ -107,6 +107,11 @@ class Facts:
         """Elements along the whole dim of an axis."""
         return 1 if axis == ir.UNIT else self.dims[axis.dim]
 
+    def is_common(self, access: Access) -> bool:
+        """Whether every program reads the same tiles there: no index depends on where the program stands."""
+        mine = {tile.axis for tile in self.grid_tiles}
+        return len(access.axes) == len(access.tensor.dims) and mine.isdisjoint(access.axes)
+
     @cached_property
     def uneven(self) -> bool:
         """Whether some programs have more to do than others: a loop's bounds depend on where their tiles lie."""

@@ -100,7 +100,9 @@ class _Step:
     def of(sizes: GpuSizes, scope: Scope) -> "_Step":
         facts, target = sizes.facts, sizes.target
         products = [p for p in facts.products if p.scope == scope]
-        moved = sum(sizes.bytes(a) for a in (*facts.loads, *facts.stores) if a.scope == scope)
+        # What all programs read alike stays in the core's own cache.
+        accesses = [a for a in (*facts.loads, *facts.stores) if a.scope == scope and not facts.is_common(a)]
+        moved = sum(map(sizes.bytes, accesses))
         work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
         tensor = sum(_product(sizes, p) for p in products)
         vector = work / (target.vector_flops_per_s / 2 / target.cores)

@@ -1,10 +1,11 @@
 """What a config asks of a GPU: threads, registers, shared memory, and how many blocks then share a core."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from kpt_dsl import ir
-from kpt_dsl.space.facts import Facts, Scope
+from kpt_dsl.space.facts import Facts, Product, Scope
 from kpt_dsl.space.sized import Sized, up_to_power
 
 MIN_PRODUCT_SIDE = 16
@@ -44,35 +45,56 @@ class GpuSizes(Sized):
         types = self.facts.carried[scope - 1] if scope else ()
         carried = sum(self.count(kind.shape) for kind in types)
         products = [p for p in self.facts.products if p.scope == scope]
-        if products:
-            made = [self.count((p.m, p.n)) for p in products if not p.carried]
-        else:
-            made = [self.count(a.axes) for a in self.facts.arithmetic if a.scope == scope]
-        kept = 0
-        if not self.target.async_products:  # operands loaded before the loop stay in registers
-            kept = sum(self.bytes(load) for p in products for load in p.loads if load and load.scope != scope)
-        return carried + max(made, default=0) + kept // 4
+        if not products:
+            return carried + max((self.count(a.axes) for a in self.facts.arithmetic if a.scope == scope), default=0)
+        results = max((self.count((p.m, p.n)) for p in products if not p.carried), default=0)
+        return carried + results + max(map(self._operand_words, products))
 
-    @cached_property
-    def buffers(self) -> int:
-        """How many copies of a pipelined operand are in shared memory at a time."""
-        return self.stages if self.target.async_products else max(1, self.stages - 1)
+    def _operand_words(self, product: Product) -> int:
+        """32-bit words of a product's operands that registers hold."""
+        m, n, k = self.lanes(product.m), self.lanes(product.n), self.lanes(product.k)
+        unit = self.target.matrix_dtype(product.dtype.name)
+        if unit is None:  # each thread reads the rows and columns of its own square of the result, about half of them ahead
+            return math.isqrt(m * n * self.threads) * k
+        if unit != product.dtype.name:  # operands are widened on their way to shared memory
+            return (m + n) * k // 2
+        if self.target.async_products:
+            return 0
+        return sum(self.bytes(load) for load in product.loads if load and load.scope != product.scope) // 4
+
+    def _is_async(self, product: Product) -> bool:
+        """Whether a product is issued ahead and reads its operands from shared memory meanwhile."""
+        target = self.target
+        large = self.lanes(product.m) >= target.mma_rows and self.warps >= target.mma_warps
+        return target.async_products and large and target.matrix_dtype(product.dtype.name) == product.dtype.name
 
     @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block: pipelined operands, operands loaded once, and tiles on their way to be stored."""
         in_loops = max(map(self._operands, range(1, len(self.facts.loops) + 1)), default=0)
-        epilogue = self.epilogue_bytes // int(self.config.get("epilogue", 1))
+        epilogue = self.epilogue_bytes // int(self.config.get("epilogue", 1)) if self.target.staged_stores else 0
         if self.config.get("persistent"):
             return in_loops + epilogue  # the next tile's operands are loaded while this one is stored
         return max(in_loops, epilogue)
 
     def _operands(self, scope: Scope) -> int:
         """Bytes of shared memory that the products of a loop read."""
-        loads = {load for p in self.facts.products if p.scope == scope for load in p.loads if load is not None}
-        pipelined = sum(self.bytes(load) for load in loads if load.scope == scope)
-        hoisted = sum(self.bytes(load) for load in loads if load.scope != scope)
-        return self.buffers * pipelined + (hoisted if self.target.async_products else 0)
+        total = 0
+        for product in (p for p in self.facts.products if p.scope == scope):
+            buffers = self.stages if self._is_async(product) else max(1, self.stages - 1)
+            for load in product.loads:
+                if load is None:
+                    total += self._exchanged(product)
+                elif load.scope == scope:
+                    total += buffers * self.bytes(load)
+                elif self.target.async_copies:
+                    total += self.bytes(load)
+        return total
+
+    def _exchanged(self, product: Product) -> int:
+        """Bytes of a computed left operand that warps pass to each other: where several share its rows."""
+        alone = self._is_async(product) or self.warps * self.target.mma_rows <= self.lanes(product.m)
+        return 0 if alone else self.count((product.m, product.k)) * product.dtype.bytes
 
     @cached_property
     def epilogue_bytes(self) -> int:

@@ -28,7 +28,7 @@ A100 = Target(
     clock_hz=1.41 * GHZ,
     bandwidth_bytes_per_s=2039 * GB,
     l2_bytes=40 * MiB,
-    flops_per_s={"bf16": 312 * TFLOPS, "f16": 312 * TFLOPS, "tf32": 156 * TFLOPS, "f32": 19.5 * TFLOPS},
+    flops_per_s={"bf16": 312 * TFLOPS, "f16": 312 * TFLOPS, "tf32": 156 * TFLOPS},
     vector_flops_per_s=19.5 * TFLOPS,
     dtypes=_SM80_DTYPES,
     warp_lanes=32,
@@ -43,6 +43,7 @@ A100 = Target(
     mma_rows=16,
     mma_warps=1,
     async_copies=True,
+    staged_stores=True,
     stages=(1, 2, 3, 4, 5),
 )
 
@@ -56,7 +57,7 @@ RTX_3090 = replace(
     clock_hz=1.695 * GHZ,
     bandwidth_bytes_per_s=936 * GB,
     l2_bytes=6 * MiB,
-    flops_per_s={"bf16": 71.2 * TFLOPS, "f16": 71.2 * TFLOPS, "tf32": 35.6 * TFLOPS, "f32": 35.6 * TFLOPS},
+    flops_per_s={"bf16": 71.2 * TFLOPS, "f16": 71.2 * TFLOPS, "tf32": 35.6 * TFLOPS},
     vector_flops_per_s=35.6 * TFLOPS,
     core_threads=1536,
     core_blocks=16,
@@ -71,7 +72,7 @@ A10 = replace(
     device_names=(r"NVIDIA A10G?",),
     cores=72,
     bandwidth_bytes_per_s=600 * GB,
-    flops_per_s={"bf16": 125 * TFLOPS, "f16": 125 * TFLOPS, "tf32": 62.5 * TFLOPS, "f32": 31.2 * TFLOPS},
+    flops_per_s={"bf16": 125 * TFLOPS, "f16": 125 * TFLOPS, "tf32": 62.5 * TFLOPS},
     vector_flops_per_s=31.2 * TFLOPS,
 )
 
@@ -91,7 +92,6 @@ RTX_4090 = replace(
         "bf16": 165.2 * TFLOPS,
         "f16": 165.2 * TFLOPS,
         "tf32": 82.6 * TFLOPS,
-        "f32": 82.6 * TFLOPS,
     },
     vector_flops_per_s=82.6 * TFLOPS,
     dtypes=_SM89_DTYPES,
@@ -113,7 +113,6 @@ L4 = replace(
         "bf16": 121 * TFLOPS,
         "f16": 121 * TFLOPS,
         "tf32": 60 * TFLOPS,
-        "f32": 30.3 * TFLOPS,
     },
     vector_flops_per_s=30.3 * TFLOPS,
 )
@@ -132,7 +131,6 @@ L40S = replace(
         "bf16": 362 * TFLOPS,
         "f16": 362 * TFLOPS,
         "tf32": 183 * TFLOPS,
-        "f32": 91.6 * TFLOPS,
     },
     vector_flops_per_s=91.6 * TFLOPS,
 )
@@ -153,7 +151,6 @@ H100 = replace(
         "bf16": 989.4 * TFLOPS,
         "f16": 989.4 * TFLOPS,
         "tf32": 494.7 * TFLOPS,
-        "f32": 66.9 * TFLOPS,
     },
     vector_flops_per_s=66.9 * TFLOPS,
     dtypes=_SM89_DTYPES,
@@ -179,7 +176,6 @@ H100_PCIE = replace(
         "bf16": 756 * TFLOPS,
         "f16": 756 * TFLOPS,
         "tf32": 378 * TFLOPS,
-        "f32": 51.2 * TFLOPS,
     },
     vector_flops_per_s=51.2 * TFLOPS,
 )
@@ -208,7 +204,6 @@ B200 = replace(
         "bf16": 2250 * TFLOPS,
         "f16": 2250 * TFLOPS,
         "tf32": 1125 * TFLOPS,
-        "f32": 75 * TFLOPS,
     },
     vector_flops_per_s=75 * TFLOPS,
     mma_rows=128,
@@ -231,7 +226,6 @@ RTX_5090 = replace(
         "bf16": 209.5 * TFLOPS,
         "f16": 209.5 * TFLOPS,
         "tf32": 104.8 * TFLOPS,
-        "f32": 104.8 * TFLOPS,
     },
     vector_flops_per_s=104.8 * TFLOPS,
     descriptors=True,

@@ -6,8 +6,6 @@ A target is data. Passes, spaces and emitters read its fields and never ask for 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kpt_dsl.errors import TargetError
-
 GPU_RULES = "kpt_dsl.space.gpu"
 """Space rules of chips that run blocks of warps with shared memory and registers."""
 TPU_RULES = "kpt_dsl.space.tpu"
@@ -42,9 +40,9 @@ class Target:
     """Of device memory."""
     l2_bytes: int = 0
     flops_per_s: Mapping[str, float] = field(hash=False)
-    """Peak dense flops/s of products with f32 accumulation, by operand dtype: what the chip multiplies natively.
+    """Peak dense flops/s of products with f32 accumulation, by the operand dtypes that the matrix unit takes.
 
-    "tf32" is f32 operands rounded to 11 bits of mantissa; "f32" full precision, on vector units where no matrix unit takes it.
+    "tf32" is f32 operands rounded to 11 bits of mantissa, "f32" full precision.
     """
     vector_flops_per_s: float
     """Peak f32 flops/s outside matrix units."""
@@ -76,6 +74,8 @@ class Target:
     """Products read operands from shared memory while the next are issued, so a pipelined loop holds one buffer more."""
     tensor_memory_bytes: int = 0
     """Memory of a core in which its matrix unit keeps accumulators, so that no warp has a part of the product of its own."""
+    staged_stores: bool = False
+    """A product's result passes through shared memory on its way out, so that rows are stored whole."""
     async_copies: bool = False
     """Copies from device to shared memory do not pass through registers."""
     descriptors: bool = False
@@ -95,20 +95,19 @@ class Target:
     mxu: int = 0
     """Side of the square matrix unit."""
 
-    def peak(self, dtype: str) -> float:
-        """Flops/s that a product of operands of a dtype can reach; where it is not native, in the type it is widened to.
+    def matrix_dtype(self, dtype: str) -> str | None:
+        """The type in which the matrix unit multiplies operands of a dtype: itself or a wider one; None where it cannot."""
+        return next((name for name in (dtype, *_WIDER.get(dtype, ())) if name in self.flops_per_s), None)
 
-        Raises TargetError for a dtype that the target cannot multiply at all.
-        """
-        for name in (dtype, *_WIDER.get(dtype, ())):
-            if name in self.flops_per_s:
-                return self.flops_per_s[name]
-        raise TargetError(f"{self.name} cannot multiply {dtype}; it multiplies {', '.join(self.flops_per_s)}")
+    def peak(self, dtype: str) -> float:
+        """Flops/s that a product of operands of a dtype can reach, on the vector units where the matrix unit cannot take it."""
+        name = self.matrix_dtype(dtype)
+        return self.vector_flops_per_s if name is None else self.flops_per_s[name]
 
 
 _WIDER: Mapping[str, tuple[str, ...]] = {
-    "f8e4m3": ("f16", "bf16"),
-    "f8e5m2": ("f16", "bf16"),
+    "f8e4m3": ("f16", "bf16", "f32"),
+    "f8e5m2": ("f16", "bf16", "f32"),
     "f16": ("f32",),
     "bf16": ("f32",),
 }
