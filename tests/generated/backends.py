@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kpt_dsl import targets
+from kpt_dsl import runtime, targets
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.numpy import run as run_numpy
 from tests.generated.arrays import assert_untouched_outside, to_device
@@ -34,7 +34,7 @@ def check(case: Case, backend: str, device: str) -> None:
     else:
         config = any_legal(problem, targets.get(_CPU_TARGET[backend]), case.seed)
     try:
-        returned = run_numpy(problem, given, config)  # TEMP
+        returned = runtime.run(problem, given, config, backend)
         outputs: Mapping[str, Any] = given if returned is None else returned
         for name in case.outputs:
             expected[name].check(outputs[name], name)
