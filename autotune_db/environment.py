@@ -15,6 +15,9 @@ from kpt_dsl.targets import Target
 _COMPILERS = {"triton": ("triton",), "pallas": ("jax", "libtpu"), "numpy": ("numpy",)}
 """Backend -> the packages that turn its source into code. A backend that is not listed is a package of its own name."""
 
+_ON_TORCH = ("triton",)
+"""Backends whose devices are those of torch."""
+
 
 @cache
 def version(package: str) -> str:
@@ -35,16 +38,30 @@ def compiler(backend: str) -> str:
 
 
 def device_name(target: Target) -> str:
-    """Exact name of the device of this target that is present; the target's name where there is none."""
-    return next((name for name in present_devices() if _is_a(name, target)), target.name)
+    """Exact name of the device of this target that is in use; the target's name where there is none.
+
+    A GPU that no target describes runs as the target of its architecture, under its own name.
+    """
+    if target.backend not in _ON_TORCH:
+        return target.name
+    names = present_devices()
+    known = (name for name in names if _is_a(name, target))
+    strangers = (name for name in names if targets.of_device(name) is None)
+    return next(known, None) or next(strangers, target.name)
+
+
+def look_for_devices() -> None:
+    """Bring torch's devices into use. Not for dispatch: a process that has done this cannot fork and use them."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.init()
 
 
 def present_devices() -> tuple[str, ...]:
-    """Exact names of the GPUs that torch sees, if torch is in use."""
+    """Exact names of the GPUs that are in use through torch."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return ()
-    return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return _gpus() if torch is not None and torch.cuda.is_initialized() else ()
 
 
 def is_of_target(device: str, target: Target) -> bool:
@@ -65,10 +82,17 @@ def describe(target: Target) -> dict[str, str]:
     torch = sys.modules.get("torch")
     if torch is not None:
         known["torch"] = str(torch.__version__)
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             known["driver"] = _driver()
             known["toolkit"] = str(torch.version.cuda or torch.version.hip)
     return known
+
+
+@cache
+def _gpus() -> tuple[str, ...]:
+    import torch
+
+    return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
 @cache

@@ -55,6 +55,7 @@ def tune(
     """
     if empty := [dim for dim, extent in problem.dims if extent == 0]:
         raise InputError(f"{problem}: {', '.join(empty)} is 0, so there is nothing to time")
+    environment.look_for_devices()
     key = key_of(problem, environment.device_name(target), target.backend, environment.compiler(target.backend))
     ledger = Ledger(store, key, "measured", environment.describe(target), watch)
     first = space(problem, target).first

@@ -142,7 +142,8 @@ def _error(rough: Any, exact: Any) -> float:
     """Largest difference of two results where both are finite."""
     import numpy as np
 
-    difference = np.abs(np.asarray(rough, dtype=np.float64) - np.asarray(exact, dtype=np.float64))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(np.asarray(rough, dtype=np.float64) - np.asarray(exact, dtype=np.float64))
     return float(np.max(difference, where=np.isfinite(difference), initial=0.0))
 
 

@@ -72,6 +72,7 @@ def _devices() -> Iterator[Check]:
     try:
         import torch
 
+        environment.look_for_devices()
         present = environment.present_devices()
     except (ImportError, RuntimeError, OSError) as error:
         yield Check("device", "fault", str(error).splitlines()[0], "reinstall torch, or the driver of the GPU")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from autotune_db import environment
 from kpt_dsl import targets
 from kpt_dsl.errors import InputError
 from kpt_dsl.targets import Target
@@ -39,11 +40,8 @@ def place(target: str | None, device: int | None, offline: bool = False) -> Plac
 
 
 def _present() -> tuple[str, ...]:
-    import torch  # noqa: F401 (devices are seen through torch once it is imported)
-
-    from autotune_db.environment import present_devices
-
-    return present_devices()
+    environment.look_for_devices()
+    return environment.present_devices()
 
 
 def _target_of(device_name: str) -> Target:

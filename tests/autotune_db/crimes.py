@@ -5,7 +5,11 @@ import os
 import time
 from pathlib import Path
 
-from kpt_dsl.errors import CompileError
+from autotune_db.bench import Bench
+from kpt_dsl.build import Report
+from kpt_dsl.errors import CompileError, MissingPackageError
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config
 
 
 def add(a: int, b: int) -> int:
@@ -68,3 +72,85 @@ def meet(folder: str, number: int, together: int) -> int:
             raise TimeoutError("nobody came")
         time.sleep(0.01)
     return os.getpid()
+
+
+# ------------------------------------------------------------------ benches that make up times, by the block size
+CRASHES, HANGS, FAULTS, LIES, FASTEST = 16, 32, 64, 128, 256
+
+
+class MadeUpBench(Bench):
+    """One candidate takes half the time of all others. Nothing runs, so that a test of what follows is quick."""
+
+    def __init__(self, problem: Problem, target: str, device: int, seed: int) -> None:
+        pass
+
+    def time(self, config: Config, reference: Config | None) -> tuple[float, float | None]:
+        return self._cost(config), None if reference is None else self._cost(reference)
+
+    def compare(self, configs: list[Config], seconds: float) -> list[float]:
+        return list(map(self._cost, configs))
+
+    def wrong(self, config: Config) -> str:
+        return ""
+
+    def _cost(self, config: Config) -> float:
+        return 50.0 if config["block_M"] == FASTEST else 100.0
+
+
+class CriminalBench(MadeUpBench):
+    """Some candidates crash, hang or exhaust memory, and one is fast but wrong."""
+
+    def time(self, config: Config, reference: Config | None) -> tuple[float, float | None]:
+        block = config["block_M"]
+        if block == CRASHES:
+            crash()
+        if block == HANGS:
+            hang()
+        if block == FAULTS:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")
+        return super().time(config, reference)
+
+    def wrong(self, config: Config) -> str:
+        return "y at 0:1: error 1 against float64" if config["block_M"] == LIES else ""
+
+    def _cost(self, config: Config) -> float:
+        return 1.0 if config["block_M"] == LIES else super()._cost(config)
+
+
+class WorseOnSecondSight(MadeUpBench):
+    """What looked fast in the search is slow in the final round."""
+
+    def compare(self, configs: list[Config], seconds: float) -> list[float]:
+        return [100.0 + 10 * place for place, _ in enumerate(configs)]
+
+
+class FirstIsWrong(MadeUpBench):
+    """The first config (the largest block) computes nonsense."""
+
+    def wrong(self, config: Config) -> str:
+        return "y: NaN" if config["block_M"] == 1024 else ""
+
+
+class AllAreWrong(MadeUpBench):
+    def wrong(self, config: Config) -> str:
+        return "y: NaN"
+
+
+def compile_or_not(problem: Problem, target: str, config: Config) -> Report:
+    """Stands for the compiler: one config is refused, one spills, one crashes it."""
+    if config["block_M"] == REFUSED:
+        refuse()
+    if config["block_M"] == COMPILER_CRASH:
+        crash()
+    return Report(target, str(config), registers=64, spills=8 if config["block_M"] == SPILLS else 0)
+
+
+REFUSED, COMPILER_CRASH, SPILLS = 16, 32, 64
+
+
+def compile_never(problem: Problem, target: str, config: Config) -> Report:
+    raise CompileError("no such instruction")
+
+
+def compile_without_compiler(problem: Problem, target: str, config: Config) -> Report:
+    raise MissingPackageError("triton is not installed; pip install triton")

@@ -28,6 +28,7 @@ SMALL: dict[str, Problem] = {
     "scale rows": problems.scale_rows(),
 }
 
+
 def launched(problem: Problem) -> tuple[Config, dict[str, Any]]:
     """What a right launch leaves: NumPy in the types of the kernel."""
     config = Config(dict.fromkeys(space(problem, CPU).knobs, 16))

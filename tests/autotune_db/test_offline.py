@@ -1,0 +1,116 @@
+"""Tuning for a chip that is not here: what spills is rejected, the rest is ranked, and the answer is called predicted."""
+
+from pathlib import Path
+
+import pytest
+
+from autotune_db import jobs, lookup, model, offline, warm
+from autotune_db.budget import Budget
+from autotune_db.offline import predict
+from autotune_db.store import Store
+from kpt_dsl import targets
+from kpt_dsl.build import Report
+from kpt_dsl.errors import CompileError
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config, space
+from tests.autotune_db import crimes, problems
+
+H200 = targets.get("nvidia-h200")
+
+
+@pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])
+def test_a_gpu_that_is_not_here(target: str, database: Path) -> None:
+    problem, chip = problems.softmax(), targets.get(target)
+    with Store() as store:
+        result = predict(problem, chip, store, budget=Budget(60, 3), processes=2)
+        (entry,) = store.entries()
+    assert result.origin == entry.origin == "predicted"
+    assert result.key.device == target
+    assert space(problem, chip).why_illegal(result.config) is None
+    assert result.microseconds is not None
+    assert result.first_microseconds is not None
+    assert 0 < result.microseconds <= result.first_microseconds
+    assert result.first in [t.config for t in result.trials]
+    lookup.forget()
+    answer = lookup.choose(problem, chip)
+    assert (answer.config, answer.provenance) == (result.config, "predicted")
+
+
+def test_what_spills_crashes_or_is_refused_does_not_win(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "compile_one", crimes.compile_or_not)
+    result = predict(problems.softmax("f32", M=1000, N=64), targets.get("cpu"), None, budget=Budget(60), processes=1)
+    found = {int(t.config["block_M"]): t.outcome for t in result.trials}
+    assert found[crimes.REFUSED] == "compile error"
+    assert found[crimes.COMPILER_CRASH] == "crash"
+    assert found[crimes.SPILLS] == "rejected"
+    assert found[int(result.config["block_M"])] == "predicted"
+
+
+def test_where_nothing_compiles_that_is_the_error(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "compile_one", crimes.compile_never)
+    with pytest.raises(CompileError, match=r"can run on nvidia-h200.*no such instruction"):
+        predict(problems.softmax(), H200, None, budget=Budget(60, 3), processes=1)
+
+
+def test_the_shortlist_is_the_best_of_the_space_after_what_is_known() -> None:
+    options = space(problems.linear(), H200)
+    known = [options.first, Config(block_M=3)]
+    short = offline._shortlist(options, known, 20, seed=0)
+    assert short[0] == options.first
+    assert len(short) == len(set(short)) == 20
+    assert all(options.why_illegal(config) is None for config in short)
+    cost = [options.seconds(config) for config in short[1:]]
+    assert cost == sorted(cost)
+
+
+def test_predictions_are_where_a_search_on_the_chip_begins(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "compile_one", crimes.compile_or_not)
+    problem, cpu = problems.softmax("f32", M=1000, N=64), targets.get("cpu")
+    with Store() as store:
+        result = predict(problem, cpu, store, budget=Budget(60), processes=1)
+        lookup.forget()
+        begun = warm.warm_starts(problem, cpu, store)
+    assert begun[0] == result.config
+    assert set(begun) == {t.config for t in result.trials if t.outcome == "predicted"}
+
+
+# ------------------------------------------------------------------ the model
+ATTENTION_LIKE: Problem = problems.scores(B=4, H=16, M=4096, N=4096)
+
+
+def test_more_registers_than_estimated_cost_time() -> None:
+    """Fewer blocks then share a core."""
+    options = space(ATTENTION_LIKE, H200)
+    config = options.first
+    costs = [
+        model.seconds(options, config, Report("nvidia-h200", str(config), registers=n, spills=0, shared_bytes=20_000))
+        for n in (64, 255)
+    ]
+    assert costs[0] <= costs[1]
+
+
+def test_cycles_are_believed_where_the_compiler_tells_them() -> None:
+    tpu = targets.get("tpu-v6e")
+    options = space(problems.softmax(), tpu)
+    report = Report("tpu-v6e", "", cycles=int(tpu.clock_hz))
+    assert model.seconds(options, options.first, report) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("target", "report", "told"),
+    [
+        ("nvidia-h200", Report("", "", registers=64, spills=16), "16 spills"),
+        (
+            "nvidia-h200",
+            Report("", "", spills=0, shared_bytes=232_449),
+            "232449 bytes of shared memory, nvidia-h200 has 232448",
+        ),
+        ("nvidia-h200", Report("", "", spills=0, shared_bytes=232_448), ""),
+        ("tpu-v6e", Report("", "", vmem_bytes=1 << 40), "bytes of vector memory"),
+        ("cpu", Report("", ""), ""),
+    ],
+)
+def test_what_does_not_fit(target: str, report: Report, told: str) -> None:
+    misfit = model.misfit(space(problems.softmax(), targets.get(target)), report)
+    assert told in misfit
+    assert bool(told) == bool(misfit)
