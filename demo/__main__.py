@@ -20,9 +20,10 @@ from demo.tuning import Tuned
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt_dsl import targets
 from kpt_dsl.emit import emit
+from kpt_dsl.space import space
 from kpt_dsl.targets import Target
 
-console = Console()
+console = Console(highlight=False)
 
 
 def main() -> None:
@@ -39,11 +40,12 @@ def main() -> None:
     tuned = []
     for one in tuning.tune(target, here is not None, path.parent / "demo" / "configs.sqlite"):
         tuned.append(one)
-        console.print(f"[bold]{one.task.op}[/]  {one.task}\n   {_summary(one)}", highlight=False)
+        console.print(f"[bold]{one.task.op}[/]  {one.task}\n   {_summary(one)}", soft_wrap=True)
 
     console.rule("[bold]2  One source, three generators")
     sources = _sources(target, tuned)
-    console.print(Syntax(sources[1].text, "python", background_color="default"))
+    code = Syntax("", "python", background_color="default")
+    console.print(code.highlight(sources[1].text), soft_wrap=True)
 
     console.rule("[bold]3  A real model, before and after")
     device, every = ("cuda" if here else "cpu"), len(sentences.SENTENCES)
@@ -52,12 +54,12 @@ def main() -> None:
         for op, counts in run.served.items():
             for name, calls in counts.items():
                 if calls:
-                    console.print(f"{op}: {calls} calls served by {_WAYS[(name, device)]}", highlight=False)
-        console.print(f"   largest difference of {run.sentences} sentence vectors: {run.difference:.1e}", highlight=False)
-    console.print(f"after undoing the replacement: {found.undone:.1e}", highlight=False)
+                    console.print(f"{op}: {calls} calls served by {_WAYS[(name, device)]}", soft_wrap=True)
+        console.print(f"   largest difference of {run.sentences} sentence vectors: {run.difference:.1e}", soft_wrap=True)
+    console.print(f"after undoing the replacement: {found.undone:.1e}")
 
     sections = [
-        _tuning_section(tuned, where),
+        _tuning_section(tuned, target, where),
         Section("One source, three generators", (_ABOUT_SOURCES, *sources)),
         _model_section(found, device),
     ]
@@ -72,15 +74,15 @@ def main() -> None:
 # ------------------------------------------------------------------ tuning
 def _summary(one: Tuned) -> str:
     result = one.result
-    first, best = _microseconds(result.first_microseconds), _microseconds(result.microseconds)
-    return f"{result.config}\n   {best}, first config {first}; {len(result.trials)} trials in {result.seconds:.0f} s"
+    times = f"{_number(result.microseconds)} µs, first config {_number(result.first_microseconds)} µs"
+    return f"{result.config}\n   {times}; {len(result.trials)} trials in {result.seconds:.0f} s"
 
 
-def _microseconds(value: float | None) -> str:
-    return "none" if value is None else f"{value:,.1f} µs"
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"
 
 
-def _tuning_section(tuned: list[Tuned], where: str) -> Section:
+def _tuning_section(tuned: list[Tuned], target: Target, where: str) -> Section:
     searches = [
         plots.Search(
             f"{one.task.op} {one.task.dtype}",
@@ -91,29 +93,30 @@ def _tuning_section(tuned: list[Tuned], where: str) -> Section:
     ]
     quantity = tuned[0].result.origin
     table = Table(
-        ("op", "shape", "first config, by rule", "winner", "µs", "against first", "registers", "spills", "shared KiB"),
+        ("op", "shape", "config", "µs", "first config's", "points", "registers", "spills", "shared KiB"),
         tuple(
             (
                 one.task.op,
                 str(one.task),
-                str(one.result.first),
-                "the first config" if one.result.config == one.result.first else str(one.result.config),
-                f"{one.result.microseconds:,.1f}",
-                f"{one.result.speedup:.2f}" if one.result.speedup else "",
+                str(one.result.config),
+                _number(one.result.microseconds),
+                "the same" if one.result.config == one.result.first else _number(one.result.first_microseconds),
+                f"{space(one.problem, target).size:,}",
                 str(one.report.registers),
                 str(one.report.spills),
                 f"{(one.report.shared_bytes or 0) / 1024:.0f}",
             )
             for one in tuned
         ),
-        frozenset({"µs", "against first", "registers", "spills", "shared KiB"}),
+        frozenset({"µs", "first config's", "points", "registers", "spills", "shared KiB"}),
     )
     return Section(
         "Four ops, tuned",
         (
             Text(
                 f"Times are {where}. A first config comes from a rule, without any search; candidates that spill registers or "
-                "do not fit are rejected after compiling. The winner goes into the device's database, where dispatch finds it."
+                "do not fit are rejected after compiling. The winner goes into the device's database, where dispatch finds it. "
+                "Points are those of the search space, legal or not; registers are a thread's, shared memory a block's."
             ),
             Plot(plots.searches(searches, quantity), f"Every trial of every search; times are {quantity}."),
             table,
@@ -151,8 +154,8 @@ _WAYS = {
 
 def _model_section(found: Comparison, device: str) -> Section:
     count = len(sentences.SENTENCES)
-    kinds = Counter(change.before.rpartition(".")[2] for change in found.changes.changes)
-    replaced = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    kinds = Counter(change.kind for change in found.changes.changes)
+    replaced = " and ".join(f"{kind} ({number})" for kind, number in kinds.items())
     served = tuple(
         (str(run.sentences), op, _WAYS[(name, device)], str(calls), f"{run.difference:.1e}", f"{run.seconds:.1f}")
         for run in found.runs

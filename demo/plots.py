@@ -61,7 +61,8 @@ def searches(found: Sequence[Search], quantity: str) -> str:
                 top, place_of = np.ones(rejected.size), axes.get_xaxis_transform()
                 axes.scatter(rejected, top, 18, RED, "x", transform=place_of, clip_on=False, label="rejected")
             axes.set_title(search.title, loc="left")
-            axes.set_ylim(bottom=0)
+            known = [search.first, *(t for t in search.microseconds if t is not None)]
+            axes.set_ylim(min(known) - 0.08 * search.first, max(known) + 0.08 * search.first)
             axes.set_xlim(0, len(times) + 1)
             axes.set_ylabel(f"µs, {quantity}")
             axes.xaxis.get_major_locator().set_params(integer=True)

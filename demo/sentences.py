@@ -46,7 +46,9 @@ def encoder(device: str) -> Encoder:
     """Loads the model from the installed package."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     folder = weights()
     model = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval().to(device)
     return Encoder(model, AutoTokenizer.from_pretrained(folder))
