@@ -71,12 +71,6 @@ def saturated(x, largest, dtype):
 """Functions that generated text may call; a module carries those that it uses."""
 
 
-def is_static(node: Expr) -> bool:
-    """Whether a scalar follows from extents and tile sizes alone: Python computes it, not the device."""
-    leaves = (ir.Const, ir.Size, ir.Block, ir.Unary, ir.Binary, ir.Cast)
-    return not node.type.shape and all(isinstance(e, leaves) for e in ir.walk(node)) and node.type.dtype.kind != "bool"
-
-
 class Text:
     """Writes expressions of one plan.
 
@@ -120,7 +114,7 @@ class Text:
     def _format(self, node: Expr, side: Side | None) -> tuple[str, int]:
         if len(node.type.shape) == 1:
             side = side or self.plan.side(node.type.shape[0])
-        if is_static(node) and node.type.dtype.is_float and not isinstance(node, ir.Cast):
+        if self.is_static(node) and node.type.dtype.is_float and not isinstance(node, ir.Cast):
             return _number(float(self.static(node)))
         match node:
             case ir.Const(value):
@@ -175,9 +169,30 @@ class Text:
     def _turned(self, text: str, node: Expr, has: Side | None, wants: Side | None) -> tuple[str, int]:
         return (f"{text}.T" if has and wants and has != wants else text), ATOM
 
+    def is_static(self, node: Expr) -> bool:
+        """Whether a scalar follows from extents and tile sizes alone: Python computes it, not the device."""
+        if node.type.shape or node.type.dtype.kind == "bool":
+            return False
+        match node:
+            case ir.Const() | ir.Size() | ir.Block():
+                return True
+            case ir.Start(tile) | ir.Stop(tile):
+                return self.tiles[tile] == "0"
+            case ir.Var(name):
+                return name in self.plan.definitions and self.is_static(self.plan.definitions[name])
+            case ir.Unary() | ir.Binary() | ir.Cast():
+                return all(map(self.is_static, ir.children(node)))
+        return False
+
     def static(self, node: Expr) -> float:
         """What a static scalar is; NaN where it divides by zero."""
         match node:
+            case ir.Start():
+                return 0
+            case ir.Stop(tile):
+                return self.plan.dims[self.dim_of[tile]]
+            case ir.Var(name):
+                return self.static(self.plan.definitions[name])
             case ir.Const(value):
                 return value
             case ir.Size(dim):
@@ -244,7 +259,7 @@ class Text:
         return self._turned(text, node, self.own_side(node), side)
 
     def _binary(self, op: str, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:
-        static = is_static(a) and is_static(b)
+        static = self.is_static(a) and self.is_static(b)
         if op in ("max", "min"):
             return f"{op if static else _CALL[op]}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
         if op in ("floordiv", "mod") and not static and self._never_negative(a) and self._never_negative(b):
@@ -261,7 +276,7 @@ class Text:
             return self._load(x, side or self.own_side(x), wide=True)
         if to.is_fp8:
             return f"saturated({self.expr(x, side=side)}, {_LARGEST[to.name]}, {JAX_DTYPES[to.name]})", ATOM
-        if is_static(x):
+        if self.is_static(x):
             return self._format(x, side)
         return f"{self.expr(x, ATOM, side)}.astype({JAX_DTYPES[to.name]})", ATOM
 
@@ -311,7 +326,7 @@ class Text:
 
     def _never_negative(self, node: Expr) -> bool:
         """Whether an integer is provably zero or more."""
-        if is_static(node):
+        if self.is_static(node):
             return self.static(node) >= 0
         match node:
             case ir.Index() | ir.Start() | ir.Lanes():

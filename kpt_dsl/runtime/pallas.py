@@ -57,11 +57,29 @@ def run(
     ``interpret``: True or ``pltpu.InterpretParams(...)``; by default only where there is no TPU.
     Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU.
     """
+    if 0 in dict(problem.dims).values():
+        return _run_empty(problem, arrays, config)
     found = _call(problem, arrays, config, target(arrays), interpret)()
     in_place = {name: arrays[name] for name in found if not _is_jax(arrays[name])}
     for name, array in in_place.items():
         _copy_back(array, found[name])
     return {name: array for name, array in found.items() if name not in in_place} or None
+
+
+def _run_empty(problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> dict[str, Any] | None:
+    """A problem with an empty dim, of which no block can be made: on NumPy, since there is next to nothing to compute."""
+    import numpy as np
+
+    from kpt_dsl.runtime import numpy
+
+    held = {n: np.asarray(a) for n, a in arrays.items() if _is_jax(a) and problem.kernel.roles.get(n) == "in"}
+    outputs = {
+        name: np.zeros(problem.shape(name), array.dtype)
+        for name, array in arrays.items()
+        if _is_jax(array) and problem.kernel.roles.get(name) == "out"
+    }
+    numpy.run(problem, {**arrays, **held, **outputs}, config)
+    return {name: jax_package().numpy.asarray(array) for name, array in outputs.items()} or None
 
 
 def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
