@@ -1,7 +1,7 @@
 """Generated kernels as implementations: one an emitter, all from the same ``run`` function of an op.
 
-``run(launch, *arguments)`` allocates outputs and hands kernels with their arguments to ``launch``. What ``launch`` is makes
-the difference: a backend that runs them, or a recorder that only notes them (for the tuner and for ``explain``).
+``run(launch, *arguments)`` allocates outputs and hands kernels with their arguments to ``launch``, each kernel once. What
+``launch`` is makes the difference: a backend that runs them, or a recorder that only notes them (for the tuner and ``explain``).
 """
 
 from collections.abc import Callable
@@ -78,11 +78,37 @@ def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _prepare(run: Run, backend: str, _: tuple[Any, ...]) -> Ready:
-    return partial(run, partial(_launch, backend))
+    return partial(run, Launches(backend))
 
 
-def _launch(backend: str, kernel: Kernel, *arguments: Any) -> None:
-    kernel(*arguments, backend=backend)
+class Launches:
+    """Launches the kernels of one kind of call, each prepared when it first comes by and only started from then on."""
+
+    __slots__ = ("_backend", "_prepared")
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._prepared: dict[Kernel, Callable[..., Any]] = {}
+
+    def __call__(self, kernel: Kernel, *arguments: Any) -> None:
+        prepared = self._prepared.get(kernel)
+        if prepared is None:
+            prepared = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
+        prepared(*arguments)
+
+
+def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> Callable[..., Any]:
+    """What runs the kernel on any arguments of the same dtypes, shapes, strides and alignment."""
+    from kpt_dsl import runtime
+
+    bound = kernel.bind(*arguments)
+    problem = Problem.bind(kernel, bound)
+    config, _ = runtime.chosen(problem, bound, backend)
+    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    if device.type == "cuda":
+        ready: Callable[..., Any] = runtime.runtime(backend).prepare(problem, config, device.index)
+        return ready
+    return lambda *given: runtime.run(problem, kernel.bind(*given), config, backend)
 
 
 def _recorded(run: Run, arguments: tuple[Any, ...]) -> list[tuple[Kernel, tuple[Any, ...]]]:
