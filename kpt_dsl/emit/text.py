@@ -49,7 +49,7 @@ class Writer:
         self._lines.append((self.depth, line))
 
     def call(self, head: str, arguments: list[str], loc: Loc | None = None, tail: str = ")") -> None:
-        """Append a call that begins with ``head``, bracket included: on one line, or one argument a line where that is too long."""
+        """Append a call that begins with ``head``, bracket included: on one line, or one argument a line where it is long."""
         one = f"{head}{', '.join(arguments)}{tail}"
         if len(MARGIN * self.depth + one) <= WIDTH:
             self.line(one, loc)

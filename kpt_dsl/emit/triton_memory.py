@@ -35,6 +35,7 @@ class Memory:
     def load(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str) -> None:
         """Write a load whose result is called ``name``."""
         axes, kept = self.expressions.axes, kept_axes(e.index)
+        zero = "0.0" if e.type.dtype.is_float and e.type.dtype.name not in self.emulate else "0"
         if self._describable(e.tensor, e.index):
             text = f"{self._descriptor(e.tensor, e.index)}.load({self._corner(e.index)})"
             if len(kept) < len(e.index):
@@ -43,13 +44,12 @@ class Memory:
             cleared = [a for a in e.masked if not axes.natural(a) and a not in self.relaxed.get(e, ())]
             out.line(f"{name} = {text}", loc)
             if cleared:
-                zero = "0.0" if e.type.dtype.is_float else "0"
                 out.line(f"{name} = tl.where({self._condition(cleared, kept)}, {name}, {zero})", loc)
             return
         contiguous = self._contiguous(e.tensor, e.index)
         masked = [a for a in kept if a in e.masked or (a == contiguous and axes.beyond_memory(a))]
         pointers = self._pointers(e.tensor, e.index, masked, out, loc)
-        mask = [f"mask={self._condition(masked, kept)}", "other=0"] if masked else []
+        mask = [f"mask={self._condition(masked, kept)}", f"other={zero}"] if masked else []
         out.call(f"{name} = tl.load(", [pointers, *mask], loc)
 
     def store(self, stmt: ir.Store, out: Writer) -> None:
