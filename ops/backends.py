@@ -1,7 +1,7 @@
 """Generated kernels as implementations: one an emitter, all from the same ``run`` function of an op.
 
 ``run(launch, *arguments)`` allocates outputs and hands kernels with their arguments to ``launch``, each kernel once. What
-``launch`` is makes the difference: a backend that runs them, or a recorder that only notes them (for the tuner and ``explain``).
+``launch`` is makes the difference: a backend that runs them, or a recorder that notes them (for the tuner and ``explain``).
 """
 
 from collections.abc import Callable

@@ -146,15 +146,16 @@ def test_a_decision_is_made_once_for_a_kind_of_call() -> None:
         return lambda x, *_: x
 
     serves, _ = dispatcher(prepare=prepare)
-    for _ in range(3):
-        serves(*CALL)
-        serves(torch.zeros(3, 8), *CALL[1:])
-    assert len(prepared) == 1
-    apart = [X.half(), X[:2], X.T.contiguous().T, torch.zeros(25)[1:].view(3, 8), X.clone().requires_grad_()]
-    for number, other in enumerate(apart, 2):
-        with torch.no_grad():
-            serves(other, *CALL[1:])
-        assert len(prepared) == number, f"{other.dtype} {other.shape} {other.stride()} is another kind of call"
+    same = (X, torch.zeros(3, 8), X.clone())
+    misaligned = torch.zeros(25)[1:].view(3, 8)
+    apart = (X.half(), X[:2], X.T.contiguous().T, misaligned, torch.nn.Parameter(X))
+    with torch.no_grad():
+        for x in same:
+            serves(x, *CALL[1:])
+        assert len(prepared) == 1
+        for number, x in enumerate(apart, 2):
+            serves(x, *CALL[1:])
+            assert len(prepared) == number, f"{x.dtype} {x.shape} {x.stride()} {x.data_ptr()} is another kind of call"
 
 
 def test_memory_of_decisions_is_bounded() -> None:
