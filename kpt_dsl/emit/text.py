@@ -3,6 +3,7 @@
 Shared by all emitters; knows no backend and no IR but ``Loc``.
 """
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,13 +49,18 @@ class Writer:
     def _add(self, line: str) -> None:
         self._lines.append((self.depth, line))
 
-    def call(self, head: str, arguments: list[str], loc: Loc | None = None, tail: str = ")") -> None:
-        """Append a call that begins with ``head``, bracket included: on one line, or one argument a line where it is long."""
+    def call(
+        self, head: str, arguments: list[str], loc: Loc | None = None, tail: str = ")", packed: bool = False
+    ) -> None:
+        """Append a call that begins with ``head``, bracket included: on one line, or where that is too long one argument a
+        line (``packed``: as many as fit)."""
         one = f"{head}{', '.join(arguments)}{tail}"
         if len(MARGIN * self.depth + one) <= WIDTH:
             self.line(one, loc)
-        else:
-            self.line("\n".join([head, *(f"    {a}," for a in arguments), tail]), loc)
+            return
+        room = WIDTH - len(MARGIN) * (self.depth + 1)
+        inside = textwrap.wrap(", ".join(arguments) + ",", room) if packed else [f"{a}," for a in arguments]
+        self.line("\n".join([head, *(MARGIN + line for line in inside), tail]), loc)
 
     def _comment(self, loc: Loc | None) -> str:
         if loc is None or not loc.text.strip():

@@ -79,7 +79,8 @@ class _Emitter:
         out.line()
         out.line()
         out.line("@triton.jit")
-        with out.block(f"def {self.entry}({', '.join(a.name for a in arguments)}):"):
+        out.call(f"def {self.entry}(", [a.name for a in arguments], tail="):", packed=True)
+        with out.indented():
             for name, value in self.axes.constants.items():
                 out.line(f"{name}: tl.constexpr = {value}")
             out.paste(body)

@@ -1,0 +1,134 @@
+"""What generated Triton source looks like, and on which facts about a problem it depends."""
+
+import ast
+
+import pytest
+
+from kpt_dsl import targets
+from kpt_dsl.emit import emit
+from kpt_dsl.emit.triton_abi import Descriptor, Pointer
+from kpt_dsl.errors import ConfigError
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config
+from tests.emit_triton.kernels import batched, gelu, row_sum, softmax
+from tests.emit_triton.support import attention_problem, linear_problem, source
+
+BLOCKS = dict(block_M=64, block_N=64, block_K=32, num_warps=4)
+ATTENTION = dict(block_M=64, block_N=32, num_warps=4)
+
+
+def test_text_is_a_module_with_the_authors_names_and_lines() -> None:
+    made = source(linear_problem(512, 512, 512), **BLOCKS)
+    tree = ast.parse(made.text)
+    (function,) = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
+    assert function.name == made.name == "linear"
+    assert "acc = tl.dot(x_tile, weight_tile.T, acc)" in made.text
+    assert '# for k in kd.sequential(kd.tile("K")):' in made.text
+    assert [a.arg for a in function.args.args] == list(made.abi.signature())
+
+
+def test_text_knows_no_machine_path_and_no_long_line() -> None:
+    for problem, knobs in (
+        (linear_problem(37, 199, 760, activation=gelu), BLOCKS),
+        (attention_problem(37, 199, 80), ATTENTION),
+    ):
+        text = source(problem, **knobs).text
+        assert __file__.rpartition("/")[0] not in text
+        assert max(map(len, text.splitlines())) <= 160
+
+
+@pytest.mark.parametrize("descriptors", [False, True])
+def test_shapes_with_the_same_facts_share_text(descriptors: bool) -> None:
+    knobs = BLOCKS | {"descriptors": descriptors}
+    first, second = (source(linear_problem(*shape), **knobs) for shape in ((512, 1024, 256), (4096, 64, 8192)))
+    assert first == second
+    ragged = source(linear_problem(500, 1024, 256), **knobs)
+    assert ragged != first
+
+
+def test_multiples_of_the_block_need_no_mask() -> None:
+    assert "mask=" not in source(linear_problem(512, 512, 512), **BLOCKS).text
+    assert "mask=" in source(linear_problem(512, 512, 500), **BLOCKS).text
+    assert (
+        "mask="
+        not in source(linear_problem(500, 512, 512), **BLOCKS | {"block_M": 4 * 16}).text.partition("tl.store")[0]
+    )
+
+
+def test_ragged_rows_are_clamped_not_masked_in_the_loop() -> None:
+    text = source(linear_problem(500, 512, 512), **BLOCKS).text
+    assert "m_inside = tl.minimum(m_lane, M - 1 - m_start)" in text
+    loop = text.partition("for k_start")[2].partition("bias_base")[0]
+    assert "m_inside[:, None]" in loop and "mask" not in loop
+
+
+def test_causal_loop_splits_and_its_interior_has_no_mask() -> None:
+    text = source(attention_problem(512, 512, 64, causal=True), **ATTENTION).text
+    interior, tail = text.split("for n_start in ")[1:]
+    assert "tl.where(n_index" not in interior and "mask=" not in interior
+    assert "tl.where(n_index" in tail
+
+
+def test_later_tiles_of_causal_attention_run_first() -> None:
+    assert "longest first" in source(attention_problem(512, 512, 64, causal=True), **ATTENTION).text
+    assert "longest first" not in source(attention_problem(512, 512, 64), **ATTENTION).text
+
+
+def test_descriptors_where_legal_and_pointers_elsewhere() -> None:
+    knobs = BLOCKS | {"descriptors": True}
+
+    def kinds(problem: Problem, target: str = "nvidia-h200") -> set[type]:
+        arguments = source(problem, target, **knobs).abi.arguments
+        return {type(a) for a in arguments if isinstance(a, Pointer | Descriptor) and a.tensor != "bias"}
+
+    assert kinds(linear_problem(512, 512, 512)) == {Descriptor}
+    assert kinds(linear_problem(500, 504, 512)) == {Descriptor}
+    assert kinds(linear_problem(512, 512, 500)) == {Pointer, Descriptor}  # rows of 1000 bytes: y alone is on the grid
+    assert kinds(linear_problem(512, 512, 512), "nvidia-a100") == {Pointer}
+
+
+def test_a_descriptor_of_a_batch_has_the_rank_of_the_tensor() -> None:
+    problem = Problem.of_shapes(batched, dict(B=3, M=128, N=128, K=64), dict(x="bf16", weight="bf16", y="bf16"))
+    made = source(problem, **BLOCKS | {"descriptors": True})
+    assert "x_desc.load([b, m_start, k_start]).reshape([BLOCK_M, BLOCK_K])" in made.text
+    assert made.abi.signature()["x_desc"] == "tensordesc<bf16[1, 64, 32]>"
+
+
+def test_grouped_order_and_persistence() -> None:
+    text = source(linear_problem(512, 512, 512), **BLOCKS | {"group": 4, "persistent": True}).text
+    assert "GROUP: tl.constexpr = 4" in text
+    assert "tl.range(tl.program_id(0), m_tiles * n_tiles, tl.num_programs(0), flatten=True)" in text
+
+
+def test_epilogue_in_parts_cuts_before_it_calculates() -> None:
+    text = source(linear_problem(512, 512, 512, activation=gelu), **BLOCKS | {"descriptors": True, "epilogue": 2}).text
+    assert "acc_left, acc_right = tl.split(acc.reshape([BLOCK_M, 2, 32]).permute(0, 2, 1))" in text
+    assert text.count("y_desc.store(") == 2 and text.count("tl.erf(") == 2
+    assert "tl.erf(acc *" not in text
+
+
+def test_tensors_beyond_32_bits_have_64_bit_bases() -> None:
+    small, large = (Problem.of_shapes(row_sum, dict(M=m, N=65536), dict(x="bf16", total="f32")) for m in (1024, 131072))
+    knobs = dict(block_M=4, block_N=1024, num_warps=4)
+    assert "int64" not in source(small, **knobs).text
+    assert "tl.cast(m_start, tl.int64) * x_stride_M" in source(large, **knobs).text
+
+
+def test_amd_learns_which_tensors_are_below_two_gib() -> None:
+    problem = Problem.of_shapes(softmax, dict(M=64, N=64), dict(x="bf16", out="bf16"))
+    facts = source(problem, "amd-mi300x", block_M=4, num_warps=4).abi.attributes()
+    assert ["tt.pointer_range", 32] in facts[(0,)]
+
+
+def test_dim_names_and_variables_may_collide() -> None:
+    text = source(attention_problem(64, 64, 64), **ATTENTION).text
+    (function,) = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)]
+    names = [a.arg for a in function.args.args]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("block", [None, 48, 8])
+def test_blocks_that_no_gpu_could_run_are_refused(block: int | None) -> None:
+    knobs = dict(BLOCKS, block_M=block) if block else {k: v for k, v in BLOCKS.items() if k != "block_M"}
+    with pytest.raises(ConfigError, match=r"block_M is .* must be a power of two of at least 16"):
+        emit(linear_problem(64, 64, 64), targets.get("nvidia-h200"), Config(knobs))
