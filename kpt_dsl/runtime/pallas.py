@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 STAND_IN = "tpu-v6e"
 """Whose code is interpreted where there is no TPU."""
 
+INTERPRETING = {"xla_disable_hlo_passes": "algsimp", "xla_backend_optimization_level": 0}
+"""How XLA compiles what is interpreted: without algebraic simplification, which turns (x/n)(x/n) into x·x/n², infinite for large
+x; and without much optimisation, since such runs are short and compiling takes most of their time."""
+
 JaxFunction = Callable[..., Any]
 
 
@@ -118,7 +122,9 @@ def _call(
 
 @lru_cache(maxsize=256)
 def _jitted(source: Source, interpret: Any) -> JaxFunction:
-    function: JaxFunction = jax_package().jit(partial(define(source.name, source.text), interpret=interpret))
+    options = INTERPRETING if interpret else None
+    generated = partial(define(source.name, source.text), interpret=interpret)
+    function: JaxFunction = jax_package().jit(generated, compiler_options=options)
     return function
 
 
