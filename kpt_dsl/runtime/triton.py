@@ -114,16 +114,21 @@ class Launch:
             raise CompileError(f"launching {kernel.name} failed: {error}") from error
 
 
-@lru_cache(maxsize=4096)
 def prepare(problem: "Problem", config: "Config", device: int) -> Launch:
     """A launch of a problem on a CUDA or ROCm device, compiled if it has to be.
 
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
     """
+    # The precision that the user allows now is part of what is remembered.
+    return _prepared(problem, _with_precision(problem, config, _present(device)), device)
+
+
+@lru_cache(maxsize=4096)
+def _prepared(problem: "Problem", config: "Config", device: int) -> Launch:
     from kpt_dsl.build.triton import binary
 
     chip = _present(device)
-    source = emit(problem, chip, _with_precision(problem, config, chip))
+    source = emit(problem, chip, config)
     return Launch(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
 
 
