@@ -57,14 +57,15 @@ def lower(source: Source) -> str:
 
     Raises CompileError where Pallas refuses: a block's shape, an operation that TPUs do not have.
     """
-    from kpt_dsl.runtime.pallas import define, jax_package, specs
+    from kpt_dsl.runtime.pallas import define, jax_package, on_abstract_tpu, specs
 
     jax = jax_package()
     abi = source.abi
     try:
         function = jax.jit(define(source.name, source.text))
         arguments = specs([(a.shape, a.dtype) for a in (*abi.inputs, *abi.scalars)])
-        text: str = jax.export.export(function, platforms=["tpu"])(*arguments).mlir_module()
+        with on_abstract_tpu("TPU v5 lite", 1):
+            text: str = jax.export.export(function, platforms=["tpu"])(*arguments).mlir_module()
     except TargetError:
         raise
     except Exception as error:

@@ -139,7 +139,7 @@ def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
-    from kpt_dsl.runtime.pallas import define, specs
+    from kpt_dsl.runtime.pallas import define, on_abstract_tpu, specs
 
     for file in dump.iterdir():
         with suppress(OSError):
@@ -147,11 +147,8 @@ def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
     topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[job["arch"]])
     device = topology.devices[0]
     sharding = SingleDeviceSharding(device)
-    cores = getattr(device, "num_cores", None) or 1
-    abstract = jax.sharding.AbstractDevice(device_kind=device.device_kind, num_cores=cores, platform="tpu")
     started = time.perf_counter()
-    # Lowering asks which TPU it lowers for where integers are divided.
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=abstract)):
+    with on_abstract_tpu(device.device_kind, getattr(device, "num_cores", None) or 1):
         function = jax.jit(define(job["name"], job["text"]), out_shardings=sharding)
         lowered = function.lower(*specs(job["arguments"], sharding))
     executable = lowered.compile()

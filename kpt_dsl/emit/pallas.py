@@ -99,9 +99,11 @@ class _Emitter:
         self.kernel = plan.kernel
         self.vmem_bytes = vmem_bytes
         self.blocks = Blocks(plan)
-        grid_tiles = {t.name for t in self.kernel.grid if isinstance(t, ir.Tile)}
-        looped = {p.loop.tile.name for p in plan.phases}
-        self.numbers = {t: self.name(t) if t in grid_tiles | looped else "0" for t in plan.tiles}
+        tensors = [t.name for t in self.kernel.tensors] + [s.name for s in self.kernel.scalars]
+        self.taken = _RESERVED | plan.dims.keys() | {t.block for t in plan.tiles.values()} | {f"{t}_ref" for t in tensors}
+        loops = {g.name for g in self.kernel.grid} | {p.loop.tile.name for p in plan.phases}
+        self.numbers = dict.fromkeys(plan.tiles, "0") | {name: self.name(name) for name in loops}
+        self.step = self.numbers.get(plan.step, plan.step)
         self.local: set[str] = set()
         self.calls: dict[str, str] = {}
         self.bounds: list[str] = []
@@ -112,8 +114,7 @@ class _Emitter:
 
     def name(self, name: str) -> str:
         """The Python name of a variable or argument: its own, unless this text uses that for something else."""
-        taken = _RESERVED | self.plan.dims.keys() | {t.block for t in self.plan.tiles.values()}
-        return f"{name}_" if name in taken else name
+        return f"{name}_" if name in self.taken else name
 
     def variable(self, node: ir.Var) -> str:
         kept = node.name in self.plan.kept and node.name not in self.local
@@ -163,12 +164,12 @@ class _Emitter:
             if {f"{tile}_start", f"{tile}_stop"} & used:
                 used |= _words(self.calls[tile])
                 lines.insert(0, f"{tile}_start, {tile}_stop = {self.calls[tile]}")
-        if self.plan.step == "step":
+        if len(self.plan.phases) > 1:
             for phase in self.plan.phases:
                 if (number := self.numbers[phase.loop.tile.name]) in used:
                     used.add("step")
                     lines.insert(0, f"{number} = step" + (f" - {phase.first}" if phase.first else ""))
-        axes = [*self.grid_names, *([self.plan.step] if self.plan.steps else [])]
+        axes = [*self.grid_names, *([self.step] if self.plan.steps else [])]
         lines = [f"{name} = pl.program_id({i})" for i, name in enumerate(axes) if name in used] + lines
         return "".join(f"    {line}\n" for line in lines)
 
@@ -180,12 +181,12 @@ class _Emitter:
                 if segment.phase:
                     self._loop(out, segment.phase, _alive(segment.body, live), live)
                 elif body := _alive(segment.body, live):
-                    at = [f"{self.plan.step} == {segment.step}"] if self.plan.steps else []
+                    at = [f"{self.step} == {segment.step}"] if self.plan.steps else []
                     self._guarded(out, at, "finish" if segment.step else "begin", body, live, programs(self.plan))
         return out.text()
 
     def _loop(self, out: Writer, phase: Phase, body: tuple[ir.Stmt, ...], live: frozenset[str]) -> None:
-        step, number = self.plan.step, self.numbers[phase.loop.tile.name]
+        step, number = self.step, self.numbers[phase.loop.tile.name]
         tile, start = phase.loop.tile, f"{self.numbers[phase.loop.tile.name]} * {phase.loop.tile.block}"
         during = [f"{step} >= {phase.first}"] if phase.first else []
         during += [f"{step} <= {phase.last}"] if phase.last + 1 < self.plan.steps else []
@@ -285,7 +286,7 @@ class _Emitter:
 
     def _spec(self, block: Block) -> str:
         place = self.blocks.place(block, self.text, self.calls)
-        names = [*self.grid_names, *([self.plan.step] if self.plan.steps else [])]
+        names = [*self.grid_names, *([self.step] if self.plan.steps else [])]
         if self.prefetched:
             names += self.prefetched if _words(place) & set(self.prefetched) else ["*_"]
         return f"pl.BlockSpec({self.blocks.shape(block, self.text)}, lambda {', '.join(names)}: {place})"

@@ -172,11 +172,12 @@ def tile_number(plan: Plan, axis: Axis, seen: Sequence[int], calls: Mapping[str,
     """
     if axis.tile != STEP:
         return names[axis.tile or ""]
+    step = names.get(plan.step, plan.step)
     phases = [plan.phases[i] for i in sorted(seen) if plan.phases[i].loop.tile.dim == axis.dim]
     text = ""
     for i in reversed(range(len(phases))):
         phase = phases[i]
-        number = plan.step if phase.first == 0 else f"{plan.step} - {phase.first}"
+        number = step if phase.first == 0 else f"{step} - {phase.first}"
         if phase.bounded:
             number = f"nearest({number}, {calls[phase.loop.tile.name]}, block_{axis.dim}, {phase.steps})"
         else:
@@ -184,5 +185,5 @@ def tile_number(plan: Plan, axis: Axis, seen: Sequence[int], calls: Mapping[str,
             late = phase.last + 1 < (phases[i + 1].first if i + 1 < len(phases) else plan.steps)
             number = f"jnp.maximum({number}, 0)" if early else number
             number = f"jnp.minimum({number}, {phase.steps - 1})" if late else number
-        text = f"jnp.where({plan.step} < {phases[i + 1].first}, {number}, {text})" if text else number
+        text = f"jnp.where({step} < {phases[i + 1].first}, {number}, {text})" if text else number
     return text

@@ -74,7 +74,8 @@ def saturated(x, largest, dtype):
 class Text:
     """Writes expressions of one plan.
 
-    ``tiles`` says how the number of each tile is written ("m", or "0" where it is the only one), ``variable`` how a variable is,
+    ``tiles`` says how the number of each tile is written ("m", or "0" where it is the only one) and each index, ``variable`` how a
+    variable is,
     ``block`` how the block behind a load is; ``products`` are the dtypes whose products the chip's compiler takes.
     """
 
@@ -124,7 +125,7 @@ class Text:
             case ir.Size(dim):
                 return dim, ATOM
             case ir.Index(name):
-                return name, ATOM
+                return self.tiles[name], ATOM
             case ir.Start(tile):
                 number = self.tiles[tile]
                 return ("0", ATOM) if number == "0" else (f"{number} * block_{self.dim_of[tile]}", _MULTIPLY)

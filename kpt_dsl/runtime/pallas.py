@@ -6,6 +6,7 @@ handed to JAX and their outputs copied back.
 
 import linecache
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,14 @@ def specs(arguments: Iterable[tuple[tuple[int, ...], str]], sharding: Any = None
     """``jax.ShapeDtypeStruct`` of arguments given by shape and dtype name."""
     jax = jax_package()
     return [jax.ShapeDtypeStruct(tuple(shape), _jax_dtype(name), sharding=sharding) for shape, name in arguments]
+
+
+def on_abstract_tpu(kind: str, cores: int) -> AbstractContextManager[Any]:
+    """A context in which JAX lowers for a kind of TPU that need not be there: how integers are divided depends on it."""
+    sharding = jax_package().sharding
+    device = sharding.AbstractDevice(device_kind=kind, num_cores=cores, platform="tpu")
+    context: AbstractContextManager[Any] = sharding.use_abstract_mesh(sharding.AbstractMesh((), (), abstract_device=device))
+    return context
 
 
 # ------------------------------------------------------------------ arrays in and out
