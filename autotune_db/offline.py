@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Iterable
 
-from autotune_db import environment, jobs, model
+from autotune_db import environment, jobs, lookup, model
 from autotune_db.budget import Budget
 from autotune_db.crew import Crew, Reply
 from autotune_db.jobs import COMPILE_SECONDS
@@ -68,6 +68,7 @@ def predict(
         raise CompileError(f"no config of {key.title} can run on {target.name}; the first said: {trouble}")
     winner = min(times, key=lambda c: (times[c], c != first))
     ledger.win(winner, times[winner], times.get(first))
+    lookup.forget()
     return Result(
         key=key,
         origin="predicted",

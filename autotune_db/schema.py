@@ -2,6 +2,7 @@
 
 Rows are only ever added. A run is one tuning of one key; its trials are kept whatever becomes of the space that they came
 from; its winner is a row of its own, and the latest winner of a key and origin stands. ``snapshot`` reads these tables too.
+Their names begin with kpt_, so that they can lie beside Optuna's in one database.
 """
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, MetaData, Table, Text
@@ -20,13 +21,13 @@ def _number() -> "Column[int]":
 
 
 def _one_of(table: str) -> "Column[int]":
-    return Column(f"{table[:-1]}_id", _Number, ForeignKey(f"{table}.id"), nullable=False, index=True)
+    return Column(f"{table[:-1]}_id", _Number, ForeignKey(f"kpt_{table}.id"), nullable=False, index=True)
 
 
 schema = Table("kpt_schema", metadata, Column("version", Integer, nullable=False))
 
 keys = Table(
-    "keys",
+    "kpt_keys",
     metadata,
     _number(),
     Column("digest", Text, nullable=False, unique=True),
@@ -36,7 +37,7 @@ keys = Table(
 )
 
 runs = Table(
-    "runs",
+    "kpt_runs",
     metadata,
     _number(),
     _one_of("keys"),
@@ -46,7 +47,7 @@ runs = Table(
 )
 
 trials = Table(
-    "trials",
+    "kpt_trials",
     metadata,
     _number(),
     _one_of("runs"),
@@ -59,7 +60,7 @@ trials = Table(
 )
 
 winners = Table(
-    "winners",
+    "kpt_winners",
     metadata,
     _number(),
     _one_of("keys"),

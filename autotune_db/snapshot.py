@@ -25,9 +25,8 @@ WAIT_SECONDS = 0.5
 """How long a locked file is waited for, once a process."""
 
 _WINNERS = """
-SELECT keys.digest, keys.kernel, keys.device, keys.body,
-       winners.config, winners.origin, winners.microseconds, winners.first_microseconds
-FROM winners JOIN keys ON keys.id = winners.key_id ORDER BY winners.id
+SELECT k.digest, k.kernel, k.device, k.body, w.config, w.origin, w.microseconds, w.first_microseconds
+FROM kpt_winners w JOIN kpt_keys k ON k.id = w.key_id ORDER BY w.id
 """
 
 

@@ -6,6 +6,7 @@ wrong with a database is raised as StoreError, which says what to do. Dispatch d
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,9 @@ from kpt_dsl.space import Config
 
 WAIT_SECONDS = 30.0
 """How long a writer waits for another."""
+
+_MAKING = 0x6B7074
+"""Number of the lock that is held in PostgreSQL while tables are made."""
 
 
 @dataclass(frozen=True)
@@ -184,24 +188,45 @@ class Store:
             yield connection
 
     def _check(self, read_only: bool) -> None:
-        """Makes the tables of an empty database; refuses one that is not ours or is newer."""
-        with self._engine.connect() if read_only else self._engine.begin() as connection:
-            tables = set(sa.inspect(connection).get_table_names())
-            if schema.schema.name in tables:
-                found = connection.execute(sa.select(schema.schema.c.version)).scalar()
-                if found != schema.VERSION:
-                    raise StoreError(
-                        f"{self.shown} was written by another version of kpt (schema {found}, this kpt knows "
-                        f"{schema.VERSION}); upgrade kpt, or name another database with KPT_DB or --db"
-                    )
-            elif tables & set(schema.metadata.tables) or (tables and not is_url(self.place)):
-                raise StoreError(
-                    f"{self.shown} is a database of another program (tables {', '.join(sorted(tables)[:5])}); "
-                    "name another place with KPT_DB or --db"
-                )
-            elif not read_only:
+        """Makes the tables of an empty database; refuses one that is not ours or is newer, and leaves it as it is."""
+        if read_only:
+            with self._engine.connect() as connection:
+                self._is_ours(connection)
+            return
+        with self._engine.begin() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MAKING})"))
+            if not self._is_ours(connection):
                 schema.metadata.create_all(connection)
                 connection.execute(sa.insert(schema.schema).values(version=schema.VERSION))
+        if self._engine.dialect.name == "sqlite":
+            self._use_wal()
+
+    def _use_wal(self) -> None:
+        """Readers and writers then do not wait for each other. The mark stays in the file, so it is set only in our own.
+
+        Needs the file to itself for a moment; where others are at work too, one of them does it, now or next time.
+        """
+        with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(self._engine.raw_connection()) as raw:
+            raw.cursor().execute("PRAGMA journal_mode = WAL")
+
+    def _is_ours(self, connection: sa.Connection) -> bool:
+        """Whether our tables are there; False where they may be made. Raises StoreError for those of others or a newer kpt."""
+        tables = set(sa.inspect(connection).get_table_names())
+        if schema.schema.name in tables:
+            found = connection.execute(sa.select(schema.schema.c.version)).scalar()
+            if found != schema.VERSION:
+                raise StoreError(
+                    f"{self.shown} was written by another version of kpt (schema {found}, this kpt knows {schema.VERSION}); "
+                    "upgrade kpt, or name another database with KPT_DB or --db"
+                )
+            return True
+        if tables and self._engine.dialect.name == "sqlite":  # a server's database may well hold other tables too
+            raise StoreError(
+                f"{self.shown} is a database of another program (tables {', '.join(sorted(tables)[:5])}); "
+                "name another place with KPT_DB or --db"
+            )
+        return False
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -233,9 +258,7 @@ def _engine(place: str, read_only: bool) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: Any, _: object) -> None:
         connection.isolation_level = None  # the driver begins no transactions of its own
-        if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA foreign_keys = ON")
 
     @sa.event.listens_for(engine, "begin")
     def _begun(connection: sa.Connection) -> None:
@@ -259,7 +282,7 @@ def _key_id(connection: sa.Connection, key: Key) -> int:
 
 
 _INSERT_KEY = sa.text(
-    "INSERT INTO keys (digest, kernel, device, body) VALUES (:digest, :kernel, :device, :body) "
+    "INSERT INTO kpt_keys (digest, kernel, device, body) VALUES (:digest, :kernel, :device, :body) "
     "ON CONFLICT (digest) DO NOTHING"
 )
 

@@ -7,7 +7,7 @@ the search, and what it found goes through the rest. The winner is never worse t
 import os
 from collections.abc import Callable, Iterable
 
-from autotune_db import environment, jobs
+from autotune_db import environment, jobs, lookup
 from autotune_db.bench import Bench
 from autotune_db.budget import Budget
 from autotune_db.crew import Crew, Reply
@@ -74,6 +74,7 @@ def tune(
         winner, times = _final(timer, first, ledger)
     microseconds, first_microseconds = times.get(winner), times.get(first)
     ledger.win(winner, microseconds, first_microseconds)
+    lookup.forget()
     return Result(
         key=key,
         origin="measured",

@@ -11,6 +11,9 @@ from rich.table import Table
 from autotune_db.entry import Entry
 from autotune_db.result import Result
 
+PIPE_WIDTH = 250
+"""Of a table that no terminal shows, in characters: whole lines for what reads them."""
+
 
 def as_json(data: Any) -> None:
     """One JSON document on standard output."""
@@ -24,8 +27,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: Seq
         shown.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         shown.add_row(*("" if cell is None else str(cell) for cell in row))
-    # A pipe gets whole lines: what reads it has no width.
-    Console(width=None if sys.stdout.isatty() else 250, highlight=False, markup=False).print(shown)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
+    with console.capture() as drawn:
+        console.print(shown)
+    for line in drawn.get().splitlines():
+        print(line.rstrip())
 
 
 def microseconds(value: float | None) -> str:

@@ -34,6 +34,9 @@ def list_entries(
     if json:
         output.as_json([output.entry_dict(entry) for entry in found])
         return
+    if not found:
+        print("no entries; `kpt-tune run` makes some")
+        return
     output.table(
         ("id", "key", "device", "config", "µs", "speed-up", "known", "date"),
         [_row(entry) for entry in found],

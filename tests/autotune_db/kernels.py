@@ -22,7 +22,7 @@ def same(x: kd.Value) -> kd.Value:
 
 
 @kd.kernel(x="M K", weight="N K", bias="N", y="M N")
-def linear(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, scale: kd.Float, activation: kd.Static) -> None:
+def linear(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, scale: kd.Float, activation: kd.Static = same) -> None:
     for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
         acc = kd.zeros([m, n])
         for k in kd.sequential(kd.tile("K")):

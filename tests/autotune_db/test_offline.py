@@ -31,7 +31,6 @@ def test_a_gpu_that_is_not_here(target: str, database: Path) -> None:
     assert result.first_microseconds is not None
     assert 0 < result.microseconds <= result.first_microseconds
     assert result.first in [t.config for t in result.trials]
-    lookup.forget()
     answer = lookup.choose(problem, chip)
     assert (answer.config, answer.provenance) == (result.config, "predicted")
 
@@ -68,7 +67,6 @@ def test_predictions_are_where_a_search_on_the_chip_begins(database: Path, monke
     problem, cpu = problems.softmax("f32", M=1000, N=64), targets.get("cpu")
     with Store() as store:
         result = predict(problem, cpu, store, budget=Budget(60), processes=1)
-        lookup.forget()
         begun = warm.warm_starts(problem, cpu, store)
     assert begun[0] == result.config
     assert set(begun) == {t.config for t in result.trials if t.outcome == "predicted"}

@@ -41,7 +41,7 @@ def test_winners_of_a_writer_at_work_are_read(database: Path) -> None:
         store.add_entry(entry())
         writer = sqlite3.connect(database, isolation_level=None)
         writer.execute("BEGIN IMMEDIATE")
-        writer.execute("DELETE FROM winners")
+        writer.execute("DELETE FROM kpt_winners")
         assert len(snapshot.read(database)[0]) == 1
         writer.execute("ROLLBACK")
 
@@ -116,9 +116,9 @@ def test_a_row_that_is_not_understood_is_passed_over(column: str, value: str | N
     stored(entry(), entry(softmax(N=8)))
     with sqlite3.connect(database) as connection:
         if value is None:
-            connection.execute("UPDATE keys SET body = '{}' WHERE id = 1")
+            connection.execute("UPDATE kpt_keys SET body = '{}' WHERE id = 1")
         else:
-            connection.execute(f"UPDATE winners SET {column} = ? WHERE id = 1", (value,))
+            connection.execute(f"UPDATE kpt_winners SET {column} = ? WHERE id = 1", (value,))
     winners, trouble = snapshot.read(database)
     assert trouble is None
     assert winners.get(key().digest, "measured") is None

@@ -55,7 +55,7 @@ def test_the_latest_winner_of_an_origin_stands_and_the_others_stay(database: Pat
             opened.add_entry(entry(config=config))
         opened.add_entry(entry(config=ONE, origin="predicted"))
         assert [(e.config, e.origin) for e in opened.entries()] == [(TWO, "measured"), (ONE, "predicted")]
-    assert sqlite3.connect(database).execute("SELECT count(*) FROM winners").fetchone() == (3,)
+    assert sqlite3.connect(database).execute("SELECT count(*) FROM kpt_winners").fetchone() == (3,)
 
 
 WRITER = """
@@ -139,7 +139,7 @@ def test_a_corrupt_file_is_refused_and_not_touched(database: Path) -> None:
 
 def test_a_damaged_page_is_found(database: Path) -> None:
     with Store() as opened:
-        for width in range(200):
+        for width in range(60):
             opened.add_entry(entry(softmax(N=1 + width)))
     sqlite3.connect(database).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     page = 4096

@@ -64,7 +64,6 @@ def test_a_key_is_tuned_stored_and_looked_up(database: Path, monkeypatch: pytest
         assert [t.trial for t in store.trials(result.key)] == list(result.trials)
         assert store.trials()[0].environment["compiler"].startswith("numpy ")
     assert (entry.key, entry.config, entry.origin) == (result.key, result.config, "measured")
-    lookup.forget()
     answer = lookup.choose(PROBLEM, CPU)
     assert (answer.config, answer.provenance) == (result.config, "measured")
     assert [p.trials for p in seen if p.stage == "search"] == [1, 2, 3, 4, 5, 6, 7]
@@ -186,7 +185,7 @@ def test_a_database_that_fails_midway_does_not_end_the_tuning(database: Path) ->
     def watch(now: Progress) -> None:
         if now.trials == 2:
             with sqlite3.connect(database) as connection:
-                connection.execute("DROP TABLE trials")
+                connection.execute("DROP TABLE kpt_trials")
 
     result = tuned(trials=4, watch=watch)
     assert len(result.trials) == 4
@@ -197,9 +196,9 @@ def test_a_database_that_comes_back_gets_everything(database: Path) -> None:
     def watch(now: Progress) -> None:
         with sqlite3.connect(database) as connection:
             if now.trials == 2:
-                connection.execute("ALTER TABLE trials RENAME TO away")
+                connection.execute("ALTER TABLE kpt_trials RENAME TO away")
             if now.stage == "final":
-                connection.execute("ALTER TABLE away RENAME TO trials")
+                connection.execute("ALTER TABLE away RENAME TO kpt_trials")
 
     result = tuned(trials=4, watch=watch)
     assert not result.unsaved
