@@ -145,7 +145,7 @@ def _tensor_facts(
         large=reach > INT32_MAX,
         aligned=aligned,
         ranged=reach * size <= INT32_MAX,
-        describable=aligned and described and len(strides) <= TMA_RANK,
+        describable=aligned and described and len(strides) <= TMA_RANK and 0 not in extents,
         strides=tuple(
             StrideFacts(
                 unit=i == last and s == 1,
