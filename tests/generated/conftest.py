@@ -1,6 +1,11 @@
 """``--device cuda`` runs the generated cases on a GPU instead of the interpreters."""
 
+import os
+
 import pytest
+
+# Each case is compiled once and run once: XLA's optimisations take longer than they save.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
