@@ -7,6 +7,7 @@ from typing import Any
 
 from autotune_db import inputs, measure, verify
 from kpt_dsl import runtime, targets
+from kpt_dsl.errors import CompileError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 
@@ -48,23 +49,30 @@ class Bench:
 
     def wrong(self, config: Config) -> str:
         """What is wrong with what a config computes; "" for nothing."""
-        import torch
-
         for name, role in self._problem.kernel.roles.items():
             array = self._arguments[name]
             if role == "out" and array is not None:
                 array.fill_(float("nan") if array.is_floating_point() else -1)
         self._launch(config)()
-        if self._on_gpu:
-            torch.cuda.synchronize()
+        self._synchronise()
         return verify.wrong(self._problem, config, self._arguments, self._seed)
+
+    def _synchronise(self) -> None:
+        if self._on_gpu:
+            import torch
+
+            torch.cuda.synchronize()
 
     def _launch(self, config: Config) -> measure.Launch:
         ready = self._ready.pop(config, None)
         if ready is None:
             if len(self._ready) >= _KEPT:
                 self._ready.pop(next(iter(self._ready)))  # the one not used for longest
-            launch = runtime.launcher(self._problem, self._arguments, config, self._target)
-            ready = self._clock.prepare(launch)
+            try:
+                launch = runtime.launcher(self._problem, self._arguments, config, self._target)
+                ready = self._clock.prepare(launch)
+            except CompileError:
+                self._synchronise()  # raises what the device itself says where it has faulted: this process is then of no use
+                raise
         self._ready[config] = ready
         return ready

@@ -21,12 +21,12 @@ from typing import IO, Any, Literal
 START_SECONDS = 180.0
 """For imports and set-up: torch from a cold disk, a device context, the arrays of a large problem."""
 
-Failure = Literal["", "error", "crash", "timeout"]
+Failure = Literal["", "error", "crash", "timeout", "start"]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a job. ``kind`` is the name of the exception of an ``error``."""
+    """What became of a job. ``kind`` is the name of the exception of an ``error``; ``start``: the process never got ready."""
 
     job: Hashable
     value: Any = None
@@ -142,13 +142,14 @@ class _Worker:
         if not ready:
             if time.monotonic() < self.deadline:
                 return None
-            what = f"no answer in {self.task.seconds:g} s" if self._ready else f"no start in {START_SECONDS:g} s"
-            return self._lost("timeout", what)
+            if self._ready:
+                return self._lost("timeout", f"no answer in {self.task.seconds:g} s")
+            return self._lost("start", f"no start in {START_SECONDS:g} s")
         try:
             message = self.pipe.recv()
         except (EOFError, OSError):
             self._process.wait()
-            return self._lost("crash", self._last_words())
+            return self._lost("crash" if self._ready else "start", self._last_words())
         if message[0] == "ready":
             self._ready = True
             self.deadline = time.monotonic() + self.task.seconds
@@ -159,7 +160,7 @@ class _Worker:
         _, detail, kind, ends = message
         if ends:
             self.end()
-        return Reply(job, None, "error", detail, kind)
+        return Reply(job, None, "error" if self._ready else "start", detail, kind)
 
     def end(self) -> None:
         self.gone = True

@@ -4,7 +4,7 @@ from autotune_db.crew import Reply
 from autotune_db.trial import Outcome, Trial
 from kpt_dsl import build, targets
 from kpt_dsl.build import Report
-from kpt_dsl.errors import MissingPackageError
+from kpt_dsl.errors import CompileError, MissingPackageError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 
@@ -18,9 +18,14 @@ def compile_one(problem: Problem, target: str, config: Config) -> Report:
 
 
 def failed(config: Config, reply: Reply) -> Trial:
-    """The trial of a config whose job did not end well. Raises MissingPackageError where no config could end otherwise."""
+    """The trial of a config whose job did not end well.
+
+    Raises MissingPackageError or CompileError where no config could end otherwise.
+    """
     if reply.kind == "MissingPackageError":
         raise MissingPackageError(reply.detail)
+    if reply.failure == "start":
+        raise CompileError(f"a process of the tuner cannot start: {reply.detail}")
     return Trial(config, _outcome(reply), detail=reply.detail.splitlines()[0][:500] if reply.detail else "")
 
 

@@ -131,6 +131,11 @@ class FirstIsWrong(MadeUpBench):
         return "y: NaN" if config["block_M"] == 1024 else ""
 
 
+class NoDevice(MadeUpBench):
+    def __init__(self, problem: Problem, target: str, device: int, seed: int) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 300 GiB")
+
+
 class AllAreWrong(MadeUpBench):
     def wrong(self, config: Config) -> str:
         return "y: NaN"

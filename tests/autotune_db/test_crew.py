@@ -100,14 +100,14 @@ def test_a_state_that_cannot_be_made_fails_each_job() -> None:
         for job in range(2):
             workers.submit(job, crimes.BrokenState.next, seconds=30)
         replies = done(workers)
-    assert [(replies[job].failure, replies[job].detail) for job in (0, 1)] == [("error", "no device")] * 2
+    assert [(replies[job].failure, replies[job].detail) for job in (0, 1)] == [("start", "no device")] * 2
 
 
 def test_a_process_that_does_not_start_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "START_SECONDS", 0.0)
     with Crew(1) as workers:
         workers.submit("job", crimes.add, 1, 1, seconds=30)
-        assert done(workers)["job"].failure == "timeout"
+        assert done(workers)["job"].failure == "start"
 
 
 def test_leaving_ends_the_processes() -> None:

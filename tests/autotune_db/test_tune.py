@@ -149,6 +149,12 @@ def test_a_compiler_that_does_nothing_is_an_error(
         tuned()
 
 
+def test_a_bench_that_cannot_be_set_up_is_an_error_at_once(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "Bench", crimes.NoDevice)
+    with pytest.raises(CompileError, match=r"cannot start: .*300 GiB"):
+        tuned()
+
+
 def test_budgets_end_the_search(database: Path) -> None:
     assert len(tuned(trials=3).trials) == 3
     started = time.monotonic()
