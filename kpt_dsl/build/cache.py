@@ -28,6 +28,7 @@ _PRUNE_EVERY = 64
 
 _log = logging.getLogger("kpt")
 _added = 0
+_warned = False
 
 
 def folder() -> Path:
@@ -99,9 +100,11 @@ def _temporary() -> str:
     return tempfile.mkdtemp(prefix="kpt-")
 
 
-@lru_cache(maxsize=1)
 def _warn_once(reason: str) -> None:
-    _log.warning("kpt's cache folder cannot be used, so kernels are compiled again in each process: %s", reason)
+    global _warned
+    if not _warned:
+        _log.warning("kpt's cache folder cannot be used, so kernels are compiled again in each process: %s", reason)
+    _warned = True
 
 
 def _count() -> None:

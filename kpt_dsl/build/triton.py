@@ -103,10 +103,9 @@ def _resources(kernel: Any, vendor: str) -> tuple[int | None, int | None]:
     """Registers and spilled bytes of a thread."""
     if vendor == "amd":
         text = kernel.asm["amdgcn"]
-        found = {
-            name: int(n) for name, n in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text)
-        }
-        return found.get("vgpr_count"), 4 * (found.get("vgpr_spill_count", 0) + found.get("sgpr_spill_count", 0))
+        # Scratch is memory; scalar registers that run out go to lanes of vector registers and are not counted.
+        found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", text))
+        return int(found["vgpr_count"]), int(found["private_segment_fixed_size"])
     usage = _usage(kernel.metadata_group)
     found = {name: int(n) for name, n in re.findall(r"(REG|STACK):(\d+)", usage)}
     return found.get("REG"), found.get("STACK")

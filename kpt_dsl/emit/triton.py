@@ -21,6 +21,7 @@ from kpt_dsl.emit.triton_grid import Grid
 from kpt_dsl.emit.triton_helpers import HELPERS
 from kpt_dsl.emit.triton_memory import Memory
 from kpt_dsl.emit.triton_names import Names
+from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
 from kpt_dsl.passes.split import split_masks
 
@@ -39,6 +40,7 @@ def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
     Raises ConfigError where the config has no block for a tile, or one that no GPU could run.
     """
     kernel = problem.lower({name: config[name] for name, _ in problem.lower().choices if name in config})
+    kernel = settle(kernel)
     known = facts(problem, kernel, config)
     kernel = split_masks(guard(kernel, known.padded))
     return _Emitter(kernel, known, target, config).source()
