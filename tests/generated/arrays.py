@@ -29,6 +29,15 @@ class Layout:
     gap: int = 0
 
 
+TIDY = st.sampled_from([16, 32, 64, 128, 256])
+"""Extents that tiles divide: no mask is needed, and tensor descriptors can be used."""
+
+
+def or_tidy(draw: st.DrawFn, ugly: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
+    """A strategy of extents for all dims of one case: ugly ones, and tidy ones in a quarter of the cases."""
+    return draw(st.sampled_from([ugly, ugly, ugly, TIDY]))
+
+
 def layouts(rank: int, *orders: tuple[int, ...]) -> st.SearchStrategy[Layout]:
     """Contiguous half of the time; else one of the orders (default: contiguous), with gaps or without."""
     plain = tuple(range(rank))

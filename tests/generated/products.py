@@ -12,7 +12,7 @@ import torch
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.kernels import linear_act_fwd
-from tests.generated.arrays import Layout, empty, exact, layouts, place, random
+from tests.generated.arrays import Layout, empty, exact, layouts, or_tidy, place, random
 from tests.generated.case import Array, Case, Close
 from tests.tolerances import rounding, tolerance
 
@@ -78,8 +78,9 @@ class LinearAct(Case):
 def linear_act(draw: st.DrawFn) -> LinearAct:
     """Cases of all dtypes, activations and layouts, small enough for an interpreter."""
     dtype = draw(st.sampled_from(["f32", "f16", "bf16"]))
+    extent, length = or_tidy(draw, _EXTENT), or_tidy(draw, _LENGTH)
     return LinearAct(
-        M=draw(_EXTENT), N=draw(_EXTENT), K=draw(_LENGTH), dtype=dtype,
+        M=draw(extent), N=draw(extent), K=draw(length), dtype=dtype,
         activation=draw(st.sampled_from(list(ACTIVATIONS))),
         bias=draw(st.booleans()),
         magnitude=draw(st.sampled_from([1.0, 1.0, 1e-3, 1e3 if dtype == "f16" else 1e15])),
@@ -136,8 +137,9 @@ class Fp8Matmul(Case):
 def fp8_matmul(draw: st.DrawFn) -> Fp8Matmul:
     """Cases of both fp8 types, in any mix that PyTorch has, all scales and outputs."""
     a_dtype, b_dtype = draw(st.sampled_from([("f8e4m3", "f8e4m3"), ("f8e4m3", "f8e5m2"), ("f8e5m2", "f8e4m3")]))
+    extent, length = or_tidy(draw, _EXTENT), or_tidy(draw, _LENGTH)
     return Fp8Matmul(
-        M=draw(_EXTENT), N=draw(_EXTENT), K=draw(_LENGTH), a_dtype=a_dtype, b_dtype=b_dtype,
+        M=draw(extent), N=draw(extent), K=draw(length), a_dtype=a_dtype, b_dtype=b_dtype,
         out=draw(st.sampled_from(["bf16", "f16", "f32"])),
         by_row=draw(st.booleans()), bias=draw(st.booleans()),
         magnitude=draw(st.sampled_from([1.0, 1.0, 0.01, 20.0])),
