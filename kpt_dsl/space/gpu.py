@@ -48,7 +48,10 @@ def knobs(facts: Facts, target: Target) -> Knobs:
 
 def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
     """Why a config cannot run on a GPU, or None."""
-    sizes = GpuSizes(facts, target, config)
+    return _why_illegal(GpuSizes(facts, target, config))
+
+
+def _why_illegal(sizes: GpuSizes) -> str | None:
     return (
         _why_too_large(sizes)
         or _why_bad_warps(sizes)
@@ -60,7 +63,7 @@ def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
 
 def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     """A good legal config by rule."""
-    return gpu_first.first(facts, target, knobs, lambda config: why_illegal(facts, target, config))
+    return gpu_first.first(facts, target, knobs, _why_illegal)
 
 
 def seconds(facts: Facts, target: Target, config: Config) -> float:

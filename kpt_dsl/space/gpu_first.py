@@ -16,6 +16,8 @@ from kpt_dsl.targets import Target
 
 OPERAND_ROW_BYTES = (128, 256)
 """Bytes of a product's operands along k in one step: a line of shared memory without bank conflicts is 128 B."""
+LINK_COLUMNS = 128
+"""Most columns of a product whose result goes into another product: wider ones leave no registers for the second."""
 THREAD_BYTES = 32
 """Bytes of a row that a thread best holds: two of the widest loads (16 B) under way at once."""
 DEPTHS = (2, 3, 4, 1)
@@ -30,32 +32,38 @@ WAVES = 2
 """From this many tiles a core on, programs that go on to the next tile hide its loads behind the end of the last."""
 PART_BYTES = 32 * 1024
 """A larger tile is stored in parts, for it would take shared memory from the pipeline."""
-COMFORTABLE_REGISTERS = 0.7
-"""Share of a thread's registers that tiles may take before the compiler is likely to run out."""
+COMFORTABLE_PRESSURE = 0.95
+"""Share of a thread's registers in use from which the compiler is likely to run out."""
+PRESSURE_COST = 3
+"""How much slower a kernel gets for each whole share of registers beyond that."""
 
-Judge = Callable[[Config], str | None]
+Judge = Callable[[GpuSizes], str | None]
 
 
 def first(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]], why_illegal: Judge) -> Config | None:
     """The best legal candidate by the model, else the legal config with the smallest values, else None."""
-    legal = (config for config in _candidates(facts, target, knobs) if why_illegal(config) is None)
-    scored = ((_score(GpuSizes(facts, target, config)), config) for config in legal)
-    best = min(scored, key=lambda pair: pair[0], default=None)
+    legal = (sizes for sizes in _candidates(facts, target, knobs) if why_illegal(sizes) is None)
+    best = min(legal, key=_score, default=None)
     if best is not None:
-        return best[1]
+        return best.config
     everything = (Config(dict(zip(knobs, values, strict=True))) for values in itertools.product(*knobs.values()))
-    return next((config for config in everything if why_illegal(config) is None), None)
+    return next((c for c in everything if why_illegal(GpuSizes(facts, target, c)) is None), None)
 
 
-def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[Config]:
+def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
     """Points of a thinned grid over blocks, warps and stages, each completed by rule.
 
     The first of equals wins, so larger tiles come first, and fewer warps and stages, down to those that keep a core busy.
     """
     searched = [name for name in knobs if name in facts.blocks or name in ("num_warps", "num_stages")]
+    tiled: dict[tuple[Value, ...], GpuSizes] = {}
     worth = {name: _worth_trying(facts, target, name, knobs[name]) for name in searched}
     for values in itertools.product(*(v[::-1] if name in facts.blocks else v for name, v in worth.items())):
-        yield _completed(facts, target, knobs, dict(zip(worth, values, strict=True)))
+        chosen = {name: least[0] for name, least in knobs.items()} | dict(zip(worth, values, strict=True))
+        blocks = tuple(chosen[name] for name in facts.blocks)
+        if blocks not in tiled:
+            tiled[blocks] = GpuSizes(facts, target, Config(chosen))
+        yield _completed(tiled[blocks].having(Config(chosen)), knobs)
 
 
 def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
@@ -65,6 +73,8 @@ def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, 
         return tuple(depth for depth in depths if depth in values) or values
     if name == "num_warps":
         return tuple(v for v in values if int(v) >= PARTITIONS) + tuple(v for v in values if int(v) < PARTITIONS)
+    if any(facts.block_of.get(p.n) == name and not p.carried for p in facts.products):
+        return tuple(v for v in values if int(v) <= LINK_COLUMNS)
     sizes = [p.dtype.bytes for p in facts.products if facts.block_of.get(p.k) == name and not p.chained]
     if sizes:
         fitting = tuple(v for v in values if int(v) * max(sizes) in OPERAND_ROW_BYTES) or values[-1:]
@@ -72,20 +82,20 @@ def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, 
     return values
 
 
-def _completed(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]], chosen: dict[str, Value]) -> Config:
-    """A config whose remaining knobs follow from those chosen."""
-    config = Config({name: chosen.get(name, values[0]) for name, values in knobs.items()})
-    sizes = GpuSizes(facts, target, config)
+def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes:
+    """The same tiles, warps and stages with the other knobs as they follow from them."""
+    facts, target = sizes.facts, sizes.target
     by_rule: dict[str, Value] = {}
     if "group" in knobs and min(map(sizes.tiles, facts.grid_tiles[-2:])) >= GROUP:
         by_rule["group"] = GROUP
-    if "descriptors" in knobs and gpu_model.compulsory_seconds(sizes) > DESCRIPTOR_SECONDS:
+    on_matrix_unit = all(target.matrix_dtype(p.dtype.name) for p in facts.products)
+    if "descriptors" in knobs and on_matrix_unit and sizes.compulsory_seconds > DESCRIPTOR_SECONDS:
         by_rule["descriptors"] = True
         if "persistent" in knobs and sizes.programs > WAVES * target.cores:
             by_rule["persistent"] = True
         if "epilogue" in knobs and sizes.epilogue_bytes > PART_BYTES:
             by_rule["epilogue"] = 2
-    return config | by_rule
+    return sizes.having(sizes.config | by_rule) if by_rule else sizes
 
 
 def _score(sizes: GpuSizes) -> float:
@@ -96,6 +106,6 @@ def _score(sizes: GpuSizes) -> float:
     """
     seconds = gpu_model.seconds(sizes)
     if sizes.facts.products:
-        return seconds * (1 + max(0.0, sizes.registers / sizes.target.thread_registers - COMFORTABLE_REGISTERS))
+        return seconds * (1 + PRESSURE_COST * max(0.0, sizes.pressure - COMFORTABLE_PRESSURE))
     widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
     return seconds * (1 + 0.05 * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES)))

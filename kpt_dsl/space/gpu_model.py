@@ -60,16 +60,6 @@ def seconds(sizes: GpuSizes) -> float:
     return _both(run, memory)
 
 
-def compulsory_seconds(sizes: GpuSizes) -> float:
-    """The least that the products and the bytes of every tensor can take."""
-    facts, target = sizes.facts, sizes.target
-    moved = sum(math.prod(facts.dims[d] for d in t.dims) * t.dtype.bytes for t in facts.kernel.tensors)
-    products = sum(
-        2 * sizes.count((p.m, p.n, p.k)) * sizes.steps[p.scope] / target.peak(p.dtype.name) for p in facts.products
-    )
-    return max(moved / target.bandwidth_bytes_per_s, products * sizes.programs)
-
-
 def _memory_seconds(sizes: GpuSizes) -> float:
     """Seconds of traffic with device memory: every tensor once, and what programs read again after L2 has lost it."""
     bytes_once: dict[str, float] = {}
@@ -81,7 +71,7 @@ def _memory_seconds(sizes: GpuSizes) -> float:
     once = sum(bytes_once.values())
     lost = sizes.target.cores * sizes.resident * once > L2_SHARE * sizes.target.l2_bytes
     again = (total - once) * sizes.programs if lost else 0.0
-    return compulsory_seconds(sizes) + again / sizes.target.bandwidth_bytes_per_s
+    return sizes.compulsory_seconds + again / sizes.target.bandwidth_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)

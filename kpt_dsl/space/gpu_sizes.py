@@ -13,6 +13,14 @@ MIN_PRODUCT_SIDE = 16
 BASE_REGISTERS = 40
 """Registers of a thread that hold addresses, indices and loop state, whatever the tiles are; half of it without products."""
 
+MASK_WORDS = 0.5
+"""Words an element that each mask holds (compiled for sm_90: three masks of a 64x128 tile took 62 to 90 registers a thread)."""
+AHEAD = 1.25
+"""Of the sides of its square, how much a thread has read of both together when vector units multiply (compiled for sm_80)."""
+INSTRUCTION_BYTES = 32
+"""Bytes along k of the operands of one matrix instruction."""
+COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
+
 
 @dataclass(frozen=True)
 class GpuSizes(Sized):
@@ -40,6 +48,15 @@ class GpuSizes(Sized):
         base = BASE_REGISTERS if self.facts.products else BASE_REGISTERS // 2
         return base + max(map(self._held, range(len(self.facts.loops) + 1))) // self.threads
 
+    @cached_property
+    def pressure(self) -> float:
+        """Share of a thread's registers in use once masks and operands that the compiler reads ahead are counted.
+
+        Spills become likely a little below one; unlike ``registers`` this is no limit, for the compiler can give way here.
+        """
+        extra = max((self._mask_words(p) + self._read_words(p) for p in self.facts.products), default=0.0)
+        return (self.registers + extra / self.threads) / self.target.thread_registers
+
     def _held(self, scope: Scope) -> int:
         """32-bit words of the tiles alive at once in a scope."""
         types = self.facts.carried[scope - 1] if scope else ()
@@ -51,16 +68,35 @@ class GpuSizes(Sized):
         return carried + results + max(map(self._operand_words, products))
 
     def _operand_words(self, product: Product) -> int:
-        """32-bit words of a product's operands that registers hold."""
-        m, n, k = self.lanes(product.m), self.lanes(product.n), self.lanes(product.k)
+        """32-bit words of a product's operands that must be in registers."""
+        size = product.dtype.bytes
         unit = self.target.matrix_dtype(product.dtype.name)
-        if unit is None:  # each thread reads the rows and columns of its own square of the result, about half of them ahead
-            return math.isqrt(m * n * self.threads) * k
-        if unit != product.dtype.name:  # operands are widened on their way to shared memory
-            return (m + n) * k // 2
+        if unit not in (None, product.dtype.name):  # widened on the way to shared memory
+            return (self.lanes(product.m) + self.lanes(product.n)) * self.lanes(product.k) // 2
+        left, right = product.loads
+        words = 0 if left else self.count((product.m, product.k)) * size // 4
+        if not self.target.async_products:  # what was loaded before the loop stays in registers
+            words += sum(self.bytes(load) for load in (left, right) if load and load.scope != product.scope) // 4
+        return words
+
+    def _read_words(self, product: Product) -> float:
+        """32-bit words of operands that pass through registers on their way to the units that multiply."""
+        m, n, k = self.lanes(product.m), self.lanes(product.n), self.lanes(product.k)
+        if self.target.matrix_dtype(product.dtype.name) is None:
+            return AHEAD * math.isqrt(m * n * self.threads) * k  # the rows and columns of each thread's square
         if self.target.async_products:
-            return 0
-        return sum(self.bytes(load) for load in product.loads if load and load.scope != product.scope) // 4
+            return 0.0
+        # Each warp reads its rows and columns one instruction deep, and the next while it multiplies these.
+        down = min(self.warps, m // MIN_PRODUCT_SIDE)
+        return 2 * (m / down + n * down / self.warps) * self.warps * INSTRUCTION_BYTES / 4
+
+    def _mask_words(self, product: Product) -> float:
+        """32-bit words that the masks of a product's result hold, in indices and predicates."""
+        inside = (a for a in self.facts.arithmetic if a.scope == product.scope and a.axes == (product.m, product.n))
+        masks = sum(operation in COMPARISONS for a in inside for operation in a.operations)
+        if product.scope and any(isinstance(e, ir.Load) for e in ir.walk(self.facts.loops[product.scope - 1].stop)):
+            masks += 1  # a length that is read at run time leaves padding in the last tile
+        return MASK_WORDS * masks * self.count((product.m, product.n))
 
     def _is_async(self, product: Product) -> bool:
         """Whether a product is issued ahead and reads its operands from shared memory meanwhile."""

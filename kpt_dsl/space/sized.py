@@ -3,14 +3,17 @@ machine is in the classes derived from it."""
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 from kpt_dsl import ir
 from kpt_dsl.space.config import Config
 from kpt_dsl.space.facts import Access, Axes, Facts
 from kpt_dsl.space.spans import mean_steps
 from kpt_dsl.targets import Target
+
+_OF_TILES = ("_lanes", "blocks", "programs", "steps", "compulsory_seconds")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Sized(ABC):
     @abstractmethod
     def whole(self, axis: ir.Axis) -> int:
         """How many lanes an axis has that spans its whole dim."""
+
+    def having(self, config: Config) -> Self:
+        """The same tiles under other knobs; what only depends on the tiles is not computed again."""
+        other = replace(self, config=config)
+        other.__dict__.update((name, getattr(self, name)) for name in _OF_TILES)
+        return other
 
     def lanes(self, axis: ir.Axis) -> int:
         """How many lanes an axis has."""
@@ -59,6 +68,16 @@ class Sized(ABC):
     def tiles(self, tile: ir.Tile) -> int:
         """How many tiles cover the dim of a tile variable."""
         return math.ceil(self.facts.dims[tile.dim] / self.blocks[tile.block])
+
+    @cached_property
+    def compulsory_seconds(self) -> float:
+        """The least that the products and the bytes of every tensor can take."""
+        facts, target = self.facts, self.target
+        moved = sum(math.prod(facts.dims[d] for d in t.dims) * t.dtype.bytes for t in facts.kernel.tensors)
+        products = sum(
+            2 * self.count((p.m, p.n, p.k)) * self.steps[p.scope] / target.peak(p.dtype.name) for p in facts.products
+        )
+        return max(moved / target.bandwidth_bytes_per_s, products * self.programs)
 
     @cached_property
     def steps(self) -> tuple[float, ...]:

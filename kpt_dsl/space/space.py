@@ -119,7 +119,8 @@ class Space:
         """Raises ConfigError with the reason when a config is illegal."""
         reason = self.why_illegal(config)
         if reason is not None:
-            raise ConfigError(f"{self.problem.kernel.name} on {self.target.name}: config {Config(config)} is illegal: {reason}")
+            where = f"{self.problem.kernel.name} on {self.target.name}"
+            raise ConfigError(f"{where}: config {Config(config)} is illegal: {reason}")
 
     @cached_property
     def first(self) -> Config:

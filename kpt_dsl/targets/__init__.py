@@ -25,7 +25,7 @@ def _all() -> dict[str, Target]:
     for entry in entry_points(group="kpt.targets"):
         for target in entry.load().TARGETS:
             if target.name in found:
-                raise TargetError(f"entry point kpt.targets:{entry.name} offers target {target.name!r}, which exists already")
+                raise TargetError(f"entry point kpt.targets:{entry.name} offers {target.name!r}, which exists already")
             found[target.name] = target
     return found
 

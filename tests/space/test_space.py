@@ -1,0 +1,279 @@
+"""Spaces: which knobs a kernel has where, what is refused and why, and that every problem has a legal config to begin with."""
+
+import ast
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kpt_dsl import targets
+from kpt_dsl.emit import triton_facts
+from kpt_dsl.errors import ConfigError, TargetError
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config, Space, space
+from kpt_dsl.space.config import Value
+from kpt_dsl.space.descriptors import describable
+from tests.space import problems
+
+H200, A100 = targets.get("nvidia-h200"), targets.get("nvidia-a100")
+MI300X, V6E, CPU = targets.get("amd-mi300x"), targets.get("tpu-v6e"), targets.get("cpu")
+
+
+# ------------------------------------------------------------------ which knobs there are
+def test_matmul_on_hopper_has_every_knob() -> None:
+    found = space(problems.linear(8192, 14336, 4096), H200)
+    assert set(found.knobs) == {
+        "block_M", "block_N", "block_K", "num_warps", "num_stages", "group", "persistent", "descriptors", "epilogue",
+    }  # fmt: skip
+
+
+def test_descriptors_need_hardware_for_them() -> None:
+    found = space(problems.linear(8192, 14336, 4096), A100)
+    assert not {"descriptors", "epilogue"} & set(found.knobs)
+
+
+def test_descriptors_need_aligned_strides() -> None:
+    assert "descriptors" in space(problems.attention(256, 256, 64), H200).knobs
+    assert "descriptors" not in space(problems.attention(256, 256, 63), H200).knobs
+
+
+def test_compiler_options_come_from_the_target() -> None:
+    found = space(problems.attention(4096, 4096), MI300X)
+    assert found.knobs["matrix_instr_nonkdim"] == (16, 32)
+    assert found.knobs["kpack"] == (1, 2)
+    assert "kpack" not in space(problems.attention(4096, 4096), targets.get("amd-mi355x")).knobs
+
+
+def test_rows_alone_have_no_knobs_of_products() -> None:
+    found = space(problems.layer_norm(8192, 4096), H200)
+    assert set(found.knobs) == {"whole_row", "block_M", "block_N", "num_warps"}
+
+
+def test_tpu_has_blocks_only() -> None:
+    assert set(space(problems.linear(8192, 14336, 4096), V6E).knobs) == {"block_M", "block_N", "block_K"}
+
+
+def test_tiles_grow_no_further_than_the_dim() -> None:
+    found = space(problems.linear(16, 14336, 4096), H200)
+    assert found.knobs["block_M"] == (16,)
+    assert found.knobs["block_N"] == (16, 32, 64, 128, 256)
+
+
+def test_depth_of_8_bit_products_starts_at_32() -> None:
+    assert space(problems.fp8_matmul(512, 512, 512), H200).knobs["block_K"][0] == 32
+
+
+def test_size_counts_each_choice_with_its_own_knobs() -> None:
+    found = space(problems.layer_norm(8192, 4096), H200)
+    knobs = found.knobs
+    shared = len(knobs["block_M"]) * len(knobs["num_warps"])
+    assert found.size == shared + shared * len(knobs["block_N"])
+
+
+@pytest.mark.parametrize("problem", [problems.attention(64, 128, 32), problems.layer_norm(64, 512)], ids=str)
+def test_iteration_gives_legal_configs_each_once(problem: Problem) -> None:
+    found = space(problem, H200)
+    configs = list(found)
+    assert 0 < len(configs) <= found.size
+    assert len(set(configs)) == len(configs)
+    assert all(found.why_illegal(config) is None for config in configs)
+
+
+# ------------------------------------------------------------------ a config has exactly the knobs that its choices need
+def test_a_knob_of_the_other_choice_is_refused() -> None:
+    found = space(problems.layer_norm(8192, 4096), H200)
+    config = Config(whole_row=True, block_M=1, block_N=1024, num_warps=8)
+    assert found.why_illegal(config) == "block_N does nothing when whole_row=True; leave it out"
+    assert found.canonical(config) == Config(whole_row=True, block_M=1, num_warps=8)
+    assert found.why_illegal(found.canonical(config)) is None
+
+
+def test_a_missing_knob_is_named() -> None:
+    found = space(problems.layer_norm(8192, 4096), H200)
+    assert str(found.why_illegal(Config(whole_row=False, block_M=1, num_warps=8))).startswith("block_N missing")
+
+
+def test_an_unknown_knob_is_named() -> None:
+    found = space(problems.layer_norm(8192, 4096), H200)
+    assert str(found.why_illegal(found.first | {"num_stage": 3})).startswith("there is no knob num_stage; there are")
+
+
+@pytest.mark.parametrize("value", [96, True, "64", 512])
+def test_a_value_outside_the_space_is_refused(value: Value) -> None:
+    found = space(problems.linear(8192, 14336, 4096), H200)
+    assert found.why_illegal(found.first | {"block_M": value}) == (
+        f"block_M is {value!r}; accepted here are 16, 32, 64, 128, 256"
+    )
+
+
+# ------------------------------------------------------------------ planted illegal points, each with its reason
+_CASES = (
+    ("products of 128 rows", H200, problems.linear(8192, 8192, 8192), {"num_warps": 2}, "issued by 4 warps together"),
+    ("accumulators", H200, problems.linear(8192, 8192, 8192), {"num_warps": 4}, "296 registers a thread"),
+    (
+        "four stages and a whole epilogue",
+        H200, problems.linear(8192, 8192, 8192), {"num_stages": 4, "epilogue": 1}, "262,144 B of shared memory",
+    ),
+    ("narrow parts", H200, problems.linear(8192, 8192, 8192), {"block_N": 64, "epilogue": 4}, "fewer than 32 a part"),
+    ("parts without descriptors", H200, problems.linear(8192, 8192, 8192), {"descriptors": False}, "only descriptors"),
+    ("more threads than elements", H200, problems.layer_norm(64, 37), {"block_M": 1, "num_warps": 16}, "512 threads"),
+    ("a huge tile", H200, problems.rms_norm(64, 65536), {"whole_row": True, "block_M": 64}, "1,048,576"),
+    ("a whole row in registers", H200, problems.rms_norm(64, 65536), {"num_warps": 4, "whole_row": True}, "registers"),
+    ("shared memory of an older chip", A100, problems.attention(4096, 4096, 256), {"num_stages": 5}, "shared memory"),
+    ("vector memory", targets.get("tpu-v4"), problems.layer_norm(4096, 8192), {"block_M": 2048}, "vector memory"),
+)  # fmt: skip
+PLANTED = [pytest.param(*case, id=name) for name, *case in _CASES]
+
+
+@pytest.mark.parametrize(("target", "problem", "change", "reason"), PLANTED)
+def test_planted_config_is_refused_with_its_reason(
+    target: targets.Target, problem: Problem, change: Mapping[str, Value], reason: str
+) -> None:
+    found = space(problem, target)
+    config = found.canonical({**found.first, **change})
+    assert reason in str(found.why_illegal(config))
+    with pytest.raises(ConfigError, match=rf"on {target.name}: config .* is illegal: "):
+        found.check(config)
+
+
+def test_a_tpu_block_that_is_no_multiple_of_a_register_is_refused() -> None:
+    found = space(problems.linear(1000, 1000, 1000), V6E)
+    assert 1000 in found.knobs["block_N"]
+    assert all(int(value) % 128 == 0 or value == 1000 for value in found.knobs["block_N"])
+    assert all(int(value) % 8 == 0 or value == 1000 for value in found.knobs["block_M"])
+
+
+def test_rules_that_cannot_be_imported_are_named() -> None:
+    strange = replace(CPU, name="acme-npu", rules="acme_npu.rules")
+    with pytest.raises(TargetError, match=r"space rules 'acme_npu\.rules' of acme-npu"):
+        Space(problems.layer_norm(8, 8), strange)
+
+
+# ------------------------------------------------------------------ the first config
+FLOATS = ("f32", "f16", "bf16")
+UGLY = (1, 37, 199, 760)
+
+
+def _ugly(dtype: str, m: int, n: int) -> list[Problem]:
+    found = [
+        problems.attention(m, n, 80, b=2, h=4, g=2, dtype=dtype, causal=m <= n),
+        problems.linear(m, n, 37, dtype, "silu"),
+        problems.layer_norm(m, n, dtype),
+        problems.rms_norm(m, n, dtype),
+        *problems.quantize(m, n, dtype),
+        *problems.of_strangers(m, n, dtype),
+    ]
+    return [*found, problems.fp8_matmul(m, n, 760, "f8e5m2")] if dtype == "bf16" else found
+
+
+HUGE = [
+    *(problems.attention(16384, 131072, d, dtype=t) for d, t in ((256, "f32"), (256, "bf16"), (32, "f16"))),
+    *(problems.layer_norm(65536, 262144, dtype) for dtype in FLOATS),
+    *(problems.rms_norm(1, 262144, dtype) for dtype in FLOATS),
+    *problems.quantize(131072, 131072),
+    problems.linear(131072, 131072, 131072),
+    problems.linear(1, 262144, 16384, "f32"),
+    problems.fp8_matmul(131072, 16, 131072),
+]
+
+
+def _check_first(problem: Problem, target: targets.Target) -> None:
+    found = space(problem, target)
+    assert found.why_illegal(found.first) is None, f"{problem} on {target.name}: {found.first}"
+    assert found.canonical(found.first) == found.first
+
+
+@pytest.mark.parametrize("name", ["nvidia-h200", "amd-mi300x", "tpu-v6e", "cpu"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_ugly_shapes_have_a_legal_first_config(name: str, dtype: str) -> None:
+    for m, n in itertools.product(UGLY, UGLY):
+        for problem in _ugly(dtype, m, n):
+            _check_first(problem, targets.get(name))
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_every_kernel_has_a_legal_first_config_on_every_target(name: str) -> None:
+    for problem in [problem for dtype in FLOATS for problem in _ugly(dtype, 199, 760)] + HUGE:
+        _check_first(problem, targets.get(name))
+
+
+@given(
+    m=st.integers(1, 300_000),
+    n=st.integers(1, 300_000),
+    dtype=st.sampled_from(FLOATS),
+    name=st.sampled_from(targets.names()),
+)
+def test_strangers_have_a_legal_first_config(m: int, n: int, dtype: str, name: str) -> None:
+    for problem in problems.of_strangers(m, n, dtype):
+        _check_first(problem, targets.get(name))
+
+
+KNOWN_GOOD = (
+    # Measured best on an H200, or published by the vendor for its own kernels.
+    (H200, problems.linear(8192, 14336, 4096), {
+        "block_M": 128, "block_N": 256, "block_K": 64, "num_warps": 8, "num_stages": 3, "persistent": True,
+        "descriptors": True, "epilogue": 2,
+    }),
+    (H200, problems.fp8_matmul(8192, 8192, 8192), {
+        "block_M": 128, "block_N": 256, "block_K": 128, "num_warps": 8, "num_stages": 3,
+    }),
+    (H200, problems.attention(16384, 16384), {"block_M": 128, "block_N": 128, "num_warps": 8}),
+    (H200, problems.layer_norm(4096, 16384), {"whole_row": True, "block_M": 1, "num_warps": 16}),
+    (H200, problems.layer_norm(16, 262144), {"whole_row": False}),
+    (MI300X, problems.attention(16384, 16384), {"block_M": 128, "block_N": 64, "num_warps": 4, "num_stages": 1}),
+    (MI300X, problems.linear(8192, 14336, 4096), {
+        "block_M": 256, "block_N": 256, "block_K": 64, "num_warps": 8, "num_stages": 2,
+    }),
+    (V6E, problems.attention(16384, 16384), {"block_M": 1024, "block_N": 512}),
+    (V6E, problems.linear(8192, 8192, 8192), {"block_M": 1024, "block_N": 1024, "block_K": 1024}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "problem", "expected"), KNOWN_GOOD, ids=lambda v: str(getattr(v, "name", v))[:40])
+def test_first_config_where_a_good_one_is_known(
+    target: targets.Target, problem: Problem, expected: Mapping[str, Value]
+) -> None:
+    first = space(problem, target).first
+    assert {name: first[name] for name in expected} == expected
+
+
+def test_small_grids_get_smaller_tiles() -> None:
+    """A product that would leave most cores idle is cut finer than a large one."""
+    large, small = (space(problems.linear(m, 2048, 4096), H200).first for m in (8192, 128))
+    assert int(small["block_M"]) * int(small["block_N"]) < int(large["block_M"]) * int(large["block_N"])
+
+
+def test_the_model_prefers_the_first_config_to_a_poor_one() -> None:
+    found = space(problems.linear(8192, 8192, 8192), H200)
+    poor = found.first | {"block_M": 16, "block_N": 16, "epilogue": 1}
+    assert found.why_illegal(poor) is None
+    assert found.seconds(poor) > 3 * found.seconds(found.first)
+
+
+# ------------------------------------------------------------------ agreement with the emitter, and with the design
+def test_rules_ask_for_limits_never_for_who_made_a_chip(repository: Path) -> None:
+    for file in (repository / "kpt_dsl" / "space").glob("*.py"):
+        asked = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+        assert not asked & {"vendor", "arch", "device_names"}, file.name
+
+
+@given(
+    extents=st.tuples(*(st.integers(1, 40) for _ in range(4))),
+    order=st.permutations(range(4)),
+    dtype=st.sampled_from(("bf16", "f32")),
+)
+def test_spaces_and_emitter_agree_on_descriptors(extents: tuple[int, ...], order: list[int], dtype: str) -> None:
+    """Of any layout of a dense query, both say alike whether a descriptor can hold it."""
+    b, h, m, d = extents
+    plain = problems.attention(m, m, d, b=b, h=h, g=h, dtype=dtype)
+    strides, step = [0] * 4, 1
+    for axis in order:
+        strides[axis], step = step, step * extents[axis]
+    problem = replace(plain, strides=(("q", tuple(strides)), *plain.strides[1:]))
+    config = Config(block_M=16, block_N=16)
+    known = triton_facts.facts(problem, problem.lower({}), config)
+    assert describable(problem, "q") == known.tensors["q"].describable

@@ -1,0 +1,65 @@
+"""Loop spans: how far loops run where bounds depend on tiles, on other loops, or on what only the run knows."""
+
+import math
+
+import pytest
+
+import kpt_dsl as kd
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import space
+from kpt_dsl.space.facts import collect
+from kpt_dsl.space.spans import mean_span, mean_steps
+from kpt_dsl.targets import get
+
+
+@kd.kernel(x="M N", first="M", y="M")
+def banded(x: kd.In, first: kd.In, y: kd.Out, width: kd.Int, shape: kd.Static) -> None:
+    """Row sums over a part of each row that ``shape`` names."""
+    for m in kd.parallel(kd.tile("M")):
+        start, stop = 0, kd.size("N")
+        if shape == "diagonal":
+            start, stop = m.start, m.stop
+        if shape == "scalar":
+            start = kd.maximum(m.start, m.start + width)
+        if shape == "beyond":
+            stop = m.stop * 100
+        total = kd.zeros([m])
+        for n in kd.sequential(kd.tile("N"), start=start, stop=stop):
+            total += kd.sum(x[m, n], axis=1)
+        y[m] = total
+
+
+def _problem(shape: str, extent: int = 1024) -> Problem:
+    dims, dtypes = {"M": extent, "N": extent}, {"x": "f32", "first": "i32", "y": "f32"}
+    return Problem.of_shapes(banded, dims, dtypes, {"shape": shape})
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "span", "steps"),
+    [
+        ("whole", 64, 1024, 1024 / 32),
+        ("diagonal", 64, 64, 2),  # a tile of 64 rows sees 64 columns: two tiles of 32
+        ("diagonal", 16, 16, 1),
+        ("scalar", 64, 512 + 32, None),  # the argument is unknown: from the tile's own start on
+        ("beyond", 64, 1024, 32),  # clipped to the dim
+    ],
+)
+def test_mean_span(shape: str, rows: int, span: float, steps: float | None) -> None:
+    facts = collect(_problem(shape), _problem(shape).lower({}))
+    (loop,), blocks = facts.loops, {"block_M": rows, "block_N": 32}
+    assert mean_span(loop, facts.tiles, facts.dims, blocks) == pytest.approx(span, rel=0.01)
+    if steps is not None:
+        assert mean_steps(loop, facts.tiles, facts.dims, blocks) == pytest.approx(steps)
+
+
+def test_an_empty_dim_has_no_steps() -> None:
+    empty = _problem("diagonal", 0)
+    facts = collect(empty, empty.lower({}))
+    assert mean_span(facts.loops[0], facts.tiles, facts.dims, {"block_M": 16, "block_N": 16}) == 0
+    found = space(empty, get("nvidia-h200"))
+    assert math.isfinite(found.seconds(found.first))
+
+
+def test_uneven_loops_are_noticed() -> None:
+    uneven = {shape: collect(_problem(shape), _problem(shape).lower({})).uneven for shape in ("whole", "diagonal")}
+    assert uneven == {"whole": False, "diagonal": True}
