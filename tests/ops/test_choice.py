@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import kpt
-from kpt.ops.dispatch import DECISIONS_KEPT, DISPATCHERS, Dispatcher
+from kpt.ops import dispatch
+from kpt.ops.dispatch import DISPATCHERS, Dispatcher
 from kpt.ops.registry import Implementation, KernelChoice, get
 from tests.ops.calls import OPS, arguments, served
 
@@ -158,13 +159,14 @@ def test_a_decision_is_made_once_for_a_kind_of_call() -> None:
             assert len(prepared) == number, f"{x.dtype} {x.shape} {x.stride()} {x.data_ptr()} is another kind of call"
 
 
-def test_memory_of_decisions_is_bounded() -> None:
+def test_memory_of_decisions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "DECISIONS_KEPT", 8)
     serves, calls = dispatcher()
-    for number in range(DECISIONS_KEPT + 5):
+    for number in range(20):
         serves(*CALL[:4], float(number))
-    assert len(serves._decisions) <= DECISIONS_KEPT
-    assert serves.counters()["served"] == {"triton": DECISIONS_KEPT + 5}
-    assert len(calls) == DECISIONS_KEPT + 5
+        assert len(serves._decisions) <= 8
+    assert serves.counters()["served"] == {"triton": 20}
+    assert len(calls) == 20
 
 
 def test_explain_says_who_and_why() -> None:
