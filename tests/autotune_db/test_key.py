@@ -68,6 +68,26 @@ def test_another_source_of_the_same_kernel_has_another_key() -> None:
     assert one.digest != two.digest
 
 
+def test_another_text_of_a_function_given_as_argument_has_another_key() -> None:
+    def version(text: int) -> object:
+        if text == 1:
+
+            @kd.function
+            def activation(x: kd.Value) -> kd.Value:
+                return x * 2.0
+        else:
+
+            @kd.function
+            def activation(x: kd.Value) -> kd.Value:
+                return x * 3.0
+
+        return activation
+
+    one, two = (key(problems.linear(activation=version(text))) for text in (1, 2))
+    assert one.title == two.title
+    assert one.digest != two.digest
+
+
 ANOTHER: dict[str, Any] = {
     "kernel": "other:kernel",
     "source": "0" * 16,
