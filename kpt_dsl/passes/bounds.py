@@ -1,7 +1,7 @@
 """Loop bounds that turn out to be plain: a variable that can only hold a dim's size, or a number, gives way to it.
 
-A kernel often names its bounds and narrows them under static conditions (``last = kd.size("N")``, then ``if causal: …``). Where no
-condition held, the loop runs over the whole dim, and saying so spares it masks and an edge loop.
+A kernel often names its bounds and narrows them under static conditions (``last = kd.size("N")``, then ``if causal: …``).
+Where no condition held, the loop runs over the whole dim, and saying so spares it masks and an edge loop.
 """
 
 from dataclasses import replace

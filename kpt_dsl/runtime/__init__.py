@@ -1,11 +1,11 @@
 """Running kernels: which backend serves a call, which config it takes, and the door to each backend's own runtime.
 
-A runtime module has ``run(problem, arrays, config)``, which gives the outputs by name where arrays cannot be written in
-place, ``target(arrays)``, whose configs it takes, and ``launcher(problem, arrays, config, target)``. Ours are
+A runtime module has ``target(arrays)``, whose configs it takes; ``run(problem, arrays, config)``, which gives the outputs by
+name where arrays cannot be written in place; ``launcher(problem, arrays, config, target)``. Ours are
 ``kpt_dsl.runtime.<backend>``; a package adds its own through an entry point of the group ``kpt.runtimes``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs
 from kpt_dsl.errors import InputError
-from kpt_dsl.problem import Problem
+from kpt_dsl.problem import ALIGNMENT, Problem
 from kpt_dsl.space import Config
 
 if TYPE_CHECKING:
@@ -22,25 +22,56 @@ if TYPE_CHECKING:
 
 OWN = ("triton", "pallas", "numpy")
 
+Outputs = dict[str, Any] | None
+"""The outputs by name, where the arrays given cannot be written in place."""
 
-def call(kernel: "Kernel", arguments: Mapping[str, Any], config: Any = None, backend: str | None = None) -> Any:
+_PROBLEMS_KEPT = 4096
+_problems: dict[Hashable, Problem] = {}
+
+
+def call(
+    kernel: "Kernel",
+    arguments: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    backend: str | None = None,
+) -> Outputs:
     """Run a kernel on its arguments by name. ``config``: knobs over those that the database or the rule gives.
 
     Raises InputError for arguments or a backend that do not fit, CompileError where a compiler or device refuses.
     """
     backend = backend or backend_of(arguments)
-    problem = Problem.bind(kernel, arguments)
-    chosen_config, _ = chosen(problem, arguments, backend)
-    return run(problem, arguments, chosen_config | config if config else chosen_config, backend)
+    problem = _problem(kernel, arguments)
+    return run(problem, arguments, _chosen(problem, arguments, backend, config), backend)
 
 
-def run(problem: Problem, arrays: Mapping[str, Any], config: Config, backend: str) -> dict[str, Any] | None:
+def prepare(
+    kernel: "Kernel",
+    arguments: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    backend: str | None = None,
+) -> Callable[..., Outputs]:
+    """What ``call`` would do, ready to be done again on arguments like these, all of them in the order of the signature.
+
+    Like these: tensors of the same dtypes, shapes, strides, alignment and device, the same static arguments, the same
+    optional ones absent. That is for the caller to know and not checked. Errors as for ``call``.
+    """
+    backend = backend or backend_of(arguments)
+    problem = _problem(kernel, arguments)
+    chosen_config = _chosen(problem, arguments, backend, config)
+    ready = getattr(runtime(backend), "prepare", None)
+    if ready is not None and (launch := ready(problem, arguments, chosen_config)) is not None:
+        return launch  # type: ignore[no-any-return]
+    names = tuple(kernel.signature.parameters)
+    return lambda *values: run(problem, dict(zip(names, values, strict=True)), chosen_config, backend)
+
+
+def run(problem: Problem, arrays: Mapping[str, Any], config: Config, backend: str) -> Outputs:
     """Run a problem on its arguments by name. Outputs are written in place; for arrays that cannot be, they are returned.
 
     "triton": CUDA and ROCm tensors on their device, CPU tensors under Triton's interpreter; "pallas": JAX arrays on their TPU,
     else in interpret mode; "numpy": NumPy arrays and CPU tensors.
     """
-    outputs: dict[str, Any] | None = runtime(backend).run(problem, arrays, config)
+    outputs: Outputs = runtime(backend).run(problem, arrays, config)
     return outputs
 
 
@@ -74,3 +105,38 @@ def backend_of(arguments: Mapping[str, Any]) -> str:
         if library in ("jax", "jaxlib"):
             return "pallas"
     return "numpy"
+
+
+def _chosen(problem: Problem, arguments: Mapping[str, Any], backend: str, config: Mapping[str, Any] | None) -> Config:
+    found, _ = chosen(problem, arguments, backend)
+    return found | config if config else found
+
+
+def _problem(kernel: "Kernel", arguments: Mapping[str, Any]) -> Problem:
+    """``Problem.bind``, remembered: binding anew on each call would cost more than launching."""
+    key = (
+        kernel,
+        tuple(_layout(arguments[name]) for name in kernel.tensors),
+        tuple(arguments[name] is None for name in kernel.scalars),
+        tuple(arguments[name] for name in kernel.statics),
+    )
+    try:
+        known = _problems.get(key)
+    except TypeError:  # an unhashable argument; binding says which
+        return Problem.bind(kernel, arguments)
+    if known is None:
+        if len(_problems) >= _PROBLEMS_KEPT:
+            _problems.clear()
+        known = _problems[key] = Problem.bind(kernel, arguments)
+    return known
+
+
+def _layout(array: Any) -> Hashable:
+    """All that a problem keeps of an array."""
+    address = getattr(array, "data_ptr", None)
+    if address is not None:
+        return array.dtype, array.shape, array.stride(), address() % ALIGNMENT
+    if array is None:
+        return None
+    interface = getattr(array, "__array_interface__", {"data": (0,)})
+    return str(array.dtype), tuple(array.shape), getattr(array, "strides", None), interface["data"][0] % ALIGNMENT

@@ -1,21 +1,16 @@
-"""Running generated Triton source: on the GPU that holds the tensors, or under Triton's interpreter for tensors of the CPU.
-
-A ``Launch`` is everything that one problem and config need on one device, ready: what changes from call to call are addresses
-and scalars. It calls the compiled kernel's own ``run``, which costs less than half of ``kernel[grid](...)``, and keeps no
-tensor alive.
-"""
+"""Running generated Triton source: on the GPU that holds the tensors, or under Triton's interpreter for tensors of the CPU."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import ir, targets
-from kpt_dsl.emit import Source, emit
-from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
-from kpt_dsl.emit.triton_facts import effective_strides
-from kpt_dsl.errors import CompileError, InputError, TargetError
+from kpt_dsl.emit import emit
+from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Scalar, TritonAbi
+from kpt_dsl.errors import InputError, TargetError
 from kpt_dsl.runtime.triton_interpreter import interpret
-from kpt_dsl.runtime.triton_module import function, triton_package
+from kpt_dsl.runtime.triton_launch import Launch, maker, numbers
+from kpt_dsl.runtime.triton_module import function
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -44,7 +39,13 @@ def run(problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> None
     if device.type == "cpu":
         interpret_for(targets.get(STAND_IN), problem, arrays, config)
     else:
-        prepare(problem, config, device.index)(*(arrays[name] for name in problem.kernel.signature.parameters))
+        launch_for(problem, config, device.index)(*(arrays[name] for name in problem.kernel.signature.parameters))
+
+
+def prepare(problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> "Launch | None":
+    """A launch for tensors like these on their GPU; None for tensors of the CPU, for which nothing can be made ready."""
+    device = _device(arrays)
+    return None if device.type == "cpu" else launch_for(problem, config, device.index)
 
 
 def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
@@ -52,69 +53,12 @@ def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", ta
     device = _device(arrays)
     if device.type == "cpu":
         return lambda: interpret_for(target, problem, arrays, config)
-    launch = prepare(problem, config, device.index)
+    launch = launch_for(problem, config, device.index)
     arguments = tuple(arrays[name] for name in problem.kernel.signature.parameters)
     return lambda: launch(*arguments)
 
 
-class Launch:
-    """A kernel ready to run on one device: call it with the kernel's arguments, all of them, in the order of its signature.
-
-    The arguments must have the dtypes, shapes, strides, alignment and statics of the problem it was prepared for; that is
-    for the caller to know, and not checked again.
-    """
-
-    __slots__ = ("_current_device", "_device", "_fixed", "_kernel", "_numbers", "_scalars", "_stream", "_tensors")
-
-    def __init__(self, problem: "Problem", source: Source, kernel: Any, device: int) -> None:
-        import torch
-
-        abi: TritonAbi = source.abi
-        positions = {name: i for i, name in enumerate(problem.kernel.signature.parameters)}
-        self._device = device
-        self._tensors = [
-            (positions[a.tensor], _maker(a, problem)) for a in abi.arguments if isinstance(a, Pointer | Descriptor)
-        ]
-        self._scalars = [positions[a.scalar] for a in abi.arguments if isinstance(a, Scalar)]
-        self._numbers = numbers(abi, problem)
-        programs = abi.tiles(dict(problem.dims))
-        if abi.persistent:
-            programs = min(programs, torch.cuda.get_device_properties(device).multi_processor_count)
-        self._fixed = (programs, 1, 1)
-        self._kernel = kernel
-        active = triton_package().runtime.driver.active
-        self._current_device: Callable[[], int] = active.get_current_device
-        self._stream: Callable[[int], int] = active.get_current_stream
-        with torch.cuda.device(device):
-            try:
-                kernel._init_handles()
-            except Exception as error:
-                raise CompileError(
-                    f"{source.name} cannot be loaded on {torch.cuda.get_device_name(device)}: {error}"
-                ) from error
-
-    def __call__(self, *arguments: Any) -> None:
-        """Start the kernel on the current stream of its device. Raises CompileError where the driver refuses."""
-        device = self._device
-        if self._current_device() != device:
-            import torch
-
-            with torch.cuda.device(device):
-                self(*arguments)
-            return
-        kernel = self._kernel
-        if not self._fixed[0]:
-            return
-        try:
-            kernel.run(
-                *self._fixed, self._stream(device), kernel.function, kernel.packed_metadata, None, None, None,
-                *[make(arguments[i]) for i, make in self._tensors], *[arguments[i] for i in self._scalars], *self._numbers,
-            )  # fmt: skip
-        except RuntimeError as error:
-            raise CompileError(f"launching {kernel.name} failed: {error}") from error
-
-
-def prepare(problem: "Problem", config: "Config", device: int) -> Launch:
+def launch_for(problem: "Problem", config: "Config", device: int) -> Launch:
     """A launch of a problem on a CUDA or ROCm device, compiled if it has to be.
 
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
@@ -132,38 +76,10 @@ def _prepared(problem: "Problem", config: "Config", device: int) -> Launch:
     return Launch(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
 
 
-def numbers(abi: TritonAbi, problem: "Problem") -> tuple[int, ...]:
-    """The values of the arguments that the problem alone decides, in order: extents and strides."""
-    extents = dict(problem.dims)
-    found = []
-    for a in abi.arguments:
-        if isinstance(a, Extent):
-            found.append(extents[a.dim])
-        elif isinstance(a, Stride):
-            found.append(effective_strides(problem, a.tensor)[a.axis])
-    return tuple(found)
-
-
-def _address(tensor: Any) -> int:
-    # A number instead of the tensor: the driver is then not asked whose memory it is.
-    address: int = tensor.data_ptr()
-    return address
-
-
-def _maker(a: Argument, problem: "Problem") -> Callable[[Any], Any]:
-    """What makes the value of a tensor argument out of a tensor."""
-    if isinstance(a, Pointer):
-        return _address
-    assert isinstance(a, Descriptor)
-    shape, strides, block = list(problem.shape(a.tensor)), list(effective_strides(problem, a.tensor)), list(a.block)
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    return lambda tensor: TensorDescriptor(tensor, shape, strides, block)
-
-
 def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> None:
     """Run the code generated for a GPU under Triton's interpreter, on tensors of the CPU."""
     import torch
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     source = emit(problem, chip, config)
     abi: TritonAbi = source.abi
@@ -180,7 +96,10 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
                 tensor = arrays[a.tensor].detach()
                 values.append(tensor.view(torch.uint8) if a.bits else tensor)
             case Descriptor():
-                values.append(_maker(a, problem)(arrays[a.tensor].detach()))
+                described = maker(a, problem)(arrays[a.tensor].detach())
+                values.append(
+                    TensorDescriptor(described.base, described.shape, described.strides, described.block_shape)
+                )
             case Scalar():
                 values.append(arrays[a.scalar])
             case _:
@@ -233,6 +152,3 @@ def _device(arrays: Mapping[str, Any]) -> Any:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"backend triton takes tensors of cuda and cpu devices, not of {device}")
     return device
-
-
-__all__ = ["Launch", "launcher", "prepare", "run", "target"]

@@ -85,5 +85,5 @@ def test_too_much_shared_memory_is_refused_with_the_numbers() -> None:
 
 
 def test_what_triton_refuses_is_a_compile_error_with_its_reason() -> None:
-    with pytest.raises(CompileError, match="(?s)Triton does not compile linear for sm_90: .*nonsense"):
+    with pytest.raises(CompileError, match=r"(?s)Triton does not compile linear for sm_90: .*nonsense"):
         compiled(linear_problem(64, 64, 64, "f32"), **SMALL, precision="nonsense")

@@ -1,0 +1,157 @@
+"""Starting a compiled Triton kernel with as little host work as possible.
+
+A ``Launch`` is everything that one problem and config need on one device, ready: what changes from call to call are addresses
+and scalars. Tensors are handed over as plain addresses, and nothing keeps them alive.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kpt_dsl.emit import Source
+from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
+from kpt_dsl.emit.triton_facts import effective_strides
+from kpt_dsl.errors import CompileError
+from kpt_dsl.runtime.triton_module import triton_package
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+
+Start = Callable[[int, int, Sequence[Any]], object]
+"""Starts a kernel: number of programs, stream, arguments."""
+
+
+class Launch:
+    """A kernel ready to run on one device: call it with the kernel's arguments, all of them, in the order of its signature.
+
+    The arguments must have the dtypes, shapes, strides, alignment and statics of the problem it was prepared for; that is
+    for the caller to know, and not checked again.
+    """
+
+    __slots__ = (
+        "_current_device",
+        "_device",
+        "_kernel",
+        "_numbers",
+        "_programs",
+        "_scalars",
+        "_start",
+        "_stream",
+        "_tensors",
+    )
+
+    def __init__(self, problem: "Problem", source: Source, kernel: Any, device: int) -> None:
+        import torch
+
+        abi: TritonAbi = source.abi
+        positions = {name: i for i, name in enumerate(problem.kernel.signature.parameters)}
+        tensors = [a for a in abi.arguments if isinstance(a, Pointer | Descriptor)]
+        self._tensors = [(positions[a.tensor], maker(a, problem)) for a in tensors]
+        self._scalars = [positions[a.scalar] for a in abi.arguments if isinstance(a, Scalar)]
+        self._numbers = numbers(abi, problem)
+        self._programs = abi.tiles(dict(problem.dims))
+        if abi.persistent:
+            self._programs = min(self._programs, torch.cuda.get_device_properties(device).multi_processor_count)
+        self._device = device
+        self._kernel = kernel  # its binary is unloaded when the last reference goes
+        active = triton_package().runtime.driver.active
+        self._current_device: Callable[[], int] = active.get_current_device
+        self._stream: Callable[[int], int] = active.get_current_stream
+        with torch.cuda.device(device):
+            try:
+                self._start = starter(kernel)
+            except Exception as error:
+                where = torch.cuda.get_device_name(device)
+                raise CompileError(f"{source.name} cannot be loaded on {where}: {error}") from error
+
+    def __call__(self, *arguments: Any) -> None:
+        """Start the kernel on the current stream of its device. Raises CompileError where the driver refuses."""
+        device = self._device
+        if self._current_device() != device:
+            import torch
+
+            with torch.cuda.device(device):
+                self(*arguments)
+        elif self._programs:
+            values = [make(arguments[i]) for i, make in self._tensors]
+            values += [arguments[i] for i in self._scalars]
+            values += self._numbers
+            try:
+                self._start(self._programs, self._stream(device), values)
+            except RuntimeError as error:
+                raise CompileError(f"launching {self._kernel.name} failed: {error}") from error
+
+
+class Described:
+    """What Triton's launcher reads of a tensor descriptor. Its own class checks again what the emitter's facts already say."""
+
+    __slots__ = ("base", "block_shape", "padding", "round_f32_to_tf32", "shape", "strides")
+
+    def __init__(self, base: Any, shape: list[int], strides: list[int], block_shape: list[int]) -> None:
+        self.base = base
+        self.shape = shape
+        self.strides = strides
+        self.block_shape = block_shape
+        self.padding = "zero"
+        self.round_f32_to_tf32 = False
+
+
+def maker(a: Argument, problem: "Problem") -> Callable[[Any], Any]:
+    """What makes the value of a tensor argument out of a tensor."""
+    if isinstance(a, Pointer):
+        return _address
+    assert isinstance(a, Descriptor)
+    shape, strides, block = list(problem.shape(a.tensor)), list(effective_strides(problem, a.tensor)), list(a.block)
+    return lambda tensor: Described(tensor, shape, strides, block)
+
+
+def _address(tensor: Any) -> int:
+    # A number instead of the tensor: the driver is then not asked whose memory it is.
+    address: int = tensor.data_ptr()
+    return address
+
+
+def numbers(abi: TritonAbi, problem: "Problem") -> list[int]:
+    """The values of the arguments that the problem alone decides, in order: extents and strides."""
+    extents = dict(problem.dims)
+    found = []
+    for a in abi.arguments:
+        if isinstance(a, Extent):
+            found.append(extents[a.dim])
+        elif isinstance(a, Stride):
+            found.append(effective_strides(problem, a.tensor)[a.axis])
+    return found
+
+
+def starter(kernel: Any) -> Start:
+    """Load a compiled kernel on the current device and give the shortest way to start it.
+
+    ``kernel.run`` is a Python object that gathers what its C function wants; where the version of Triton is known, that is
+    gathered once here. Launch hooks (profilers that count launches in Triton) are not called.
+    """
+    run, function, packed = kernel.run, kernel.function, kernel.packed_metadata
+    version = tuple(int(part) for part in triton_package().__version__.split(".")[:2])
+    short = _SHORT.get(version)
+    scratch = getattr(run, "global_scratch_size", 0) or getattr(run, "profile_scratch_size", 0)
+    if short is not None and type(run).__name__ == "CudaLauncher" and not scratch:
+        return short(run, function, packed)
+    return lambda programs, stream, values: run(programs, 1, 1, stream, function, packed, None, None, None, *values)
+
+
+def _short_3_6(run: Any, function: Any, packed: Any) -> Start:
+    launch, cooperative, dependent = run.launch, run.launch_cooperative_grid, run.launch_pdl
+    return lambda programs, stream, values: launch(
+        programs, 1, 1, stream, function, cooperative, dependent, None, None, packed, None, None, None, *values
+    )
+
+
+def _short_3_9(run: Any, function: Any, packed: Any) -> Start:
+    launch, cooperative, dependent = run.launch, run.launch_cooperative_grid, run.launch_pdl
+    annotations, signature = run.arg_annotations, run.kernel_signature
+    return lambda programs, stream, values: launch(
+        programs, 1, 1, stream, function, cooperative, dependent, packed, None, None, None, None, None,
+        annotations, signature, values,
+    )  # fmt: skip
+
+
+_SHORT: dict[tuple[int, ...], Callable[[Any, Any, Any], Start]] = {(3, 6): _short_3_6, (3, 9): _short_3_9}
+"""Version of Triton -> how its CUDA launcher's C function is called; others go through the launcher itself."""
