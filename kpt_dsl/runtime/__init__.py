@@ -41,28 +41,8 @@ def call(
     """
     backend = backend or backend_of(arguments)
     problem = _problem(kernel, arguments)
-    return run(problem, arguments, _chosen(problem, arguments, backend, config), backend)
-
-
-def prepare(
-    kernel: "Kernel",
-    arguments: Mapping[str, Any],
-    config: Mapping[str, Any] | None = None,
-    backend: str | None = None,
-) -> Callable[..., Outputs]:
-    """What ``call`` would do, ready to be done again on arguments like these, all of them in the order of the signature.
-
-    Like these: tensors of the same dtypes, shapes, strides, alignment and device, the same static arguments, the same
-    optional ones absent. That is for the caller to know and not checked. Errors as for ``call``.
-    """
-    backend = backend or backend_of(arguments)
-    problem = _problem(kernel, arguments)
-    chosen_config = _chosen(problem, arguments, backend, config)
-    ready = getattr(runtime(backend), "prepare", None)
-    if ready is not None and (launch := ready(problem, arguments, chosen_config)) is not None:
-        return launch  # type: ignore[no-any-return]
-    names = tuple(kernel.signature.parameters)
-    return lambda *values: run(problem, dict(zip(names, values, strict=True)), chosen_config, backend)
+    found, _ = chosen(problem, arguments, backend)
+    return run(problem, arguments, found | config if config else found, backend)
 
 
 def run(problem: Problem, arrays: Mapping[str, Any], config: Config, backend: str) -> Outputs:
@@ -105,11 +85,6 @@ def backend_of(arguments: Mapping[str, Any]) -> str:
         if library in ("jax", "jaxlib"):
             return "pallas"
     return "numpy"
-
-
-def _chosen(problem: Problem, arguments: Mapping[str, Any], backend: str, config: Mapping[str, Any] | None) -> Config:
-    found, _ = chosen(problem, arguments, backend)
-    return found | config if config else found
 
 
 def _problem(kernel: "Kernel", arguments: Mapping[str, Any]) -> Problem:

@@ -39,13 +39,7 @@ def run(problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> None
     if device.type == "cpu":
         interpret_for(targets.get(STAND_IN), problem, arrays, config)
     else:
-        launch_for(problem, config, device.index)(*(arrays[name] for name in problem.kernel.signature.parameters))
-
-
-def prepare(problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> "Launch | None":
-    """A launch for tensors like these on their GPU; None for tensors of the CPU, for which nothing can be made ready."""
-    device = _device(arrays)
-    return None if device.type == "cpu" else launch_for(problem, config, device.index)
+        prepare(problem, config, device.index)(*(arrays[name] for name in problem.kernel.signature.parameters))
 
 
 def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
@@ -53,12 +47,12 @@ def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", ta
     device = _device(arrays)
     if device.type == "cpu":
         return lambda: interpret_for(target, problem, arrays, config)
-    launch = launch_for(problem, config, device.index)
+    launch = prepare(problem, config, device.index)
     arguments = tuple(arrays[name] for name in problem.kernel.signature.parameters)
     return lambda: launch(*arguments)
 
 
-def launch_for(problem: "Problem", config: "Config", device: int) -> Launch:
+def prepare(problem: "Problem", config: "Config", device: int) -> Launch:
     """A launch of a problem on a CUDA or ROCm device, compiled if it has to be.
 
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
