@@ -4,8 +4,7 @@ Dispatch asks ``choose`` which config a problem runs with; ``overlay`` decides f
 file and brings neither Optuna nor SQLAlchemy: the tuner's parts (``tune``, ``store``, ``offline``) are imported by name.
 """
 
-from autotune_db.lookup import Answer, choose, forget, use
-from autotune_db.overlay import overlay
-from autotune_db.provider import provider
+from autotune_db.lookup import Answer, choose, forget, provider, use
+from autotune_db.overlays import overlay
 
 __all__ = ["Answer", "choose", "forget", "overlay", "provider", "use"]

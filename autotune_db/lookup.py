@@ -19,7 +19,7 @@ from autotune_db.buckets import exact_dims
 from autotune_db.entry import Entry, Origin
 from autotune_db.key import Key, key_of
 from autotune_db.location import VARIABLE, local_file
-from autotune_db.overlay import overlaid
+from autotune_db.overlays import overlaid
 from autotune_db.sibling import sibling
 from autotune_db.winners import Winners
 from kpt_dsl.errors import ConfigError, StoreError
@@ -63,6 +63,12 @@ def choose(problem: Problem, target: Target, config: Config | None = None) -> An
                 )
             return Answer(given, provenance)  # type: ignore[arg-type]
     return _known(problem, target, environment.device_name(target))
+
+
+def provider(problem: Problem, target: Target) -> tuple[Config, str]:
+    """``choose`` as ``kpt_dsl`` asks for it, through the entry-point group ``kpt.configs``: a config and its source."""
+    answer = choose(problem, target)
+    return answer.config, answer.source
 
 
 def use(place: str | Path) -> None:

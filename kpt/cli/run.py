@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autotune_db import lookup
 from autotune_db.ledger import Watch
 from autotune_db.result import Result
 from autotune_db.store import Store
@@ -59,6 +60,8 @@ def run(
     where = place(target, device, offline)
     results: list[Result] = []
     failures: list[tuple[Problem, str]] = []
+    if db:
+        lookup.use(db)
     with Store(db) as store, Bar(shown=not json) as bar:
         for number, problem in enumerate(problems, 1):
             watch = bar.of(f"[{number}/{len(problems)}] {problem}", seconds)

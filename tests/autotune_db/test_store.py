@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from autotune_db import schema, store
+from autotune_db.location import location
 from autotune_db.store import Store
 from autotune_db.trial import Trial
+from kpt_dsl.build import cache
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
 from tests.autotune_db.entries import entry, key
@@ -126,6 +128,24 @@ def test_a_writer_that_is_killed_leaves_what_was_written_before(database: Path) 
         opened.add_entry(entry(softmax(N=77)))
         assert len(opened.entries()) == 2
         assert opened.damage() == ""
+
+
+def test_clearing_the_cache_of_compilations_leaves_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are under the user's cache folder unless they are moved."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("KPT_DB")
+    monkeypatch.delenv("KPT_CACHE_DIR")
+    with Store() as opened:
+        opened.add_entry(entry())
+    assert Path(location()).is_relative_to(tmp_path)
+    compiled = cache.Entry("source", "0" * 16)
+    compiled.put({"source.py": "pass"})
+    cache.prune(0)
+    assert not compiled.path.exists()
+    with Store() as opened:
+        assert opened.entries() == [entry()]
 
 
 # ------------------------------------------------------------------ what can be wrong
