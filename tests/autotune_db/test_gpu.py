@@ -45,7 +45,7 @@ def test_a_key_is_tuned_in_ninety_seconds(target: Target, database: Path) -> Non
 
 
 def test_times_are_of_a_cold_cache(target: Target) -> None:
-    """A tensor that would fit in L2 is timed as if it came from memory: no faster than memory allows, and not absurdly slower."""
+    """A tensor that would fit in L2 is timed as if it came from memory: no faster than memory allows, nor absurdly slower."""
     problem = problems.softmax(M=4096, N=2048)
     bench = Bench(problem, target.name, 0, seed=0)
     taken, _ = bench.time(space(problem, target).first, None)
