@@ -123,15 +123,17 @@ class Facts:
         return frozenset(axis for product in self.products for axis in (product.m, product.n, product.k))
 
     @cached_property
-    def contiguous_axes(self) -> frozenset[ir.Axis]:
-        """Axes along which neighbouring elements of some tensor lie side by side in memory."""
+    def row_axes(self) -> frozenset[ir.Axis]:
+        """Axes along which tiles lie in rows of neighbouring elements; a tile with one axis tells only of axes of no other."""
         strides = dict(self.problem.strides)
-        return frozenset(
-            axis
-            for access in (*self.loads, *self.stores)
-            for axis in access.axes
-            if strides[access.tensor.name][access.tensor.dims.index(axis.dim)] == 1
-        )
+        neighbours: dict[ir.Axis, bool] = {}
+        for access in sorted((*self.loads, *self.stores), key=lambda access: len(access.axes) < 2):
+            alone = len(access.axes) < 2
+            for axis in access.axes:
+                step = strides[access.tensor.name][access.tensor.dims.index(axis.dim)]
+                if not (alone and axis in neighbours):
+                    neighbours[axis] = neighbours.get(axis, False) or step == 1
+        return frozenset(axis for axis, near in neighbours.items() if near)
 
 
 def collect(problem: "Problem", kernel: ir.Kernel) -> Facts:

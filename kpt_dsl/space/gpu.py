@@ -77,7 +77,7 @@ def _block_values(facts: Facts, axes: tuple[ir.Axis, ...]) -> tuple[int, ...]:
     if facts.product_axes.intersection(axes):
         low = max(least_lanes(facts, axis) for axis in axes)
         return powers(low, max(low, min(PRODUCT_BLOCK, extent)))
-    low, high = (128, ROW_BLOCK) if facts.contiguous_axes.intersection(axes) else (1, BATCH_BLOCK)
+    low, high = (128, ROW_BLOCK) if facts.row_axes.intersection(axes) else (1, BATCH_BLOCK)
     return powers(min(low, extent), min(high, extent))
 
 
@@ -121,10 +121,9 @@ def _why_bad_warps(sizes: GpuSizes) -> str | None:
 
 
 def _why_too_many_registers(sizes: GpuSizes) -> str | None:
-    target = sizes.target
-    need, most = sizes.registers, min(target.thread_registers, target.registers // sizes.threads)
+    need, most = sizes.registers, sizes.register_limit
     if need > most:
-        return f"tiles need about {need} registers a thread; with {sizes.warps} warps {target.name} has {most}"
+        return f"tiles need about {need} registers a thread; with {sizes.warps} warps {sizes.target.name} has {most}"
     return None
 
 

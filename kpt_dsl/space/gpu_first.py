@@ -4,7 +4,6 @@ Tile sizes, warps and pipeline depth are searched, for they trade against each o
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 
 from kpt_dsl.space import gpu_model
@@ -18,8 +17,6 @@ OPERAND_ROW_BYTES = (128, 256)
 """Bytes of a product's operands along k in one step: a line of shared memory without bank conflicts is 128 B."""
 LINK_COLUMNS = 128
 """Most columns of a product whose result goes into another product: wider ones leave no registers for the second."""
-THREAD_BYTES = 32
-"""Bytes of a row that a thread best holds: two of the widest loads (16 B) under way at once."""
 DEPTHS = (2, 3, 4, 1)
 """Pipeline depths worth considering, the least that pipelines first. Where copies pass through registers, a chain of
 products leaves none for them: one stage then (AMD's own attention kernels)."""
@@ -32,10 +29,6 @@ WAVES = 2
 """From this many tiles a core on, programs that go on to the next tile hide its loads behind the end of the last."""
 PART_BYTES = 32 * 1024
 """A larger tile is stored in parts, for it would take shared memory from the pipeline."""
-COMFORTABLE_PRESSURE = 0.95
-"""Share of a thread's registers in use from which the compiler is likely to run out."""
-PRESSURE_COST = 3
-"""How much slower a kernel gets for each whole share of registers beyond that."""
 
 Judge = Callable[[GpuSizes], str | None]
 
@@ -43,7 +36,7 @@ Judge = Callable[[GpuSizes], str | None]
 def first(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]], why_illegal: Judge) -> Config | None:
     """The best legal candidate by the model, else the legal config with the smallest values, else None."""
     legal = (sizes for sizes in _candidates(facts, target, knobs) if why_illegal(sizes) is None)
-    best = min(legal, key=_score, default=None)
+    best = min(legal, key=gpu_model.seconds, default=None)
     if best is not None:
         return best.config
     everything = (Config(dict(zip(knobs, values, strict=True))) for values in itertools.product(*knobs.values()))
@@ -96,16 +89,3 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
         if "epilogue" in knobs and sizes.epilogue_bytes > PART_BYTES:
             by_rule["epilogue"] = 2
     return sizes.having(sizes.config | by_rule) if by_rule else sizes
-
-
-def _score(sizes: GpuSizes) -> float:
-    """Modelled seconds, with small handicaps for what a roofline does not see.
-
-    With products: registers close to the limit, which the compiler then spills. Without: threads that hold more or less of a
-    tile than they load at once.
-    """
-    seconds = gpu_model.seconds(sizes)
-    if sizes.facts.products:
-        return seconds * (1 + PRESSURE_COST * max(0.0, sizes.pressure - COMFORTABLE_PRESSURE))
-    widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
-    return seconds * (1 + 0.05 * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES)))

@@ -31,18 +31,39 @@ PARTITIONS = 4
 """Parts of a core that issue instructions on their own, each with its matrix unit."""
 OVERLAP = 0.5
 """Of two kinds of work that could run side by side, how much of the lesser one does not."""
+COMFORTABLE_PRESSURE = 0.95
+"""Share of a thread's registers in use from which the compiler is likely to run out."""
+PRESSURE_COST = 3
+"""How much slower a kernel gets for each whole share of registers beyond that."""
+THREAD_BYTES = 32
+"""Bytes of a tile that a thread best holds: two of the widest loads (16 B) under way at once."""
+HOLDING_COST = 0.05
+"""How much slower a kernel gets for each doubling or halving of that."""
 INTERFERENCE = 0.15
 """Of two paths that are busy at once, how much of the lesser one's time is added to the other's."""
 
 
 def seconds(sizes: GpuSizes) -> float:
-    """How long the whole grid takes."""
+    """How long the whole grid takes, with small handicaps for what a roofline does not see.
+
+    Those are registers close to the limit, which the compiler then spills, and, without products, threads that hold more or
+    less of a tile than they load at once.
+    """
+    crowded = PRESSURE_COST * max(0.0, sizes.pressure - COMFORTABLE_PRESSURE)
+    held = 0.0
+    if not sizes.facts.products:
+        widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
+        held = HOLDING_COST * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES))
+    return _roofline(sizes) * (1 + crowded + held)
+
+
+def _roofline(sizes: GpuSizes) -> float:
     target = sizes.target
     steps = [(_Step.of(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
     tensor = sum(step.tensor * times for step, times in steps)
     vector = sum(step.vector * times for step, times in steps)
     traffic = sum(step.fetch * times for step, times in steps)
-    fill = LAUNCH + sum(MEMORY_LATENCY for step, _ in steps[1:] if step.fetch)
+    fill = LAUNCH + sum(MEMORY_LATENCY for step, _ in steps[1:] if step.tensor)
     alone = (0.0 if sizes.config.get("persistent") else fill) + sum(step.alone * times for step, times in steps)
 
     def batch(programs: int) -> float:

@@ -54,8 +54,16 @@ class GpuSizes(Sized):
 
         Spills become likely a little below one; unlike ``registers`` this is no limit, for the compiler can give way here.
         """
-        extra = max((self._mask_words(p) + self._read_words(p) for p in self.facts.products), default=0.0)
-        return (self.registers + extra / self.threads) / self.target.thread_registers
+        if self.facts.products:
+            extra = max(self._mask_words(p) + self._read_words(p) for p in self.facts.products)
+        else:  # a row stays while another is made of it
+            extra = max(map(self._held, range(len(self.facts.loops) + 1)))
+        return (self.registers + extra / self.threads) / self.register_limit
+
+    @property
+    def register_limit(self) -> int:
+        """Most registers of a thread, so that it and a whole block can run."""
+        return min(self.target.thread_registers, self.target.registers // self.threads)
 
     def _held(self, scope: Scope) -> int:
         """32-bit words of the tiles alive at once in a scope."""
@@ -141,7 +149,7 @@ class GpuSizes(Sized):
     def resident(self) -> int:
         """How many blocks run on a core at a time."""
         target = self.target
-        registers = min(self.registers, target.thread_registers) * self.threads
+        registers = min(self.registers, self.register_limit) * self.threads
         shared = self.shared_bytes + target.reserved_shared_bytes
         by_shared = target.core_shared_bytes // shared if shared else target.core_blocks
         return max(

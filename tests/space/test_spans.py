@@ -16,7 +16,7 @@ from kpt_dsl.targets import get
 def banded(x: kd.In, first: kd.In, y: kd.Out, width: kd.Int, shape: kd.Static) -> None:
     """Row sums over a part of each row that ``shape`` names."""
     for m in kd.parallel(kd.tile("M")):
-        start, stop = 0, kd.size("N")
+        start, stop = kd.size("N") * 0, kd.size("N")
         if shape == "diagonal":
             start, stop = m.start, m.stop
         if shape == "scalar":
