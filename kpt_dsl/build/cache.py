@@ -40,6 +40,11 @@ def folder() -> Path:
     return Path(platformdirs.user_cache_dir("kpt"))
 
 
+def use(place: str | Path) -> None:
+    """From now on this folder, for this process and those that it starts: what ``KPT_CACHE_DIR`` does."""
+    os.environ[VARIABLE] = str(place)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One folder of small text files: ``kind`` of entry, and a ``key`` that says all that its content depends on."""
