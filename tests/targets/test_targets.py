@@ -72,7 +72,7 @@ def test_unknown_name_is_refused_with_close_matches_and_all_names() -> None:
     assert all(name in str(caught.value) for name in targets.names())
 
 
-@pytest.mark.parametrize("target", [t for t in every() if t.backend != "numpy"], ids=str)
+@pytest.mark.parametrize("target", [t for t in every() if t.backend != "numpy"], ids=lambda target: target.name)
 def test_peak_rates_are_a_power_of_two_a_clock(target: targets.Target) -> None:
     """A matrix unit does a power of two of operations a clock, so a mistyped rate, clock or count of cores shows."""
     for dtype, flops in target.flops_per_s.items():
@@ -82,7 +82,7 @@ def test_peak_rates_are_a_power_of_two_a_clock(target: targets.Target) -> None:
         assert abs(exponent - round(exponent)) < 0.05, (dtype, exponent)
 
 
-@pytest.mark.parametrize("target", [t for t in every() if t.shared_bytes], ids=str)
+@pytest.mark.parametrize("target", [t for t in every() if t.shared_bytes], ids=lambda target: target.name)
 def test_gpu_limits_fit_together(target: targets.Target) -> None:
     assert target.shared_bytes + target.reserved_shared_bytes <= target.core_shared_bytes
     assert target.block_threads <= target.core_threads
@@ -104,7 +104,7 @@ def test_peak_of_a_type_that_the_matrix_unit_lacks_is_that_of_a_wider_one() -> N
     assert a100.peak("f32") == a100.vector_flops_per_s
 
 
-@pytest.mark.parametrize("target", every(), ids=str)
+@pytest.mark.parametrize("target", every(), ids=lambda target: target.name)
 def test_targets_hash_and_travel_between_processes(target: targets.Target) -> None:
     copy = pickle.loads(pickle.dumps(target))
     assert copy == target
