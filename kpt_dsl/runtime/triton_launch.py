@@ -16,6 +16,12 @@ from kpt_dsl.runtime.triton_module import triton_package
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
 
+RESERVED_SHARED_BYTES = 1024
+"""Shared memory that each resident block takes beside its own (CUDA programming guide, compute capabilities 8.0 and later)."""
+
+REGISTER_STEP = 8
+"""Registers a thread are allotted in such steps (CUDA occupancy calculator)."""
+
 Start = Callable[[int, int, Sequence[Any]], object]
 """Starts a kernel: number of programs, stream, arguments."""
 
@@ -49,8 +55,6 @@ class Launch:
         self._scalars = [positions[a.scalar] for a in abi.arguments if isinstance(a, Scalar)]
         self._numbers = numbers(abi, problem)
         self._programs = abi.tiles(dict(problem.dims))
-        if abi.persistent:
-            self._programs = min(self._programs, torch.cuda.get_device_properties(device).multi_processor_count)
         self._device = device
         self._kernel = kernel  # its binary is unloaded when the last reference goes
         active = triton_package().runtime.driver.active
@@ -62,6 +66,9 @@ class Launch:
             except Exception as error:
                 where = torch.cuda.get_device_name(device)
                 raise CompileError(f"{source.name} cannot be loaded on {where}: {error}") from error
+        if abi.persistent:
+            properties = torch.cuda.get_device_properties(device)
+            self._programs = min(self._programs, properties.multi_processor_count * _resident(kernel, properties))
 
     def __call__(self, *arguments: Any) -> None:
         """Start the kernel on the current stream of its device. Raises CompileError where the driver refuses."""
@@ -79,6 +86,18 @@ class Launch:
                 self._start(self._programs, self._stream(device), values)
             except RuntimeError as error:
                 raise CompileError(f"launching {self._kernel.name} failed: {error}") from error
+
+
+def _resident(kernel: Any, properties: Any) -> int:
+    """How many programs fit on one multiprocessor side by side: one's epilogue then hides behind another's products."""
+    threads = kernel.metadata.num_warps * properties.warp_size
+    registers = threads * -(-kernel.n_regs // REGISTER_STEP) * REGISTER_STEP
+    fits = (
+        properties.shared_memory_per_multiprocessor // (kernel.metadata.shared + RESERVED_SHARED_BYTES),
+        properties.regs_per_multiprocessor // max(registers, 1),
+        properties.max_threads_per_multi_processor // threads,
+    )
+    return max(1, min(fits))
 
 
 class Described:

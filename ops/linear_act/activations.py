@@ -6,7 +6,9 @@ from types import MappingProxyType
 import kpt_dsl as kd
 
 SQRT_HALF = 0.7071067811865476
-SQRT_2_OVER_PI = 0.7978845608028654
+TANH_LINEAR = -2.302208198144325
+"""-2 * sqrt(2 / pi) * log2(e)"""
+TANH_CUBIC = 0.044715 * TANH_LINEAR
 
 
 @kd.function
@@ -23,8 +25,9 @@ def gelu(x: kd.Value) -> kd.Value:
 
 @kd.function
 def gelu_tanh(x: kd.Value) -> kd.Value:
-    """The tanh approximation of gelu, from the same paper. (1 + tanh u) / 2 is sigmoid 2u: cheaper, and exact far below zero."""
-    return x * kd.sigmoid(2.0 * SQRT_2_OVER_PI * (x + 0.044715 * x * x * x))
+    """The tanh approximation of gelu, from the same paper: (1 + tanh u) / 2 is 1 / (1 + exp -2u), which takes fewer
+    instructions and stays exact far below zero."""
+    return x / (1.0 + kd.exp2(x * (TANH_LINEAR + TANH_CUBIC * (x * x))))
 
 
 @kd.function
