@@ -8,7 +8,7 @@ import itertools
 import math
 
 from kpt_dsl.space.config import Config
-from kpt_dsl.space.facts import Axes, Facts
+from kpt_dsl.space.facts import Axes, Facts, Product
 from kpt_dsl.space.instructions import instructions
 from kpt_dsl.space.space import Knobs
 from kpt_dsl.space.tpu_sizes import TpuSizes, block_unit
@@ -22,9 +22,12 @@ GOOD_DEPTH = 1024
 """Of a product along k: deeper blocks gain nothing and delay the first step (the published winners have 512 to 1024)."""
 GOOD_ELEMENTS = 2**20
 """Of a computed tile: larger ones only take vector memory from the blocks."""
-GOOD_LINK, GOOD_LINK_ROWS = 2**19, 1024
-"""Elements of a tile between two chained products, which goes through vector memory many times, and its rows where there are so
-many (the published winners of attention have 1024 to 2048 rows and 256 to 512 keys)."""
+GOOD_SIDE = 2048
+"""Bytes along m and n of an operand of a product, narrow ones counted as 16 bits: larger tiles gain nothing by the compiler's final
+code for v5e and v6e, and float32 ones take it minutes."""
+GOOD_LINK, GOOD_LINK_ROWS = 2**21, 1024
+"""Bytes (counted likewise) of a tile between two chained products, which goes through vector memory many times, and its rows
+where there are so many: 1024 by 1024 in bfloat16 is best on v5e, and on v6e where the products are causal."""
 VMEM_SHARE = 0.8
 """Of vector memory, what blocks and values may take; the rest is the compiler's, for spills and its own copies."""
 STEP = 0.35e-6
@@ -57,9 +60,15 @@ def _well_proportioned(sizes: TpuSizes) -> bool:
     return (
         all(sizes.count(a.axes) <= GOOD_ELEMENTS for a in facts.arithmetic)
         and all(sizes.lanes(p.k) <= GOOD_DEPTH for p in facts.products if p.k in facts.block_of and not p.chained)
-        and all(sizes.count((p.m, p.n)) <= GOOD_LINK for p in links)
-        and all(sizes.lanes(p.m) >= min(GOOD_LINK_ROWS, facts.extent(p.m)) for p in links)
+        and (bool(links) or all(sizes.lanes(a) * _bytes(p) <= GOOD_SIDE for p in facts.products for a in (p.m, p.n)))
+        and all(sizes.count((p.m, p.n)) * _bytes(p) <= GOOD_LINK for p in links)
+        and all(sizes.lanes(p.m) == min(GOOD_LINK_ROWS, facts.extent(p.m)) for p in links)
     )
+
+
+def _bytes(product: Product) -> int:
+    """Of an element of its operands, as matrix units take them."""
+    return max(2, product.dtype.bytes)
 
 
 def seconds(facts: Facts, target: Target, config: Config) -> float:

@@ -228,7 +228,7 @@ KNOWN_GOOD = (
     (MI300X, problems.linear(8192, 14336, 4096), {
         "block_M": 256, "block_N": 256, "block_K": 64, "num_warps": 8, "num_stages": 2,
     }),
-    (V6E, problems.attention(16384, 16384), {"block_M": 1024, "block_N": 512}),
+    (V6E, problems.attention(16384, 16384), {"block_M": 1024, "block_N": 1024}),
     (V6E, problems.linear(8192, 8192, 8192), {"block_M": 1024, "block_N": 1024, "block_K": 1024}),
 )  # fmt: skip
 
