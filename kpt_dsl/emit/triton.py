@@ -14,7 +14,6 @@ from kpt_dsl.emit import Source, triton_epilogue
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
 from kpt_dsl.emit.triton_axes import Axes, Bounds, Scope
-from kpt_dsl.emit.triton_epilogue import Epilogue
 from kpt_dsl.emit.triton_expr import DTYPES, Expressions
 from kpt_dsl.emit.triton_facts import Facts, facts, tiles
 from kpt_dsl.emit.triton_grid import Grid
@@ -153,46 +152,42 @@ class _Emitter:
 
     def _body(self, out: Writer) -> None:
         parts = int(self.config.get("epilogue", 1))
-        main, epilogue = triton_epilogue.find(self.kernel) if parts > 1 else (self.kernel.body, None)
-        self._block(main, out)
-        if epilogue is not None:
-            self._epilogue(epilogue, parts, out)
-
-    def _epilogue(self, epilogue: Epilogue, parts: int, out: Writer) -> None:
-        """The end of the kernel, ``parts`` times on as many blocks of columns."""
-        self._block(epilogue.once, out)
+        epilogue = triton_epilogue.find(self.kernel) if parts > 1 else None
+        if epilogue is None:
+            self._block(self.kernel.body, out)
+            return
+        self._block((*epilogue.main, *epilogue.once), out)
+        for x in epilogue.cut:
+            self._cut(x, parts, out)
         columns = epilogue.columns
         assert columns.tile is not None
         width = self.axes.width(columns) // parts
         tile = ir.Tile(f"{columns.tile}_part", columns.dim, f"block_{columns.dim}_part")
-        bounds = self._to_the_end(ir.Tile(columns.tile, columns.dim, ""))
-        pieces = {x.name: self._cut(x, parts, out) for x in epilogue.cut}
         for part in range(parts):
+            names = {x.name: self._pieces(x.name, parts)[part] for x in epilogue.cut}
             shift = f" + {part * width}" if part else ""
             out.line(f"{self.axes.start(tile.name)} = {self.axes.start(columns.tile)}{shift}")
-            body = Writer(out.depth)
-            with self.axes.tile(tile, bounds, width) as scope:
-                names = {name: found[part] for name, found in pieces.items()}
-                self._block(
-                    tuple(triton_epilogue.narrow(s, {columns: tile.axis}, names) for s in epilogue.parted), body
-                )
+            inner = Writer(out.depth)
+            with self.axes.tile(tile, self._to_the_end(ir.Tile(columns.tile, columns.dim, "")), width) as scope:
+                narrowed = [triton_epilogue.narrow(s, {columns: tile.axis}, names) for s in epilogue.parted]
+                self._block(tuple(narrowed), inner)
             _define(scope, out)
-            out.paste(body)
+            out.paste(inner)
 
-    def _cut(self, x: ir.Var, parts: int, out: Writer) -> list[str]:
-        """Cut a variable in halves again and again; gives the names of the pieces, from left to right."""
-        pieces, width = [x.name], self.axes.width(x.type.shape[1])
-        while len(pieces) < parts:
+    def _pieces(self, variable: str, parts: int) -> list[str]:
+        return [variable + side for side in triton_epilogue.sides(parts)]
+
+    def _cut(self, x: ir.Var, parts: int, out: Writer) -> None:
+        """Cut a variable in halves, again and again."""
+        width, pieces = self.axes.width(x.type.shape[1]), 1
+        while pieces < parts:
             width //= 2
-            halves = []
-            for piece in pieces:
-                left, right = f"{piece}_left", f"{piece}_right"
+            for piece in self._pieces(x.name, pieces):
+                left, right = (self.expressions.name(f"{piece}_{side}") for side in ("left", "right"))
                 shape = f"[{self.axes.lanes(x.type.shape[0])}, 2, {width}]"
-                cut = f"tl.split({self.expressions.name(piece)}.reshape({shape}).permute(0, 2, 1))"
-                out.line(f"{self.expressions.name(left)}, {self.expressions.name(right)} = {cut}")
-                halves += [left, right]
-            pieces = halves
-        return pieces
+                cut = f"{self.expressions.name(piece)}.reshape({shape}).permute(0, 2, 1)"
+                out.line(f"{left}, {right} = tl.split({cut})")
+            pieces *= 2
 
     # ------------------------------------------------------------------ statements
     def _block(self, body: tuple[ir.Stmt, ...], out: Writer) -> None:

@@ -14,31 +14,62 @@ from kpt_dsl import ir
 
 @dataclass(frozen=True)
 class Epilogue:
-    """``once``: statements without the column axis; ``parted``: those done part by part; ``cut``: the variables to cut."""
+    """A kernel's body, taken apart at its last loop.
+
+    ``main``: up to and with the loop; ``once``: what follows and has no columns; ``parted``: what follows and is done part by
+    part; ``cut``: the variables to cut into parts first. Values with one element a column that only the epilogue reads (a
+    bias, loaded ahead of the loop) move to it: held across the loop, each thread would keep all that its columns need.
+    """
 
     columns: ir.Axis
+    main: tuple[ir.Stmt, ...]
     once: tuple[ir.Stmt, ...]
     parted: tuple[ir.Stmt, ...]
     cut: tuple[ir.Var, ...]
 
 
-def find(kernel: ir.Kernel) -> tuple[tuple[ir.Stmt, ...], Epilogue | None]:
-    """A kernel's body up to its last loop, and the rest as an epilogue; the whole body and None where it cannot be cut."""
+def find(kernel: ir.Kernel) -> Epilogue | None:
+    """The epilogue of a kernel; None where it has none, or one whose columns cannot be cut apart."""
     last = max((i for i, s in enumerate(kernel.body) if isinstance(s, ir.For)), default=-1)
-    before, after = kernel.body[: last + 1], kernel.body[last + 1 :]
-    columns = _columns(after)
-    if last < 0 or columns is None:
-        return kernel.body, None
+    before, after = kernel.body[: max(last, 0)], kernel.body[last + 1 :]
+    columns, loop = _columns(after), kernel.body[last]
+    if columns is None or not isinstance(loop, ir.For):
+        return None
     parted = tuple(s for s in after if _touches(s, columns))
     once = tuple(s for s in after if s not in parted)
-    assigned = [s.name for s in after if isinstance(s, ir.Assign) and s not in parted]
-    reads = {x.name: x for s in parted for top in ir.expressions(s) for x in ir.walk(top) if isinstance(x, ir.Var)}
-    made = {s.name for s in ir.statements(before) if isinstance(s, ir.Assign)}
+    once_names = [s.name for s in once if isinstance(s, ir.Assign)]
+    late = _late(before, (loop, *once), columns)
+    main = (*(s for s in before if s not in late), loop)
+    parted = (*late, *parted)
+    made = {s.name for s in ir.statements(main) if isinstance(s, ir.Assign)}
+    reads = {x.name: x for x in _variables(parted)}
     cut = tuple(x for x in reads.values() if columns in x.type.shape and x.name in made)
-    whole = all(_parts_alone(x, columns) for s in parted for top in ir.expressions(s) for x in ir.walk(top))
-    if not whole or len(set(assigned)) < len(assigned) or any(len(x.type.shape) != 2 for x in cut):
-        return kernel.body, None
-    return before, Epilogue(columns, once, parted, cut)
+    apart = all(_parts_alone(x, columns) for s in parted for top in ir.expressions(s) for x in ir.walk(top))
+    if not apart or len(set(once_names)) < len(once_names) or any(len(x.type.shape) != 2 for x in cut):
+        return None
+    return Epilogue(columns, main, once, parted, cut)
+
+
+def _late(before: tuple[ir.Stmt, ...], others: tuple[ir.Stmt, ...], columns: ir.Axis) -> tuple[ir.Assign, ...]:
+    """The statements ahead of the loop that make one value a column, which only what is done part by part reads."""
+    found = [s for s in before if isinstance(s, ir.Assign) and s.value.type.shape == (columns,)]
+    rest = tuple(s for s in before if s not in found)
+    elsewhere = {x.name for x in _variables((*rest, *others))}
+    assigned = [s.name for s in ir.statements((*before, *others)) if isinstance(s, ir.Assign)]
+    inside = {x.name for x in _variables(tuple(found))}
+    return tuple(s for s in found if s.name not in elsewhere | inside and assigned.count(s.name) == 1)
+
+
+def _variables(body: tuple[ir.Stmt, ...]) -> list[ir.Var]:
+    return [x for x in ir.every_expr(body) if isinstance(x, ir.Var)]
+
+
+def sides(parts: int) -> list[str]:
+    """What the parts are called, from left to right."""
+    names = [""]
+    while len(names) < parts:
+        names = [f"{name}_{side}" for name in names for side in ("left", "right")]
+    return names
 
 
 def _columns(after: tuple[ir.Stmt, ...]) -> ir.Axis | None:

@@ -85,6 +85,10 @@ class Expressions:
         """The identifier of one of the author's variables."""
         return self.axes.names.of(("variable", variable), variable)
 
+    def dtype(self, dtype: DType) -> str:
+        """Triton's name of an element type; the types that the target lacks are kept as bits."""
+        return "tl.uint8" if dtype.name in self._emulate else DTYPES[dtype.name]
+
     def shape(self, shape: tuple[ir.Axis, ...]) -> str:
         return f"[{', '.join(map(self.axes.lanes, shape))}]"
 
@@ -181,7 +185,7 @@ class Expressions:
         return f"{helper}({arguments})"
 
     def _full(self, e: ir.Full, value: ir.Expr) -> Text:
-        dtype = "tl.uint8" if e.type.dtype.name in self._emulate else DTYPES[e.type.dtype.name]
+        dtype = self.dtype(e.type.dtype)
         if isinstance(value, ir.Const) and value.value == 0:
             return f"tl.zeros({self.shape(e.type.shape)}, {dtype})", ATOM
         return f"tl.full({self.shape(e.type.shape)}, {self.text(value)}, {dtype})", ATOM

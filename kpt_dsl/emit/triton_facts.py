@@ -34,12 +34,13 @@ TMA_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class StrideFacts:
-    """Of one dim of a tensor: ``unit`` strides are left out, ``wide`` ones do not fit in 32 bits.
+    """Of one dim of a tensor: strides of one (``unit``) and ``zero`` are left out, ``wide`` ones do not fit in 32 bits.
 
     ``far``: even the lanes of one tile lie further apart than 32 bits can count.
     """
 
     unit: bool
+    zero: bool
     wide: bool
     far: bool
     divisible: bool
@@ -149,6 +150,7 @@ def _tensor_facts(
         strides=tuple(
             StrideFacts(
                 unit=i == last and s == 1,
+                zero=s == 0,
                 wide=abs(s) > INT32_MAX,
                 far=most[dim] * abs(s) > INT32_MAX,
                 divisible=s % DIVISOR == 0,

@@ -46,11 +46,25 @@ class Memory:
             if cleared:
                 out.line(f"{name} = tl.where({self._condition(cleared, kept)}, {name}, {zero})", loc)
             return
+        strides = axes.facts.tensors[e.tensor].strides
+        if kept and all(strides[i].zero for i, entry in enumerate(e.index) if isinstance(entry, ir.Axis)):
+            self._load_repeated(e, out, loc, name)
+            return
         contiguous = self._contiguous(e.tensor, e.index)
         masked = [a for a in kept if a in e.masked or (a == contiguous and axes.beyond_memory(a))]
         pointers = self._pointers(e.tensor, e.index, masked, out, loc)
         mask = [f"mask={self._condition(masked, kept)}", f"other={zero}"] if masked else []
         out.call(f"{name} = tl.load(", [pointers, *mask], loc)
+
+    def _load_repeated(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str) -> None:
+        """A tile whose elements are all the same one: a scalar in one register, where a tile would take many."""
+        kept, dtype = kept_axes(e.index), self.expressions.dtype(e.type.dtype)
+        index = tuple(i if isinstance(i, ir.Expr) else ir.scalar(0) for i in e.index)
+        pointer = self._pointers(e.tensor, index, [], out, loc)
+        text = f"tl.full({self.expressions.shape(tuple(kept))}, tl.load({pointer}), {dtype})"
+        if e.masked:
+            text = f"tl.where({self._condition(list(e.masked), kept)}, {text}, 0.0)"
+        out.line(f"{name} = {text}", loc)
 
     def store(self, stmt: ir.Store, out: Writer) -> None:
         """Write a store."""

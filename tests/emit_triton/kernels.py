@@ -92,6 +92,17 @@ def product(a: kd.In, b: kd.In, y: kd.Out) -> None:
         y[m, n] = acc
 
 
+@kd.kernel(a="M K", b="N K", scale_a="M", scale_b="N", y="M N")
+def scaled(a: kd.In, b: kd.In, scale_a: kd.In, scale_b: kd.In, y: kd.Out) -> None:
+    """A product whose epilogue reads what was loaded ahead of it."""
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        rows, columns = scale_a[m], scale_b[n]
+        acc = kd.zeros([m, n])
+        for k in kd.sequential(kd.tile("K")):
+            acc = kd.dot(a[m, k], b[n, k].T, acc)
+        y[m, n] = acc * rows[:, None] * columns[None, :]
+
+
 @kd.kernel(x="N", y="N")
 def apply(x: kd.In, y: kd.Out, fn: kd.Static) -> None:
     """An elementwise function."""

@@ -61,7 +61,7 @@ def test_a_report_comes_back_from_the_cache() -> None:
 
 def test_hopper_product_is_asynchronous_and_keeps_tiles_out_of_registers() -> None:
     report = compiled(linear_problem(8192, 14336, 4096, activation=gelu), **WIDE)
-    assert (report.spills, report.registers is not None and report.registers <= 200) == (0, True), report
+    assert (report.spills, report.registers is not None and report.registers <= 224) == (0, True), report
     ptx = report.text("ptx")
     assert "wgmma.mma_async" in ptx and "cp.async.bulk.tensor" in ptx
     assert "ld.shared" not in ptx and "st.shared.v4" not in ptx

@@ -51,7 +51,11 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
         driver, "_active", SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 77), raising=False
     )
     monkeypatch.setattr(torch.cuda, "device", lambda _: __import__("contextlib").nullcontext())
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=3))
+    properties = SimpleNamespace(
+        multi_processor_count=3, warp_size=32, shared_memory_per_multiprocessor=200_000, regs_per_multiprocessor=65_536,
+        max_threads_per_multi_processor=2048,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
 
 
 def _plain(call: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -89,7 +93,7 @@ def test_a_launch_passes_addresses_scalars_and_the_problems_numbers() -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_persistent_launch_has_a_program_a_core_and_describes_its_tensors() -> None:
+def test_a_persistent_launch_has_as_many_programs_as_run_at_a_time_and_describes_its_tensors() -> None:
     arguments = {
         "x": normal(512, 256, dtype="bf16"), "weight": normal(512, 256, dtype="bf16"), "bias": None,
         "y": normal(512, 512, dtype="bf16"), "activation": None,
@@ -98,10 +102,13 @@ def test_a_persistent_launch_has_a_program_a_core_and_describes_its_tensors() ->
     knobs = dict(block_M=64, block_N=64, block_K=32, num_warps=4, descriptors=True, persistent=True)
     made = source(problem, **knobs)
     record = _Recorder()
-    kernel = SimpleNamespace(run=_launcher(record), function=5, packed_metadata=(4, 1, 0), name="linear")
+    metadata = SimpleNamespace(num_warps=4, shared=1000)
+    kernel = SimpleNamespace(
+        run=_launcher(record), function=5, packed_metadata=(4, 1, 1000), name="linear", metadata=metadata, n_regs=128
+    )
     Launch(problem, made, kernel, 0)(*arguments.values())
     (call,) = record.calls
-    assert call[0] == 3
+    assert call[0] == 3 * 4  # 128 threads of 128 registers: four blocks share the registers of each of three cores
     described = [v for v in (call[-1] if isinstance(call[-1], list) else call) if isinstance(v, Described)]
     assert [d.block_shape for d in described] == [
         list(a.block) for a in made.abi.arguments if isinstance(a, Descriptor)

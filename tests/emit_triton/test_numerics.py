@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kpt_dsl as kd
-from tests.emit_triton.kernels import apply, attention, batched, divide, gelu, linear, product, row_sum, softmax
+from tests.emit_triton.kernels import apply, attention, batched, divide, gelu, linear, product, row_sum, scaled, softmax
 from tests.emit_triton.support import TORCH, normal, run, unset
 from tests.tolerances import assert_close
 
@@ -111,6 +111,15 @@ def test_products_of_8_bit_floats(target: str, a_type: str, b_type: str) -> None
     a, b, y = normal(37, 80, dtype=a_type), normal(24, 80, dtype=b_type), unset((37, 24), "f32")
     run(product, target, knobs=dict(block_M=16, block_N=16, block_K=32, num_warps=4), a=a, b=b, y=y)
     assert_close(y, a.double() @ b.double().T, "f32", 80)
+
+
+@pytest.mark.parametrize("epilogue", [1, 2])
+def test_scales_loaded_ahead_and_repeated_ones(epilogue: int) -> None:
+    a, b, y = normal(37, 80, dtype="f16"), normal(72, 80, dtype="f16"), unset((37, 72), "f32")
+    rows, columns = torch.tensor([1.5]).expand(37), normal(72)
+    knobs = dict(block_M=16, block_N=32, block_K=32, num_warps=4, epilogue=epilogue)
+    run(scaled, knobs=knobs, a=a, b=b, scale_a=rows, scale_b=columns, y=y)
+    assert_close(y, a.double() @ b.double().T * 1.5 * columns.double(), "f16", 80)
 
 
 @kd.function

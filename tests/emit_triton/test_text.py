@@ -1,6 +1,7 @@
 """What generated Triton source looks like, and on which facts about a problem it depends."""
 
 import ast
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from kpt_dsl.emit.triton_abi import Descriptor, Pointer
 from kpt_dsl.errors import ConfigError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
-from tests.emit_triton.kernels import batched, gelu, row_sum, softmax
+from tests.emit_triton.kernels import batched, gelu, row_sum, scaled, softmax
 from tests.emit_triton.support import attention_problem, linear_problem, source
 
 BLOCKS = dict(block_M=64, block_N=64, block_K=32, num_warps=4)
@@ -105,6 +106,24 @@ def test_epilogue_in_parts_cuts_before_it_calculates() -> None:
     assert "acc_left, acc_right = tl.split(acc.reshape([BLOCK_M, 2, 32]).permute(0, 2, 1))" in text
     assert text.count("y_desc.store(") == 2 and text.count("tl.erf(") == 2
     assert "tl.erf(acc *" not in text
+
+
+def test_an_epilogue_in_parts_loads_what_its_columns_need_itself() -> None:
+    # Held across the loop, every thread would keep the scales of all columns that it multiplies.
+    dtypes = dict(a="f8e4m3", b="f8e4m3", scale_a="f32", scale_b="f32", y="bf16")
+    problem = Problem.of_shapes(scaled, dict(M=512, N=512, K=512), dtypes)
+    ahead, _, behind = source(problem, **BLOCKS | {"epilogue": 4}).text.partition("for k_start")
+    assert "scale_a_base" in ahead and "scale_b_base" not in ahead
+    assert behind.count("columns = tl.load(scale_b_base") == 4
+
+
+def test_a_tile_of_stride_zero_is_one_scalar() -> None:
+    dtypes = dict(a="bf16", b="bf16", scale_a="f32", scale_b="f32", y="bf16")
+    problem = Problem.of_shapes(scaled, dict(M=512, N=512, K=512), dtypes)
+    strides = tuple((name, (0,) if name == "scale_a" else s) for name, s in problem.strides)
+    text = source(replace(problem, strides=strides), **BLOCKS).text
+    assert "rows = tl.full([BLOCK_M], tl.load(scale_a), tl.float32)" in text
+    assert "columns = tl.load(scale_b_base + n_lane)" in text
 
 
 def test_tensors_beyond_32_bits_have_64_bit_bases() -> None:
