@@ -72,7 +72,7 @@ demo: $(READY)  ## tune, generate, replace a real model's modules, and write bui
 	$(BIN)/python -m demo --report build/demo.html
 
 bench: $(READY)  ## the benchmarks, against PyTorch and what else is installed (needs a GPU)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks all
 
 clean:  ## removes what was built, the environments too
 	rm -rf build dist *.egg-info .venv .venv-3.12 .mypy_cache .ruff_cache .pytest_cache .hypothesis

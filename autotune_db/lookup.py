@@ -22,6 +22,7 @@ from autotune_db.location import VARIABLE, local_file
 from autotune_db.overlays import overlaid
 from autotune_db.sibling import sibling
 from autotune_db.winners import Winners
+from kpt_dsl import configs
 from kpt_dsl.errors import ConfigError, StoreError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, Space, space
@@ -82,6 +83,7 @@ def forget() -> None:
     with _lock:
         _read.clear()
     _known.cache_clear()
+    configs.changed()
 
 
 def neighbours(problem: Problem, target: Target) -> list[Config]:

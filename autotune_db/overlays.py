@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
+from kpt_dsl.configs import scope
 from kpt_dsl.errors import InputError
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.space import Config
@@ -25,7 +26,8 @@ def overlay(configs: Mapping[Kernel | str, Config]) -> Iterator[None]:
         named[kernel.qualname if isinstance(kernel, Kernel) else kernel] = config
     token = _current.set({**_current.get(), **named})
     try:
-        yield
+        with scope():
+            yield
     finally:
         _current.reset(token)
 

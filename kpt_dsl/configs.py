@@ -4,7 +4,10 @@
 ``kpt.configs``; without one, or where it has no answer, the first config by rule is used.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -20,6 +23,32 @@ RULE = "rule"
 
 Provider = Callable[["Problem", Target], tuple[Config, str] | None]
 """Gives a config and its provenance ("measured", "shipped", …), or None where it knows nothing. Must not raise."""
+
+
+_numbers = itertools.count(1)
+_latest = 0
+_within: ContextVar[int] = ContextVar("kpt_configs_scope", default=0)
+
+
+def generation() -> tuple[int, int]:
+    """Changes whenever ``choose`` may answer otherwise than before: who remembers its answers, remembers them by this."""
+    return _latest, _within.get()
+
+
+def changed() -> None:
+    """For providers: answers of this process may be others from now on."""
+    global _latest
+    _latest = next(_numbers)
+
+
+@contextmanager
+def scope() -> Iterator[None]:
+    """For providers: answers may be others within the block, in this thread or task."""
+    token = _within.set(next(_numbers))
+    try:
+        yield
+    finally:
+        _within.reset(token)
 
 
 @cache

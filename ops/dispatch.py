@@ -13,6 +13,7 @@ import torch
 from kpt.ops.choice import Choice, choose, preferred
 from kpt.ops.eager import PLAIN, is_plain
 from kpt.ops.registry import Op, Ready
+from kpt_dsl.configs import generation
 from kpt_dsl.errors import KptError
 
 log = logging.getLogger("kpt")
@@ -100,7 +101,7 @@ class Dispatcher:
 
     def _run(self, arguments: tuple[Any, ...], grad_mode: bool | None) -> Any:
         """``grad_mode``: whether autograd records here; None below autograd."""
-        key = (fingerprint(arguments), grad_mode, torch.get_float32_matmul_precision(), preferred())
+        key = (fingerprint(arguments), grad_mode, torch.get_float32_matmul_precision(), generation(), preferred())
         try:
             decision = self._decisions.get(key)
         except TypeError:  # an unhashable argument: nothing that an op takes
@@ -118,7 +119,7 @@ class Dispatcher:
 
     def _decide(self, key: Any, arguments: tuple[Any, ...], failed: dict[str, str]) -> Decision:
         self.op.check(*arguments)
-        _, grad_mode, _, prefers = key
+        _, grad_mode, *_, prefers = key
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
         if grad_mode is not None and any(type(t) not in PLAIN for t in tensors):
             decision = Decision(None, self.through_torch)  # a subclass may want to see the op

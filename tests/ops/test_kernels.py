@@ -10,8 +10,12 @@ import pytest
 import torch
 
 import kpt
+from autotune_db import overlay
 from kpt.ops import flash_attention, fp8_matmul, layer_norm, linear_act, quantize_fp8, rms_norm
+from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.registry import get
+from kpt_dsl import ConfigError
+from kpt_dsl.space import Config
 from tests.ops.calls import OPS, arguments, served
 from tests.tolerances import assert_close
 
@@ -157,3 +161,12 @@ def test_a_compiled_graph_runs_the_preferred_kernel() -> None:
     with torch.no_grad(), kpt.ops.prefer("numpy"):
         assert_close(compiled(x), layer_norm(x, (40,)) + 1, "f32", 40)
     assert served("layer_norm")["numpy"] == before + 2
+
+
+def test_an_overlay_reaches_calls_that_are_remembered() -> None:
+    x = randn(3, 40)
+    with kpt.ops.prefer("numpy"):
+        before = layer_norm(x, (40,))
+        with overlay({layer_norm_fwd: Config(whole_row=False, block_M=3)}), pytest.raises(ConfigError, match="overlay"):
+            layer_norm(x, (40,))
+        assert torch.equal(layer_norm(x, (40,)), before)
