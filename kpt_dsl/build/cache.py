@@ -80,39 +80,48 @@ class Entry:
                 draft.rename(self.path)
         except OSError as error:
             if not self.path.is_dir():
-                _warn_once(str(error))
+                warn_once(str(error))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        _count()
+        added()
         return forms
 
 
 def binaries() -> str:
-    """The folder for Triton's own cache; a temporary one for this process where ours cannot be written."""
+    """The folder for Triton's own cache; that of ``temporary`` where ours cannot be written."""
     path = folder() / "triton"
     try:
         path.mkdir(parents=True, exist_ok=True)
         if os.access(path, os.W_OK):
             return str(path)
-        _warn_once(f"{path} is not writable")
+        warn_once(f"{path} is not writable")
     except OSError as error:
-        _warn_once(str(error))
-    return _temporary()
+        warn_once(str(error))
+    return temporary()
 
 
 @lru_cache(maxsize=1)
-def _temporary() -> str:
+def temporary() -> str:
+    """A folder of this process alone."""
     return tempfile.mkdtemp(prefix="kpt-")
 
 
-def _warn_once(reason: str) -> None:
+def used(file: str) -> None:
+    """Note that the entry which holds a file is in use, so that it goes last."""
+    with suppress(OSError):
+        os.utime(Path(file).parent)
+
+
+def warn_once(reason: str) -> None:
+    """Say that the cache does not work, and why, the first time that this is asked for."""
     global _warned
     if not _warned:
         _log.warning("kpt's cache folder cannot be used, so kernels are compiled again in each process: %s", reason)
     _warned = True
 
 
-def _count() -> None:
+def added() -> None:
+    """Note that an entry was added; now and then this deletes old ones."""
     global _added
     _added += 1
     if _added % _PRUNE_EVERY == 0:

@@ -9,11 +9,12 @@ import io
 import re
 import subprocess
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kpt_dsl.build.cache import Entry, binaries
+from kpt_dsl.build import cache
+from kpt_dsl.build.cache import Entry
 from kpt_dsl.build.report import Report
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import CompileError
@@ -84,12 +85,21 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     kind, name = ("cuda", int(arch.removeprefix("sm_"))) if arch.startswith("sm_") else ("hip", arch)
     kernel = function(source)
     asked = ASTSource(kernel, source.abi.signature(), {}, source.abi.attributes())
+    made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
     with LOCK, triton.knobs.cache.scope(), contextlib.redirect_stdout(io.StringIO()):  # it prints whole programs there
-        triton.knobs.cache.dir = binaries()
         try:
-            return triton.compile(asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
+            triton.knobs.cache.dir = cache.binaries()
+            try:
+                compiled = made()
+            except OSError as error:  # a full disk, or another process that tidied up
+                cache.warn_once(str(error))
+                triton.knobs.cache.dir = cache.temporary()
+                compiled = made()
         except Exception as error:
             raise CompileError(f"Triton does not compile {source.name} for {arch}: {_reason(error)}") from error
+    cache.used(next(iter(compiled.metadata_group.values())))
+    cache.added()
+    return compiled
 
 
 def _reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
-from kpt_dsl.errors import ConfigError
+from kpt_dsl.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -105,9 +105,12 @@ def _dot_minima(kernel: ir.Kernel) -> dict[ir.Axis, int]:
 def facts(problem: "Problem", kernel: ir.Kernel, config: "Config") -> Facts:
     """The facts of a problem under a config.
 
-    Raises ConfigError where a block is missing, is no power of two, or is too small for a product.
+    Raises ConfigError where a block is missing, is no power of two, or is too small for a product; InputError for a dim that
+    32 bits cannot count.
     """
     extents = dict(problem.dims)
+    if long := {dim: n for dim, n in extents.items() if n > INT32_MAX}:
+        raise InputError(f"{kernel.name}: dims {long} are too long; Triton kernels count to {INT32_MAX} along a dim")
     minima = _dot_minima(kernel)
     lanes: dict[ir.Axis, int] = {ir.UNIT: 1}
     for tile in tiles(kernel).values():
