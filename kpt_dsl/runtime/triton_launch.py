@@ -90,9 +90,9 @@ class Launch:
 
 def _resident(kernel: Any, properties: Any) -> int:
     """How many programs fit on one multiprocessor side by side: one's epilogue then hides behind another's products."""
-    threads = kernel.metadata.num_warps * properties.warp_size
+    threads: int = kernel.metadata.num_warps * properties.warp_size
     registers = threads * -(-kernel.n_regs // REGISTER_STEP) * REGISTER_STEP
-    fits = (
+    fits: tuple[int, ...] = (
         properties.shared_memory_per_multiprocessor // (kernel.metadata.shared + RESERVED_SHARED_BYTES),
         properties.regs_per_multiprocessor // max(registers, 1),
         properties.max_threads_per_multi_processor // threads,
