@@ -33,6 +33,8 @@ OVERLAP = 0.5
 """Of two kinds of work that could run side by side, how much of the lesser one does not."""
 COMFORTABLE_PRESSURE = 0.95
 """Share of a thread's registers in use from which the compiler is likely to run out."""
+COMFORTABLE_SHARED = 0.95
+"""Share of shared memory from which a kernel may not fit after all whose loops are split where masks end."""
 PRESSURE_COST = 3
 """How much slower a kernel gets for each whole share of registers beyond that."""
 THREAD_BYTES = 32
@@ -50,6 +52,8 @@ def seconds(sizes: GpuSizes) -> float:
     less of a tile than they load at once.
     """
     crowded = PRESSURE_COST * max(0.0, sizes.pressure - COMFORTABLE_PRESSURE)
+    if sizes.facts.uneven and sizes.shared_bytes > COMFORTABLE_SHARED * sizes.target.shared_bytes:
+        crowded += 1
     held = 0.0
     if not sizes.facts.products:
         widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)

@@ -23,8 +23,8 @@ GOOD_DEPTH = 1024
 GOOD_ELEMENTS = 2**20
 """Of a computed tile: larger ones only take vector memory from the blocks."""
 GOOD_SIDE = 2048
-"""Bytes along m and n of an operand of a product, narrow ones counted as 16 bits: larger tiles gain nothing by the compiler's final
-code for v5e and v6e, and float32 ones take it minutes."""
+"""Bytes along m and n of an operand of a product, narrow ones counted as 16 bits: larger tiles gain nothing by the compiler's
+final code for v5e and v6e, and float32 ones take it minutes."""
 GOOD_LINK, GOOD_LINK_ROWS = 2**21, 1024
 """Bytes (counted likewise) of a tile between two chained products, which goes through vector memory many times, and its rows
 where there are so many: 1024 by 1024 in bfloat16 is best on v5e, and on v6e where the products are causal."""

@@ -78,12 +78,14 @@ MI355X = replace(
         "f32": 157.3 * TFLOPS,
     },
     vector_flops_per_s=157.3 * TFLOPS,
+    buffer_per_stage=True,
     shared_bytes=160 * KiB,
     core_shared_bytes=160 * KiB,
     options=(_WAVES, _MATRIX_TILE),
 )
 
-# RX 7900 XTX. Its matrix instruction has one tile, 16x16; L2 is backed by 96 MiB of Infinity Cache.
+# RX 7900 XTX. Its matrix instruction has one tile, 16x16, whose operands both halves of a wave hold; 96 MiB of Infinity Cache
+# stand behind L2.
 RX_7900 = replace(
     MI250X,
     name="amd-rx-7900",
@@ -100,6 +102,7 @@ RX_7900 = replace(
     thread_registers=256,
     core_threads=1024,
     mma_rows=16,
+    fragment_copies=2,
     options=(_WAVES,),
 )
 

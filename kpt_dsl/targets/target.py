@@ -71,7 +71,11 @@ class Target:
     mma_warps: int = 0
     """How many warps issue that instruction together."""
     async_products: bool = False
-    """Products read operands from shared memory while the next are issued, so a pipelined loop holds one buffer more."""
+    """Products read operands from shared memory while the next are issued, so each stage has a buffer of its own."""
+    fragment_copies: int = 1
+    """How many times a matrix instruction wants its operands in the registers of a warp."""
+    buffer_per_stage: bool = False
+    """Copies go to shared memory while products read it, so that each stage of a pipeline has a buffer of its own."""
     tensor_memory_bytes: int = 0
     """Memory of a core in which its matrix unit keeps accumulators, so that no warp has a part of the product of its own."""
     staged_stores: bool = False

@@ -1,0 +1,111 @@
+"""How many registers the tiles of a kernel take on a GPU: what must be there, and what the compiler would like to have there.
+
+The figures follow what Triton's compilers do with the ops of this repository on every architecture, within some tens of
+registers: enough to tell tiles that fit from tiles that spill.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from kpt_dsl import ir
+from kpt_dsl.space.facts import Product, Scope
+
+if TYPE_CHECKING:
+    from kpt_dsl.space.gpu_sizes import GpuSizes
+
+BASE = 40
+"""Registers of a thread that hold addresses, indices and loop state, whatever the tiles are; half of it without products."""
+MASK = 0.5
+"""Words an element that each mask holds (compiled for sm_90: three masks of a 64x128 tile took 62 to 90 registers a thread)."""
+AHEAD = 1.25
+"""Of the sides of its square, how much a thread has read of both together when vector units multiply (compiled for sm_80)."""
+FRAGMENTS = 1.5
+"""Of the operands that a warp multiplies next, how much is in registers, those after them included (sm_80, gfx942)."""
+WIDENED = 3
+"""Words that widening an 8-bit operand takes, for each word of the result (compiled for gfx90a, gfx1100)."""
+INSTRUCTION_BYTES = 32
+"""Bytes along k of the operands of one matrix instruction."""
+INSTRUCTION_ROWS = 16
+"""Rows of the smallest matrix instruction: warps beyond a tile's rows share them."""
+_COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
+
+
+def needed(sizes: "GpuSizes") -> int:
+    """Registers of a thread without which a config is hopeless: carried tiles, the largest one made, operands kept."""
+    base = BASE if sizes.facts.products else BASE // 2
+    return base + max(_held(sizes, scope) for scope in range(len(sizes.facts.loops) + 1)) // sizes.threads
+
+
+def wished(sizes: "GpuSizes") -> float:
+    """Further registers of a thread: masks, and operands that the compiler reads ahead. It gives way here before it spills."""
+    facts = sizes.facts
+    if facts.products:
+        extra = max(_masks(sizes, p) + _read(sizes, p) for p in facts.products) + _columns(sizes)
+    else:  # a row stays while another is made of it
+        extra = max(_held(sizes, scope) for scope in range(len(facts.loops) + 1))
+    return extra / sizes.threads
+
+
+def _held(sizes: "GpuSizes", scope: Scope) -> int:
+    """32-bit words of the tiles alive at once in a scope."""
+    facts = sizes.facts
+    carried = sum(sizes.count(kind.shape) for kind in (facts.carried[scope - 1] if scope else ()))
+    products = [p for p in facts.products if p.scope == scope]
+    if not products:
+        return carried + max((sizes.count(a.axes) for a in facts.arithmetic if a.scope == scope), default=0)
+    results = max((sizes.count((p.m, p.n)) for p in products if not p.carried), default=0)
+    return carried + results + max(_operands(sizes, p) for p in products)
+
+
+def _operands(sizes: "GpuSizes", product: Product) -> int:
+    """Words of operands that must be in registers: computed ones, widened ones, and what was loaded before the loop."""
+    target, size = sizes.target, product.dtype.bytes
+    if sizes.is_widened(product):
+        return (sizes.lanes(product.m) + sizes.lanes(product.n)) * sizes.lanes(product.k) // 2
+    words = 0 if product.loads[0] else sizes.count((product.m, product.k)) * size // 4
+    if target.async_products:
+        return words
+    words += sum(sizes.bytes(load) for load in product.loads if load and load.scope != product.scope) // 4
+    return words * target.fragment_copies * _sharing(sizes, product)
+
+
+def _read(sizes: "GpuSizes", product: Product) -> float:
+    """Words of operands on their way through registers to the units that multiply."""
+    m, n, k = sizes.lanes(product.m), sizes.lanes(product.n), sizes.lanes(product.k)
+    target = sizes.target
+    if target.matrix_dtype(product.dtype.name) is None:
+        return AHEAD * math.isqrt(m * n * sizes.threads) * k  # the rows and columns of each thread's square
+    if sizes.is_widened(product):
+        return (WIDENED - 1) * _operands(sizes, product)
+    if target.async_products:
+        return 0.0
+    # Without a pipeline every operand is read as soon as it is there.
+    deep = k * product.dtype.bytes if sizes.stages == 1 else INSTRUCTION_BYTES
+    sharing = _sharing(sizes, product)
+    mine = m * sharing / sizes.warps + n / sharing  # rows and columns of a warp
+    return FRAGMENTS * mine * sizes.warps * deep / 4
+
+
+def _masks(sizes: "GpuSizes", product: Product) -> float:
+    """Words that the masks of a product's result hold, in indices and predicates."""
+    if product.carried:
+        return 0.0
+    inside = (a for a in sizes.facts.arithmetic if a.scope == product.scope and a.axes == (product.m, product.n))
+    masks = sum(operation in _COMPARISONS for a in inside for operation in a.operations)
+    if product.scope and any(isinstance(e, ir.Load) for e in ir.walk(sizes.facts.loops[product.scope - 1].stop)):
+        masks += 1  # a length that is read at run time leaves padding in the last tile
+    return MASK * masks * sizes.count((product.m, product.n))
+
+
+def _columns(sizes: "GpuSizes") -> float:
+    """Words of vectors along the columns of a result: from tensor memory each thread gets one row and all of these."""
+    if not sizes.target.tensor_memory_bytes:
+        return 0.0
+    columns = {p.n for p in sizes.facts.products}
+    along = sum(sizes.bytes(load) for load in sizes.facts.loads if len(load.axes) == 1 and load.axes[0] in columns)
+    return along / 4 * sizes.target.warp_lanes * sizes.target.mma_warps
+
+
+def _sharing(sizes: "GpuSizes", product: Product) -> int:
+    """How many warps work on the same rows of a product."""
+    return max(1, sizes.warps * INSTRUCTION_ROWS // sizes.lanes(product.m))
