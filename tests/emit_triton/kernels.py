@@ -92,6 +92,17 @@ def product(a: kd.In, b: kd.In, y: kd.Out) -> None:
         y[m, n] = acc
 
 
+@kd.kernel(x="M N", out="M N")
+def taken(x: kd.In, out: kd.Out) -> None:
+    """Names that generated code would like for itself."""
+    for m in kd.parallel(kd.tile("M")):
+        m_start = x[m, :]
+        M = kd.max(m_start, axis=1)
+        program, BLOCK_M, tl = kd.exp(m_start - M[:, None]), 2.0, 1.0
+        x_base = kd.sum(program, axis=1) * BLOCK_M * tl
+        out[m, :] = program / x_base[:, None] * kd.tanh(tl * BLOCK_M)
+
+
 @kd.kernel(a="M K", b="N K", scale_a="M", scale_b="N", y="M N")
 def scaled(a: kd.In, b: kd.In, scale_a: kd.In, scale_b: kd.In, y: kd.Out) -> None:
     """A product whose epilogue reads what was loaded ahead of it."""

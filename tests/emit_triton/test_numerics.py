@@ -7,7 +7,19 @@ import pytest
 import torch
 
 import kpt_dsl as kd
-from tests.emit_triton.kernels import apply, attention, batched, divide, gelu, linear, product, row_sum, scaled, softmax
+from tests.emit_triton.kernels import (
+    apply,
+    attention,
+    batched,
+    divide,
+    gelu,
+    linear,
+    product,
+    row_sum,
+    scaled,
+    softmax,
+    taken,
+)
 from tests.emit_triton.support import TORCH, normal, run, unset
 from tests.tolerances import assert_close
 
@@ -25,6 +37,12 @@ def test_whole_rows(dtype: str, rows: int, columns: int) -> None:
     x, out = normal(rows, columns, dtype=dtype), unset((rows, columns), dtype)
     run(softmax, knobs=dict(block_M=4, num_warps=4), x=x, out=out)
     assert_close(out, x.double().softmax(1), dtype, columns)
+
+
+def test_the_authors_names_and_generated_ones_do_not_meet() -> None:
+    x, out = normal(7, 30), unset((7, 30), "f32")
+    run(taken, knobs=dict(block_M=2, num_warps=4), x=x, out=out)
+    assert_close(out, x.double().softmax(1) / 2 * math.tanh(2), "f32", 30)
 
 
 @pytest.mark.parametrize("columns", [1, 37, 199, 760, 1024])

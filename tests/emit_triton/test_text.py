@@ -139,13 +139,6 @@ def test_amd_learns_which_tensors_are_below_two_gib() -> None:
     assert ["tt.pointer_range", 32] in facts[(0,)]
 
 
-def test_dim_names_and_variables_may_collide() -> None:
-    text = source(attention_problem(64, 64, 64), **ATTENTION).text
-    (function,) = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)]
-    names = [a.arg for a in function.args.args]
-    assert len(set(names)) == len(names)
-
-
 @pytest.mark.parametrize("block", [None, 48, 8])
 def test_blocks_that_no_gpu_could_run_are_refused(block: int | None) -> None:
     knobs = dict(BLOCKS, block_M=block) if block else {k: v for k, v in BLOCKS.items() if k != "block_M"}
