@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
     """Compile, or find the report of an earlier compilation.
 
-    Raises CompileError where the compiler refuses (a kernel that does not fit VMEM, with the sizes), MissingPackageError without
-    JAX or libtpu, and as ``emit`` does.
+    Raises CompileError where the compiler refuses (a kernel that does not fit VMEM, with the sizes), MissingPackageError
+    without JAX or libtpu, and as ``emit`` does.
     """
     source = emit(problem, target, config)
-    key = "\0".join((source.text, target.name, versions()))
+    key = f"{source.text}\0{target.name}\0{versions()}"
     entry = Entry("pallas-reports", hashlib.sha256(key.encode()).hexdigest()[:32])
     if (found := entry.get_json("report.json")) is not None:
         with suppress(TypeError, KeyError):
@@ -41,13 +41,11 @@ def _compiled(source: Source, target: "Target", config: "Config", entry: Entry) 
     abi = source.abi
     arguments = [(a.shape, a.dtype) for a in (*abi.inputs, *abi.scalars)]
     answer = COMPILER.run({"name": source.name, "text": source.text, "arch": target.arch, "arguments": arguments})
-    estimate = cycles(
-        answer["bundles"], abi.steps, abi.visits, abi.moved_bytes, target.clock_hz, target.bandwidth_bytes_per_s, target.cores
-    )
     forms = {"source": str(entry.path / "source.py"), "bundles": str(entry.path / "bundles.txt")}
     report = Report(
-        target.name, str(config), vmem_bytes=answer["vmem_bytes"], cycles=estimate, seconds=answer["seconds"], forms=tuple(forms.items())
-    )
+        target.name, str(config), vmem_bytes=answer["vmem_bytes"], cycles=cycles(answer["bundles"], abi, target),
+        seconds=answer["seconds"], forms=tuple(forms.items()),
+    )  # fmt: skip
     entry.put({"source.py": source.text, "bundles.txt": answer["bundles"], "report.json": json.dumps(report.to_dict())})
     return report
 

@@ -2,11 +2,15 @@
 
 A TensorCore issues one bundle (a very long instruction word) a cycle, in order, so a program's time is how often each bundle
 runs. Parts of a kernel that run under a condition are regions that a branch skips; the emitter knows how often each runs.
-The estimate is the largest of three times: issuing bundles, moving blocks, and starting steps.
+The estimate is the largest of four times: issuing bundles, multiplying at the peak rate, moving blocks, and starting steps.
 """
 
 import re
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kpt_dsl.emit.pallas import Abi
+    from kpt_dsl.targets import Target
 
 STEP_SECONDS = 0.35e-6
 """What a step takes at least, however little it does: the pipeline's own work and waiting (published matmul and attention times
@@ -26,9 +30,7 @@ def bundles(listing: str, parts: int) -> tuple[int, tuple[int, ...]]:
     opened: dict[str, int] = {}
     regions: list[tuple[int, int]] = []
     for i, (_, text) in enumerate(texts):
-        for number in _END.findall(text):
-            if number in opened:
-                regions.append((opened.pop(number) + 1, i))
+        regions += [(opened.pop(number) + 1, i) for number in _END.findall(text) if number in opened]
         if skip := _SKIP.search(text):
             opened[skip[1]] = i
     inner = [(a, b) for a, b in regions if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in regions)]
@@ -40,17 +42,11 @@ def bundles(listing: str, parts: int) -> tuple[int, tuple[int, ...]]:
     return every_step - sum(sizes), sizes
 
 
-def cycles(
-    listing: str,
-    steps: int,
-    visits: Sequence[int],
-    moved_bytes: int,
-    clock_hz: float,
-    bandwidth_bytes_per_s: float,
-    cores: int,
-) -> int:
-    """Estimated clock cycles of a run: ``visits`` says how often each conditional part runs; the rest runs ``steps`` times."""
-    always, parts = bundles(listing, len(visits))
-    issued = always * steps + sum(size * count for size, count in zip(parts, visits, strict=True))
-    moving = moved_bytes / bandwidth_bytes_per_s * clock_hz
-    return round(max(issued / cores, moving, STEP_SECONDS * clock_hz * steps / cores))
+def cycles(listing: str, abi: "Abi", target: "Target") -> int:
+    """Estimated clock cycles of a run of a kernel whose final code is ``listing``."""
+    always, parts = bundles(listing, len(abi.visits))
+    issued = always * abi.steps + sum(size * count for size, count in zip(parts, abi.visits, strict=True))
+    starting = STEP_SECONDS * target.clock_hz * abi.steps / target.cores
+    moving = abi.moved_bytes / target.bandwidth_bytes_per_s
+    multiplying = sum(flops / target.peak(dtype) for dtype, flops in abi.flops)
+    return round(max(issued / target.cores, starting, moving * target.clock_hz, multiplying * target.clock_hz))

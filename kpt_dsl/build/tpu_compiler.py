@@ -1,12 +1,13 @@
 """Google's TPU compiler in a process of its own: it compiles for a TPU without one, and some inputs abort it.
 
-Run as ``python -m kpt_dsl.build.tpu_compiler FOLDER``: each line of standard input is a job in JSON, each answer a line of standard
-output after ``ANSWER``. The process starts in seconds and compiles in tenths, so it is kept; one that dies takes its job along.
+``python -m kpt_dsl.build.tpu_compiler`` reads jobs, a line of JSON each, and answers each with a line that begins ``ANSWER``.
+The process starts in seconds and compiles in tenths, so it is kept; one that dies takes its job along.
 """
 
 import atexit
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -35,6 +36,9 @@ _ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
 }
+
+_VMEM = r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"'
+"""What a compiled module says of a kernel's bytes of vector memory."""
 
 
 class Compiler:
@@ -133,8 +137,6 @@ def serve() -> None:
 
 def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
     """Compile ``job["text"]`` for ``job["arch"]``: bytes of VMEM, seconds, and the listing of final bundles."""
-    import re
-
     import jax
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
@@ -153,7 +155,7 @@ def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
         lowered = function.lower(*specs(job["arguments"], sharding))
     executable = lowered.compile()
     calls = [line for line in executable.as_text().splitlines() if "tpu_custom_call" in line]
-    scoped = re.findall(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"', "\n".join(calls))
+    scoped = re.findall(_VMEM, "\n".join(calls))
     listings = sorted(f for f in dump.glob(f"*-{job['name']}.*-final_bundles.txt") if "schedule-analysis" not in f.name)
     return {
         "vmem_bytes": max(map(int, scoped), default=0),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kpt_dsl import ir
 from kpt_dsl.emit.pallas_plan import STEP, Plan
 from kpt_dsl.emit.pallas_text import JAX_DTYPES, Text
-from kpt_dsl.errors import ConfigError
+from kpt_dsl.errors import ConfigError, TargetError
 from kpt_dsl.ir import Axis, Expr
 
 SUBLANES, LANES = 8, 128
@@ -49,7 +49,7 @@ class Blocks:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.inputs: dict[tuple[str, Index], Block] = {}
-        self.outputs: dict[str, Block] = {}
+        self._outputs: dict[str, Block] = {}
         self.scalars: list[ir.Tensor] = []
         self.phases: dict[str, list[int]] = {}
         for segment in plan.segments:
@@ -63,6 +63,12 @@ class Blocks:
             for bound in (phase.loop.start, phase.loop.stop):
                 for load in (e for e in ir.walk(bound) if isinstance(e, ir.Load)):
                     self._input(load, None)
+        for tensor in self.scalars:
+            if any(tensor.name == name for name, _ in self.inputs):
+                raise TargetError(
+                    f"{plan.kernel.name} reads {tensor.name} both in tiles and one element at a time; a TPU holds it in "
+                    f"vector or in scalar memory, so pass it twice"
+                )
 
     def _input(self, load: ir.Load, phase: int | None) -> None:
         tensor = self.plan.kernel.tensor(load.tensor)
@@ -80,14 +86,26 @@ class Blocks:
     def _output(self, store: ir.Store, phase: int | None) -> None:
         tensor = self.plan.kernel.tensor(store.tensor)
         block = Block(f"{tensor.name}_ref", tensor, canonical(store.index, self.plan))
-        if self.outputs.setdefault(tensor.name, block) != block:
-            raise ConfigError(f"{self.plan.kernel.name}: {tensor.name} is stored in two shapes; a TPU kernel writes one block of it")
+        if self._outputs.setdefault(tensor.name, block) != block:
+            raise TargetError(
+                f"{self.plan.kernel.name} stores {tensor.name} by two different indices (line {store.loc.line}); a TPU "
+                f"kernel has one block of each output"
+            )
         self._seen(self._checked(block), phase)
 
     def _seen(self, block: Block, phase: int | None) -> None:
         known = self.phases.setdefault(block.name, [])
         if phase is not None and phase not in known:
             known.append(phase)
+
+    @property
+    def written(self) -> list[Block]:
+        """The outputs in the order of the kernel's arguments."""
+        return [self._outputs[t.name] for t in self.plan.kernel.tensors if t.role == "out"]
+
+    def output(self, tensor: str) -> Block:
+        """The block that a tensor is stored through."""
+        return self._outputs[tensor]
 
     def of(self, load: ir.Load) -> str:
         """How the block behind a load is read."""
@@ -106,8 +124,8 @@ class Blocks:
             lanes, extent = self.plan.lanes[axis.dim], self.plan.dims[axis.dim]
             if lanes != extent and lanes % unit:
                 raise ConfigError(
-                    f"block_{axis.dim}={lanes}: tiles of {block.tensor.name}[{', '.join(block.tensor.dims)}] along {axis.dim} must be "
-                    f"multiples of {unit} on a TPU, or all of its {extent} elements"
+                    f"block_{axis.dim}={lanes}: tiles of {block.tensor.name}[{', '.join(block.tensor.dims)}] along {axis.dim} "
+                    f"must be multiples of {unit} on a TPU, or all of its {extent} elements"
                 )
         return block
 
@@ -118,8 +136,8 @@ class Blocks:
 
     def shape(self, block: Block, text: Text) -> str:
         """The block's extents: None for a dim that is indexed one element at a time."""
-        sizes = ["None"] * (len(block.index) - len(block.axes)) + self._two([text.length(a) for a in block.axes], block, "1")
-        return f"({', '.join(sizes)})"
+        single = ["None"] * (len(block.index) - len(block.axes))
+        return f"({', '.join(single + self._two([text.length(a) for a in block.axes], block, '1'))})"
 
     def place(self, block: Block, text: Text, calls: Mapping[str, str]) -> str:
         """What an index map returns: the block's place in the tensor, counted in blocks; ``calls`` as in ``tile_number``."""

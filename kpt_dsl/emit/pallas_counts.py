@@ -8,6 +8,7 @@ from itertools import product
 from math import prod
 
 from kpt_dsl import ir
+from kpt_dsl.dtypes import f16, f32
 from kpt_dsl.emit.pallas_blocks import Block, Blocks
 from kpt_dsl.emit.pallas_plan import STEP, Phase, Plan
 from kpt_dsl.ir import Axis, Expr
@@ -36,12 +37,29 @@ def visits(plan: Plan, phase: Phase, start: Expr, stop: Expr) -> int:
 
 def moved_bytes(plan: Plan, blocks: Blocks) -> int:
     """Bytes that the pipeline copies between HBM and VMEM: a block is copied again whenever its place changes."""
-    return sum(_moves(plan, blocks, b) * _size(plan, b) for b in (*blocks.inputs.values(), *blocks.outputs.values()))
+    return sum(_moves(plan, blocks, b) * _size(plan, b) for b in (*blocks.inputs.values(), *blocks.written))
+
+
+def flops(plan: Plan) -> tuple[tuple[str, float], ...]:
+    """Operations of all products by the dtype of their operands."""
+    found: dict[str, float] = {}
+    for segment in plan.segments:
+        loop = segment.phase.loop if segment.phase else None
+        runs = visits(plan, segment.phase, loop.start, loop.stop) if segment.phase and loop else programs(plan)
+        for dot in (e for e in ir.every_expr(segment.body) if isinstance(e, ir.Dot)):
+            sides = {*dot.a.type.shape, *dot.b.type.shape}
+            dtype = dot.a.type.dtype.name
+            found[dtype] = found.get(dtype, 0.0) + 2.0 * runs * prod(_length(plan, axis) for axis in sides)
+    return tuple(found.items())
+
+
+def _length(plan: Plan, axis: Axis) -> int:
+    return plan.lanes[axis.dim] if axis.tile else plan.dims[axis.dim]
 
 
 def _size(plan: Plan, block: Block) -> int:
-    lengths = [plan.lanes[a.dim] if a.tile else plan.dims[a.dim] for a in block.axes]
-    return prod(lengths) * (4 if block.tensor.dtype.name == "f16" else block.tensor.dtype.bytes)
+    held = f32 if block.tensor.dtype == f16 else block.tensor.dtype
+    return held.bytes * prod(_length(plan, axis) for axis in block.axes)
 
 
 def _moves(plan: Plan, blocks: Blocks, block: Block) -> int:
@@ -49,8 +67,11 @@ def _moves(plan: Plan, blocks: Blocks, block: Block) -> int:
     phases = [plan.phases[i] for i in blocks.phases[block.name] if plan.phases[i].loop.tile.dim in stepping]
     if any(p.steps > 1 for p in phases):
         return sum(visits(plan, p, p.loop.start, p.loop.stop) for p in phases)
-    inside = [e for i in block.index for e in (ir.walk(i) if isinstance(i, Expr) else (i,))]
-    named = {e.tile if isinstance(e, Axis | ir.Start | ir.Stop) else e.name for e in inside if hasattr(e, "tile") or hasattr(e, "name")}
+    named = {a.tile for a in block.axes}
+    for node in (e for i in block.index if isinstance(i, Expr) for e in ir.walk(i)):
+        match node:
+            case ir.Index(name) | ir.Start(name) | ir.Stop(name):
+                named.add(name)
     depends = [i for i, loop in enumerate(plan.kernel.grid) if loop.name in named]
     return prod(count(plan, loop) for loop in plan.kernel.grid[: max(depends, default=-1) + 1])
 

@@ -142,7 +142,7 @@ class Plan:
 
     # -------------------------------------------------------------- axes
     def place(self, axis: Axis) -> Axis:
-        """What axes share that always lie at the same place: tiles of successive loops over a dim, a dim in one tile and whole."""
+        """What axes share that always lie at one place: tiles of successive loops over a dim; a dim whole and in one tile."""
         if axis.tile is None or axis.tile == STEP or any(g.name == axis.tile for g in self.kernel.grid):
             return axis
         return Axis(axis.dim, STEP if any(p.loop.tile.name == axis.tile for p in self.phases) else None)
@@ -178,7 +178,9 @@ def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], t
             straight.append(stmt)
             continue
         if any(isinstance(inner, ir.For) for inner in stmt.body):
-            raise TargetError(f"{kernel.name}: a sequential loop inside another (line {stmt.loc.line}) has no TPU form yet")
+            raise TargetError(
+                f"{kernel.name}: a sequential loop inside another (line {stmt.loc.line}) has no TPU form yet"
+            )
         if straight:
             segments.append(Segment(tuple(straight), max(0, first - 1)))
             straight = []

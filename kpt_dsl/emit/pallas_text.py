@@ -32,8 +32,8 @@ _CALL: dict[str, str] = {
 _PYTHON: dict[str, Callable[..., float]] = {
     "abs": abs, "exp": math.exp, "exp2": lambda x: 2.0**x, "log": math.log, "log2": math.log2, "sqrt": math.sqrt,
     "rsqrt": lambda x: 1 / math.sqrt(x), "tanh": math.tanh, "erf": math.erf, "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
-    "floor": math.floor, "floordiv": operator.floordiv, "mod": operator.mod, "neg": operator.neg, "add": operator.add, "sub": operator.sub,
-    "mul": operator.mul, "div": operator.truediv, "max": max, "min": min,
+    "floor": math.floor, "floordiv": operator.floordiv, "mod": operator.mod, "neg": operator.neg, "add": operator.add,
+    "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "max": max, "min": min,
 }  # fmt: skip
 
 JAX_DTYPES: dict[str, str] = {
@@ -74,9 +74,9 @@ def saturated(x, largest, dtype):
 class Text:
     """Writes expressions of one plan.
 
-    ``tiles`` says how the number of each tile is written ("m", or "0" where it is the only one) and each index, ``variable`` how a
-    variable is,
-    ``block`` how the block behind a load is; ``products`` are the dtypes whose products the chip's compiler takes.
+    ``tiles`` says how the number of each tile ("m", or "0" where it is the only one) and each index are written, ``variable``
+    how a variable is, ``block`` how the block behind a load is; ``products`` are the dtypes whose products the chip's compiler
+    takes. ``masks`` collects the masks that expressions name, for whoever writes the lines before them.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Text:
         return f"jnp.minimum({after}, {end})", ATOM
 
     def _valid(self, axis: Axis, side: Side) -> str:
-        """The name of a mask, which is noted in ``masks`` for whoever writes the lines before."""
+        """The name of a mask, noted in ``masks``."""
         name = f"{axis.tile}_valid_{side}"
         if name not in self.masks:
             lanes = f"{side}({self.tiles[axis.tile or '']}, {self.length(axis)})"
@@ -235,7 +235,7 @@ class Text:
         return name
 
     def _load(self, node: ir.Load, side: Side | None, wide: bool = False) -> tuple[str, int]:
-        """A block's value. One axis of narrow elements is masked in float32 (``wide``: and stays so): Mosaic has no narrow rows."""
+        """A block's value. A narrow one-axis value is masked in float32 (``wide``: and stays so): Mosaic masks no narrow rows."""
         if not node.type.shape:
             where = ", ".join(self.expr(i) for i in node.index if isinstance(i, Expr))
             return f"{node.tensor}_ref[{where}]", ATOM
@@ -265,7 +265,8 @@ class Text:
             return f"{op if static else _CALL[op]}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
         if op in ("floordiv", "mod") and not static and self._never_negative(a) and self._never_negative(b):
             # Truncation is the same as rounding down here, and one instruction instead of six.
-            return f"lax.{'div' if op == 'floordiv' else 'rem'}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
+            name = {"floordiv": "lax.div", "mod": "lax.rem"}[op]
+            return f"{name}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
         symbol, strength = _INFIX[op]
         left = strength + 1 if strength == _COMPARE else strength
         return f"{self.expr(a, left, side)} {symbol} {self.expr(b, strength + 1, side)}", strength
@@ -317,7 +318,6 @@ class Text:
         if acc is None:
             return product, ATOM
         return f"{self.expr(acc, _ADD)} + {product}", _ADD
-
 
     def _operand(self, x: Expr) -> str:
         """An operand of a product; float8 on a chip whose compiler does not take it becomes bfloat16, which holds it."""

@@ -24,8 +24,8 @@ STAND_IN = "tpu-v6e"
 """Whose code is interpreted where there is no TPU."""
 
 INTERPRETING = {"xla_disable_hlo_passes": "algsimp", "xla_backend_optimization_level": 0}
-"""How XLA compiles what is interpreted: without algebraic simplification, which turns (x/n)(x/n) into x·x/n², infinite for large
-x; and without much optimisation, since such runs are short and compiling takes most of their time."""
+"""How XLA compiles what is interpreted: without algebraic simplification, which turns (x/n)(x/n) into xx/(nn), infinite for
+large x; and without much optimisation, since such runs are short and compiling takes most of their time."""
 
 JaxFunction = Callable[..., Any]
 
@@ -90,7 +90,11 @@ def _run_empty(problem: "Problem", arrays: Mapping[str, Any], config: "Config") 
 def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
     """A launch with all arguments bound; it does not wait for the device."""
     call = _call(problem, arrays, config, target, None)
-    return lambda: call() and None
+
+    def launch() -> None:
+        call()
+
+    return launch
 
 
 def jax_function(problem: "Problem", config: "Config", target: "Target", interpret: Any = False) -> JaxFunction:
@@ -149,7 +153,9 @@ def on_abstract_tpu(kind: str, cores: int) -> AbstractContextManager[Any]:
     """A context in which JAX lowers for a kind of TPU that need not be there: how integers are divided depends on it."""
     sharding = jax_package().sharding
     device = sharding.AbstractDevice(device_kind=kind, num_cores=cores, platform="tpu")
-    context: AbstractContextManager[Any] = sharding.use_abstract_mesh(sharding.AbstractMesh((), (), abstract_device=device))
+    context: AbstractContextManager[Any] = sharding.use_abstract_mesh(
+        sharding.AbstractMesh((), (), abstract_device=device)
+    )
     return context
 
 
@@ -192,7 +198,9 @@ def _as_jax(name: str, array: Any) -> Any:
     if _library(array) != "torch":
         return jax.numpy.asarray(array)
     if array.device.type != "cpu":
-        raise InputError(f"{name} is on {array.device}; backend pallas takes JAX arrays and tensors of the CPU: {name}.cpu()")
+        raise InputError(
+            f"{name} is on {array.device}; backend pallas takes JAX arrays and tensors of the CPU: {name}.cpu()"
+        )
     import torch
 
     tensor = array.detach().contiguous()
@@ -208,10 +216,10 @@ def _copy_back(out: Any, result: Any) -> None:
     if _library(out) != "torch":
         out[...] = result
         return
-    import torch
+    import torch.utils.dlpack
 
     if dtype(out.dtype).is_fp8:
-        crossed = torch.from_dlpack(jax_package().lax.bitcast_convert_type(result, "uint8"))
+        crossed = torch.utils.dlpack.from_dlpack(jax_package().lax.bitcast_convert_type(result, "uint8"))
         out.copy_(crossed.view(out.dtype))
     else:
-        out.copy_(torch.from_dlpack(result))
+        out.copy_(torch.utils.dlpack.from_dlpack(result))

@@ -1,0 +1,79 @@
+"""The function around a Pallas kernel: it brings arrays into the kernel's shapes, calls it, and brings the outputs back."""
+
+from kpt_dsl import ir
+from kpt_dsl.emit.pallas_blocks import Block
+from kpt_dsl.emit.pallas_kernel import KernelText, words
+from kpt_dsl.emit.pallas_text import JAX_DTYPES
+from kpt_dsl.emit.text import Writer
+
+_SCALAR = {"float": "jnp.float32", "int": "jnp.int32", "bool": "jnp.int32"}
+"""How elements that are read one at a time lie in scalar memory, which has 32-bit words."""
+
+
+def host(made: KernelText, vmem_bytes: int) -> str:
+    """The text of the function; the kernel may use ``vmem_bytes`` of vector memory."""
+    kernel, plan, out = made.kernel, made.plan, Writer()
+    inputs = [made.name(t.name) for t in kernel.tensors if t.role == "in"]
+    scalars = [made.name(s.name) for s in kernel.scalars]
+    results = [made.name(b.tensor.name) for b in made.blocks.written]
+    grid = [g.dim if isinstance(g, ir.GridIndex) else f"pl.cdiv({g.dim}, {g.block})" for g in kernel.grid]
+    semantics = ['"parallel"'] * len(grid)
+    if plan.steps:
+        grid.append(str(plan.steps))
+        semantics.append('"arbitrary"')
+    with out.block(f"def {made.name(kernel.name)}({', '.join([*inputs, *scalars, 'interpret=False'])}):"):
+        shapes = [f"{b.tensor.name} ({', '.join(b.tensor.dims)}) {b.tensor.dtype}" for b in made.blocks.written]
+        out.line(f'"""Gives {", ".join(shapes)}."""')
+        with out.block(f"{_tuple(results)} = pl.pallas_call("):
+            out.line(f"{kernel.name}_kernel,")
+            with out.block("grid_spec=pltpu.PrefetchScalarGridSpec("):
+                out.line(f"num_scalar_prefetch={len(made.prefetched)},")
+                out.line(f"grid={_tuple(grid)},")
+                _list(out, "in_specs", [f"{_spec(made, b)},  # {b.tensor.name}" for b in made.blocks.inputs.values()])
+                _list(out, "out_specs", [f"{_spec(made, b)},  # {b.tensor.name}" for b in made.blocks.written])
+                kept = [
+                    f"pltpu.VMEM({made.text.shape(kind)}, {JAX_DTYPES[kind.dtype.name]}),  # {name}"
+                    for name, kind in plan.kept.items()
+                ]
+                _list(out, "scratch_shapes", kept)
+            out.line("),")
+            out.line(f"out_shape=[{', '.join(map(made.blocks.out_shape, made.blocks.written))}],")
+            with out.block("compiler_params=pltpu.CompilerParams("):
+                out.line(f"dimension_semantics={_tuple(semantics)},")
+                out.line(f"vmem_limit_bytes={vmem_bytes},")
+            out.line("),")
+            out.line("interpret=interpret,")
+            out.line(f'name="{kernel.name}",')
+        with out.block(")("):
+            for array in _arguments(made):
+                out.line(f"{array},")
+        out.line(")")
+        out.line(f"return {', '.join(map(made.blocks.restored, made.blocks.written, results))}")
+    return out.text().rstrip()
+
+
+def _arguments(made: KernelText) -> list[str]:
+    """What the kernel is called on: scalars first, which index maps may read."""
+    elements = [f"{made.name(t.name)}.astype({_SCALAR[t.dtype.kind]})" for t in made.blocks.scalars]
+    scalars = [f"jnp.asarray({made.name(s.name)}, {JAX_DTYPES[s.dtype.name]}).reshape(1)" for s in made.kernel.scalars]
+    return elements + scalars + [made.blocks.array(b, made.name(b.tensor.name)) for b in made.blocks.inputs.values()]
+
+
+def _spec(made: KernelText, block: Block) -> str:
+    place = made.blocks.place(block, made.text, made.calls)
+    names = list(made.axes)
+    if made.prefetched:
+        names += made.prefetched if words(place) & set(made.prefetched) else ["*_"]
+    return f"pl.BlockSpec({made.blocks.shape(block, made.text)}, lambda {', '.join(names)}: {place})"
+
+
+def _list(out: Writer, name: str, lines: list[str]) -> None:
+    if lines:
+        with out.block(f"{name}=["):
+            for line in lines:
+                out.line(line)
+        out.line("],")
+
+
+def _tuple(entries: list[str]) -> str:
+    return f"({', '.join(entries)}{',' if len(entries) == 1 else ''})"
