@@ -56,3 +56,14 @@ def test_the_language_stays_small() -> None:
 def test_every_module_says_what_it_is_for(room: str) -> None:
     silent = [str(f.relative_to(ROOT)) for f in tracked(f"{room}/*.py") if not re.match(r'\s*r?"""\S', f.read_text())]
     assert not silent, silent
+
+
+def test_every_command_that_people_are_told_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    told = {
+        (str(page.relative_to(ROOT)), command)
+        for page in (*tracked("*.md"), ROOT / ".ci" / "run")
+        for command in re.findall(r"^(?:`)?make ([a-z-]+)", page.read_text(), re.MULTILINE)
+    }
+    assert told
+    assert {command for _, command in told} <= targets, told
