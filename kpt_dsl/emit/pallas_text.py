@@ -235,7 +235,7 @@ class Text:
         return name
 
     def _load(self, node: ir.Load, side: Side | None, wide: bool = False) -> tuple[str, int]:
-        """A block's value. A narrow one-axis value is masked in float32 (``wide``: and stays so): Mosaic masks no narrow rows."""
+        """A block's value. A narrow one-axis one is masked in float32 (``wide``: and stays so): Mosaic masks no narrow rows."""
         if not node.type.shape:
             where = ", ".join(self.expr(i) for i in node.index if isinstance(i, Expr))
             return f"{node.tensor}_ref[{where}]", ATOM

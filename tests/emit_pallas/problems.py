@@ -1,0 +1,68 @@
+"""Every op at one ragged shape in every dtype: what all rungs of the TPU ladder are climbed with."""
+
+from collections.abc import Iterator
+
+import kpt_dsl as kd
+from kpt.ops.flash_attention.kernels import flash_attention_fwd
+from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
+from kpt.ops.layer_norm.kernels import layer_norm_fwd
+from kpt.ops.linear_act.activations import ACTIVATIONS
+from kpt.ops.linear_act.kernels import linear_act_fwd
+from kpt.ops.quantize_fp8.kernels import quantize_rows, quantize_with_scale, row_amax
+from kpt.ops.rms_norm.kernels import rms_norm_fwd
+from kpt_dsl.problem import Problem
+
+WIDE = ("f32", "f16", "bf16")
+FP8 = ("f8e4m3", "f8e5m2")
+
+
+def linear(dtype: str, activation: str = "gelu", M: int = 760, N: int = 1099, K: int = 600) -> Problem:
+    """With a bias."""
+    dtypes = dict.fromkeys(("x", "weight", "bias", "y"), dtype)
+    return Problem.of_shapes(linear_act_fwd, {"M": M, "N": N, "K": K}, dtypes, {"activation": ACTIVATIONS[activation]})
+
+
+def attention(dtype: str, causal: bool, masked: bool, M: int = 370, N: int = 760, D: int = 80, H: int = 4) -> Problem:
+    """``masked``: with key lengths and a window."""
+    dtypes = {"q": dtype, "k": dtype, "v": dtype, "key_lengths": "i32" if masked else None, "o": dtype, "lse": "f32"}
+    statics = {"causal": causal} if masked else {"causal": causal, "window": None}
+    dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D}
+    return Problem.of_shapes(flash_attention_fwd, dims, dtypes, statics)
+
+
+def norm(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300) -> Problem:
+    """Layer or RMS norm, with all its parameters."""
+    return Problem.of_shapes(kernel, {"M": M, "N": N}, dict.fromkeys(kernel.tensors, dtype))
+
+
+def fp8_matmul(dtype: str, M: int = 370, N: int = 1099, K: int = 600) -> Problem:
+    """Row-wise scales, bias, bf16 out."""
+    dtypes = {"a": dtype, "b": dtype, "scale_a": "f32", "scale_b": "f32", "bias": "bf16", "y": "bf16"}
+    return Problem.of_shapes(fp8_matmul_fwd, {"M": M, "N": N, "K": K}, dtypes)
+
+
+def quantize(dtype: str, to: str) -> Iterator[tuple[str, Problem]]:
+    """The three kernels of quantisation."""
+    dims = {"M": 199, "N": 1300}
+    yield f"quantize_rows-{dtype}-{to}", Problem.of_shapes(quantize_rows, dims, {"x": dtype, "y": to, "scale": "f32"})
+    yield f"row_amax-{dtype}-{to}", Problem.of_shapes(row_amax, dims, {"x": dtype, "amax": "f32"})
+    dtypes = {"x": dtype, "scale": "f32", "y": to}
+    yield f"quantize_with_scale-{dtype}-{to}", Problem.of_shapes(quantize_with_scale, dims | {"ONE": 1}, dtypes)
+
+
+def every_op() -> Iterator[tuple[str, Problem]]:
+    """Every op in every dtype that it takes, by name."""
+    for dtype in WIDE:
+        yield f"linear_act-{dtype}", linear(dtype)
+        for causal in (False, True):
+            yield f"flash_attention-{dtype}{'-causal' * causal}", attention(dtype, causal, masked=False)
+        yield f"flash_attention-{dtype}-causal-masked", attention(dtype, causal=True, masked=True)
+        yield f"layer_norm-{dtype}", norm(layer_norm_fwd, dtype)
+        yield f"rms_norm-{dtype}", norm(rms_norm_fwd, dtype)
+    for dtype in FP8:
+        yield f"fp8_matmul-{dtype}", fp8_matmul(dtype)
+    for dtype, to in zip(WIDE, (*FP8, FP8[0]), strict=True):
+        yield from quantize(dtype, to)
+
+
+OPS = dict(every_op())
