@@ -90,9 +90,9 @@ class Attention(Case):
 
 
 _LENGTHS = st.lists(st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.97, 1.0]), min_size=1, max_size=3).map(tuple)
-_APART = st.sampled_from([-18, -17, -2, -1, 0, 1, 2, 13, 14, 15, 16, 17, 30, 31, 32, 33, 62, 63, 64, 65])
+_APART = st.sampled_from([-18, -17, -2, -1, 0, 1, 2, 13, 14, 15, 16, 17, 30, 31, 32, 33, 62, 63, 64, 65, 126])
 """N - M where the edge of a mask falls beside the edge of a tile: only there does a mask that is one lane off show."""
-_WINDOW = st.sampled_from([1, 2, 15, 16, 17, 18, 31, 32, 33, 34, 63, 64, 65, 500]) | st.integers(1, 150)
+_WINDOW = st.sampled_from([1, 2, 15, 16, 17, 18, 31, 32, 33, 34, 63, 64, 65, 127, 500]) | st.integers(1, 150)
 _TOKENS = st.sampled_from([1, 2, 7, 16, 31, 37, 64, 65, 127, 130, 199]) | st.integers(1, 140)
 
 
