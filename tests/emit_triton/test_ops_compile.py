@@ -1,0 +1,32 @@
+"""Every op, in every dtype, compiles for every GPU architecture with its first config, and keeps out of spilled registers."""
+
+import pytest
+
+from kpt.ops import registry
+from kpt_dsl import build, targets
+from kpt_dsl.space import space
+from tests.emit_triton.test_build import ARCHITECTURES
+
+FLOATS = ("bf16", "f16", "f32")
+FP8 = ("f8e4m3", "f8e5m2")
+CASES = [
+    ("flash_attention", {"B": 4, "H": 16, "G": 4, "M": 4096, "N": 4096, "D": 128}, FLOATS, {"causal": True}),
+    ("linear_act", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu"}),
+    ("layer_norm", {"M": 8192, "N": 4096}, FLOATS, {}),
+    ("rms_norm", {"M": 512, "N": 65536}, FLOATS, {}),
+    ("fp8_matmul", {"M": 8192, "N": 8192, "K": 8192}, FP8, {}),
+    ("quantize_fp8", {"M": 8192, "N": 4096}, FLOATS, {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "dims", "dtype", "flags"),
+    [pytest.param(op, dims, dtype, flags, id=f"{op}-{dtype}") for op, dims, dtypes, flags in CASES for dtype in dtypes],
+)
+@pytest.mark.parametrize("target", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_first_configs(target: str, op: str, dims: dict[str, int], dtype: str, flags: dict[str, object]) -> None:
+    chip = targets.get(target)
+    for problem in registry.get(op).problems(dims, dtype, **flags):
+        report = build.compile(problem, chip, space(problem, chip).first)
+        assert report.registers, report
+        assert report.spills == 0, f"{problem} {report}"
