@@ -28,7 +28,7 @@ GROUP = 8
 WAVES = 2
 """From this many tiles a core on, programs that go on to the next tile hide its loads behind the end of the last."""
 PART_BYTES = 32 * 1024
-"""A larger tile is stored in parts, for it would take shared memory from the pipeline."""
+"""A tile of this many bytes or more is stored in parts, which take less shared memory from the pipeline, and fewer registers."""
 
 Judge = Callable[[GpuSizes], str | None]
 
@@ -81,11 +81,12 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
     by_rule: dict[str, Value] = {}
     if "group" in knobs and min(map(sizes.tiles, facts.grid_tiles[-2:])) >= GROUP:
         by_rule["group"] = GROUP
-    on_matrix_unit = all(target.matrix_dtype(p.dtype.name) for p in facts.products)
-    if "descriptors" in knobs and on_matrix_unit and sizes.compulsory_seconds > DESCRIPTOR_SECONDS:
+    # Descriptors lay tiles out for matrix units that read shared memory; where registers do, they cost more than they save.
+    fitting = target.async_products and all(target.matrix_dtype(p.dtype.name) for p in facts.products)
+    if "descriptors" in knobs and fitting and sizes.compulsory_seconds > DESCRIPTOR_SECONDS:
         by_rule["descriptors"] = True
         if "persistent" in knobs and sizes.programs > WAVES * target.cores:
             by_rule["persistent"] = True
-        if "epilogue" in knobs and sizes.epilogue_bytes > PART_BYTES:
+        if "epilogue" in knobs and sizes.epilogue_bytes >= PART_BYTES:
             by_rule["epilogue"] = 2
     return sizes.having(sizes.config | by_rule) if by_rule else sizes

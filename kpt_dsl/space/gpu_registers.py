@@ -60,6 +60,8 @@ def _held(sizes: "GpuSizes", scope: Scope) -> int:
 def _operands(sizes: "GpuSizes", product: Product) -> int:
     """Words of operands that must be in registers: computed ones, widened ones, and what was loaded before the loop."""
     target, size = sizes.target, product.dtype.bytes
+    if target.matrix_dtype(product.dtype.name) is None:
+        return 0  # vector units take what they have read ahead
     if sizes.is_widened(product):
         return (sizes.lanes(product.m) + sizes.lanes(product.n)) * sizes.lanes(product.k) // 2
     words = 0 if product.loads[0] else sizes.count((product.m, product.k)) * size // 4
