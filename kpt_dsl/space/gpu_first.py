@@ -28,7 +28,7 @@ GROUP = 8
 WAVES = 2
 """From this many tiles a core on, programs that go on to the next tile hide its loads behind the end of the last."""
 PART_BYTES = 32 * 1024
-"""A tile of this many bytes or more is stored in parts, which take less shared memory from the pipeline, and fewer registers."""
+"""A tile of this many bytes or more is stored in parts: they take less shared memory from the pipeline, and fewer registers."""
 
 Judge = Callable[[GpuSizes], str | None]
 
