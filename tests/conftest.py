@@ -1,6 +1,7 @@
-"""What all tests share: hypothesis profiles, sizes that break kernels, a cache and a database of their own."""
+"""What all tests share: hypothesis profiles, a cache and a database of their own, random numbers."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,8 @@ settings.register_profile(
 settings.register_profile("explore", parent=settings.get_profile("ci"), derandomize=False, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-UGLY_SIZES = (1, 2, 3, 7, 8, 16, 31, 37, 64, 65, 127, 128, 130, 199, 257, 760)
-"""Extents around and far from powers of two: one, primes, just under, at and just over usual tiles."""
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, and so all that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
