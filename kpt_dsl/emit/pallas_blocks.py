@@ -9,13 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kpt_dsl import ir
-from kpt_dsl.emit.pallas_plan import STEP, Plan
+from kpt_dsl.emit.pallas_plan import LANES, STEP, SUBLANES, Plan
 from kpt_dsl.emit.pallas_text import JAX_DTYPES, Text
 from kpt_dsl.errors import ConfigError, TargetError
 from kpt_dsl.ir import Axis, Expr
-
-SUBLANES, LANES = 8, 128
-"""A vector register of 32-bit elements (Pallas TPU documentation, "Block shapes")."""
 
 Index = tuple[Axis | Expr, ...]
 
@@ -48,7 +45,7 @@ class Blocks:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.inputs: dict[tuple[str, Index], Block] = {}
+        self._inputs: dict[tuple[str, Index], Block] = {}
         self._outputs: dict[str, Block] = {}
         self.scalars: list[ir.Tensor] = []
         self.phases: dict[str, list[int]] = {}
@@ -64,7 +61,7 @@ class Blocks:
                 for load in (e for e in ir.walk(bound) if isinstance(e, ir.Load)):
                     self._input(load, None)
         for tensor in self.scalars:
-            if any(tensor.name == name for name, _ in self.inputs):
+            if any(tensor.name == name for name, _ in self._inputs):
                 raise TargetError(
                     f"{plan.kernel.name} reads {tensor.name} both in tiles and one element at a time; a TPU holds it in "
                     f"vector or in scalar memory, so pass it twice"
@@ -77,11 +74,11 @@ class Blocks:
                 self.scalars.append(tensor)
             return
         key = (tensor.name, canonical(load.index, self.plan))
-        if key not in self.inputs:
-            count = sum(name == tensor.name for name, _ in self.inputs)
+        if key not in self._inputs:
+            count = sum(name == tensor.name for name, _ in self._inputs)
             name = f"{tensor.name}_ref" if not count else f"{tensor.name}_{count + 1}_ref"
-            self.inputs[key] = self._checked(Block(name, tensor, key[1]))
-        self._seen(self.inputs[key], phase)
+            self._inputs[key] = self._checked(Block(name, tensor, key[1]))
+        self._seen(self._inputs[key], phase)
 
     def _output(self, store: ir.Store, phase: int | None) -> None:
         tensor = self.plan.kernel.tensor(store.tensor)
@@ -99,6 +96,12 @@ class Blocks:
             known.append(phase)
 
     @property
+    def read(self) -> list[Block]:
+        """The inputs in the order of the kernel's arguments."""
+        order = [t.name for t in self.plan.kernel.tensors]
+        return sorted(self._inputs.values(), key=lambda block: order.index(block.tensor.name))
+
+    @property
     def written(self) -> list[Block]:
         """The outputs in the order of the kernel's arguments."""
         return [self._outputs[t.name] for t in self.plan.kernel.tensors if t.role == "out"]
@@ -109,7 +112,7 @@ class Blocks:
 
     def of(self, load: ir.Load) -> str:
         """How the block behind a load is read."""
-        return f"{self.inputs[load.tensor, canonical(load.index, self.plan)].name}[...]"
+        return f"{self._inputs[load.tensor, canonical(load.index, self.plan)].name}[...]"
 
     # -------------------------------------------------------------- legality
     def _checked(self, block: Block) -> Block:
@@ -190,7 +193,7 @@ def tile_number(plan: Plan, axis: Axis, seen: Sequence[int], calls: Mapping[str,
     """
     if axis.tile != STEP:
         return names[axis.tile or ""]
-    step = names.get(plan.step, plan.step)
+    step = plan.step(names)
     phases = [plan.phases[i] for i in sorted(seen) if plan.phases[i].loop.tile.dim == axis.dim]
     text = ""
     for i in reversed(range(len(phases))):

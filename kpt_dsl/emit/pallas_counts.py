@@ -37,7 +37,7 @@ def visits(plan: Plan, phase: Phase, start: Expr, stop: Expr) -> int:
 
 def moved_bytes(plan: Plan, blocks: Blocks) -> int:
     """Bytes that the pipeline copies between HBM and VMEM: a block is copied again whenever its place changes."""
-    return sum(_moves(plan, blocks, b) * _size(plan, b) for b in (*blocks.inputs.values(), *blocks.written))
+    return sum(_moves(plan, blocks, b) * _size(plan, b) for b in (*blocks.read, *blocks.written))
 
 
 def flops(plan: Plan) -> tuple[tuple[str, float], ...]:

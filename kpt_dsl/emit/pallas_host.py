@@ -29,13 +29,16 @@ def host(made: KernelText, vmem_bytes: int) -> str:
             with out.block("grid_spec=pltpu.PrefetchScalarGridSpec("):
                 out.line(f"num_scalar_prefetch={len(made.prefetched)},")
                 out.line(f"grid={_tuple(grid)},")
-                _list(out, "in_specs", [f"{_spec(made, b)},  # {b.tensor.name}" for b in made.blocks.inputs.values()])
-                _list(out, "out_specs", [f"{_spec(made, b)},  # {b.tensor.name}" for b in made.blocks.written])
-                kept = [
-                    f"pltpu.VMEM({made.text.shape(kind)}, {JAX_DTYPES[kind.dtype.name]}),  # {name}"
-                    for name, kind in plan.kept.items()
-                ]
-                _list(out, "scratch_shapes", kept)
+                for name, blocks in (("in_specs", made.blocks.read), ("out_specs", made.blocks.written)):
+                    with out.block(f"{name}=["):
+                        for block in blocks:
+                            out.call("pl.BlockSpec(", _spec(made, block), tail=f"),  # {block.tensor.name}")
+                    out.line("],")
+                if plan.kept:
+                    with out.block("scratch_shapes=["):
+                        for name, kind in plan.kept.items():
+                            out.line(f"pltpu.VMEM({made.text.shape(kind)}, {JAX_DTYPES[kind.dtype.name]}),  # {name}")
+                    out.line("],")
             out.line("),")
             out.line(f"out_shape=[{', '.join(map(made.blocks.out_shape, made.blocks.written))}],")
             with out.block("compiler_params=pltpu.CompilerParams("):
@@ -56,23 +59,19 @@ def _arguments(made: KernelText) -> list[str]:
     """What the kernel is called on: scalars first, which index maps may read."""
     elements = [f"{made.name(t.name)}.astype({_SCALAR[t.dtype.kind]})" for t in made.blocks.scalars]
     scalars = [f"jnp.asarray({made.name(s.name)}, {JAX_DTYPES[s.dtype.name]}).reshape(1)" for s in made.kernel.scalars]
-    return elements + scalars + [made.blocks.array(b, made.name(b.tensor.name)) for b in made.blocks.inputs.values()]
+    return elements + scalars + [made.blocks.array(b, made.name(b.tensor.name)) for b in made.blocks.read]
 
 
-def _spec(made: KernelText, block: Block) -> str:
+def _spec(made: KernelText, block: Block) -> list[str]:
+    """A block's shape, and which block a step sees: an index map takes the step's place in the grid, then all scalars."""
     place = made.blocks.place(block, made.text, made.calls)
-    names = list(made.axes)
-    if made.prefetched:
-        names += made.prefetched if words(place) & set(made.prefetched) else ["*_"]
-    return f"pl.BlockSpec({made.blocks.shape(block, made.text)}, lambda {', '.join(names)}: {place})"
-
-
-def _list(out: Writer, name: str, lines: list[str]) -> None:
-    if lines:
-        with out.block(f"{name}=["):
-            for line in lines:
-                out.line(line)
-        out.line("],")
+    every = ", ".join(made.prefetched)
+    rest = [] if not every else ["*_"]
+    if every and every in place:
+        place, rest = place.replace(every, "*scalars"), ["*scalars"]
+    if not words(place).isdisjoint(made.prefetched):
+        rest = made.prefetched
+    return [made.blocks.shape(block, made.text), f"lambda {', '.join([*made.axes, *rest])}: {place}"]
 
 
 def _tuple(entries: list[str]) -> str:

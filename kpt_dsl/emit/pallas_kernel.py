@@ -32,7 +32,7 @@ class KernelText:
         self._taken = _RESERVED | plan.dims.keys() | blocks | {f"{a}_ref" for a in arguments}
         loops = {g.name for g in self.kernel.grid} | {p.loop.tile.name for p in plan.phases}
         self.numbers = dict.fromkeys(plan.tiles, "0") | {name: self.name(name) for name in loops}
-        self.step = self.numbers.get(plan.step, plan.step)
+        self.step = plan.step(self.numbers)
         self.axes = [self.numbers[g.name] for g in self.kernel.grid] + [self.step] * bool(plan.steps)
         scalars = [t.name for t in self.blocks.scalars] + [s.name for s in self.kernel.scalars]
         self.prefetched = [f"{name}_ref" for name in scalars]
@@ -53,10 +53,12 @@ class KernelText:
         return f"{node.name}_scratch[...]" if kept else self.name(node.name)
 
     def _function(self) -> str:
-        refs = [*self.prefetched, *(b.name for b in self.blocks.inputs.values())]
+        refs = [*self.prefetched, *(b.name for b in self.blocks.read)]
         refs += [b.name for b in self.blocks.written] + [f"{name}_scratch" for name in self.plan.kept]
         body = self._body().rstrip()
-        return f"def {self.kernel.name}_kernel({', '.join(refs)}):\n{self._head(body)}{body}"
+        header = Writer()
+        header.call(f"def {self.kernel.name}_kernel(", refs, tail="):")
+        return f"{header.text()}{self._head(body)}{body}"
 
     def _head(self, body: str) -> str:
         """Program ids, tile numbers, and the scalars that the body uses."""
@@ -105,9 +107,13 @@ class KernelText:
         if clear is None or not visits_clear:
             self._guarded(out, during + visited, f"visit_{tile.name}", body, live, visits_all)
             return
-        inside = [f"{start} >= {self.text.expr(clear.start)}"] if clear.head else []
-        inside.append(f"{start} < {self.text.expr(clear.stop)}")
-        out.line(f"\nclear = {_all(inside)}")
+        ends = {f"{tile.name}_clear_start": clear.start} if clear.head else {}
+        ends[f"{tile.name}_clear_stop"] = clear.stop
+        out.line()
+        for end, value in ends.items():
+            _statement(out, f"{end} = {self.text.expr(value)}", None)
+        inside = [f"{start} {'>=' if end.endswith('start') else '<'} {end}" for end in ends]
+        out.line(f"clear = {_all(inside)}")
         self._guarded(out, [*during, "clear"], f"interior_{tile.name}", _alive(clear.body, live), live, visits_clear)
         self._guarded(out, [*during, *visited, "~clear"], f"edge_{tile.name}", body, live, visits_all - visits_clear)
 
@@ -159,7 +165,7 @@ class KernelText:
         for name, condition in self.text.masks.items():
             out.line(f"{name} = {condition}")
         for line, loc in [*lines, *((text, None) for text in late)]:
-            out.line(line, loc)
+            _statement(out, line, loc)
 
     def _recomputed(self, body: tuple[ir.Stmt, ...]) -> list[ir.Assign]:
         """Tiles that are the same all through a program and that these statements read, computed anew."""
@@ -189,7 +195,10 @@ class KernelText:
             result = f"return {self.text.expr(phase.loop.start)}, {self.text.expr(phase.loop.stop)}"
             used = words(result)
             lines = [*self._scalars(used), result]
-            call = f"{tile.name}_bounds({', '.join(n for n in (*self.axes, *self.prefetched) if n in used)})"
+            arguments = [n for n in self.axes if n in used] + (
+                [] if used.isdisjoint(self.prefetched) else self.prefetched
+            )
+            call = f"{tile.name}_bounds({', '.join(arguments)})"
             about = f'"""The indices [start, stop) of {tile.dim} that a program visits."""'
             self.bounds.append("\n    ".join([f"def {call}:", about, *lines]))
             self.calls[tile.name] = call
@@ -218,6 +227,29 @@ def _all(conditions: list[str]) -> str:
     if len(conditions) == 1:
         return conditions[0]
     return " & ".join(c if c.isidentifier() or c[0] == "~" else f"({c})" for c in conditions)
+
+
+def _statement(out: Writer, text: str, loc: ir.Loc | None) -> None:
+    """Write a statement; one that is too long has its longest list of arguments one a line."""
+    first = last = depth = start = 0
+    ends: list[int] = []
+    commas: list[int] = []
+    for i, character in enumerate(text):
+        if character in "([":
+            depth += 1
+            if depth == 1:
+                start, commas = i + 1, []
+        elif character in ")]":
+            depth -= 1
+            if depth == 0 and commas and i - start > last - first:
+                first, last, ends = start, i, [*commas, i]
+        elif character == "," and depth == 1:
+            commas.append(i)
+    if ends:
+        starts = [first, *(end + 1 for end in ends)]
+        out.call(text[:first], [text[a:b].strip() for a, b in zip(starts, ends, strict=False)], loc, text[last:])
+    else:
+        out.line(text, loc)
 
 
 def words(text: str) -> set[str]:

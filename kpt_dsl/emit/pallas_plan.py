@@ -19,8 +19,11 @@ from kpt_dsl.passes.padding import whole
 Side = Literal["column", "row"]
 """How a value with one axis lies in a two-dimensional register: along sublanes (length, 1) or along lanes (1, length)."""
 
-STEP = "step"
-"""The tile of an axis that follows the steps of the last grid axis, whichever loop runs."""
+STEP = "<step>"
+"""The tile of an axis that follows the steps of the last grid axis, whichever loop runs; no variable can have this name."""
+
+SUBLANES, LANES = 8, 128
+"""A vector register of 32-bit elements (Pallas TPU documentation, "Block shapes")."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,9 @@ class Plan:
         """Extent of the last grid axis; 0 where the kernel has none."""
         return sum(p.steps for p in self.phases)
 
-    @property
-    def step(self) -> str:
-        """The name of the last grid axis: that of the only loop's tile, where there is one loop."""
-        return self.phases[0].loop.tile.name if len(self.phases) == 1 else STEP
+    def step(self, names: Mapping[str, str]) -> str:
+        """The name of the last grid axis: that of the only loop's tile in ``names``, where there is one loop."""
+        return names[self.phases[0].loop.tile.name] if len(self.phases) == 1 else "step"
 
     # -------------------------------------------------------------- variables that cross segments
     @cached_property
@@ -163,8 +165,10 @@ class Plan:
         return votes
 
     def side(self, axis: Axis) -> Side:
-        """On which side values that have a single axis lie: where most of their uses want them."""
-        return "column" if self._columns.get(self.place(axis), 0) > 0 else "row"
+        """On which side values that have a single axis lie: where most of their uses want them, if tiles may be so short."""
+        partial = axis.tile is not None and self.lanes[axis.dim] != self.dims[axis.dim]
+        short = partial and self.lanes[axis.dim] % LANES != 0
+        return "column" if short or self._columns.get(self.place(axis), 0) > 0 else "row"
 
 
 def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], tiles: Mapping[str, ir.Tile]) -> Plan:

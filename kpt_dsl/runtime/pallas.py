@@ -102,8 +102,7 @@ def jax_function(problem: "Problem", config: "Config", target: "Target", interpr
 
     An ordinary JAX function: it can be jitted, mapped over devices and exported.
     """
-    source = emit(problem, target, config)
-    return partial(define(source.name, source.text), interpret=interpret)
+    return _generated(emit(problem, target, config), interpret)
 
 
 def _call(
@@ -114,8 +113,9 @@ def _call(
     if interpret is None:
         interpret = _tpu(arrays) is None
     abi = source.abi
-    function = _jitted(source, interpret)
     arguments = [_as_jax(a.name, arrays[a.name]) for a in abi.inputs] + [arrays[a.name] for a in abi.scalars]
+    traced = any(isinstance(a, jax_package().core.Tracer) for a in arguments)
+    function = _generated(source, interpret) if traced else _jitted(source, interpret)
     names = [a.name for a in abi.outputs]
 
     def call() -> dict[str, Any]:
@@ -128,9 +128,12 @@ def _call(
 @lru_cache(maxsize=256)
 def _jitted(source: Source, interpret: Any) -> JaxFunction:
     options = INTERPRETING if interpret else None
-    generated = partial(define(source.name, source.text), interpret=interpret)
-    function: JaxFunction = jax_package().jit(generated, compiler_options=options)
+    function: JaxFunction = jax_package().jit(_generated(source, interpret), compiler_options=options)
     return function
+
+
+def _generated(source: Source, interpret: Any) -> JaxFunction:
+    return partial(define(source.name, source.text), interpret=interpret)
 
 
 def define(name: str, text: str) -> JaxFunction:

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import pytest
 
 import kpt_dsl as kd
+from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt_dsl import build, targets
 from kpt_dsl.build import tpu_compiler
 from kpt_dsl.build.tpu_bundles import bundles
@@ -32,7 +33,9 @@ def test_first_configs_compile(name: str, target: str) -> None:
 @pytest.mark.libtpu
 @needs_libtpu
 @pytest.mark.parametrize("target", ["tpu-v4", "tpu-v5p", "tpu-tpu7x"])
-@pytest.mark.parametrize("name", ["fp8_matmul-f8e4m3", "flash_attention-bf16-causal-masked", "quantize_rows-bf16-f8e4m3"])
+@pytest.mark.parametrize(
+    "name", ["fp8_matmul-f8e4m3", "flash_attention-bf16-causal-masked", "quantize_rows-bf16-f8e4m3"]
+)
 def test_other_generations_compile(name: str, target: str) -> None:
     problem, chip = problems.OPS[name], targets.get(target)
     assert build.compile(problem, chip, space(problem, chip).first).cycles
@@ -41,9 +44,9 @@ def test_other_generations_compile(name: str, target: str) -> None:
 @pytest.mark.libtpu
 @needs_libtpu
 def test_what_does_not_fit_is_refused_with_its_size() -> None:
-    problem = problems.linear("f32", M=8192, N=8192, K=1024)
-    with pytest.raises(kd.CompileError, match=r"(?i)refuses linear_act_fwd for v4: .*vmem"):
-        build.compile(problem, targets.get("tpu-v4"), Config(block_M=1024, block_N=2048, block_K=1024))
+    problem = problems.norm(layer_norm_fwd, "f32", M=256, N=65536)
+    with pytest.raises(kd.CompileError, match=r"(?i)refuses layer_norm_fwd for v4: .*vmem"):
+        build.compile(problem, targets.get("tpu-v4"), Config(whole_row=True, block_M=64))
 
 
 @pytest.mark.libtpu
@@ -127,5 +130,3 @@ def test_bundles_are_counted_by_conditional_part() -> None:
     assert bundles(LISTING, 0) == (10, ())
     assert bundles(LISTING, 2) == (7, (2, 1))
     assert bundles(LISTING, 3) == (10, (0, 0, 0))  # not all of them are in the code: all of it counts on every step
-
-

@@ -49,10 +49,13 @@ def test_a_block_that_no_tpu_takes_is_refused() -> None:
     ):
         emit(problem, targets.get("tpu-v6e"), Config(whole_row=False, block_M=64, block_N=200))
     with pytest.raises(
-        kd.ConfigError, match=r"block_M=12: tiles of x\[M, N\] along M must be multiples of 8 on a TPU, or all of its 199"
+        kd.ConfigError,
+        match=r"block_M=12: tiles of x\[M, N\] along M must be multiples of 8 on a TPU, or all of its 199",
     ):
         emit(problem, targets.get("tpu-v6e"), Config(whole_row=True, block_M=12))
-    with pytest.raises(kd.ConfigError, match="block_M is None; it must be a positive integer, the length of tiles of M"):
+    with pytest.raises(
+        kd.ConfigError, match="block_M is None; it must be a positive integer, the length of tiles of M"
+    ):
         emit(problem, targets.get("tpu-v6e"), Config(whole_row=True))
 
 

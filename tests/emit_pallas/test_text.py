@@ -1,0 +1,159 @@
+"""The generated module: pleasant to read, with nothing in it that its shape does not need."""
+
+import re
+
+import pytest
+
+import kpt_dsl as kd
+from kpt_dsl import targets
+from kpt_dsl.emit import Source, emit
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config
+from tests.emit_pallas import problems
+
+V6E = targets.get("tpu-v6e")
+
+
+@kd.kernel(x="M N", weight="N", out="M N")
+def scaled(x: kd.In, weight: kd.In, out: kd.Out) -> None:
+    for m in kd.parallel(kd.tile("M")):
+        top = kd.full([m], 0.0)
+        for n in kd.sequential(kd.tile("N")):
+            top = kd.maximum(top, kd.max(x[m, n], axis=1))
+        for n2 in kd.sequential(kd.tile("N")):
+            out[m, n2] = x[m, n2] / top[:, None] * weight[n2][None, :]
+
+
+SCALED = '''\
+"""scaled for TPUs, at one shape: a function of JAX arrays."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+M = 100
+N = 512
+block_M = 32
+block_N = 128
+
+
+def scaled_kernel(x_ref, weight_ref, out_ref, top_scratch):
+    step = pl.program_id(1)
+
+    @pl.when(step == 0)
+    def begin():
+        top_scratch[...] = jnp.zeros((block_M, 1), jnp.float32)  # top = kd.full([m], 0.0)
+
+    @pl.when(step <= 3)
+    def visit_n():
+        # top = kd.maximum(top, kd.max(x[m, n], axis=1))
+        top_scratch[...] = jnp.maximum(top_scratch[...], jnp.max(x_ref[...], axis=1, keepdims=True))
+
+    @pl.when(step >= 4)
+    def visit_n2():
+        # out[m, n2] = x[m, n2] / top[:, None] * weight[n2][None, :]
+        out_ref[...] = x_ref[...] / top_scratch[...] * weight_ref[...]
+
+
+def scaled(x, weight, interpret=False):
+    """Gives out (M, N) f32."""
+    (out,) = pl.pallas_call(
+        scaled_kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=0,
+            grid=(pl.cdiv(M, block_M), 8),
+            in_specs=[
+                pl.BlockSpec((block_M, block_N), lambda m, step: (m, jnp.where(step < 4, step, step - 4))),  # x
+                pl.BlockSpec((1, block_N), lambda m, step: (0, jnp.maximum(step - 4, 0))),  # weight
+            ],
+            out_specs=[
+                pl.BlockSpec((block_M, block_N), lambda m, step: (m, jnp.maximum(step - 4, 0))),  # out
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((block_M, 1), jnp.float32),  # top
+            ],
+        ),
+        out_shape=[jax.ShapeDtypeStruct((M, N), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"),
+            vmem_limit_bytes=134217728,
+        ),
+        interpret=interpret,
+        name="scaled",
+    )(
+        x,
+        weight[..., None, :],
+    )
+    return out
+'''
+
+
+def text(problem: Problem, target: str = "tpu-v6e", **config: int | bool) -> str:
+    source: Source = emit(problem, targets.get(target), Config(**config))
+    return source.text
+
+
+def test_the_text_is_pleasant() -> None:
+    problem = Problem.of_shapes(scaled, {"M": 100, "N": 512}, dict.fromkeys(("x", "weight", "out"), "f32"))
+    assert text(problem, block_M=32, block_N=128) == SCALED
+
+
+def test_a_loop_of_one_tile_is_no_loop() -> None:
+    problem = Problem.of_shapes(scaled, {"M": 100, "N": 512}, dict.fromkeys(("x", "weight", "out"), "bf16"))
+    one = text(problem, block_M=32, block_N=512)
+    assert "pl.when" not in one
+    assert "scratch" not in one
+    assert 'dimension_semantics=("parallel",)' in one
+
+
+def test_masks_stand_in_the_edge_only() -> None:
+    body = text(problems.attention("bf16", causal=True, masked=False, N=370), block_M=64, block_N=128)
+    interior = re.search(r"def interior_n\(\):\n(.*?)\n\n", body, re.S)
+    edge = re.search(r"def edge_n\(\):\n(.*?)\n\n", body, re.S)
+    assert interior is not None
+    assert edge is not None
+    assert "n_valid" not in interior[1]
+    assert "position" not in interior[1]
+    assert "n_valid" in edge[1]
+    assert "position" in edge[1]
+
+
+def test_whole_tiles_need_no_masks() -> None:
+    body = text(problems.attention("bf16", causal=False, masked=False, M=256, N=512, D=64), block_M=128, block_N=128)
+    assert "valid" not in body
+    assert "jnp.where(new_top" in body  # the author's own
+
+
+def test_steps_that_a_mask_makes_useless_fetch_nothing() -> None:
+    body = text(problems.attention("bf16", causal=True, masked=False, N=370), block_M=64, block_N=128)
+    assert "nearest(n, n_bounds(m), block_N, 3)" in body
+
+
+def test_float16_crosses_as_float32() -> None:
+    body = text(problems.linear("f16"), block_M=128, block_N=128, block_K=128)
+    assert "jnp.float16" not in body.replace("return y.astype(jnp.float16)", "")
+    assert "x.astype(jnp.float32)," in body
+    assert "precision=lax.Precision.HIGHEST" in body
+
+
+@pytest.mark.parametrize(("target", "widened"), [("tpu-v4", True), ("tpu-v5e", False), ("tpu-tpu7x", False)])
+def test_float8_is_widened_where_the_compiler_does_not_multiply_it(target: str, widened: bool) -> None:
+    body = text(problems.fp8_matmul("f8e4m3", K=512), target, block_M=128, block_N=128, block_K=128)
+    assert ("a_ref[...].astype(jnp.bfloat16)" in body) == widened
+    assert ("b_ref[...].astype(jnp.bfloat16)" in body) == widened
+
+
+def test_the_source_says_how_it_is_called_and_what_it_costs() -> None:
+    source = emit(problems.linear("bf16", M=256, N=512, K=512), V6E, Config(block_M=128, block_N=256, block_K=128))
+    abi = source.abi
+    assert [(a.name, a.shape) for a in abi.inputs] == [("x", (256, 512)), ("weight", (512, 512)), ("bias", (512,))]
+    assert [(a.name, a.shape, a.dtype) for a in abi.outputs] == [("y", (256, 512), "bf16")]
+    assert abi.steps == 2 * 2 * 4
+    assert abi.visits == (4, 4)  # the first and the last step of each program
+    assert dict(abi.flops) == {"bf16": 2.0 * 256 * 512 * 512}
+    x, weight, bias, y = 2 * 256 * 512, 2 * 512 * 512, 2 * 512, 256 * 512
+    assert abi.moved_bytes == 2 * (
+        x + weight + bias + y
+    )  # each x for 2 columns of tiles, each weight and bias for 2 rows
