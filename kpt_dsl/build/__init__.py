@@ -21,7 +21,7 @@ __all__ = ["Report", "compile"]
 _OWN = ("triton", "pallas", "numpy")
 
 
-def compile(problem: "Problem", target: "Target", config: "Config") -> Report:  # noqa: A001  the field's word for it
+def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
     """Compile a problem for a target under a config, and report what it takes. No device is needed.
 
     Raises CompileError where the compiler refuses or the result cannot run on the target, ConfigError for a config that does

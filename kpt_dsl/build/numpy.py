@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kpt_dsl.targets import Target
 
 
-def compile(problem: "Problem", target: "Target", config: "Config") -> Report:  # noqa: A001
+def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
     """Generate the source and say where it is."""
     source = emit(problem, target, config)
     entry = cache.Entry("source", source.digest)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kpt_dsl.targets import Target
 
 
-def compile(problem: "Problem", target: "Target", config: "Config") -> Report:  # noqa: A001
+def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
     """Compile, or find the report of an earlier compilation. Raises as ``kpt_dsl.build.compile`` says."""
     source = emit(problem, target, config)
     entry = Entry("triton-reports", _key(source, target))
