@@ -8,6 +8,7 @@ import linecache
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import targets
@@ -155,7 +156,10 @@ def specs(arguments: Iterable[tuple[tuple[int, ...], str]], sharding: Any = None
 def on_abstract_tpu(kind: str, cores: int) -> AbstractContextManager[Any]:
     """A context in which JAX lowers for a kind of TPU that need not be there: how integers are divided depends on it."""
     sharding = jax_package().sharding
-    device = sharding.AbstractDevice(device_kind=kind, num_cores=cores, platform="tpu")
+    newer = (
+        {"platform": "tpu"} if "platform" in signature(sharding.AbstractDevice).parameters else {}
+    )  # not in JAX 0.10.0
+    device = sharding.AbstractDevice(device_kind=kind, num_cores=cores, **newer)
     context: AbstractContextManager[Any] = sharding.use_abstract_mesh(
         sharding.AbstractMesh((), (), abstract_device=device)
     )
