@@ -9,11 +9,13 @@ and is *kept* in VMEM scratch otherwise. Knows the IR, not a line of JAX.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import Literal
 
 from kpt_dsl import ir
 from kpt_dsl.errors import TargetError
 from kpt_dsl.ir import Axis, Expr, Stmt
+from kpt_dsl.passes import fold
 from kpt_dsl.passes.padding import whole
 
 Side = Literal["column", "row"]
@@ -236,36 +238,25 @@ def unrolled(body: Iterable[Stmt], single: Callable[[ir.For], bool]) -> tuple[St
 
 
 def versioned(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-    """The same body where a variable assigned several times, but in no loop, has a name for each of its values."""
+    """The same body where a variable assigned several times, but in no loop, has a name for each of its values.
+
+    Without loops that matters for scalars only, which are computed before everything else.
+    """
     loops = [s for s in body if isinstance(s, ir.For)]
-    if not loops:
-        return body
     in_loops = {s.name for loop in loops for s in ir.statements(loop.body) if isinstance(s, ir.Assign)}
     taken = {s.name for s in ir.statements(body) if isinstance(s, ir.Assign)}
-    current: dict[str, str] = {}
-
-    def renamed(node: Expr) -> Expr:
-        if isinstance(node, ir.Var):
-            return replace(node, name=current.get(node.name, node.name))
-        return ir.with_children(node, tuple(renamed(c) for c in ir.children(node)))
-
-    def rewritten(stmt: Stmt) -> Stmt:
-        match stmt:
-            case ir.Assign(name, value):
-                value = renamed(value)
-                if name not in in_loops:
-                    fresh, count = name, 1
-                    while name in current and fresh in taken:
-                        count += 1
-                        fresh = f"{name}{count}"
-                    taken.add(fresh)
-                    current[name] = fresh
-                return replace(stmt, name=current.get(name, name), value=value)
-            case ir.Store(_, index, value):
-                where = tuple(renamed(i) if isinstance(i, Expr) else i for i in index)
-                return replace(stmt, index=where, value=renamed(value))
-            case ir.For(_, start, stop, inner):
-                return replace(stmt, start=renamed(start), stop=renamed(stop), body=tuple(rewritten(s) for s in inner))
-        raise AssertionError(stmt)
-
-    return tuple(rewritten(s) for s in body)
+    current: dict[Expr, Expr] = {}
+    assigned: set[str] = set()
+    done: list[Stmt] = []
+    for stmt in body:
+        stmt = fold.rebuild_statement(stmt, current)
+        if isinstance(stmt, ir.Assign) and stmt.name not in in_loops and (loops or not stmt.value.type.shape):
+            name = stmt.name
+            if name in assigned:
+                fresh = next(f"{name}{n}" for n in count(2) if f"{name}{n}" not in taken)
+                taken.add(fresh)
+                current[ir.Var(name, type=stmt.value.type)] = ir.Var(fresh, type=stmt.value.type)
+                stmt = replace(stmt, name=fresh)
+            assigned.add(name)
+        done.append(stmt)
+    return tuple(done)

@@ -7,6 +7,7 @@ are block sizes; how deep to pipeline and where values live is the compiler's.
 import itertools
 import math
 
+from kpt_dsl.dtypes import f16
 from kpt_dsl.space.config import Config
 from kpt_dsl.space.facts import Axes, Facts, Product
 from kpt_dsl.space.instructions import instructions
@@ -67,8 +68,8 @@ def _well_proportioned(sizes: TpuSizes) -> bool:
 
 
 def _bytes(product: Product) -> int:
-    """Of an element of its operands, as matrix units take them."""
-    return max(2, product.dtype.bytes)
+    """Of an element of its operands, as matrix units take them: float16, which they do not have, as float32."""
+    return 4 if product.dtype == f16 else max(2, product.dtype.bytes)
 
 
 def seconds(facts: Facts, target: Target, config: Config) -> float:

@@ -97,7 +97,10 @@ def test_single_dims_may_lie_anywhere(dtype: Any, rng: np.random.Generator) -> N
 def scalars(x: kd.In, out: kd.Out, count: kd.Out, alpha: kd.Float, n: kd.Int) -> None:
     for m in kd.parallel(kd.tile("M")):
         factor = kd.where(n > 3, alpha, 0.5) * kd.sqrt(2.0) + kd.maximum(alpha, 0.25) / kd.size("N")
-        out[m, :] = kd.where(x[m, :] > 0.0, x[m, :] * factor, kd.floor(x[m, :]))
+        bound = kd.size("N") - 3
+        bound = kd.minimum(bound, m.stop - n)
+        shown = (x[m, :] > 0.0) & (m.index < bound)[:, None]
+        out[m, :] = kd.where(shown, x[m, :] * factor, kd.floor(x[m, :]))
         count[m] = m.index % 3 + n // -2 + (m.stop - m.start) * kd.size("N") // 7
 
 
