@@ -21,7 +21,7 @@ DEPTHS = (2, 3, 4)
 """Pipeline depths worth considering, the least first. Where copies pass through registers, a chain of products leaves none
 for them: one stage then (AMD's own attention kernels)."""
 LONE_DEPTH = 3
-"""Stages of a chain of products that has its core to itself, where they fit: the second one's operand arrives late otherwise."""
+"""Stages of a chain of products that has its core to itself, where they fit: else its second operand arrives late."""
 DESCRIPTOR_SECONDS = 20e-6
 """Below this run time, encoding descriptors on the host costs more than they save."""
 GROUP = 16
