@@ -22,6 +22,14 @@ ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
+class _Lowered:
+    """IR that was made before, and the choices that were met on the way: what else a config holds does not matter to it."""
+
+    taken: Mapping[str, Any]
+    kernel: ir.Kernel
+
+
+@dataclass(frozen=True)
 class Problem:
     """One specialisation of a kernel with its extents.
 
@@ -36,7 +44,7 @@ class Problem:
     strides: tuple[tuple[str, tuple[int, ...]], ...]
     statics: tuple[tuple[str, Any], ...]
     aligned: frozenset[str]
-    _lowered: dict[tuple[tuple[str, Any], ...], ir.Kernel] = field(default_factory=dict, compare=False, repr=False)
+    _lowered: "list[_Lowered]" = field(default_factory=list, compare=False, repr=False)
 
     @staticmethod
     def bind(kernel: "Kernel", arguments: Mapping[str, Any]) -> "Problem":
@@ -140,11 +148,16 @@ class Problem:
         return dict(self.strides)[tensor]
 
     def lower(self, choices: Mapping[str, Any] | None = None) -> ir.Kernel:
-        """The tile IR for these dtypes and statics under algorithm choices (default: the first option of each)."""
-        key = tuple(sorted((choices or {}).items()))
-        if key not in self._lowered:
-            self._lowered[key] = lower(self._specialisation(dict(choices or {})))
-        return self._lowered[key]
+        """The tile IR for these dtypes and statics. ``choices``: algorithm choices, or a whole config; others take their default,
+        the first option."""
+        given = dict(choices or {})
+        for known in self._lowered:
+            if all(given.get(name, options[0]) == known.taken[name] for name, options in known.kernel.choices):
+                return known.kernel
+        kernel = lower(self._specialisation(given))
+        taken = {name: given.get(name, options[0]) for name, options in kernel.choices}
+        self._lowered.append(_Lowered(taken, kernel))
+        return kernel
 
     def _specialisation(self, choices: dict[str, Any]) -> Specialisation:
         kernel, statics = self.kernel, dict(self.statics)
