@@ -148,8 +148,10 @@ class Problem:
         return dict(self.strides)[tensor]
 
     def lower(self, choices: Mapping[str, Any] | None = None) -> ir.Kernel:
-        """The tile IR for these dtypes and statics. ``choices``: algorithm choices, or a whole config; others take their default,
-        the first option."""
+        """The tile IR for these dtypes and statics under algorithm choices, or a config that holds them.
+
+        Choices that are not given take their first option.
+        """
         given = dict(choices or {})
         for known in self._lowered:
             if all(given.get(name, options[0]) == known.taken[name] for name, options in known.kernel.choices):
