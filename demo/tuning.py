@@ -16,7 +16,7 @@ from kpt_dsl.build import Report
 from kpt_dsl.problem import Problem
 from kpt_dsl.targets import Target
 
-TRIALS = 10
+TRIALS = 24
 SECONDS = 40.0
 """Of searching a key; the demo as a whole is to end in minutes on a small machine."""
 
