@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -48,6 +49,7 @@ def searches(found: Sequence[Search], quantity: str) -> str:
         columns = 2
         rows = -(-len(found) // columns)
         figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
+        handles: dict[str, Artist] = {}
         for place, search in enumerate(found):
             axes = figure.add_subplot(rows, columns, place + 1)
             times = [t if t is not None else np.nan for t in search.microseconds]
@@ -67,8 +69,8 @@ def searches(found: Sequence[Search], quantity: str) -> str:
             axes.set_ylabel(f"µs, {quantity}")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_xlabel("trial")
-            if place == 0:
-                axes.legend(frameon=False, fontsize=8, loc="lower right")
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
         return _svg(figure)
 
 
