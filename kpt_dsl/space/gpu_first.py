@@ -32,17 +32,30 @@ WAVES = 2
 PART_BYTES = 32 * 1024
 """A tile of this many bytes or more is stored in parts: they take less shared memory from the pipeline, and fewer registers."""
 
+EPILOGUE_SHARE = 3 / 8
+"""Of a thread's registers, how much an accumulator may take where its epilogue is not cut in parts: with gelu, 256 x 128 in 8
+warps, half of them, spilled on every chip from sm_80 to gfx1100."""
+
 Judge = Callable[[GpuSizes], str | None]
 
 
 def first(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]], why_illegal: Judge) -> Config | None:
     """The best legal candidate by the model, else the legal config with the smallest values, else None."""
-    legal = (sizes for sizes in _candidates(facts, target, knobs) if why_illegal(sizes) is None)
+    candidates = (sizes for sizes in _candidates(facts, target, knobs) if why_illegal(sizes) is None)
+    legal = (sizes for sizes in candidates if not _overfull(sizes))
     best = min(legal, key=gpu_model.seconds, default=None)
     if best is not None:
         return best.config
     everything = (Config(dict(zip(knobs, values, strict=True))) for values in itertools.product(*knobs.values()))
     return next((c for c in everything if why_illegal(GpuSizes(facts, target, c)) is None), None)
+
+
+def _overfull(sizes: GpuSizes) -> bool:
+    """Whether an accumulator leaves no registers for what its epilogue makes of it, all at once."""
+    if sizes.target.async_products and int(sizes.config.get("epilogue", 1)) > 1:
+        return False
+    carried = sum(sizes.count(kind.shape) for kinds in sizes.facts.carried[-1:] for kind in kinds)
+    return carried / sizes.threads > EPILOGUE_SHARE * sizes.register_limit
 
 
 def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:

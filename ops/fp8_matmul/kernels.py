@@ -8,13 +8,10 @@ def fp8_matmul_fwd(a: kd.In, b: kd.In, scale_a: kd.In, scale_b: kd.In, bias: kd.
     """y = (a @ b.T) * scale_a[:, None] * scale_b[None, :] + bias, accumulated in float32; a tensor-wise scale is a vector
     of stride 0."""
     for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
-        # Read ahead of the product, which hides how long it takes.
-        scale_m, scale_n = scale_a[m], scale_b[n]
-        shift = bias[n] if bias is not None else None
         acc = kd.zeros([m, n])
         for k in kd.sequential(kd.tile("K")):
             acc = kd.dot(a[m, k], b[n, k].T, acc)
-        scaled = acc * scale_m[:, None] * scale_n[None, :]
-        if shift is not None:
-            scaled = scaled + shift[None, :]
+        scaled = acc * scale_a[m][:, None] * scale_b[n][None, :]
+        if bias is not None:
+            scaled = scaled + bias[n][None, :]
         y[m, n] = scaled
