@@ -30,8 +30,14 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": found,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks", *_without_folder(sys.argv[1:])]),
     }
+
+
+def _without_folder(arguments: list[str]) -> list[str]:
+    """The arguments that decide what is measured: where the files go does not."""
+    at = arguments.index("--out") if "--out" in arguments else len(arguments)
+    return arguments[:at] + arguments[at + 2 :]
 
 
 def write(folder: Path, name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Path:
