@@ -20,8 +20,8 @@ CASES = [
 
 
 SPILLS = {("amd-rx-7900", "flash_attention"): 128}
-"""Bytes a thread that may spill all the same: 256 registers do not hold causal attention of head dim 128 on gfx1100 in any tiling
-that was tried (docs/decisions.md)."""
+"""Bytes a thread that may spill all the same: 256 registers do not hold causal attention of head dim 128 on gfx1100 in any
+tiling that was tried (docs/decisions.md)."""
 
 
 @pytest.mark.parametrize(
