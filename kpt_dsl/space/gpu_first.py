@@ -34,7 +34,7 @@ PART_BYTES = 32 * 1024
 
 EPILOGUE_SHARE = 3 / 8
 """Of a thread's registers, how much an accumulator may take where its epilogue is not cut in parts: with gelu, 256 x 128 in 8
-warps, half of them, spilled on every chip from sm_80 to gfx1100."""
+warps, half of them, spilled on sm_80, 86, 89, 120, gfx1100."""
 
 Judge = Callable[[GpuSizes], str | None]
 
