@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from kpt.ops.eager import is_transformed
 from kpt.ops.registry import Implementation, Op
 from kpt_dsl.errors import InputError, MissingPackageError
 
@@ -35,7 +36,14 @@ def prefer(name: Name) -> Iterator[None]:
     """
     if name not in get_args(Name):
         raise InputError(f"prefer: implementation {name!r} is unknown; accepted: {', '.join(get_args(Name))}")
-    token = _preferred.set(name)
+    with holding(name):
+        yield
+
+
+@contextmanager
+def holding(preference: str | None) -> Iterator[None]:
+    """What ``preferred`` gives inside: the preference of another moment, as a backward pass holds its forward's."""
+    token = _preferred.set(preference)
     try:
         yield
     finally:
@@ -89,7 +97,7 @@ def choose(
             passed.append(
                 PassedOver(candidate.name, f"serves {homes} tensors, and {device} tensors only when preferred")
             )
-        elif reason := _why_not(candidate, arguments, needs_grad, failed):
+        elif reason := _why_not(op, candidate, arguments, needs_grad, failed):
             if prefers is not None:
                 _refuse(op, candidate, reason)
             passed.append(PassedOver(candidate.name, reason, expected=True))
@@ -100,14 +108,17 @@ def choose(
 
 
 def _why_not(
-    candidate: Implementation, arguments: tuple[Any, ...], needs_grad: bool, failed: Mapping[str, str]
+    op: Op, candidate: Implementation, arguments: tuple[Any, ...], needs_grad: bool, failed: Mapping[str, str]
 ) -> str | None:
     if candidate.name in failed:
         return failed[candidate.name]
     if candidate.package is not None and find_spec(candidate.package) is None:
         return f"the package {candidate.package} is not installed"
     if needs_grad and not candidate.differentiable:
-        return "an input needs grad, and this implementation has no backward"
+        if op.gradient is None:
+            return "an input needs grad, and this implementation has no backward"
+        if is_transformed():
+            return "torch.func transforms and forward-mode differentiation follow PyTorch's own operations only"
     return candidate.why_not(*arguments)
 
 

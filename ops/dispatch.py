@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, preferred
 from kpt.ops.eager import PLAIN, is_plain
 from kpt.ops.registry import Op, Ready
@@ -86,6 +87,8 @@ class Dispatcher:
         """Serve a call whose inputs need grad, also while it is being traced: nothing here reads values or remembers."""
         self.op.check(*arguments)
         choice = choose(self.op, arguments, True, preferred())
+        if not choice.implementation.differentiable:
+            return followed(self.op, self.through_torch)(*arguments)  # comes back below autograd, and is counted there
         self._served[choice.implementation.name] += 1
         if choice.fallback_reason is not None:
             self._fallbacks[choice.fallback_reason] += 1
@@ -132,6 +135,8 @@ class Dispatcher:
                 if prefers is not None:
                     raise
                 return self._decide(key, arguments, failed | {choice.implementation.name: _in_a_line(error)})
+            if needs_grad and not choice.implementation.differentiable:
+                ready = followed(self.op, ready)
             decision = Decision(choice, ready)
             if choice.fallback_reason is not None:
                 self._log_once(choice.fallback_reason)

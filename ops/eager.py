@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -35,5 +36,15 @@ def is_plain() -> bool:
         or _dispatch_modes()
         or _function_modes()
         or _tracing() is not None
-        or _functorch_level() is not None
+        or is_transformed()
     )
+
+
+def is_transformed() -> bool:
+    """True inside torch.func transforms and forward-mode differentiation, which see only what PyTorch itself computes."""
+    return _functorch_level() is not None or forward_mode()
+
+
+def forward_mode() -> bool:
+    """True inside forward-mode differentiation, where tensors may carry tangents."""
+    return getattr(forward_ad, "_current_level", 0) >= 0

@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd.forward_ad import unpack_dual
 
 from kpt.ops.dispatch import DISPATCHERS, Dispatcher
+from kpt.ops.eager import forward_mode
 from kpt.ops.registry import AutocastPolicy, Op, register
 
 _LIBRARY = torch.library.Library("kpt", "DEF")
@@ -31,7 +33,9 @@ def define(op: Op) -> Dispatcher:
 
 def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     """Calls that autograd must follow go to what it can follow; the others go on below."""
-    if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments):
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if needs_grad or (forward_mode() and any(unpack_dual(t).tangent is not None for t in tensors)):
         return dispatcher.with_autograd(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return dispatcher.through_torch(*arguments)

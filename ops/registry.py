@@ -4,9 +4,12 @@ Records only. Which implementation serves a call is decided in ``choice.py``; ru
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from kpt.ops.shapes import Shape
 from kpt_dsl.errors import InputError
@@ -37,7 +40,8 @@ class Implementation:
     ``devices``: torch device types that it serves unasked (None: all); elsewhere it runs only when preferred.
     ``why_not(*arguments)``: why it passes a call over, or None. ``prepare(arguments)``: the call, ready to run.
     ``describe(arguments)``: the kernels that a call runs, with their configs. ``package``: what must be installed.
-    ``differentiable``: autograd can follow it.
+    ``differentiable``: autograd can follow it by itself; one that it cannot follow serves calls that need gradients where the
+    op has a ``Gradient``.
     """
 
     name: str
@@ -49,6 +53,32 @@ class Implementation:
     differentiable: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """How autograd follows an op whose implementation it cannot see into: a generated kernel.
+
+    ``inputs``: names of the op's arguments that have a gradient, in the order of the schema. ``needed`` below is one bool for
+    each of them: whether autograd wants its gradient (False also for an optional tensor that is None).
+
+    ``forward(dispatch, needed, *arguments)`` gives (outputs, saved). ``dispatch`` runs the op itself, and may be called with
+    other arguments than the given ones where they differ by flags only (a log-sum-exp asked for besides). ``outputs`` are
+    what the op gives: a tensor, or a list of tensors. ``saved`` is a tuple of tensors, numbers and names that the backward
+    needs. Save arguments and outputs themselves, not copies or views: autograd then sees when they are modified in place.
+    Nothing need be saved that the ``needed`` gradients do not take.
+
+    ``backward(saved, needed, *output_gradients)`` gives the wanted gradients only, in the order of ``inputs``, each of its
+    input's shape, dtype and device. An output that nothing depends on has None for its gradient; not all are None. Gradients
+    arrive with any strides, also those of an expanded tensor. Gradients are off in both functions, and neither reads values.
+
+    The backward is an op of its own, so that it is tuned, compiled, counted and falls back as every op: see
+    ``docs/add-an-op.md``.
+    """
+
+    inputs: tuple[str, ...]
+    forward: Callable[..., tuple[Any, tuple[Any, ...]]]
+    backward: Callable[..., Sequence[torch.Tensor]]
+
+
 @dataclass(frozen=True)
 class Op:
     """An op: the contract (schema, reference, fake, checks) and what serves it, in order of preference.
@@ -57,6 +87,7 @@ class Op:
     its parameters are the schema's, in order. ``fake(*arguments)`` gives outputs without values, with the strides that every
     implementation keeps. ``check(*arguments)`` raises InputError. ``autocast``: device type -> what torch.autocast casts
     floating inputs to there. ``arguments(dims, dtype, device, **flags)`` makes inputs; ``problems`` are the kernels to tune.
+    ``gradient``: how autograd follows generated kernels; without one, calls that need gradients go to the reference.
     """
 
     name: str
@@ -71,11 +102,18 @@ class Op:
     record: Callable[[tuple[Any, ...]], "list[Problem]"]
     shapes: tuple[Shape, ...] = ()
     autocast: Mapping[str, AutocastPolicy] = field(default_factory=dict)
+    gradient: Gradient | None = None
 
     @property
     def implementations(self) -> tuple[Implementation, ...]:
         """In order of preference; the reference comes last and serves everything."""
         return (*self.kernels, Implementation("reference", prepare=lambda _: self.reference, differentiable=True))
+
+    @cached_property
+    def differentiable(self) -> tuple[int, ...]:
+        """The positions of the arguments that have a gradient."""
+        names = list(inspect.signature(self.public).parameters)
+        return () if self.gradient is None else tuple(names.index(name) for name in self.gradient.inputs)
 
     def problems(self, dims: Mapping[str, int], dtype: str, **flags: Any) -> "list[Problem]":
         """The kernel problems behind a call of these extents and dtype: what the tuner tunes.

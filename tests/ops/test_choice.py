@@ -20,7 +20,7 @@ CALL = (X, (8,), None, None, 1e-5)
 
 
 def dispatcher(**fields: Any) -> tuple[Dispatcher, list[str]]:
-    """Layer norm with one made-up implementation for CPU tensors before the reference; and a record of its calls."""
+    """Layer norm without a gradient, one made-up implementation for CPU tensors before its reference; and the calls of that."""
     calls: list[str] = []
 
     def run(*given: Any) -> torch.Tensor:
@@ -29,7 +29,7 @@ def dispatcher(**fields: Any) -> tuple[Dispatcher, list[str]]:
 
     fields = {"prepare": lambda _: run, "devices": frozenset({"cpu"}), **fields}
     made_up = Implementation("triton", **fields)
-    return Dispatcher(replace(get("layer_norm"), kernels=(made_up,))), calls
+    return Dispatcher(replace(get("layer_norm"), kernels=(made_up,), gradient=None)), calls
 
 
 def raising(error: Exception) -> Callable[..., Any]:
@@ -199,7 +199,7 @@ def test_explain_under_prefer_and_with_gradients() -> None:
         explained = kpt.ops.explain("layer_norm", X, (8,))
     assert explained.passed_over[0].reason == "reference is preferred"
     with kpt.ops.prefer("triton"), pytest.raises(kpt.InputError, match="needs grad"):
-        kpt.ops.explain("layer_norm", X.clone().requires_grad_(), (8,))
+        kpt.ops.explain("quantize_fp8", X.clone().requires_grad_())
 
 
 def test_problems_are_those_of_a_call() -> None:

@@ -1,0 +1,86 @@
+"""How autograd follows ops whose forward is a generated kernel: one torch.autograd.Function for all of them.
+
+An op's ``Gradient`` says what to run; here is what is the same for every op: which gradients are needed, what is saved and how,
+whose preference holds, and that a gradient is not differentiated again. Knows no op.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from kpt.ops.choice import holding, preferred
+from kpt.ops.registry import Op, Ready
+from kpt_dsl.errors import KptError
+
+
+def followed(op: Op, dispatch: Ready) -> Ready:
+    """The call of an op that has a ``Gradient``, followed by autograd; ``dispatch`` runs the op itself."""
+
+    def ready(*arguments: Any) -> Any:
+        outputs = _follow(op, dispatch, *arguments)
+        return list(outputs) if isinstance(outputs, tuple) else outputs
+
+    return ready
+
+
+class _Followed(torch.autograd.Function):
+    """An op with its gradient. PyTorch disables gradients in ``forward``, so what it calls is below autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, dispatch: Ready, *arguments: Any) -> Any:
+        assert op.gradient is not None
+        ctx.op, ctx.preference = op, preferred()
+        ctx.needed = tuple(ctx.needs_input_grad[2 + position] for position in op.differentiable)
+        outputs, saved = op.gradient.forward(dispatch, ctx.needed, *arguments)
+        ctx.save_for_backward(*(v if isinstance(v, torch.Tensor) else None for v in saved))
+        ctx.values = tuple(None if isinstance(v, torch.Tensor) else v for v in saved)
+        ctx.arguments = len(arguments)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs) if isinstance(outputs, list) else outputs
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        by_position: list[torch.Tensor | None] = [None] * (2 + ctx.arguments)
+        if any(g is not None for g in output_gradients):
+            op, tensors = ctx.op, ctx.saved_tensors
+            saved = tuple(v if t is None else t for t, v in zip(tensors, ctx.values, strict=True))
+            with torch.no_grad(), holding(ctx.preference):
+                wanted = op.gradient.backward(saved, ctx.needed, *output_gradients)
+            if torch.is_grad_enabled():
+                wanted = _not_again(op, wanted, (*tensors, *output_gradients))
+            positions = [p for p, needed in zip(op.differentiable, ctx.needed, strict=True) if needed]
+            for position, gradient in zip(positions, wanted, strict=True):
+                by_position[2 + position] = gradient
+        return tuple(by_position)
+
+
+_follow: Callable[..., Any] = _Followed.apply
+
+
+def _not_again(
+    op: Op, gradients: Sequence[torch.Tensor], sources: Sequence[torch.Tensor | None]
+) -> Sequence[torch.Tensor]:
+    """The gradients as outputs of a function of their ``sources`` that refuses to be differentiated."""
+    tracked = [t for t in sources if t is not None and t.requires_grad]
+    outputs: Sequence[torch.Tensor] = _refuse(op.name, gradients, *tracked)
+    return outputs
+
+
+class _Refusal(torch.autograd.Function):
+    """Gradients that a graph was asked for (``create_graph=True``): usable, and an error of ours once differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradients: Sequence[torch.Tensor], *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.name = name
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor | None) -> NoReturn:
+        raise KptError(
+            f"{ctx.name}: the gradient of a generated kernel cannot be differentiated again (double backward is not offered); "
+            'run the forward under kpt.ops.prefer("reference"), whose gradients can be'
+        )
+
+
+_refuse: Callable[..., Any] = _Refusal.apply
