@@ -18,14 +18,18 @@ def followed(op: Op, dispatch: Ready) -> Ready:
     """The call of an op that has a ``Gradient``, followed by autograd; ``dispatch`` runs the op itself."""
 
     def ready(*arguments: Any) -> Any:
-        outputs = _follow(op, dispatch, *arguments)
-        return list(outputs) if isinstance(outputs, tuple) else outputs
+        count, *tensors = _follow(op, dispatch, *arguments)
+        return tensors[0] if count is None else tensors[:count]
 
     return ready
 
 
 class _Followed(torch.autograd.Function):
-    """An op with its gradient. PyTorch disables gradients in ``forward``, so what it calls is below autograd."""
+    """An op with its gradient. PyTorch disables gradients in ``forward``, so what it calls is below autograd.
+
+    Gives the number of the op's outputs (None for a tensor that is no list), the outputs, and the tensors that are saved besides
+    them and the arguments: as outputs they remember what they were made from, so that ``_Refusal`` finds it.
+    """
 
     @staticmethod
     def forward(ctx: Any, op: Op, dispatch: Ready, *arguments: Any) -> Any:
@@ -35,12 +39,15 @@ class _Followed(torch.autograd.Function):
         outputs, saved = op.gradient.forward(dispatch, ctx.needed, *arguments)
         ctx.save_for_backward(*(v if isinstance(v, torch.Tensor) else None for v in saved))
         ctx.values = tuple(None if isinstance(v, torch.Tensor) else v for v in saved)
-        ctx.arguments = len(arguments)
         ctx.set_materialize_grads(False)
-        return tuple(outputs) if isinstance(outputs, list) else outputs
+        count, given = (len(outputs), outputs) if isinstance(outputs, list) else (None, [outputs])
+        ctx.arguments, ctx.outputs = len(arguments), len(given)
+        known = {id(v) for v in (*arguments, *given)}
+        return (count, *given, *(v for v in saved if isinstance(v, torch.Tensor) and id(v) not in known))
 
     @staticmethod
-    def backward(ctx: Any, *output_gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, _: None, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        output_gradients = gradients[: ctx.outputs]
         by_position: list[torch.Tensor | None] = [None] * (2 + ctx.arguments)
         if any(g is not None for g in output_gradients):
             op, tensors = ctx.op, ctx.saved_tensors

@@ -63,8 +63,8 @@ class Gradient:
     ``forward(dispatch, needed, *arguments)`` gives (outputs, saved). ``dispatch`` runs the op itself, and may be called with
     other arguments than the given ones where they differ by flags only (a log-sum-exp asked for besides). ``outputs`` are
     what the op gives: a tensor, or a list of tensors. ``saved`` is a tuple of tensors, numbers and names that the backward
-    needs. Save arguments and outputs themselves, not copies or views: autograd then sees when they are modified in place.
-    Nothing need be saved that the ``needed`` gradients do not take.
+    needs; those that the ``needed`` gradients do not take may be None. Arguments and outputs are best saved themselves, not as
+    copies: they take no memory of their own then, and autograd sees when they are modified in place.
 
     ``backward(saved, needed, *output_gradients)`` gives the wanted gradients only, in the order of ``inputs``, each of its
     input's shape, dtype and device. An output that nothing depends on has None for its gradient; not all are None. Gradients
