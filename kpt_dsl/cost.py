@@ -50,7 +50,7 @@ def _flops(facts: Facts, product: Product) -> float:
     while scope:
         loop, scope = facts.loops[scope - 1], facts.outer[scope - 1]
         if loop.tile.axis in extents:
-            extents[loop.tile.axis] = mean_span(loop, facts.tiles, facts.dims, {})
+            extents[loop.tile.axis] = mean_span(loop, facts.variables, facts.dims, {})
     for index in facts.kernel.grid:
         if isinstance(index, ir.GridIndex):
             repeats *= facts.dims[index.dim]

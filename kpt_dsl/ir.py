@@ -275,7 +275,8 @@ class For(Stmt):
 
     Tile starts are multiples of the block; lanes outside [start, stop) are padding. ``carried`` are the variables
     assigned before the loop and again in it. ``part`` is what mask splitting made of it: the ``interior`` has no padding
-    and no mask that depends on the tile; in ``interior`` and ``tail`` start is a multiple of the block.
+    and no mask that depends on the tile; in ``interior`` and ``tail`` start is a multiple of the block. ``share``: the bounds
+    deal out whole tiles, so that start is a multiple of the block and only the dim's last tile can have padding.
     """
 
     tile: Tile
@@ -284,6 +285,7 @@ class For(Stmt):
     body: tuple[Stmt, ...]
     carried: tuple[str, ...] = ()
     part: Literal["whole", "head", "interior", "tail"] = "whole"
+    share: bool = False
 
 
 # ------------------------------------------------------------------ kernels

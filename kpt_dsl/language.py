@@ -105,10 +105,12 @@ def parallel(*dims: "str | Tile") -> Iterator[Any]:
     _never("parallel")
 
 
-def sequential(tile: Tile, *, start: Any = 0, stop: Any = None) -> Iterator[Any]:
+def sequential(tile: Tile, *, start: Any = 0, stop: Any = None, share: Any = None) -> Iterator[Any]:
     """A loop over tiles in ascending order that visits the indices [start, stop), by default the whole dim.
 
-    Both bounds may be computed, also from loaded scalars, and need not be multiples of anything.
+    Both bounds may be computed, also from loaded scalars, and need not be multiples of anything. ``share``, instead of bounds,
+    is the index of an untiled parallel loop: the dim's tiles are dealt out evenly among its indices, a run of whole tiles each
+    (none, where there are fewer tiles), and this index's run is visited. So a program makes partial sums over its share.
     """
     _never("sequential")
 

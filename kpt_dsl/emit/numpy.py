@@ -134,7 +134,9 @@ class _Emitter:
         self.tiles = {t.name: t for t in _tiles(kernel)}
         # Tiles that start where their block starts; a loop that begins anywhere may cut its first tile.
         self.uncut = {t.name for t in kernel.grid} | {
-            s.tile.name for s in ir.statements(kernel.body) if isinstance(s, ir.For) and s.start == ir.scalar(0)
+            s.tile.name
+            for s in ir.statements(kernel.body)
+            if isinstance(s, ir.For) and (s.start == ir.scalar(0) or s.share)
         }
         blocks = {t.block for t in self.tiles.values()}
         self.taken = {*_BUILTINS, *_HELPERS, *self._used_dims(), *blocks}

@@ -83,6 +83,12 @@ class Blocks:
     def _output(self, store: ir.Store, phase: int | None) -> None:
         tensor = self.plan.kernel.tensor(store.tensor)
         block = Block(f"{tensor.name}_ref", tensor, canonical(store.index, self.plan))
+        loop = None if phase is None or not self.plan.phases[phase].bounded else self.plan.phases[phase].loop
+        if loop is not None and loop.tile.axis in store.index and not loop.share:
+            raise TargetError(
+                f"{self.plan.kernel.name} stores {tensor.name} in a loop with bounds of its own (line {store.loc.line}); a TPU "
+                f"writes whole blocks, so loop over all of {loop.tile.dim}, or over a share of it"
+            )
         if self._outputs.setdefault(tensor.name, block) != block:
             raise TargetError(
                 f"{self.plan.kernel.name} stores {tensor.name} by two different indices (line {store.loc.line}); a TPU "

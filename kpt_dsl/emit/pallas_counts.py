@@ -77,8 +77,11 @@ def _moves(plan: Plan, blocks: Blocks, block: Block) -> int:
 
 
 def _programs(plan: Plan, bounds: tuple[Expr, ...]) -> Iterator[tuple[dict[str, int], int]]:
-    """The numbers of the tiles that bounds depend on, each combination with how many programs share it."""
-    inside = {e.tile for b in bounds for e in ir.walk(plan.resolved(b)) if isinstance(e, ir.Start | ir.Stop)}
+    """The numbers of the tiles and the indices that bounds depend on, each combination with how many programs share it."""
+    nodes = [e for b in bounds for e in ir.walk(plan.resolved(b))]
+    inside = {e.tile for e in nodes if isinstance(e, ir.Start | ir.Stop)} | {
+        e.name for e in nodes if isinstance(e, ir.Index)
+    }
     varying = [loop for loop in plan.kernel.grid if loop.name in inside]
     shared = prod(count(plan, loop) for loop in plan.kernel.grid if loop not in varying)
     for numbers in product(*(range(count(plan, loop)) for loop in varying)):
@@ -98,6 +101,8 @@ def _value(plan: Plan, node: Expr, tiles: Mapping[str, int]) -> int | None:
             return plan.dims[dim]
         case ir.Var(name):
             return _value(plan, plan.definitions[name], tiles)
+        case ir.Index(name):
+            return tiles.get(name)
         case ir.Block(tile):
             return plan.lanes[plan.tiles[tile].dim]
         case ir.Start(tile) if tile in tiles:
@@ -118,6 +123,8 @@ def _value(plan: Plan, node: Expr, tiles: Mapping[str, int]) -> int | None:
                     return x * y
                 case "floordiv":
                     return x // y
+                case "mod":
+                    return x % y
                 case "max":
                     return max(x, y)
                 case "min":

@@ -107,7 +107,7 @@ class KernelText:
         if clear is None or not visits_clear:
             self._guarded(out, during + visited, f"visit_{tile.name}", body, live, visits_all)
             return
-        ends = {f"{tile.name}_clear_start": clear.start} if clear.head else {}
+        ends = {} if clear.start == ir.scalar(0) else {f"{tile.name}_clear_start": clear.start}
         ends[f"{tile.name}_clear_stop"] = clear.stop
         out.line()
         for end, value in ends.items():

@@ -221,12 +221,12 @@ class _Emitter:
     def _loop(self, loop: ir.For, out: Writer) -> None:
         tile, names = loop.tile, self.axes.names
         block = self.axes.lanes(tile.axis)
-        aligned = loop.part in ("interior", "tail") or (isinstance(loop.start, ir.Const) and loop.start.value == 0)
+        aligned = loop.share or loop.part in ("interior", "tail") or loop.start == ir.scalar(0)
         low, high = self.expressions.text(loop.start), self.expressions.text(loop.stop)
         ragged = loop.part != "interior"
         beyond = ragged and self.facts.padded(tile.axis)
         natural = aligned and isinstance(loop.stop, ir.Size) and loop.stop.dim == tile.dim
-        if ragged and not isinstance(loop.stop, ir.Size | ir.Const):
+        if ragged and not loop.share and not isinstance(loop.stop, ir.Size | ir.Const):
             text, high = high, names.new(f"{tile.name}_last")
             out.line(f"{high} = {text}", loop.loc)
         if not aligned:

@@ -283,24 +283,19 @@ class _Lowering(Expressions):
                 f"kd.sequential takes kd.tile(name), not {describe(over)}",
                 'kd.sequential(kd.tile("N"))',
             )
-        bounds = []
-        for key, default in (("start", 0), ("stop", None)):
-            bound = arguments.get(key, default)
-            if bound is None:
-                bound = ir.Size(over.dim, type=ir.Type(i32), loc=loc)
-            if isinstance(bound, int) and not isinstance(bound, bool):
-                bound = ir.scalar(bound, loc)
-            if not isinstance(bound, Expr) or bound.type != ir.Type(i32):
-                fail(
-                    loc,
-                    f"{key} must be a whole-number scalar, but is {describe(bound)}",
-                    "m.start, m.stop, kd.size(dim) …",
-                )
-            bounds.append(bound)
         before = dict(self.local.values)
+        index = arguments.get("share")
+        if index is None:
+            bounds = [self.bound(arguments, key, over.dim, loc) for key in ("start", "stop")]
+            tile = self.new_tile(name, over.dim)
+            low, high = self.clamped(bounds[0], bounds[1], over.dim, loc)
+        else:
+            if arguments.keys() & {"start", "stop"}:
+                fail(loc, "a loop over a share has no start or stop", "leave them out: the share is its bounds")
+            tile = self.new_tile(name, over.dim)
+            low, high = self.dealt(tile, index, loc)
         outer, self.block = self.block, []
         self.loops.append(_Loop(frozenset(before)))
-        tile = self.new_tile(name, over.dim)
         self.statements(node.body)
         body, self.block = tuple(self.block), outer
         loop = self.loops.pop()
@@ -312,8 +307,48 @@ class _Lowering(Expressions):
             inherited = [v for v in loop.carried if v in {x.name for k, x in before.items()
                          if isinstance(x, ir.Var) and k in self.loops[-1].outside}]  # fmt: skip
             self.loops[-1].carried += [v for v in inherited if v not in self.loops[-1].carried]
-        low, high = self.clamped(bounds[0], bounds[1], over.dim, loc)
-        self.block.append(ir.For(tile, low, high, body, tuple(loop.carried), loc=loc))
+        self.block.append(ir.For(tile, low, high, body, tuple(loop.carried), share=index is not None, loc=loc))
+
+    def bound(self, arguments: dict[str, Any], key: str, dim: str, loc: Loc) -> Expr:
+        """The ``start`` or ``stop`` that a loop was given, else that of the whole dim."""
+        bound = arguments.get(key, 0 if key == "start" else None)
+        if bound is None:
+            bound = ir.Size(dim, type=ir.Type(i32), loc=loc)
+        if isinstance(bound, int) and not isinstance(bound, bool):
+            bound = ir.scalar(bound, loc)
+        if not isinstance(bound, Expr) or bound.type != ir.Type(i32):
+            fail(
+                loc,
+                f"{key} must be a whole-number scalar, but is {describe(bound)}",
+                "m.start, m.stop, kd.size(dim) …",
+            )
+        return bound
+
+    def dealt(self, tile: ir.Tile, index: Any, loc: Loc) -> tuple[Expr, Expr]:
+        """The bounds of one index' share of the tiles of a dim: shares follow each other, and differ by one tile at most."""
+        by = next((g.dim for g in self.grid if isinstance(g, ir.GridIndex) and isinstance(index, ir.Index)
+                   and g.name == index.name), None)  # fmt: skip
+        if by is None:
+            fail(loc, f"share must be the index of an untiled parallel loop, but is {describe(index)}",
+                 f'for p in kd.parallel("P"): … kd.sequential(kd.tile("{tile.dim}"), share=p)')  # fmt: skip
+        kind = ir.Type(i32)
+        size, count = (ir.Size(dim, type=kind, loc=loc) for dim in (tile.dim, by))
+        block = ir.Block(tile.name, type=kind, loc=loc)
+
+        def scalar(op: ir.BinaryOp, a: Expr | int, b: Expr | int) -> Expr:
+            return ty.binary(op, a, b, loc)
+
+        above = scalar("add", size, scalar("sub", block, 1))
+        tiles = self.emit(self.fresh(f"{tile.name}_tiles"), scalar("floordiv", above, block), loc)
+        each, over = scalar("floordiv", tiles, count), scalar("mod", tiles, count)
+
+        def edge(i: Expr) -> Expr:
+            """Where the i-th share begins: the first ``over`` of them have a tile more."""
+            return scalar("mul", scalar("add", scalar("mul", i, each), scalar("min", i, over)), block)
+
+        first = self.emit(self.fresh(f"{tile.name}_first"), edge(index), loc)
+        last = scalar("min", edge(scalar("add", index, 1)), size)
+        return first, self.emit(self.fresh(f"{tile.name}_last"), last, loc)
 
     @staticmethod
     def clamped(start: Expr, stop: Expr, dim: str, loc: Loc) -> tuple[Expr, Expr]:

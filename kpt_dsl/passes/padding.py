@@ -89,7 +89,7 @@ class _Guard:
 
     def loop(self, loop: ir.For, masked_tiles: frozenset[str]) -> ir.For:
         start, stop = self.expr(loop.start, masked_tiles)[0], self.expr(loop.stop, masked_tiles)[0]
-        if not whole(loop):
+        if not whole(loop) and not loop.share:
             self.ragged.add(loop.tile.axis)
         for name in loop.carried:
             self.pads_of[name] = {}

@@ -57,8 +57,9 @@ def interior(kernel: ir.Kernel, loop: ir.For) -> Interior | None:
     start = fold.largest(loop.start, *lowers) if lowers else loop.start
     body = tuple(_unmasked(fold.rebuild_statement(s, known), axis) for s in loop.body)
     body = fold.without_unused(body, loop.carried)
-    head = start != _ZERO
-    return Interior(fold.round_up(start, loop.tile.name), fold.round_down(stop, loop.tile.name), body, head)
+    head = start != _ZERO and (bool(lowers) or not loop.share)
+    first = fold.round_up(start, loop.tile.name) if head else start
+    return Interior(first, fold.round_down(stop, loop.tile.name), body, head)
 
 
 def _split_block(kernel: ir.Kernel, block: tuple[ir.Stmt, ...]) -> tuple[ir.Stmt, ...]:

@@ -91,6 +91,11 @@ class Facts:
         return found | {loop.tile.name: loop.tile for loop in self.loops}
 
     @cached_property
+    def variables(self) -> dict[str, ir.Tile | ir.GridIndex]:
+        """The variables of all loops, by name."""
+        return {g.name: g for g in self.kernel.grid} | self.tiles
+
+    @cached_property
     def blocks(self) -> dict[str, tuple[ir.Axis, ...]]:
         """Block knobs in order, with the axes that each one sizes."""
         found: dict[str, tuple[ir.Axis, ...]] = {}

@@ -84,7 +84,7 @@ class Sized(ABC):
         """How often, on average, a program runs what is in each scope."""
         found = [1.0]
         for loop, outer in zip(self.facts.loops, self.facts.outer, strict=True):
-            found.append(found[outer] * mean_steps(loop, self.facts.tiles, self.facts.dims, self.blocks))
+            found.append(found[outer] * mean_steps(loop, self.facts.variables, self.facts.dims, self.blocks))
         return tuple(found)
 
 

@@ -13,49 +13,54 @@ from statistics import fmean
 
 from kpt_dsl import ir
 
+Loops = Mapping[str, ir.Tile | ir.GridIndex]
+"""The loop variables in scope, by name."""
+
 
 def mean_span(
-    loop: ir.For, tiles: Mapping[str, ir.Tile], dims: Mapping[str, int], blocks: Mapping[str, int], samples: int = 16
+    loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int = 16
 ) -> float:
     """Mean number of indices of ``loop.tile.dim`` in [start, stop).
 
-    ``tiles`` are the tile variables in scope and ``blocks`` the lanes of each block knob; a block without an entry is one lane.
+    ``loops`` are the loop variables in scope and ``blocks`` the lanes of each block knob; a block without an entry is one lane.
     ``samples``: how many positions of a tile are tried along its dim; a bound is piecewise linear in them, so few are enough.
     """
-    return fmean(stop - start for start, stop in _spans(loop, tiles, dims, blocks, samples))
+    return fmean(stop - start for start, stop in _spans(loop, loops, dims, blocks, samples))
 
 
 def mean_steps(
-    loop: ir.For, tiles: Mapping[str, ir.Tile], dims: Mapping[str, int], blocks: Mapping[str, int], samples: int = 4
+    loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int = 4
 ) -> float:
     """Mean number of tiles that the loop visits."""
     block = blocks.get(loop.tile.block, 1)
     return fmean(
         math.ceil(stop / block) - math.floor(start / block) if stop > start else 0
-        for start, stop in _spans(loop, tiles, dims, blocks, samples)
+        for start, stop in _spans(loop, loops, dims, blocks, samples)
     )
 
 
 def _spans(
-    loop: ir.For, tiles: Mapping[str, ir.Tile], dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
+    loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> Iterator[tuple[float, float]]:
     bounds = (loop.start, loop.stop)
-    inside = (node for bound in bounds for node in ir.walk(bound))
-    mentioned = sorted({n.tile for n in inside if isinstance(n, ir.Start | ir.Stop) and n.tile in tiles})
-    choices = [_positions(tiles[name], dims, blocks, samples) for name in mentioned]
+    inside = [node for bound in bounds for node in ir.walk(bound)]
+    named = {n.tile for n in inside if isinstance(n, ir.Start | ir.Stop)}
+    named |= {n.name for n in inside if isinstance(n, ir.Index)}
+    mentioned = sorted(named & loops.keys())
+    choices = [_positions(loops[name], dims, blocks, samples) for name in mentioned]
     extent = float(dims[loop.tile.dim])
     for at in itertools.product(*choices):
-        known = _Known(dims, blocks, tiles, dict(zip(mentioned, at, strict=True)))
+        known = _Known(dims, blocks, loops, dict(zip(mentioned, at, strict=True)))
         start, stop = (known.value(bound) for bound in bounds)
         start = 0.0 if start is None else min(max(0.0, start), extent)
         yield start, max(start, extent if stop is None else min(extent, stop))
 
 
 def _positions(
-    tile: ir.Tile, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
+    loop: ir.Tile | ir.GridIndex, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> list[tuple[float, float]]:
     """First index and one past the last of tiles spread evenly along a dim."""
-    extent, block = dims[tile.dim], blocks.get(tile.block, 1)
+    extent, block = dims[loop.dim], blocks.get(loop.block, 1) if isinstance(loop, ir.Tile) else 1
     count = min(samples, max(1, math.ceil(extent / block)))
     starts = (math.floor((i + 0.5) / count * extent / block) * block for i in range(count))
     return [(start, min(start + block, extent)) for start in starts]
@@ -67,7 +72,7 @@ class _Known:
 
     dims: Mapping[str, int]
     blocks: Mapping[str, int]
-    tiles: Mapping[str, ir.Tile]
+    loops: Loops
     at: Mapping[str, tuple[float, float]]
 
     def value(self, node: ir.Expr) -> float | None:
@@ -81,8 +86,10 @@ class _Known:
                 return self.at[tile][0]
             case ir.Stop(tile=tile) if tile in self.at:
                 return self.at[tile][1]
-            case ir.Block(tile=tile) if tile in self.tiles:
-                return float(self.blocks.get(self.tiles[tile].block, 1))
+            case ir.Index(name=name) if name in self.at:
+                return self.at[name][0]
+            case ir.Block(tile=tile) if isinstance(loop := self.loops.get(tile), ir.Tile):
+                return float(self.blocks.get(loop.block, 1))
             case ir.Cast(x=x):
                 return self.value(x)
             case ir.Unary(op="neg", x=x):

@@ -7,6 +7,7 @@ are block sizes; how deep to pipeline and where values live is the compiler's.
 import itertools
 import math
 
+from kpt_dsl import ir
 from kpt_dsl.dtypes import f16
 from kpt_dsl.space.config import Config
 from kpt_dsl.space.facts import Axes, Facts, Product
@@ -43,7 +44,7 @@ def knobs(facts: Facts, target: Target) -> Knobs:
 def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
     """Why a config cannot run on a TPU, or None."""
     sizes = TpuSizes(facts, target, config)
-    return _why_odd_block(sizes) or _why_too_much_vmem(sizes)
+    return _why_odd_block(sizes) or _why_empty_share(sizes) or _why_too_much_vmem(sizes)
 
 
 def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
@@ -102,6 +103,18 @@ def _why_odd_block(sizes: TpuSizes) -> str | None:
         unit, size = block_unit(sizes.facts, sizes.target, axis), sizes.blocks[block]
         if size % unit and size < sizes.facts.extent(axis):
             return f"{block} is {size}; on {sizes.target.name} it must be a multiple of {unit}, or all of {axis.dim}"
+    return None
+
+
+def _why_empty_share(sizes: TpuSizes) -> str | None:
+    """A program always writes a block of each output: one whose share is empty would write over another's."""
+    facts = sizes.facts
+    for scope, loop in enumerate(facts.loops, 1):
+        if not loop.share or not any(store.scope == scope for store in facts.stores):
+            continue
+        (dim,) = {facts.variables[e.name].dim for e in ir.walk(loop.start) if isinstance(e, ir.Index)}
+        if (tiles := sizes.tiles(loop.tile)) < facts.dims[dim]:
+            return f"{loop.tile.block} makes {tiles} tiles of {loop.tile.dim}, too few for {facts.dims[dim]} shares"
     return None
 
 

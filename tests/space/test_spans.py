@@ -47,15 +47,15 @@ def _problem(shape: str, extent: int = 1024) -> Problem:
 def test_mean_span(shape: str, rows: int, span: float, steps: float | None) -> None:
     facts = collect(_problem(shape), _problem(shape).lower({}))
     (loop,), blocks = facts.loops, {"block_M": rows, "block_N": 32}
-    assert mean_span(loop, facts.tiles, facts.dims, blocks) == pytest.approx(span, rel=0.01)
+    assert mean_span(loop, facts.variables, facts.dims, blocks) == pytest.approx(span, rel=0.01)
     if steps is not None:
-        assert mean_steps(loop, facts.tiles, facts.dims, blocks) == pytest.approx(steps)
+        assert mean_steps(loop, facts.variables, facts.dims, blocks) == pytest.approx(steps)
 
 
 def test_an_empty_dim_has_no_steps() -> None:
     empty = _problem("diagonal", 0)
     facts = collect(empty, empty.lower({}))
-    assert mean_span(facts.loops[0], facts.tiles, facts.dims, {"block_M": 16, "block_N": 16}) == 0
+    assert mean_span(facts.loops[0], facts.variables, facts.dims, {"block_M": 16, "block_N": 16}) == 0
     found = space(empty, get("nvidia-h200"))
     assert math.isfinite(found.seconds(found.first))
 
