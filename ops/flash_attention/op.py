@@ -6,16 +6,13 @@ from typing import Any
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride, wide_dtype
-from kpt.ops.dtypes import FLOATS
-from kpt.ops.flash_attention import reference
+from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride
+from kpt.ops.flash_attention import contract, reference
+from kpt.ops.flash_attention.backward import GRADIENT
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.flash_attention.shapes import DIMS, SHAPES, arguments
 from kpt.ops.library import define
 from kpt.ops.registry import Op
-
-LARGEST_HEAD_DIM = 256
-"""The kernel keeps a whole head of queries and outputs on chip."""
 
 
 def flash_attention(
@@ -46,43 +43,19 @@ def flash_attention(
 
 
 def _check(q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any, key_lengths: Any, return_lse: Any) -> None:
-    op = "flash_attention"
-    checks.rank(op, "q", q, (4,), "rank 4, (batch, heads, queries, head dim)")
-    checks.rank(op, "k", k, (4,), "rank 4, (batch, key-value heads, keys, head dim)")
-    (batch, heads, _, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
-    if k.shape[0] != batch or k.shape[3] != head_dim:
-        checks.reject(op, "k", checks.shape_of(k), f"the batch and head dim of q, ({batch}, heads, keys, {head_dim})")
-    checks.shape(op, "v", v, (batch, kv_heads, keys, head_dim), "the shape of k")
-    if heads % kv_heads if kv_heads else heads:
-        checks.reject(op, "q", f"of {heads} heads", f"a multiple of the {kv_heads} key-value heads of k")
-    checks.dtype(op, "q", q.dtype, FLOATS)
-    checks.same_dtype(op, "q", q, k=k, v=v)
-    checks.same_device(op, "q", q, k=k, v=v, key_lengths=key_lengths)
-    checks.flag(op, "causal", causal)
-    checks.flag(op, "return_lse", return_lse)
-    if scale is not None:
-        checks.number(op, "scale", scale)
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int | torch.SymInt) or window < 1):
-        checks.reject(op, "window", repr(window), "None, or a whole number of keys, 1 or more")
-    if key_lengths is not None:
-        checks.shape(op, "key_lengths", key_lengths, (batch,), "(batch,)")
-        checks.dtype(op, "key_lengths", key_lengths.dtype, (torch.int32,))
+    contract.check("flash_attention", q, k, v, causal, scale, window, key_lengths)
+    checks.flag("flash_attention", "return_lse", return_lse)
 
 
 def _fake(
     q: torch.Tensor, k: Any, v: Any, causal: bool, scale: Any, window: Any, key_lengths: Any, return_lse: bool
 ) -> list[torch.Tensor]:
-    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     o = reference.empty_output(q)
-    return [o, q.new_empty(q.shape[:3], dtype=lse_dtype)] if return_lse else [o]
+    return [o, q.new_empty(q.shape[:3], dtype=contract.lse_dtype(q.dtype))] if return_lse else [o]
 
 
-def _why_not(q: torch.Tensor, k: Any, v: Any, causal: bool, scale: float | None, *_: Any) -> str | None:
-    if q.shape[3] > LARGEST_HEAD_DIM:
-        return f"the head dim is above {LARGEST_HEAD_DIM}"
-    if scale is not None and scale <= 0:
-        return "scale is not positive"
-    return wide_dtype(q)
+def _why_not(q: torch.Tensor, k: Any, v: Any, causal: Any, scale: float | None, *_: Any) -> str | None:
+    return contract.why_not(q, scale)
 
 
 def _run(
@@ -98,9 +71,8 @@ def _run(
 ) -> list[torch.Tensor]:
     o = reference.empty_output(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    scale = q.shape[3] ** -0.5 if scale is None else scale
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
-    launch(flash_attention_fwd, q, k, v, key_lengths, o, lse, scale, window, causal)
+    launch(flash_attention_fwd, q, k, v, key_lengths, o, lse, contract.scale_of(q, scale), window, causal)
     return [o, lse] if return_lse else [o]
 
 
@@ -119,5 +91,6 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "lower", "cpu": "lower"},
+        gradient=GRADIENT,
     )
 )

@@ -3,8 +3,12 @@
 Where no log-sum-exp is asked for, PyTorch's own fused attention does the work.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+
+from kpt.ops.flash_attention import contract
 
 
 def flash_attention(
@@ -32,6 +36,50 @@ def flash_attention(
         scaled, k, v, attn_mask=allowed, is_causal=is_causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
     )
     return [_laid_out(o, q)]
+
+
+def flash_attention_backward(
+    do: torch.Tensor,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    causal: bool,
+    scale: float | None,
+    window: int | None,
+    key_lengths: torch.Tensor | None,
+    needed: Sequence[bool],
+) -> list[torch.Tensor]:
+    """The needed ones of dq, dk and dv, from the probabilities that the log-sum-exp gives back; each laid out as its input."""
+    wide = contract.lse_dtype(q.dtype)
+    scale = contract.scale_of(q, scale)
+    kv_heads = max(1, k.shape[1])
+    keys, values = (t.to(wide).repeat_interleave(q.shape[1] // kv_heads, dim=1) for t in (k, v))
+    queries, up = q.to(wide), do.to(wide)
+    allowed = allowed_keys(q.shape[2], k.shape[2], q.device, causal, window, key_lengths)
+    shift = lse.masked_fill(lse == -torch.inf, 0.0)[..., None]
+    p = (queries @ keys.mT * scale - shift).masked_fill(~allowed, -torch.inf).exp()
+    gradients = []
+    if needed[0] or needed[1]:
+        delta = (o.to(wide) * up).sum(-1, keepdim=True)
+        if dlse is not None:
+            delta = delta - dlse[..., None]
+        ds = p * (up @ values.mT - delta) * scale
+    if needed[0]:
+        gradients.append((ds @ keys).to(q.dtype))
+    if needed[1]:
+        gradients.append(_summed(ds.mT @ queries, k))
+    if needed[2]:
+        gradients.append(_summed(p.mT @ up, v))
+    like = [t for t, n in zip((q, k, v), needed, strict=True) if n]
+    return [_laid_out(gradient, t) for gradient, t in zip(gradients, like, strict=True)]
+
+
+def _summed(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What query heads, (B, H, N, D), add to the gradient of the key-value head that they share."""
+    return gradient.unflatten(1, (like.shape[1], -1)).sum(2).to(like.dtype) if like.numel() else torch.zeros_like(like)
 
 
 def allowed_keys(

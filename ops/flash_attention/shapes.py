@@ -1,5 +1,6 @@
 """Attention shapes that models have, and inputs of a given shape."""
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -52,3 +53,23 @@ def arguments(
     lengths = torch.randint((n + 1) // 2, n + 1, (b,), dtype=torch.int32, device=device) if key_lengths else None
     q, k, v = randn(b, h, m, d), randn(b, g, n, d), randn(b, g, n, d)
     return q, k, v, causal, None, window, lengths, False
+
+
+BACKWARD_SHAPES = tuple(shape for shape in SHAPES if shape.dims["M"] > 1)
+"""What models are trained on: not the decoding of one token."""
+
+
+def backward_arguments(
+    dims: Mapping[str, int],
+    dtype: str,
+    device: str,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    key_lengths: bool = False,
+) -> tuple[Any, ...]:
+    """Random arguments of the backward op; probabilities add up to about one."""
+    q, k, v, *_, lengths, _ = arguments(dims, dtype, device, causal=causal, window=window, key_lengths=key_lengths)
+    do, o = torch.randn_like(q), torch.randn_like(q)
+    lse = torch.full(q.shape[:3], math.log(dims["N"]) + 0.5, device=device)
+    return do, None, q, k, v, o, lse, causal, None, window, lengths, (True, True, True)

@@ -1,0 +1,145 @@
+"""The kernels of attention's gradients, written once for every device.
+
+Method: FlashAttention-2 (Dao 2023, arXiv:2307.08691): the probabilities are made again from the saved log-sum-exp. One kernel
+walks the keys of each tile of queries and makes dq, another the queries of each tile of keys and makes dk and dv; no two
+programs write to one place, so results are the same on every run. In the second kernel scores are transposed (keys by
+queries), so that what it multiplies with do and q is in registers as it must be.
+"""
+
+import kpt_dsl as kd
+
+LOG2E = 1.4426950408889634
+
+
+@kd.kernel(o="B H M D", do="B H M D", lse="B H M", dlse="B H M", delta="B H M", shift="B H M")
+def flash_attention_rows(
+    o: kd.In, do: kd.In, lse: kd.In, dlse: kd.In, delta: kd.Out, shift: kd.Out
+) -> None:  # fmt: skip
+    """What the gradients need of each query: ``delta``, sum(o * do) less the gradient of its log-sum-exp, and ``shift``, its
+    log-sum-exp to base 2, 0 where it sees no key (there -inf would make NaN of masked scores). The gradient of the values
+    takes no ``delta``."""
+    for b, h, m in kd.parallel("B", "H", kd.tile("M")):
+        if delta is not None:
+            total = kd.sum(o[b, h, m, :] * do[b, h, m, :], axis=1)
+            if dlse is not None:
+                total = total - dlse[b, h, m]
+            delta[b, h, m] = total
+        natural = lse[b, h, m]
+        shift[b, h, m] = kd.where(natural == -kd.inf, 0.0, natural * LOG2E)
+
+
+@kd.kernel(
+    q="B H M D", k="B G N D", v="B G N D", do="B H M D", delta="B H M", shift="B H M", key_lengths="B", dq="B H M D"
+)
+def flash_attention_dq(
+    q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dq: kd.Out,
+    scale: kd.Float, window: kd.Int, causal: kd.Static,
+) -> None:  # fmt: skip
+    """The gradient of queries (B, H, M, D); what is visible is as in ``flash_attention_fwd``."""
+    for b, h, m in kd.parallel("B", "H", kd.tile("M")):
+        g = h // kd.group("H", "G")
+        ahead = kd.size("N") - kd.size("M")
+        first, last = 0, kd.size("N")
+        if key_lengths is not None:
+            last = key_lengths[b]
+        if window is not None:
+            first = m.start + ahead - window + 1
+        if causal:
+            last = kd.minimum(last, m.stop + ahead)
+        elif window is not None:
+            last = kd.minimum(last, m.stop + ahead + window - 1)
+        query, up = q[b, h, m, :], do[b, h, m, :]
+        top, mean = shift[b, h, m], delta[b, h, m]
+        acc = kd.zeros([m, "D"])
+        for n in kd.sequential(kd.tile("N"), start=first, stop=last):
+            key = k[b, g, n, :]
+            position = m.index[:, None] + ahead
+            s = kd.dot(query, key.T)
+            if causal:
+                s = kd.where(n.index[None, :] <= position, s, -kd.inf)
+            if window is not None:
+                s = kd.where(n.index[None, :] > position - window, s, -kd.inf)
+                if not causal:
+                    s = kd.where(n.index[None, :] < position + window, s, -kd.inf)
+            p = kd.exp2(s * (scale * LOG2E) - top[:, None])
+            ds = p * (kd.dot(up, v[b, g, n, :].T) - mean[:, None])
+            acc = kd.dot(ds, key, acc)
+        dq[b, h, m, :] = acc * scale
+
+
+@kd.kernel(
+    q="B H M D", k="B G N D", v="B G N D", do="B H M D", delta="B H M", shift="B H M", key_lengths="B",
+    dk="B H N D", dv="B H N D",
+)  # fmt: skip
+def flash_attention_dkdv(
+    q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dk: kd.Out, dv: kd.Out,
+    scale: kd.Float, window: kd.Int, causal: kd.Static,
+) -> None:  # fmt: skip
+    """The gradients of keys and values, (B, H, N, D), the part of each query head; visible is what is so going forward.
+
+    Keys from key_lengths[b] on are not masked in the loop: each row of the gradients is that of one key, so theirs are cleared
+    at the end. ``dk`` (with ``delta``) or ``dv`` may be None.
+    """
+    for b, h, n in kd.parallel("B", "H", kd.tile("N")):
+        g = h // kd.group("H", "G")
+        ahead = kd.size("N") - kd.size("M")
+        first, last = 0, kd.size("M")
+        if causal:
+            first = n.start - ahead
+        elif window is not None:
+            first = n.start - ahead - window + 1
+        if window is not None:
+            last = n.stop - ahead + window - 1
+        if key_lengths is not None:
+            first = kd.where(n.start < key_lengths[b], first, kd.size("M"))
+        key = k[b, g, n, :]
+        if dk is not None:
+            value, acc_k = v[b, g, n, :], kd.zeros([n, "D"])
+        if dv is not None:
+            acc_v = kd.zeros([n, "D"])
+        for m in kd.sequential(kd.tile("M"), start=first, stop=last):
+            query, up = q[b, h, m, :], do[b, h, m, :]
+            position = m.index[None, :] + ahead
+            s = kd.dot(key, query.T)
+            if causal:
+                s = kd.where(n.index[:, None] <= position, s, -kd.inf)
+            if window is not None:
+                s = kd.where(n.index[:, None] > position - window, s, -kd.inf)
+                if not causal:
+                    s = kd.where(n.index[:, None] < position + window, s, -kd.inf)
+            p = kd.exp2(s * (scale * LOG2E) - shift[b, h, m][None, :])
+            if dv is not None:
+                acc_v = kd.dot(p, up, acc_v)
+            if dk is not None:
+                ds = p * (kd.dot(value, up.T) - delta[b, h, m][None, :])
+                acc_k = kd.dot(ds, query, acc_k)
+        if dk is not None:
+            if key_lengths is not None:
+                acc_k = kd.where(n.index[:, None] < key_lengths[b], acc_k, 0.0)
+            dk[b, h, n, :] = acc_k * scale
+        if dv is not None:
+            if key_lengths is not None:
+                acc_v = kd.where(n.index[:, None] < key_lengths[b], acc_v, 0.0)
+            dv[b, h, n, :] = acc_v
+
+
+@kd.kernel(dk_parts="B G R N D", dv_parts="B G R N D", dk="B G N D", dv="B G N D")
+def flash_attention_group_sum(dk_parts: kd.In, dv_parts: kd.In, dk: kd.Out, dv: kd.Out) -> None:
+    """The gradients of keys and values that R query heads share: the sums of their parts, in the order of the heads.
+
+    ``dk`` and its parts may be None, or ``dv`` and its.
+    """
+    for b, g, n in kd.parallel("B", "G", kd.tile("N")):
+        if dk is not None:
+            acc_k = kd.zeros([n, "D"])
+        if dv is not None:
+            acc_v = kd.zeros([n, "D"])
+        for r in kd.sequential(kd.tile("R")):
+            if dk is not None:
+                acc_k += kd.sum(dk_parts[b, g, r, n, :], axis=0)
+            if dv is not None:
+                acc_v += kd.sum(dv_parts[b, g, r, n, :], axis=0)
+        if dk is not None:
+            dk[b, g, n, :] = acc_k
+        if dv is not None:
+            dv[b, g, n, :] = acc_v

@@ -1,0 +1,55 @@
+"""What attention and its gradients ask of the arguments that they share."""
+
+from typing import Any
+
+import torch
+
+from kpt.ops import checks
+from kpt.ops.backends import wide_dtype
+from kpt.ops.dtypes import FLOATS
+
+LARGEST_HEAD_DIM = 256
+"""The kernels keep a whole head of queries, keys and outputs on chip."""
+
+
+def check(op: str, q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any, key_lengths: Any) -> None:
+    """Raises InputError, in the name of ``op``, for arguments that do not fit."""
+    checks.rank(op, "q", q, (4,), "rank 4, (batch, heads, queries, head dim)")
+    checks.rank(op, "k", k, (4,), "rank 4, (batch, key-value heads, keys, head dim)")
+    (batch, heads, _, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
+    if k.shape[0] != batch or k.shape[3] != head_dim:
+        checks.reject(op, "k", checks.shape_of(k), f"the batch and head dim of q, ({batch}, heads, keys, {head_dim})")
+    checks.shape(op, "v", v, (batch, kv_heads, keys, head_dim), "the shape of k")
+    if heads % kv_heads if kv_heads else heads:
+        checks.reject(op, "q", f"of {heads} heads", f"a multiple of the {kv_heads} key-value heads of k")
+    checks.dtype(op, "q", q.dtype, FLOATS)
+    checks.same_dtype(op, "q", q, k=k, v=v)
+    checks.same_device(op, "q", q, k=k, v=v, key_lengths=key_lengths)
+    checks.flag(op, "causal", causal)
+    if scale is not None:
+        checks.number(op, "scale", scale)
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int | torch.SymInt) or window < 1):
+        checks.reject(op, "window", repr(window), "None, or a whole number of keys, 1 or more")
+    if key_lengths is not None:
+        checks.shape(op, "key_lengths", key_lengths, (batch,), "(batch,)")
+        checks.dtype(op, "key_lengths", key_lengths.dtype, (torch.int32,))
+
+
+def why_not(q: torch.Tensor, scale: float | None) -> str | None:
+    """Why the kernels do not serve a call, or None."""
+    if q.shape[3] > LARGEST_HEAD_DIM:
+        return f"the head dim is above {LARGEST_HEAD_DIM}"
+    if scale is not None and scale <= 0:
+        return "scale is not positive"
+    return wide_dtype(q)
+
+
+def scale_of(q: torch.Tensor, scale: float | None) -> float:
+    """What scores are multiplied with: 1 / sqrt(D) unless given."""
+    default: float = q.shape[3] ** -0.5
+    return default if scale is None else scale
+
+
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the log-sum-exp, and of what is made on the way, for queries of a dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
