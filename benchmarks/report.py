@@ -1,6 +1,7 @@
 """What a benchmark leaves behind: one JSON file with device, versions, date and command, one plot, one table on screen."""
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -10,11 +11,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("kpt-dsl", "torch", "triton", "liger-kernel", "jax")
+PACKAGES = ("kpt-dsl", "torch", "triton", "liger-kernel", "flash-attn", "flash-attn-4", "jax")
 
 
-def environment() -> dict[str, Any]:
-    """Device, driver, versions, date (UTC) and the command that was run."""
+def device() -> str:
+    """The GPU that is present, by its name; else the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        name: str = torch.cuda.get_device_name()
+        return name
+    return f"CPU ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
+
+
+def environment(program: str) -> dict[str, Any]:
+    """Device, driver, versions, date (UTC) and the command that was run: ``python -m program`` and its arguments."""
     import torch
 
     found = {}
@@ -24,13 +35,13 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "device": torch.cuda.get_device_name(),
+        "device": device(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
         "versions": found,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks", *_without_folder(sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", program, *_without_folder(sys.argv[1:])]),
     }
 
 
@@ -41,13 +52,16 @@ def _without_folder(arguments: list[str]) -> list[str]:
 
 
 def write(folder: Path, name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """``folder/name.json``, written whole or not at all."""
+    """``folder/name.json`` of a suite."""
+    return save(folder, name, title, {"rows": list(rows)}, "benchmarks")
+
+
+def save(folder: Path, name: str, title: str, found: Mapping[str, Any], program: str) -> Path:
+    """``folder/name.json``: what was found, and the environment that it was found in. Written whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     partial = path.with_suffix(".partial")
-    partial.write_text(
-        json.dumps({"suite": name, "title": title, **environment(), "rows": list(rows)}, indent=1) + "\n"
-    )
+    partial.write_text(json.dumps({"suite": name, "title": title, **environment(program), **found}, indent=1) + "\n")
     partial.replace(path)
     return path
 

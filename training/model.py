@@ -1,0 +1,122 @@
+"""A small GPT: RMS norm before each part, rotary positions, grouped-query causal attention, gated SiLU MLP, tied head.
+
+Knows neither kpt nor how it is trained. The three parts that kpt has kernels for come in as ``Ops``; the rest is PyTorch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BYTES = 256
+"""The vocabulary."""
+
+ROTARY_BASE = 10000.0
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Ops:
+    """What a model computes with: x (..., K) in, of either kind of tensor.
+
+    ``rms_norm(x, weight)`` over the last dim; ``linear_silu(x, weight)``, weight (N, K); ``attention(q, k, v)``, causal, of
+    (B, H, S, D) queries and (B, G, S, D) keys and values.
+    """
+
+    rms_norm: Callable[[Tensor, Tensor], Tensor]
+    linear_silu: Callable[[Tensor, Tensor], Tensor]
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Extents: ``width`` of the residual stream, ``hidden`` of the MLP, ``length`` of a sequence, in bytes of text."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    length: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, size: Size, ops: Ops) -> None:
+        super().__init__()
+        self.size, self.ops = size, ops
+        self.attention_norm = nn.Parameter(torch.ones(size.width))
+        self.qkv = nn.Linear(size.width, (size.heads + 2 * size.kv_heads) * size.head_dim, bias=False)
+        self.out = nn.Linear(size.width, size.width, bias=False)
+        self.mlp_norm = nn.Parameter(torch.ones(size.width))
+        self.gate = nn.Linear(size.width, size.hidden, bias=False)
+        self.up = nn.Linear(size.width, size.hidden, bias=False)
+        self.down = nn.Linear(size.hidden, size.width, bias=False)
+
+    def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
+        x = x + self._attention(self.ops.rms_norm(x, self.attention_norm), rotation)
+        h = self.ops.rms_norm(x, self.mlp_norm)
+        return x + self.down(self.ops.linear_silu(h, self.gate.weight) * self.up(h))
+
+    def _attention(self, x: Tensor, rotation: Tensor) -> Tensor:
+        size = self.size
+        together = self.qkv(x).unflatten(-1, (-1, size.head_dim)).transpose(1, 2)
+        q, k, v = together.split((size.heads, size.kv_heads, size.kv_heads), dim=1)
+        o = self.ops.attention(rotate(q, rotation), rotate(k, rotation), v)
+        return self.out(o.transpose(1, 2).flatten(2))
+
+
+class GPT(nn.Module):
+    """Bytes (B, S) in, logits (B, S, 256) out. The same seed gives the same weights on every device."""
+
+    rotation: Tensor
+
+    def __init__(self, size: Size, ops: Ops, seed: int) -> None:
+        super().__init__()
+        self.ops = ops
+        self.embedding = nn.Embedding(BYTES, size.width)
+        self.blocks = nn.ModuleList(Block(size, ops) for _ in range(size.layers))
+        self.norm = nn.Parameter(torch.ones(size.width))
+        self.register_buffer("rotation", rotations(size.length, size.head_dim), persistent=False)
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:  # as GPT-2: what is added to the stream starts smaller, the deeper the model
+                deep = name.endswith(("out.weight", "down.weight"))
+                std = 0.02 / ((2 * size.layers) ** 0.5 if deep else 1.0)
+                nn.init.normal_(weight, std=std, generator=generator)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, self.rotation)
+        return F.linear(self.ops.rms_norm(x, self.norm), self.embedding.weight)
+
+    def loss(self, stretches: Tensor) -> Tensor:
+        """Mean cross entropy, in nats a byte, of each byte given those before it. ``stretches``: (B, S + 1)."""
+        stretches = stretches.long()
+        logits = self(stretches[:, :-1])
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        return F.cross_entropy(logits.flatten(0, 1), stretches[:, 1:].flatten())
+
+
+def rotations(length: int, head_dim: int) -> Tensor:
+    """Cosines and sines of every position, (2, length, head_dim // 2), float32. Su et al. 2021, arXiv:2104.09864."""
+    frequencies = ROTARY_BASE ** (-torch.arange(0, head_dim, 2) / head_dim)
+    angles = torch.arange(length)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Queries or keys (B, H, S, D) turned by their positions, of the same dtype."""
+    cos, sin = rotation
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
