@@ -7,41 +7,40 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
-from kpt.ops.dtypes import FLOATS
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
+from kpt.ops.linear_act.backward import GRADIENT
+from kpt.ops.linear_act.checks import check_linear
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.linear_act.shapes import DIMS, SHAPES, arguments
 from kpt.ops.registry import Op
 
 
 def linear_act(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str = "none"
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    activation: str = "none",
+    recompute: bool = False,
 ) -> torch.Tensor:
     """``activation(x @ weight.T + bias)`` in one kernel: the product is float32 until behind the activation.
 
     ``x``: (..., K), ``weight``: (N, K), ``bias``: (N,); float16, bfloat16, float32 or float64, all alike. ``activation``:
     "none", "relu", "gelu", "gelu_tanh" or "silu". Gives (..., N), contiguous, of the same dtype. float32 products follow
     ``torch.set_float32_matmul_precision``. Raises InputError for arguments that do not fit.
+
+    For its gradient the forward also stores the pre-activation, (..., N), as PyTorch's two ops do; with ``recompute`` it does
+    not, and the backward makes it again, at the price of one product more. "none" and "relu" need neither.
     """
-    result: torch.Tensor = _dispatch(x, weight, bias, activation)
+    result: torch.Tensor = _dispatch(x, weight, bias, activation, recompute)
     return result
 
 
-def _check(x: Any, weight: Any, bias: Any, activation: Any) -> None:
-    op = "linear_act"
-    checks.tensor(op, "x", x)
-    checks.rank(op, "weight", weight, (2,), "rank 2, (features out, features in)")
-    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        checks.reject(op, "x", checks.shape_of(x), f"(..., {weight.shape[1]}), as weight is {checks.shape_of(weight)}")
-    if bias is not None:
-        checks.shape(op, "bias", bias, (weight.shape[0],), "(features out,)")
-    checks.dtype(op, "x", x.dtype, FLOATS)
-    checks.same_dtype(op, "x", x, weight=weight, bias=bias)
-    checks.same_device(op, "x", x, weight=weight, bias=bias)
-    if activation not in ACTIVATIONS:
-        checks.reject(op, "activation", repr(activation), ", ".join(ACTIVATIONS))
+def _check(x: Any, weight: Any, bias: Any, activation: Any, recompute: Any) -> None:
+    check_linear("linear_act", x, weight, bias, activation)
+    checks.flag("linear_act", "recompute", recompute)
 
 
 def _fake(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -53,7 +52,7 @@ def _why_not(x: torch.Tensor, *_: Any) -> str | None:
 
 
 def _run(
-    launch: Launch, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
+    launch: Launch, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, _: bool
 ) -> torch.Tensor:
     rows = as_matrix(x, weight.shape[1])
     y = rows.new_empty((rows.shape[0], weight.shape[0]))
@@ -64,7 +63,7 @@ def _run(
 _dispatch = define(
     Op(
         name="linear_act",
-        schema="(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor",
+        schema="(Tensor x, Tensor weight, Tensor? bias, str activation, bool recompute) -> Tensor",
         reference=reference.linear_act,
         public=linear_act,
         fake=_fake,
@@ -75,5 +74,6 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "lower", "cpu": "lower"},
+        gradient=GRADIENT,
     )
 )

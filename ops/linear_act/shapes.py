@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,11 +22,27 @@ SHAPES = (
     Shape("matmul", {"M": 4096, "N": 4096, "K": 4096}, flags={"activation": "gelu_tanh"}),
 )
 
+TRAINED = tuple(shape for shape in SHAPES if shape.dims["M"] >= 1024)
+"""Those that training has; fewer rows are decoding."""
+
 
 def arguments(
+    dims: Mapping[str, int],
+    dtype: str,
+    device: str,
+    *,
+    activation: str = "gelu",
+    bias: bool = True,
+    recompute: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, str, bool]:
+    """Random arguments of the op, those of ``saving_arguments`` and whether to recompute."""
+    return *saving_arguments(dims, dtype, device, activation=activation, bias=bias), recompute
+
+
+def saving_arguments(
     dims: Mapping[str, int], dtype: str, device: str, *, activation: str = "gelu", bias: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, str]:
-    """Random arguments of the op: weights of standard deviation 1 / sqrt(K), so that outputs are of size one."""
+    """Random arguments of ``linear_act_saving``: weights of standard deviation 1 / sqrt(K), so that outputs are of size one."""
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     m, n, k = dims["M"], dims["N"], dims["K"]
     return (
@@ -34,3 +51,18 @@ def arguments(
         randn(n) if bias else None,
         activation,
     )
+
+
+def backward_arguments(
+    dims: Mapping[str, int],
+    dtype: str,
+    device: str,
+    *,
+    activation: str = "gelu",
+    bias: bool = True,
+    recompute: bool = False,
+) -> tuple[Any, ...]:
+    """Random arguments of ``linear_act_backward``, with all gradients wanted; the pre-activation is given unless recomputed."""
+    x, weight, b, _ = saving_arguments(dims, dtype, device, activation=activation, bias=bias)
+    dy, z = (torch.randn(dims["M"], dims["N"], dtype=x.dtype, device=device) for _ in range(2))
+    return dy, x, weight, b, None if recompute or activation == "none" else z, activation, (True, True, bias)

@@ -1,0 +1,210 @@
+"""The gradients of the linear-with-activation op: public function, checks, the kernel calls, and what autograd is told."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from kpt.ops import checks
+from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
+from kpt.ops.dtypes import FLOATS
+from kpt.ops.library import define
+from kpt.ops.linear_act import backward_kernels as kernels
+from kpt.ops.linear_act import reference
+from kpt.ops.linear_act.activations import BACKWARD
+from kpt.ops.linear_act.checks import check_activation
+from kpt.ops.linear_act.saving import linear_act_saving
+from kpt.ops.linear_act.shapes import DIMS, TRAINED, backward_arguments
+from kpt.ops.registry import Gradient, Op, Ready
+
+Wanted = Sequence[bool]
+"""Which of the gradients of x, weight and bias are wanted."""
+
+MOST_SHARES, SHARE_ROWS = 128, 64
+"""Sums of columns are made over shares of 64 rows or more, 128 of them at most: enough programs to fill a device together with
+the tiles of the columns, and partial sums of at most 1/32 of the bytes that are summed, in half precision."""
+
+OUTPUT_TELLS = frozenset({"relu"})
+"""Activations whose gradient can be told from the output as well as from the pre-activation."""
+
+
+def linear_act_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+    preactivation: torch.Tensor | None = None,
+    *,
+    activation: str = "none",
+    needed: Wanted = (True, True, True),
+) -> list[torch.Tensor]:
+    """The gradients of ``linear_act``: with dz = dy * activation'(z), they are dz @ weight, dz.T @ x and the sum of dz's rows.
+
+    ``dy``: (..., N), the gradient of the output; ``preactivation``: z of the same shape ("relu" takes the output as well),
+    made again from ``x``, ``weight`` and ``bias`` where it is None and the activation is not "none". ``x``: (..., K), needed
+    for the gradient of weight, ``weight``: (N, K), for that of x; either may be None where neither that nor z takes it. All
+    of one dtype. ``needed``: which gradients are wanted, of x, weight and bias. Gives those, in that order, contiguous, of
+    the same dtype; products and sums accumulate in float32, in the same order every time. Raises InputError for arguments
+    that do not fit.
+    """
+    gradients: list[torch.Tensor] = _dispatch(dy, x, weight, bias, preactivation, activation, tuple(needed))
+    return gradients
+
+
+def _check(dy: Any, x: Any, weight: Any, bias: Any, preactivation: Any, activation: Any, needed: Any) -> None:
+    op = "linear_act_backward"
+    checks.tensor(op, "dy", dy)
+    if dy.ndim == 0:
+        checks.reject(op, "dy", checks.shape_of(dy), "(..., features out)")
+    checks.dtype(op, "dy", dy.dtype, FLOATS)
+    check_activation(op, activation)
+    if not isinstance(needed, Sequence) or len(needed) != 3 or not all(isinstance(n, bool) for n in needed):
+        checks.reject(op, "needed", repr(needed), "three bools, for x, weight and bias")
+    again = preactivation is None and activation != "none"
+    features = dy.shape[-1]
+    if x is None:
+        _refuse_missing(op, "x", needed[1], "weight", again)
+    else:
+        checks.tensor(op, "x", x)
+        if x.ndim != dy.ndim or x.shape[:-1] != dy.shape[:-1]:
+            rows = ", ".join([str(n) for n in dy.shape[:-1]] + ["features in"])
+            checks.reject(op, "x", checks.shape_of(x), f"({rows}), as dy is {checks.shape_of(dy)}")
+    if weight is None:
+        _refuse_missing(op, "weight", needed[0], "x", again)
+    else:
+        checks.rank(op, "weight", weight, (2,), "rank 2, (features out, features in)")
+        inner = weight.shape[1] if x is None else x.shape[-1]
+        checks.shape(op, "weight", weight, (features, inner), "(features out, features in)")
+    if bias is not None:
+        checks.shape(op, "bias", bias, (features,), "(features out,)")
+    if preactivation is not None:
+        checks.shape(op, "preactivation", preactivation, dy.shape, "the shape of dy")
+    others = {"x": x, "weight": weight, "bias": bias, "preactivation": preactivation}
+    checks.same_dtype(op, "dy", dy, **others)
+    checks.same_device(op, "dy", dy, **others)
+
+
+def _refuse_missing(op: str, argument: str, needed: bool, of: str, again: bool) -> None:
+    if needed or again:
+        what = f"the gradient of {of} is needed" if needed else "the pre-activation is made again"
+        checks.reject(op, argument, "None", f"a tensor, as {what}")
+
+
+def _fake(
+    dy: torch.Tensor, x: Any, weight: Any, bias: Any, preactivation: Any, activation: str, needed: Wanted
+) -> list[torch.Tensor]:
+    shapes = []
+    if needed[0]:
+        shapes.append((*dy.shape[:-1], weight.shape[1]))
+    if needed[1]:
+        shapes.append((dy.shape[-1], x.shape[-1]))
+    if needed[2]:
+        shapes.append((dy.shape[-1],))
+    return [dy.new_empty(shape) for shape in shapes]
+
+
+def _why_not(dy: torch.Tensor, *_: Any) -> str | None:
+    return wide_dtype(dy)
+
+
+def _run(
+    launch: Launch,
+    dy: torch.Tensor,
+    x: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    preactivation: torch.Tensor | None,
+    activation: str,
+    needed: Wanted,
+) -> list[torch.Tensor]:
+    gradients: list[torch.Tensor] = []
+    if not any(needed):
+        return gradients
+    needs_x, needs_weight, needs_bias = needed
+    features = dy.shape[-1]
+    dy_rows = as_matrix(dy, features)
+    rows = None if x is None else as_matrix(x, x.shape[-1])
+    weight = None if weight is None else unit_last_stride(weight)
+    shares = max(1, min(MOST_SHARES, dy_rows.shape[0] // SHARE_ROWS))
+    sums = dy.new_empty((shares, features), dtype=torch.float32) if needs_bias else None
+
+    dz = dy_rows
+    if activation != "none":
+        dz = torch.empty_like(dy_rows, memory_format=torch.contiguous_format)
+        if preactivation is None:
+            launch(kernels.linear_act_bwd_dz_recomputing, rows, weight, bias, dy_rows, dz, BACKWARD[activation])
+        elif sums is None:
+            z = as_matrix(preactivation, features)
+            launch(kernels.linear_act_bwd_dz, dy_rows, z, dz, BACKWARD[activation])
+        else:
+            z = as_matrix(preactivation, features)
+            launch(kernels.linear_act_bwd_dz_sums, dy_rows, z, dz, sums, BACKWARD[activation])
+    if needs_x:
+        assert weight is not None
+        dx = dy.new_empty((*dy.shape[:-1], weight.shape[1]))
+        launch(kernels.linear_act_bwd_dx, dz, weight, dx.view(-1, weight.shape[1]))
+        gradients.append(dx)
+    if needs_weight:
+        assert rows is not None
+        dw = dy.new_empty((features, rows.shape[1]))
+        launch(kernels.linear_act_bwd_dw, dz, rows, dw)
+        gradients.append(dw)
+    if sums is not None:
+        if activation == "none" or preactivation is None:
+            launch(kernels.linear_act_bwd_sums, dz, sums)
+        db = dy.new_empty(features)
+        launch(kernels.linear_act_bwd_db, sums, db)
+        gradients.append(db)
+    return gradients
+
+
+_dispatch = define(
+    Op(
+        name="linear_act_backward",
+        schema="(Tensor dy, Tensor? x, Tensor? weight, Tensor? bias, Tensor? preactivation, str activation, bool[] needed)"
+        " -> Tensor[]",
+        reference=reference.linear_act_backward,
+        public=linear_act_backward,
+        fake=_fake,
+        check=_check,
+        kernels=kernel_implementations(_run, _why_not),
+        dims=DIMS,
+        arguments=backward_arguments,
+        record=partial(record, _run),
+        shapes=TRAINED,
+        autocast={"cuda": "keep", "cpu": "keep"},
+    )
+)
+
+
+def _forward(
+    dispatch: Ready,
+    needed: Wanted,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+    recompute: bool,
+) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    z: torch.Tensor | None = None
+    if recompute or activation == "none" or activation in OUTPUT_TELLS:
+        y: torch.Tensor = dispatch(x, weight, bias, activation, recompute)
+        if activation in OUTPUT_TELLS:
+            z = y
+    else:
+        y, z = linear_act_saving(x, weight, bias, activation=activation)
+    again = z is None and activation != "none"
+    needs_x, needs_weight, _ = needed
+    saved = (x if needs_weight or again else None, weight if needs_x or again else None, bias if again else None)
+    return y, (*saved, z, activation)
+
+
+def _backward(saved: tuple[Any, ...], needed: Wanted, dy: torch.Tensor) -> list[torch.Tensor]:
+    gradients: list[torch.Tensor] = _dispatch(dy, *saved, needed)
+    return gradients
+
+
+GRADIENT = Gradient(("x", "weight", "bias"), _forward, _backward)
+"""Saves x, weight and the pre-activation, as PyTorch's own two ops do, or their output for "relu"; without the pre-activation
+where it is to be recomputed."""

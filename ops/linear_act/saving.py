@@ -1,0 +1,70 @@
+"""The linear-with-activation op that gives its pre-activation besides: the forward of training."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
+from kpt.ops.library import define
+from kpt.ops.linear_act import reference
+from kpt.ops.linear_act.activations import ACTIVATIONS
+from kpt.ops.linear_act.backward_kernels import linear_act_fwd_saving
+from kpt.ops.linear_act.checks import check_linear
+from kpt.ops.linear_act.shapes import DIMS, TRAINED, saving_arguments
+from kpt.ops.registry import Op
+
+
+def linear_act_saving(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str = "none"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``linear_act`` and its pre-activation, ``x @ weight.T + bias``, both (..., N), contiguous, of the dtype of x.
+
+    Arguments and errors are those of ``linear_act``.
+    """
+    y, preactivation = _dispatch(x, weight, bias, activation)
+    return y, preactivation
+
+
+_check = partial(check_linear, "linear_act_saving")
+
+
+def _fake(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (*x.shape[:-1], weight.shape[0])
+    return x.new_empty(shape), x.new_empty(shape)
+
+
+def _why_not(x: torch.Tensor, *_: Any) -> str | None:
+    return wide_dtype(x)
+
+
+def _run(
+    launch: Launch, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = as_matrix(x, weight.shape[1])
+    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    z = torch.empty_like(y)
+    matrix = (rows.shape[0], weight.shape[0])
+    launch(
+        linear_act_fwd_saving,
+        rows, unit_last_stride(weight), bias, y.view(matrix), z.view(matrix), ACTIVATIONS[activation],
+    )  # fmt: skip
+    return y, z
+
+
+_dispatch = define(
+    Op(
+        name="linear_act_saving",
+        schema="(Tensor x, Tensor weight, Tensor? bias, str activation) -> (Tensor, Tensor)",
+        reference=reference.linear_act_saving,
+        public=linear_act_saving,
+        fake=_fake,
+        check=_check,
+        kernels=kernel_implementations(_run, _why_not),
+        dims=DIMS,
+        arguments=saving_arguments,
+        record=partial(record, _run),
+        shapes=TRAINED,
+        autocast={"cuda": "lower", "cpu": "lower"},
+    )
+)
