@@ -5,6 +5,7 @@ Cards change their clocks under load, so only times of one round are compared. t
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 from typing import Any, Protocol
 
@@ -37,6 +38,11 @@ class Clock(Protocol):
         """Microseconds of each launch in each of so many turns."""
         ...
 
+    def on_its_stream(self) -> AbstractContextManager[object]:
+        """Where launches that differentiate must be made and timed: autograd runs a backward on its forward's stream, and only
+        what runs on the clock's can be captured."""
+        ...
+
 
 def medians(clock: Clock, launches: Sequence[Launch], seconds: float) -> list[float]:
     """Median microseconds of each prepared launch, timed in turns for about so many seconds in all."""
@@ -66,6 +72,9 @@ class _WallClock:
     def prepare(self, launch: Launch) -> Launch:
         launch()
         return launch
+
+    def on_its_stream(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def times(self, launches: Sequence[Launch], rounds: int) -> list[list[float]]:
         found: list[list[float]] = [[] for _ in launches]
@@ -103,6 +112,10 @@ class _GpuClock:
             return launch
         replay: Launch = graph.replay
         return replay
+
+    def on_its_stream(self) -> AbstractContextManager[object]:
+        on: AbstractContextManager[object] = self._torch.cuda.stream(self._stream)
+        return on
 
     def times(self, launches: Sequence[Launch], rounds: int) -> list[list[float]]:
         torch = self._torch
