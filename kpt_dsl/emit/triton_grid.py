@@ -25,13 +25,13 @@ def heavy(kernel: ir.Kernel) -> frozenset[str]:
                 found |= reached.get(x.name, set())
         return found
 
-    result: set[str] = set()
+    ends: dict[str, set[str]] = {}
     for stmt in ir.statements(kernel.body):
         if isinstance(stmt, ir.Assign) and not stmt.value.type.shape:
             reached[stmt.name] = reached.get(stmt.name, set()) | tiles_in(stmt.value)
-        elif isinstance(stmt, ir.For):
-            result |= tiles_in(stmt.stop)
-    return frozenset(result)
+        elif isinstance(stmt, ir.For):  # of the parts that a loop was split into, the last one ends where the loop did
+            ends[stmt.tile.name] = tiles_in(stmt.stop)
+    return frozenset().union(*ends.values())
 
 
 @dataclass

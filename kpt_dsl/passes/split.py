@@ -6,6 +6,7 @@ author wrote one loop.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kpt_dsl import ir
@@ -20,21 +21,30 @@ _ZERO = ir.scalar(0)
 @dataclass(frozen=True)
 class Interior:
     """The part of a loop that needs no mask: tiles from ``start`` up to ``stop``, both multiples of the block (there are none
-    where start is not below stop), with a body from which the masks are gone. ``head``: whether tiles may come before it."""
+    where start is not below stop), with a body from which the masks are gone. ``head``, ``tail``: whether tiles may come before
+    it, and after it."""
 
     start: Expr
     stop: Expr
     body: tuple[ir.Stmt, ...]
     head: bool
+    tail: bool
 
 
-def split_masks(kernel: ir.Kernel) -> ir.Kernel:
-    """``kernel`` (guarded by ``padding``) with each masked loop split into head, interior and tail."""
-    return replace(kernel, body=_split_block(kernel, kernel.body))
+def _always(_: Axis) -> bool:
+    return True
 
 
-def interior(kernel: ir.Kernel, loop: ir.For) -> Interior | None:
-    """The mask-free part of a loop of a guarded kernel; None when no mask depends on its tile."""
+def split_masks(kernel: ir.Kernel, padded: Callable[[Axis], bool] = _always) -> ir.Kernel:
+    """``kernel`` (guarded by ``padding``) with each masked loop split into head, interior and tail.
+
+    ``padded``, as in ``padding.guard``, says whether the last tile of a dim may be cut short; by default any may.
+    """
+    return replace(kernel, body=_split_block(kernel, kernel.body, padded))
+
+
+def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _always) -> Interior | None:
+    """The mask-free part of a loop of a guarded kernel; None when no mask depends on its tile. ``padded`` as above."""
     axis = loop.tile.axis
     definitions = _definitions(kernel)
     body_names = {s.name for s in ir.statements(loop.body) if isinstance(s, ir.Assign)}
@@ -59,21 +69,22 @@ def interior(kernel: ir.Kernel, loop: ir.For) -> Interior | None:
     body = fold.without_unused(body, loop.carried)
     head = start != _ZERO and (bool(lowers) or not loop.share)
     first = fold.round_up(start, loop.tile.name) if head else start
-    return Interior(first, fold.round_down(stop, loop.tile.name), body, head)
+    tail = bool(uppers) or not _is_size(loop.stop) or padded(axis)
+    return Interior(first, fold.round_down(stop, loop.tile.name) if tail else stop, body, head, tail)
 
 
-def _split_block(kernel: ir.Kernel, block: tuple[ir.Stmt, ...]) -> tuple[ir.Stmt, ...]:
+def _split_block(kernel: ir.Kernel, block: tuple[ir.Stmt, ...], padded: Callable[[Axis], bool]) -> tuple[ir.Stmt, ...]:
     done: list[ir.Stmt] = []
     for stmt in block:
         if isinstance(stmt, ir.For):
-            done.extend(_split_loop(kernel, replace(stmt, body=_split_block(kernel, stmt.body))))
+            done.extend(_split_loop(kernel, replace(stmt, body=_split_block(kernel, stmt.body, padded)), padded))
         else:
             done.append(stmt)
     return tuple(done)
 
 
-def _split_loop(kernel: ir.Kernel, loop: ir.For) -> list[ir.Stmt]:
-    clear = interior(kernel, loop)
+def _split_loop(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool]) -> list[ir.Stmt]:
+    clear = interior(kernel, loop, padded)
     if clear is None:
         return [replace(loop, part="interior")]
     name, loc = loop.tile.name, loop.loc
@@ -84,6 +95,8 @@ def _split_loop(kernel: ir.Kernel, loop: ir.For) -> list[ir.Stmt]:
         done.append(ir.Assign(first.name, clear.start, loc=loc))
         low = first
         done.append(replace(loop, stop=fold.smallest(first, loop.stop), part="head"))
+    if not clear.tail:
+        return [*done, replace(loop, start=low, body=clear.body, part="interior")]
     done.append(ir.Assign(last.name, fold.largest(low, clear.stop) if low != _ZERO else clear.stop, loc=loc))
     done.append(replace(loop, start=low, stop=last, body=clear.body, part="interior"))
     done.append(replace(loop, start=last, part="tail"))

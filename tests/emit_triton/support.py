@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from kpt.ops.flash_attention.backward_kernels import flash_attention_dkdv
 from kpt_dsl import targets
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.kernel import Kernel
@@ -26,6 +27,13 @@ def attention_problem(M: int, N: int, D: int, dtype: str = "bf16", lengths: bool
     dtypes = {"q": dtype, "k": dtype, "v": dtype, "lengths": "i32" if lengths else None, "o": dtype}
     dims = dict(B=2, H=4, G=2, M=M, N=N, D=D)
     return Problem.of_shapes(attention, dims, dtypes, {"causal": False, "window": None} | statics)
+
+
+def key_gradients_problem(M: int, N: int, D: int, dtype: str = "bf16", causal: bool = False) -> Problem:
+    wide = dict.fromkeys(("delta", "shift"), "f32")
+    dtypes = dict.fromkeys(flash_attention_dkdv.tensors, dtype) | wide | {"key_lengths": None}
+    dims = dict(B=2, H=4, G=4, M=M, N=N, D=D)
+    return Problem.of_shapes(flash_attention_dkdv, dims, dtypes, {"causal": causal, "window": None})
 
 
 def source(problem: Problem, target: str = "nvidia-h200", **knobs: Any) -> Source:

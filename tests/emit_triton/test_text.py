@@ -12,7 +12,7 @@ from kpt_dsl.errors import ConfigError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 from tests.emit_triton.kernels import batched, gelu, row_sum, scaled, softmax
-from tests.emit_triton.support import attention_problem, linear_problem, source
+from tests.emit_triton.support import attention_problem, key_gradients_problem, linear_problem, source
 
 BLOCKS = dict(block_M=64, block_N=64, block_K=32, num_warps=4)
 ATTENTION = dict(block_M=64, block_N=32, num_warps=4)
@@ -73,6 +73,12 @@ def test_causal_loop_splits_and_its_interior_has_no_mask() -> None:
 def test_later_tiles_of_causal_attention_run_first() -> None:
     assert "longest first" in source(attention_problem(512, 512, 64, causal=True), **ATTENTION).text
     assert "longest first" not in source(attention_problem(512, 512, 64), **ATTENTION).text
+    # The gradients of keys begin later, and do less, the later their tile is: they are longest first as they stand.
+    text = source(key_gradients_problem(512, 512, 64, causal=True), **ATTENTION).text
+    assert "longest first" not in text
+    assert text.count("for m_start") == 2  # along the diagonal, and below it: nothing is cut short at the end
+    assert source(key_gradients_problem(512, 500, 64, causal=True), **ATTENTION).text.count("for m_start") == 2
+    assert source(key_gradients_problem(500, 512, 64, causal=True), **ATTENTION).text.count("for m_start") == 3
 
 
 def test_descriptors_where_legal_and_pointers_elsewhere() -> None:

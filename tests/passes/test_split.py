@@ -8,11 +8,12 @@ from functools import cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kpt.ops.flash_attention.backward_kernels import flash_attention_dkdv
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt_dsl import ir
-from kpt_dsl.passes import padding, split
+from kpt_dsl.passes import bounds, padding, split
 from kpt_dsl.problem import Problem
 
 
@@ -36,8 +37,8 @@ class Scene:
                 return self.blocks[tile]
             case ir.Start(tile=tile):
                 return self.starts[tile]
-            case ir.Stop(tile="m"):
-                return min(self.starts["m"] + self.blocks["m"], self.sizes["M"])
+            case ir.Stop(tile=tile):
+                return min(self.starts[tile] + self.blocks[tile], self.sizes[tile.upper()])
             case ir.Index():
                 return 0
             case ir.Param(name=name):
@@ -46,10 +47,12 @@ class Scene:
                 return variables[name]
             case ir.Load(tensor="key_lengths"):
                 return self.length
+            case ir.Where(cond=cond, a=a, b=b):
+                return self.value(a if self.value(cond, variables) else b, variables)
             case ir.Binary(op=op, a=a, b=b):
                 left, right = self.value(a, variables), self.value(b, variables)
                 table = {"add": left + right, "sub": left - right, "mul": left * right, "min": min(left, right),
-                         "max": max(left, right), "floordiv": left // right if right else 0}  # fmt: skip
+                         "max": max(left, right), "floordiv": left // right if right else 0, "lt": left < right}  # fmt: skip
                 return table[op]
         raise AssertionError(x)
 
@@ -108,6 +111,67 @@ def test_attention_loops(
     for part, start, stop in loops:
         if part != "head" and start < stop:
             assert start % block_n == 0
+
+
+@cache
+def gradients(causal: bool, window: bool, lengths: bool, ragged: bool) -> ir.Kernel:
+    """Queries are walked in tiles, keys are dealt out: the loop's tile is along the columns, and its start is computed."""
+    dtypes: dict[str, str | None] = dict.fromkeys(flash_attention_dkdv.tensors, "f32")
+    dtypes["key_lengths"] = "i32" if lengths else None
+    statics = {"causal": causal} if window else {"causal": causal, "window": None}
+    problem = Problem.of_shapes(flash_attention_dkdv, dict(B=1, H=1, G=1, M=8, N=8, D=16), dtypes, statics)
+
+    def padded(axis: ir.Axis) -> bool:
+        return axis.tile == "n" or (axis.tile == "m" and ragged)
+
+    return split.split_masks(padding.guard(bounds.settle(problem.lower()), padded), padded)
+
+
+@settings(max_examples=400)
+@given(
+    st.booleans(), st.none() | st.integers(1, 50), st.none() | st.integers(-5, 90), st.integers(1, 70), st.integers(1, 90),
+    st.sampled_from([1, 2, 4, 8, 16, 32]), st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(0, 10), st.booleans(),
+)  # fmt: skip
+def test_loops_of_attention_gradients(
+    causal: bool,
+    window: int | None,
+    length: int | None,
+    m: int,
+    n: int,
+    block_m: int,
+    block_n: int,
+    at: int,
+    tidy: bool,
+) -> None:
+    m = m * block_m if tidy else m
+    n0 = at % math.ceil(n / block_n) * block_n
+    scene = Scene(
+        {"M": m, "N": n, "H": 1, "G": 1}, {"m": block_m, "n": block_n}, {"n": n0}, {"window": window or 0}, length or 0
+    )
+    loops = scene.loops(gradients(causal, window is not None, length is not None, m % block_m != 0))
+    columns = range(n0, min(n0 + block_n, n))
+
+    def seen(i: int, j: int) -> bool:
+        p = i + n - m
+        inside = window is None or (p - window < j and (causal or j < p + window))
+        return inside and (not causal or j <= p)
+
+    visited = [t for _, start, stop in loops for t in tiles(start, stop, block_m)]
+    assert visited == sorted(set(visited)), "each tile at most once, in order"
+    there = length is None or n0 < length
+    needed = {i // block_m * block_m for i in range(m) for j in columns if there and seen(i, j)}
+    assert needed <= set(visited), "every tile with a query that sees a key of these is visited"
+    assert there or not visited, "nothing is visited for keys beyond the length"
+    clear = [t for part, start, stop in loops if part == "interior" for t in tiles(start, stop, block_m)]
+    full = [t for t in visited if t + block_m <= m and all(seen(i, j) for i in range(t, t + block_m) for j in columns)]
+    assert clear == full, "the interior is exactly the tiles in which every query sees every key"
+    for part, start, stop in loops:
+        if part != "head" and start < stop:
+            assert start % block_m == 0
+    if m % block_m == 0 and window is None:
+        assert "tail" not in [part for part, _, _ in loops], (
+            "no tile is cut short, and no mask ends before the last one"
+        )
 
 
 @given(st.integers(0, 300), st.sampled_from([16, 32, 64]))
