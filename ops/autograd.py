@@ -27,8 +27,8 @@ def followed(op: Op, dispatch: Ready) -> Ready:
 class _Followed(torch.autograd.Function):
     """An op with its gradient. PyTorch disables gradients in ``forward``, so what it calls is below autograd.
 
-    Gives the number of the op's outputs (None for a tensor that is no list), the outputs, and the tensors that are saved besides
-    them and the arguments: as outputs they remember what they were made from, so that ``_Refusal`` finds it.
+    Gives the number of the op's outputs (None for a tensor that is no list), the outputs, and the tensors that are saved
+    besides them and the arguments: as outputs they remember what they were made from, so that ``_Refusal`` finds it.
     """
 
     @staticmethod

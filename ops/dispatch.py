@@ -38,7 +38,7 @@ def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a decision depends on: each tensor's layout, type, device, alignment and need of grad; each other argument."""
     return tuple(
         [
-            (a.shape, a.stride(), a.dtype, a.get_device(), a.data_ptr() & 15, a.requires_grad)
+            (a.shape, a.stride(), a.dtype, a.device, a.data_ptr() & 15, a.requires_grad)
             if type(a) in PLAIN
             else _unusual(a)
             for a in arguments

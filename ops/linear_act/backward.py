@@ -13,7 +13,7 @@ from kpt.ops.library import define
 from kpt.ops.linear_act import backward_kernels as kernels
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import BACKWARD
-from kpt.ops.linear_act.checks import check_activation
+from kpt.ops.linear_act.contract import check_activation
 from kpt.ops.linear_act.saving import linear_act_saving
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, backward_arguments
 from kpt.ops.registry import Gradient, Op, Ready

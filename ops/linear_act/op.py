@@ -11,7 +11,7 @@ from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.backward import GRADIENT
-from kpt.ops.linear_act.checks import check_linear
+from kpt.ops.linear_act.contract import check_linear
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.linear_act.shapes import DIMS, SHAPES, arguments
 from kpt.ops.registry import Op

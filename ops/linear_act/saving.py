@@ -10,7 +10,7 @@ from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.backward_kernels import linear_act_fwd_saving
-from kpt.ops.linear_act.checks import check_linear
+from kpt.ops.linear_act.contract import check_linear
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, saving_arguments
 from kpt.ops.registry import Op
 

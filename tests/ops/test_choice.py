@@ -27,7 +27,7 @@ def dispatcher(**fields: Any) -> tuple[Dispatcher, list[str]]:
         calls.append("run")
         return F.layer_norm(given[0], given[1])
 
-    fields = {"prepare": lambda _: run, "devices": frozenset({"cpu"}), **fields}
+    fields = {"prepare": lambda _: run, "devices": frozenset({"cpu", "meta"}), **fields}
     made_up = Implementation("triton", **fields)
     return Dispatcher(replace(get("layer_norm"), kernels=(made_up,), gradient=None)), calls
 
@@ -149,14 +149,14 @@ def test_a_decision_is_made_once_for_a_kind_of_call() -> None:
     serves, _ = dispatcher(prepare=prepare)
     same = (X, torch.zeros(3, 8), X.clone())
     misaligned = torch.zeros(25)[1:].view(3, 8)
-    apart = (X.half(), X[:2], X.T.contiguous().T, misaligned, torch.nn.Parameter(X))
+    apart = (X.half(), X[:2], X.T.contiguous().T, misaligned, torch.nn.Parameter(X), torch.zeros(3, 8, device="meta"))
     with torch.no_grad():
         for x in same:
             serves(x, *CALL[1:])
         assert len(prepared) == 1
         for number, x in enumerate(apart, 2):
             serves(x, *CALL[1:])
-            assert len(prepared) == number, f"{x.dtype} {x.shape} {x.stride()} {x.data_ptr()} is another kind of call"
+            assert len(prepared) == number, f"{x.dtype} {x.shape} {x.stride()} {x.device} is another kind of call"
 
 
 def test_memory_of_decisions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
