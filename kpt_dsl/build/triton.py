@@ -84,6 +84,8 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
 
     kind, name = ("cuda", int(arch.removeprefix("sm_"))) if arch.startswith("sm_") else ("hip", arch)
     kernel = function(source)
+    if source.abi.language == "gluon":
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     asked = ASTSource(kernel, source.abi.signature(), {}, source.abi.attributes())
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
     with LOCK, triton.knobs.cache.scope(), contextlib.redirect_stdout(io.StringIO()):  # it prints whole programs there

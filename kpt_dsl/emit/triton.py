@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
-from kpt_dsl.emit import Source, triton_epilogue
+from kpt_dsl.emit import Source, gluon, triton_epilogue
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
 from kpt_dsl.emit.triton_axes import Axes, Bounds, Scope
-from kpt_dsl.emit.triton_expr import DTYPES, Expressions
+from kpt_dsl.emit.triton_expr import Expressions
 from kpt_dsl.emit.triton_facts import Facts, facts, tiles
 from kpt_dsl.emit.triton_grid import Grid
 from kpt_dsl.emit.triton_helpers import HELPERS
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
+WARP_SPECIALISED = "warp_specialised"
+"""The schedule of a config that shares a loop out among a producer and consumers; others leave the schedule to Triton."""
+
 COMPILER_OPTIONS = ("num_warps", "num_stages", "waves_per_eu", "matrix_instr_nonkdim", "kpack")
 """Knobs of a config that go to Triton's compiler as they are."""
 
@@ -36,8 +39,11 @@ COMPILER_OPTIONS = ("num_warps", "num_stages", "waves_per_eu", "matrix_instr_non
 def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
     """Triton source of a problem for a GPU and a config.
 
-    Raises ConfigError where the config has no block for a tile, or one that no GPU could run.
+    A config with a schedule of its own gives Gluon source. Raises ConfigError where the config has no block for a tile, or one
+    that no GPU could run.
     """
+    if config.get("schedule") == WARP_SPECIALISED:
+        return gluon.emit(problem, target, config)
     kernel = problem.lower({name: config[name] for name, _ in problem.lower().choices if name in config})
     kernel = settle(kernel)
     known = facts(problem, kernel, config)
@@ -62,6 +68,8 @@ class _Emitter:
         self.memory = Memory(kernel, self.expressions, described, emulate, relaxed(kernel))
         self.grid = Grid(kernel, self.axes, int(config.get("group", 1)))
         self.loads: dict[ir.Load, str] = {}
+        products = any(isinstance(e, ir.Dot) for e in ir.every_expr(kernel.body))
+        self.ahead = 0 if products else int(config.get("num_stages", 0))
 
     # ------------------------------------------------------------------ the module
     def source(self) -> Source:
@@ -210,7 +218,7 @@ class _Emitter:
         text = self.expressions.text(stmt.value)
         if not stmt.value.type.shape and all(self._constant(x) for x in ir.walk(stmt.value)):
             # A plain number would be a constant to Triton, and constants cannot change in a loop.
-            text = f"tl.full([], {text}, {DTYPES[stmt.value.type.dtype.name]})"
+            text = f"tl.full([], {text}, {self.expressions.dtype(stmt.value.type.dtype)})"
         out.line(f"{name} = {text}", stmt.loc)
 
     def _constant(self, e: ir.Expr) -> bool:
@@ -236,7 +244,8 @@ class _Emitter:
         inner = Writer(out.depth + 1)
         with self.axes.tile(tile, Bounds(None if aligned else low, high, ragged, beyond, natural)) as scope:
             self._block(loop.body, inner)
-        with out.block(f"for {self.axes.start(tile.name)} in tl.range({first}, {high}, {block}):", loop.loc):
+        ahead = f", num_stages={self.ahead}" if self.ahead and loop.share and loop.part != "tail" else ""
+        with out.block(f"for {self.axes.start(tile.name)} in tl.range({first}, {high}, {block}{ahead}):", loop.loc):
             _define(scope, out)
             out.paste(inner)
 

@@ -31,15 +31,21 @@ class Pointer:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A tensor by a host-side tensor descriptor that moves blocks of ``block`` elements (one entry a tensor dim)."""
+    """A tensor by a host-side tensor descriptor that moves blocks of ``block`` elements (one entry a tensor dim).
+
+    ``layout``: how blocks lie in shared memory, where the module says so itself (Gluon).
+    """
 
     name: str
     tensor: str
     dtype: str
     block: tuple[int, ...]
+    layout: str = ""
 
     @property
     def signature(self) -> str:
+        if self.layout:
+            return f"tensordesc<{TYPES[self.dtype]}[{','.join(map(str, self.block))}],{self.layout}>"
         return f"tensordesc<{TYPES[self.dtype]}{list(self.block)}>"
 
 
@@ -92,13 +98,14 @@ class TritonAbi:
     """How to compile and launch one generated module.
 
     ``grid``: the dims that programs are counted over, with their blocks; ``persistent``: no more programs than the device
-    runs at a time. ``options`` go to Triton's compiler.
+    runs at a time. ``options`` go to Triton's compiler. ``language``: what the module is written in, "triton" or "gluon".
     """
 
     arguments: tuple[Argument, ...]
     grid: tuple[tuple[str, int], ...]
     persistent: bool
     options: tuple[tuple[str, object], ...]
+    language: str = "triton"
 
     def signature(self) -> dict[str, str]:
         """Triton's signature: argument name -> type, in order."""

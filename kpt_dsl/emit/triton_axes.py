@@ -38,6 +38,9 @@ class Bounds:
 class Axes:
     """The tile variables and whole dims in scope."""
 
+    language = "tl"
+    """What the generated module calls the language that it is written in."""
+
     def __init__(self, facts: Facts, names: Names, tiles: Mapping[str, ir.Tile]) -> None:
         self.facts = facts
         self.names = names
@@ -93,7 +96,7 @@ class Axes:
         bounds = self._bounds[tile]
         end = f"{self.start(tile)} + {self.block(tile)}"
         return self._define(
-            self._tiles[tile].axis, "stop", f"tl.minimum({end}, {bounds.high})" if bounds.ragged else end
+            self._tiles[tile].axis, "stop", f"{self.language}.minimum({end}, {bounds.high})" if bounds.ragged else end
         )
 
     def block(self, tile: str) -> str:
@@ -102,7 +105,7 @@ class Axes:
 
     def local(self, axis: ir.Axis) -> str:
         """Lane numbers, from zero."""
-        return self._define(axis, "index" if axis.tile is None else "lane", f"tl.arange(0, {self.lanes(axis)})")
+        return self._define(axis, "index" if axis.tile is None else "lane", f"{self.language}.arange(0, {self.lanes(axis)})")
 
     def index(self, axis: ir.Axis) -> str:
         """Indices along the dim."""
@@ -135,7 +138,7 @@ class Axes:
         last = f"{self.extent(axis.dim)} - 1"
         if axis.tile is not None:
             last += f" - {self.start(axis.tile)}"
-        return self._define(axis, "inside", f"tl.minimum({self.local(axis)}, {last})")
+        return self._define(axis, "inside", f"{self.language}.minimum({self.local(axis)}, {last})")
 
     def _define(self, axis: ir.Axis, what: str, text: str) -> str:
         name = self.names.of((what, axis), f"{axis}_{what}")

@@ -9,20 +9,21 @@ from kpt_dsl.emit.triton_axes import Axes
 from kpt_dsl.emit.triton_helpers import HELPERS
 
 DTYPES = {
-    "f32": "tl.float32", "f16": "tl.float16", "bf16": "tl.bfloat16", "f8e4m3": "tl.float8e4nv", "f8e5m2": "tl.float8e5",
-    "i32": "tl.int32", "i64": "tl.int64", "bool": "tl.int1",
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f8e4m3": "float8e4nv", "f8e5m2": "float8e5", "i32": "int32",
+    "i64": "int64", "bool": "int1",
 }  # fmt: skip
+"""What the language module calls each element type."""
 
 # How strongly Python's operators bind; an operand that binds weaker than its place asks for is put in parentheses.
 LOOSE, COMPARE, OR, AND, ADD, MULTIPLY, SIGN, ATOM = range(8)
 
 UNARY = {
-    "neg": ("-{}", SIGN), "not": ("~{}", SIGN), "abs": ("tl.abs({})", LOOSE), "exp": ("tl.exp({})", LOOSE),
-    "exp2": ("tl.exp2({})", LOOSE), "log": ("tl.log({})", LOOSE), "log2": ("tl.log2({})", LOOSE),
-    "sqrt": ("tl.sqrt({})", LOOSE), "rsqrt": ("tl.rsqrt({})", LOOSE), "erf": ("tl.erf({})", LOOSE),
-    "sigmoid": ("tl.sigmoid({})", LOOSE), "floor": ("tl.floor({})", LOOSE), "tanh": ("tanh({})", LOOSE),
+    "neg": ("-{x}", SIGN), "not": ("~{x}", SIGN), "abs": ("{tl}.abs({x})", LOOSE), "exp": ("{tl}.exp({x})", LOOSE),
+    "exp2": ("{tl}.exp2({x})", LOOSE), "log": ("{tl}.log({x})", LOOSE), "log2": ("{tl}.log2({x})", LOOSE),
+    "sqrt": ("{tl}.sqrt({x})", LOOSE), "rsqrt": ("{tl}.rsqrt({x})", LOOSE), "erf": ("{tl}.erf({x})", LOOSE),
+    "sigmoid": ("{tl}.sigmoid({x})", LOOSE), "floor": ("{tl}.floor({x})", LOOSE), "tanh": ("tanh({x})", LOOSE),
 }  # fmt: skip
-"""Op -> its text, and how strongly the operand must bind."""
+"""Op -> its text (``tl``: the language module), and how strongly the operand must bind."""
 
 INFIX = {
     "add": ("+", ADD), "sub": ("-", ADD), "mul": ("*", MULTIPLY), "div": ("/", MULTIPLY), "floordiv": ("//", MULTIPLY),
@@ -30,7 +31,7 @@ INFIX = {
     "eq": ("==", COMPARE), "ne": ("!=", COMPARE), "and": ("&", AND), "or": ("|", OR),
 }  # fmt: skip
 
-CALLS = {"max": "tl.maximum", "min": "tl.minimum"}
+CALLS = {"max": "maximum", "min": "minimum"}
 
 SIGNED_CALLS = {"floordiv": "floor_div", "mod": "floor_mod"}
 """Integer division of Triton rounds towards zero: where an operand may be negative a helper does it."""
@@ -87,7 +88,7 @@ class Expressions:
 
     def dtype(self, dtype: DType) -> str:
         """Triton's name of an element type; the types that the target lacks are kept as bits."""
-        return "tl.uint8" if dtype.name in self._emulate else DTYPES[dtype.name]
+        return f"{self.axes.language}.{'uint8' if dtype.name in self._emulate else DTYPES[dtype.name]}"
 
     def shape(self, shape: tuple[ir.Axis, ...]) -> str:
         return f"[{', '.join(map(self.axes.lanes, shape))}]"
@@ -122,7 +123,7 @@ class Expressions:
             case ir.Binary(op=op, a=a, b=b):
                 return self._binary(op, a, b)
             case ir.Where(cond=cond, a=a, b=b):
-                return f"tl.where({self.text(cond)}, {self.text(a)}, {self.text(b)})", ATOM
+                return f"{self.axes.language}.where({self.text(cond)}, {self.text(a)}, {self.text(b)})", ATOM
             case ir.Cast():
                 return self._cast(e)
             case ir.Full(value=value):
@@ -132,7 +133,7 @@ class Expressions:
             case ir.Transpose(x=x):
                 return f"{self.text(x, ATOM)}.T", ATOM
             case ir.Reduce(op=op, x=x, axis=axis):
-                return f"tl.{op}({self.text(x)}, axis={axis})", ATOM
+                return f"{self.axes.language}.{op}({self.text(x)}, axis={axis})", ATOM
             case ir.Dot(a=a, b=b, acc=acc):
                 return self._dot(a, b, acc), ATOM
         raise AssertionError(f"no text for {type(e).__name__}")
@@ -141,11 +142,11 @@ class Expressions:
         pattern, strength = UNARY[op]
         if op in HELPERS:
             self.helpers.add(op)
-        return pattern.format(self.text(x, strength)), strength or ATOM
+        return pattern.format(x=self.text(x, strength), tl=self.axes.language), strength or ATOM
 
     def _binary(self, op: ir.BinaryOp, a: ir.Expr, b: ir.Expr) -> Text:
         if op in CALLS:
-            return f"{CALLS[op]}({self.text(a)}, {self.text(b)})", ATOM
+            return f"{self.axes.language}.{CALLS[op]}({self.text(a)}, {self.text(b)})", ATOM
         if op in SIGNED_CALLS and not (nonnegative(a) and nonnegative(b)):
             return self._call(SIGNED_CALLS[op], f"{self.text(a)}, {self.text(b)}"), ATOM
         symbol, strength = INFIX[op]
@@ -159,36 +160,40 @@ class Expressions:
             return self._show(x)
         if x.type.dtype.name in self._emulate:
             half = self._half(x)
-            return (half if to == f16 else f"{half}.to({DTYPES[to.name]})"), ATOM
+            return (half if to == f16 else f"{half}.to({self.dtype(to)})"), ATOM
         if not e.type.shape:
-            return f"tl.cast({self.text(x)}, {DTYPES[to.name]})", ATOM
+            return f"{self.axes.language}.cast({self.text(x)}, {self.dtype(to)})", ATOM
         return self.cast_text(self.text(x, LOOSE if to.is_fp8 else ATOM), x.type.dtype, to), ATOM
 
     def cast_text(self, value: str, dtype: DType, to: DType) -> str:
         """The text of a tile cast from one type to another; 8-bit floats saturate, and NaN stays NaN."""
         if not to.is_fp8:
-            return f"{value}.to({DTYPES[to.name]})"
-        wide = value if dtype == f32 else f"tl.cast({value}, tl.float32)"
+            return f"{value}.to({self.dtype(to)})"
+        wide = value if dtype == f32 else f"{self.axes.language}.cast({value}, {self.dtype(f32)})"
         if to.name in self._emulate:
             return self._call(f"f32_to_{to.name}", wide)
         limit = FP8_LIMITS[to.name]
-        return f"tl.clamp({wide}, -{limit}, {limit}, propagate_nan=tl.PropagateNan.ALL).to({DTYPES[to.name]})"
+        clamped = f"{self.axes.language}.clamp({wide}, -{limit}, {limit}, propagate_nan={self.axes.language}.PropagateNan.ALL)"
+        return f"{clamped}.to({self.dtype(to)})"
 
     def _half(self, x: ir.Expr) -> str:
         """An 8-bit float as f16, which holds each of its values."""
         if x.type.dtype.name in self._emulate:
             return self._call(f"{x.type.dtype.name}_to_f16", self.text(x))
-        return f"{self.text(x, ATOM)}.to(tl.float16)"
+        return f"{self.text(x, ATOM)}.to({self.dtype(f16)})"
 
     def _call(self, helper: str, arguments: str) -> str:
         self.helpers.add(helper)
         return f"{helper}({arguments})"
 
     def _full(self, e: ir.Full, value: ir.Expr) -> Text:
-        dtype = self.dtype(e.type.dtype)
-        if isinstance(value, ir.Const) and value.value == 0:
-            return f"tl.zeros({self.shape(e.type.shape)}, {dtype})", ATOM
-        return f"tl.full({self.shape(e.type.shape)}, {self.text(value)}, {dtype})", ATOM
+        zero = isinstance(value, ir.Const) and value.value == 0
+        return self.filled(e.type.shape, "" if zero else self.text(value), self.dtype(e.type.dtype)), ATOM
+
+    def filled(self, shape: tuple[ir.Axis, ...], value: str, dtype: str) -> str:
+        """The text of a tile whose elements are all one scalar, zero where ``value`` is empty."""
+        what = f"full({self.shape(shape)}, {value}" if value else f"zeros({self.shape(shape)}"
+        return f"{self.axes.language}.{what}, {dtype})"
 
     def _expand(self, x: ir.Expr, axis: int) -> str:
         places = [":"] * len(x.type.shape)
@@ -202,4 +207,4 @@ class Expressions:
             arguments.append(self.text(acc))
         if a.type.dtype == f32:
             arguments.append(f'input_precision="{self._precision}"')
-        return f"tl.dot({', '.join(arguments)})"
+        return f"{self.axes.language}.dot({', '.join(arguments)})"

@@ -31,7 +31,7 @@ def heavy(kernel: ir.Kernel) -> frozenset[str]:
             reached[stmt.name] = reached.get(stmt.name, set()) | tiles_in(stmt.value)
         elif isinstance(stmt, ir.For):  # of the parts that a loop was split into, the last one ends where the loop did
             ends[stmt.tile.name] = tiles_in(stmt.stop)
-    return frozenset().union(*ends.values())
+    return frozenset[str]().union(*ends.values())
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Grid:
             text = self.axes.extent(entry.dim)
             if isinstance(entry, ir.Tile) and self.axes.facts.lanes[entry.axis] > 1:
                 name = self.axes.names.new(f"{entry.name}_tiles")
-                out.line(f"{name} = tl.cdiv({text}, {self.axes.lanes(entry.axis)})")
+                out.line(f"{name} = {self.axes.language}.cdiv({text}, {self.axes.lanes(entry.axis)})")
                 text = name
             self._counts[entry.name] = text
         return self._counts[entry.name]
@@ -93,7 +93,7 @@ class Grid:
         size = axes.constant("GROUP", self.group)
         first, height, within = new("group_first"), new("group_rows"), new("within_group")
         out.line(f"{first} = {plane} // ({size} * {column_tiles}) * {size}")
-        out.line(f"{height} = tl.minimum({row_tiles} - {first}, {size})")
+        out.line(f"{height} = {axes.language}.minimum({row_tiles} - {first}, {size})")
         out.line(f"{within} = {plane} % ({size} * {column_tiles})")
         out.line(f"{axes.start(rows.name)} = ({first} + {within} % {height}) * {axes.block(rows.name)}")
         out.line(f"{axes.start(columns.name)} = {within} // {height} * {axes.block(columns.name)}")

@@ -44,7 +44,7 @@ class Memory:
             cleared = [a for a in e.masked if not axes.natural(a) and a not in self.relaxed.get(e, ())]
             out.line(f"{name} = {text}", loc)
             if cleared:
-                out.line(f"{name} = tl.where({self._condition(cleared, kept)}, {name}, {zero})", loc)
+                out.line(f"{name} = {axes.language}.where({self._condition(cleared, kept)}, {name}, {zero})", loc)
             return
         strides = axes.facts.tensors[e.tensor].strides
         if kept and all(strides[i].zero for i, entry in enumerate(e.index) if isinstance(entry, ir.Axis)):
@@ -54,16 +54,16 @@ class Memory:
         masked = [a for a in kept if a in e.masked or (a == contiguous and axes.beyond_memory(a))]
         pointers = self._pointers(e.tensor, e.index, masked, out, loc)
         mask = [f"mask={self._condition(masked, kept)}", f"other={zero}"] if masked else []
-        out.call(f"{name} = tl.load(", [pointers, *mask], loc)
+        out.call(f"{name} = {axes.language}.load(", [pointers, *mask], loc)
 
     def _load_repeated(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str) -> None:
         """A tile whose elements are all the same one: a scalar in one register, where a tile would take many."""
-        kept, dtype = kept_axes(e.index), self.expressions.dtype(e.type.dtype)
+        kept, dtype, tl = kept_axes(e.index), self.expressions.dtype(e.type.dtype), self.expressions.axes.language
         index = tuple(i if isinstance(i, ir.Expr) else ir.scalar(0) for i in e.index)
         pointer = self._pointers(e.tensor, index, [], out, loc)
-        text = f"tl.full({self.expressions.shape(tuple(kept))}, tl.load({pointer}), {dtype})"
+        text = self.expressions.filled(tuple(kept), f"{tl}.load({pointer})", dtype)
         if e.masked:
-            text = f"tl.where({self._condition(list(e.masked), kept)}, {text}, 0.0)"
+            text = f"{tl}.where({self._condition(list(e.masked), kept)}, {text}, 0.0)"
         out.line(f"{name} = {text}", loc)
 
     def store(self, stmt: ir.Store, out: Writer) -> None:
@@ -79,7 +79,7 @@ class Memory:
             return
         pointers = self._pointers(stmt.tensor, stmt.index, list(stmt.masked), out, stmt.loc)
         mask = [f"mask={self._condition(list(stmt.masked), kept)}"] if stmt.masked else []
-        out.call("tl.store(", [pointers, self.expressions.text(cast), *mask], stmt.loc)
+        out.call(f"{axes.language}.store(", [pointers, self.expressions.text(cast), *mask], stmt.loc)
 
     # ------------------------------------------------------------------ descriptors
     def _describable(self, tensor: str, index: Index) -> bool:
@@ -152,14 +152,15 @@ class Memory:
         if not text:
             return ""
         if self.expressions.axes.facts.tensors[tensor].large:
-            text = f"tl.cast({text}, tl.int64)"
+            tl = self.expressions.axes.language
+            text = f"{tl}.cast({text}, {tl}.int64)"
         stride = self._stride(tensor, position)
         return f"{text} * {stride}" if stride else text
 
     def _lane_term(self, tensor: str, position: int, lanes: str) -> str:
         """Offsets of an axis' lanes."""
         if self.expressions.axes.facts.tensors[tensor].strides[position].far:
-            lanes = f"{lanes}.to(tl.int64)"
+            lanes = f"{lanes}.to({self.expressions.axes.language}.int64)"
         stride = self._stride(tensor, position)
         return f"{lanes} * {stride}" if stride else lanes
 

@@ -1,0 +1,194 @@
+"""Gluon source from tile IR, for chips that reward a schedule of their own: one warp that loads, warpgroups that multiply.
+
+The module has the kernel's entry, which says who gets what, and a function for each part: ``load_tiles``, ``multiply``, and the
+work between products (``gluon_partitions``). What a function needs from outside is read off its text. Imports no Triton.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kpt_dsl import ir
+from kpt_dsl.emit import Source, gluon_names
+from kpt_dsl.emit.gluon_layouts import GROUP_WARPS, LaidOutAxes, LaidOutExpressions, Product
+from kpt_dsl.emit.gluon_partitions import Partitions, define
+from kpt_dsl.emit.gluon_shared import Shared
+from kpt_dsl.emit.text import Writer
+from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
+from kpt_dsl.emit.triton_axes import Bounds
+from kpt_dsl.emit.triton_facts import Facts, facts, tiles
+from kpt_dsl.emit.triton_grid import Grid
+from kpt_dsl.emit.triton_helpers import HELPERS
+from kpt_dsl.emit.triton_memory import Memory
+from kpt_dsl.emit.triton_names import Names
+from kpt_dsl.errors import ConfigError
+from kpt_dsl.passes.bounds import settle
+from kpt_dsl.passes.padding import guard
+from kpt_dsl.passes.pipeline import Pipeline, Unfit, pipeline
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+    from kpt_dsl.space import Config
+    from kpt_dsl.targets import Target
+
+PRODUCER_REGISTERS = 24
+"""Registers of a thread that loads: the least that setmaxnreg takes (PTX ISA)."""
+
+
+def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
+    """Gluon source of a problem for a GPU and a config with ``schedule=warp_specialised``.
+
+    Raises ConfigError where the kernel cannot be cut into producer and consumers, or a block is missing.
+    """
+    kernel = problem.lower({name: config[name] for name, _ in problem.lower().choices if name in config})
+    kernel = settle(kernel)
+    known = facts(problem, kernel, config)
+    row = row_tile(kernel)
+    if row is not None and dict(problem.dims)[row.dim] % (known.lanes[row.axis] * int(config["consumers"])):
+        known = replace(known, ragged=known.ragged | {row.axis})
+    try:
+        plan = pipeline(guard(kernel, known.padded))
+    except Unfit as reason:
+        raise ConfigError(f"{kernel.name} has no warp-specialised schedule: {reason}") from None
+    assert row is not None, "a pipeline has a product with rows"
+    return Module(kernel, plan, row, known, target, config).source()
+
+
+def row_tile(kernel: ir.Kernel) -> ir.Tile | None:
+    """The tile of the grid whose rows consumers share out: that of the last product."""
+    dots = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Dot)]
+    rows = dots[-1].type.shape[0] if dots else None
+    return next((g for g in kernel.grid if isinstance(g, ir.Tile) and g.axis == rows), None)
+
+
+class Module:
+    """State of writing one module."""
+
+    def __init__(
+        self, kernel: ir.Kernel, plan: Pipeline, row: ir.Tile, known: Facts, target: "Target", config: "Config"
+    ) -> None:
+        self.kernel, self.plan, self.row, self.facts = kernel, plan, row, known
+        self._target, self._config = target, config
+        consumers, slots = int(config["consumers"]), int(config["num_stages"])
+        self._consumers = consumers
+        names = Names()
+        for taken in (*gluon_names.RESERVED, *HELPERS):
+            names.new(taken)
+        self._name = names.new(kernel.name)
+        self.axes = LaidOutAxes(known, names, tiles(kernel))
+        for constant, value in (("CONSUMERS", consumers), ("SLOTS", slots), ("REGISTERS", int(config["registers"]))):
+            self.axes.constant(constant, value)
+        columns = (plan.masked.link or plan.masked.product).value.type.shape[1]
+        self.loads: dict[ir.Load, str] = {}
+        self.expressions = LaidOutExpressions(self.axes, self.loads, row.axis, Product(self.axes.width(columns)))
+        self.memory = Memory(kernel, self.expressions, descriptors=False, emulate=frozenset(), relaxed={})
+        self.shared = Shared(kernel, self.axes, self.memory, plan, row.axis, consumers, slots)
+        loop = plan.loop
+        self.low = names.new(f"{loop.tile.name}_first")
+        self.high = (
+            self.axes.extent(loop.tile.dim) if isinstance(loop.stop, ir.Size) else names.new(f"{loop.tile.name}_last")
+        )
+
+    def bounds(self, tile: ir.Tile) -> Bounds:
+        """The bounds of a parallel tile: its dim's."""
+        ragged = self.facts.padded(tile.axis)
+        return Bounds(None, self.axes.extent(tile.dim), ragged, beyond=ragged, natural=True)
+
+    def source(self) -> Source:
+        partitions = Partitions(self)
+        functions = partitions.functions()
+        entry = Writer(depth=1)
+        self._entry(partitions, entry)
+        arguments = self._arguments()
+        layouts = {str(p): p.definition for p in sorted(self.expressions.layouts, key=lambda p: p.columns)}
+        out = Writer()
+        self._header(out)
+        for constants in (self.axes.constants, layouts, self.shared.layouts, partitions.layouts):
+            for name, value in constants.items():
+                out.line(f"{name} = gl.constexpr({value})")
+        for helper in HELPERS:
+            if helper in self.expressions.helpers:
+                out.line("\n\n" + HELPERS[helper].replace("@triton.", "@gluon.").replace("tl.", "gl."))
+        for function in functions:
+            function.write(out)
+        out.line("\n\n@gluon.jit")
+        out.call(f"def {self._name}(", [a.name for a in arguments], tail="):", packed=True)
+        out.paste(entry)
+        grid = tuple((g.dim, self._block(g) if isinstance(g, ir.Tile) else 1) for g in self.kernel.grid)
+        options = (("num_warps", GROUP_WARPS), ("enable_fp_fusion", True))
+        return Source("triton", self._name, out.text(), TritonAbi(arguments, grid, False, options, "gluon"))
+
+    def _block(self, tile: ir.Tile) -> int:
+        """How many indices a program covers: the rows of all its consumers."""
+        return self.facts.lanes[tile.axis] * (self._consumers if tile.axis == self.row.axis else 1)
+
+    def _header(self, out: Writer) -> None:
+        where = f"{Path(self.kernel.loc.file).name}, line {self.kernel.loc.line}"
+        out.line(f'"""{self.kernel.name} for {self._target.arch}, generated by kpt from {where}.')
+        out.line()
+        out.line(f"Config: {self._config}")
+        out.line('"""')
+        out.line()
+        for line in gluon_names.IMPORTS:
+            out.line(line)
+        out.line()
+
+    def _arguments(self) -> tuple[Argument, ...]:
+        order = {t.name: i for i, t in enumerate(self.kernel.tensors)}
+        used = [*self.shared.descriptors.values(), *self.memory.arguments.values()]
+        tensors = sorted((a for a in used if isinstance(a, Pointer | Descriptor)), key=lambda a: order[a.tensor])
+        strides = sorted((a for a in used if isinstance(a, Stride)), key=lambda a: (order[a.tensor], a.axis))
+        scalars = [
+            Scalar(self.axes.names.of(("scalar", s.name), s.name), s.name, s.dtype.name) for s in self.kernel.scalars
+        ]
+        extents = [Extent(name, dim, dim in self.facts.divisible) for dim, name in self.axes.extents.items()]
+        return (*tensors, *scalars, *extents, *strides)
+
+    # ------------------------------------------------------------------ the entry
+    def _entry(self, partitions: Partitions, out: Writer) -> None:
+        """Where the program stands, the bounds of its loop, its shared memory, and who does what."""
+        buffers = Writer(depth=1)
+        self.shared.allocate(buffers)
+        begin, end = partitions.begin, partitions.end
+        wide = replace(self.row, block=f"tile_{self.row.dim}")
+        self.axes.widen(wide, self._block(wide))
+        out.line("program = gl.program_id(0)")
+        Grid(self.kernel, self.axes, int(self._config.get("group", 1))).write("program", out)
+        body = Writer(depth=1)
+        with self.axes.tile(wide, self.bounds(wide), self._block(wide)) as scope:
+            for stmt in self.plan.scalars:
+                body.line(f"{self.expressions.name(stmt.name)} = {self.expressions.text(stmt.value)}", stmt.loc)
+            self._bounds(begin, end, body)
+        define(scope, out)
+        out.paste(body)
+        out.paste(buffers)
+        self._roles(partitions, out)
+
+    def _bounds(self, begin: str, end: str, out: Writer) -> None:
+        """From which tile to which the loop runs: over one at least, for consumers take the first before they loop."""
+        loop, block = self.plan.loop, self.axes.lanes(self.plan.loop.tile.axis)
+        if isinstance(loop.start, ir.Const):
+            first = int(loop.start.value)
+            out.line(f"{begin} = {f'{first} // {block} * {block}' if first else 0}", loop.loc)
+        else:
+            out.line(f"{self.low} = {self.expressions.text(loop.start)}", loop.loc)
+            out.line(f"{begin} = {self.low} // {block} * {block}")
+        if isinstance(loop.stop, ir.Size):
+            out.line(f"{end} = {self.high}")
+        else:
+            out.line(f"{self.high} = {self.expressions.text(loop.stop)}", loop.loc)
+            out.line(f"{end} = gl.maximum({self.high}, {begin} + 1)")
+
+    def _roles(self, partitions: Partitions, out: Writer) -> None:
+        consumer, producer = partitions.consumer, partitions.producer
+        warps = [*[str(GROUP_WARPS)] * (self._consumers - 1), "1"]
+        registers = [*["REGISTERS"] * (self._consumers - 1), str(PRODUCER_REGISTERS)]
+        with out.block("gl.warp_specialize("):
+            with out.block("["):
+                for i in range(self._consumers):
+                    out.call(f"({consumer.name}, (", consumer.arguments(str(i)), tail=")),", packed=True)
+                out.call(f"({producer.name}, (", producer.arguments(), tail=")),", packed=True)
+            out.line("],")
+            out.line(f"[{', '.join(warps)}],")
+            out.line(f"[{', '.join(registers)}],")
+        out.line(")")

@@ -1,0 +1,365 @@
+"""The functions of a generated Gluon module: what the producer does, what each consumer does, and the work between products.
+
+A consumer of chained products keeps two of them in flight: it issues the first product of the next step, then the second one
+of this step, and works on the first's result while the second runs. The left side of the second stays in registers.
+"""
+
+import ast
+import builtins
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kpt_dsl import ir
+from kpt_dsl.emit import gluon_names
+from kpt_dsl.emit.gluon_layouts import Product
+from kpt_dsl.emit.gluon_shared import Ring, Tile
+from kpt_dsl.emit.text import Writer
+from kpt_dsl.emit.triton_axes import Bounds, Scope
+from kpt_dsl.emit.triton_memory import kept_axes
+from kpt_dsl.passes.pipeline import Part, Step, operand
+
+if TYPE_CHECKING:
+    from kpt_dsl.emit.gluon import Module
+
+LEFT = "LEFT_OPERAND"
+"""The layout of a product's left side in registers."""
+
+
+@dataclass
+class Function:
+    """A function of the module. ``own``: its first parameters; the others are what it reads and nobody else defines."""
+
+    name: str
+    own: tuple[str, ...]
+    body: Writer
+    shared: frozenset[str]
+    """Names that the whole module knows."""
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of all parameters, without annotations."""
+        own = [p.partition(":")[0] for p in self.own]
+        found: dict[str, None] = {}
+        _read(ast.parse(textwrap.dedent(self.body.text())).body, {*own, *self.shared, *dir(builtins)}, found)
+        return [*own, *found]
+
+    def write(self, out: Writer) -> None:
+        """Write the function."""
+        annotated = [*self.own, *self.parameters[len(self.own) :]]
+        out.line("\n\n@gluon.jit")
+        out.call(f"def {self.name}(", annotated, tail="):", packed=True)
+        out.paste(self.body)
+
+    def arguments(self, *own: str) -> list[str]:
+        """What a call passes: values for its first parameters, and the rest under the names that they have outside."""
+        return [*own, *self.parameters[len(self.own) :]]
+
+
+class Partitions:
+    """Writes the functions of one module."""
+
+    def __init__(self, module: "Module") -> None:
+        self.module = module
+        self.plan, self.axes, self.shared = module.plan, module.axes, module.shared
+        self.expressions = module.expressions
+        self.tile = self.plan.loop.tile
+        self.start = self.axes.start(self.tile.name)
+        self.block = self.axes.lanes(self.tile.axis)
+        names = self.axes.names
+        self.begin, self.end = names.new(f"{self.tile.name}_begin"), names.new(f"{self.tile.name}_end")
+        # Names of our own, which variables of the author give way to.
+        self._step, self._slot, self._turn = names.new("step"), names.new("slot"), names.new("turn")
+        self._before, self._final, self._running = names.new("before"), names.new("final"), names.new("running")
+        self._left = names.new("left")
+        self.words = gluon_names.names(gluon_names.installed())
+        self._steps: dict[str, Function] = {}
+
+    def functions(self) -> list[Function]:
+        """The work between products, what the producer does and what a consumer does."""
+        if self.plan.masked.link is not None:
+            clear = next((p for p in self.plan.parts if p.loop.part == "interior"), None)
+            self._steps["masked"] = self._between("masked", self.plan.masked, ragged=self._ragged)
+            if clear is not None and clear.step != self.plan.masked:
+                self._steps["clear"] = self._between("clear", clear.step, ragged=False)
+        self.producer = self._load_tiles()
+        self.consumer = self._multiply()
+        return [*self._steps.values(), self.producer, self.consumer]
+
+    @property
+    def layouts(self) -> dict[str, str]:
+        """Layouts that only the partitions know: name -> text."""
+        dot = self.plan.masked.product.value
+        assert isinstance(dot, ir.Dot)
+        if self.plan.masked.link is None:
+            return {}
+        width = 32 // dot.a.type.dtype.bits
+        parent = self.expressions.home(dot.type.shape)
+        return {LEFT: f"gl.DotOperandLayout(operand_index=0, parent={parent}, k_width={width})"}
+
+    @property
+    def _ragged(self) -> bool:
+        """Whether tiles of the loop may have lanes outside its bounds."""
+        return len(self.plan.parts) > 1
+
+    def _function(self, name: str, own: tuple[str, ...], body: Writer) -> Function:
+        known = {*self.axes.constants, *gluon_names.RESERVED, *self.expressions.helpers, LEFT, *(f.name for f in self._steps.values())}
+        known |= {str(p) for p in self.expressions.layouts}
+        return Function(self.axes.names.of(("function", name), name), own, body, frozenset(known))
+
+    # ------------------------------------------------------------------ the producer
+    def _load_tiles(self) -> Function:
+        out = Writer(depth=1)
+        if (held := self.shared.held) is not None:
+            with out.block("for consumer in gl.static_range(CONSUMERS):"):
+                ready = f"{self.shared.held_ready}.index(consumer)"
+                out.line(f"mbarrier.expect({ready}, {held.descriptor}.block_type.nbytes)")
+                self._load(held, ready, f"{held.name}.index(consumer)", out)
+        with out.block(f"for {self.start} in range({self.begin}, {self.end}, {self.block}):"):
+            out.line(f"{self._step} = ({self.start} - {self.begin}) // {self.block}")
+            out.line(f"{self._slot} = {self._step} % SLOTS")
+            out.line(f"{self._turn} = {self._step} // SLOTS & 1")
+            for ring in (self.shared.link, self.shared.product):
+                if ring is not None:
+                    self._fill(ring, out)
+        return self._function("load_tiles", (), out)
+
+    def _fill(self, ring: Ring, out: Writer) -> None:
+        """Load one slot of a ring, once all consumers are done with it."""
+        ready = f"{ring.ready}.index({self._slot})"
+        out.line(f"mbarrier.wait({ring.free}.index({self._slot}), {self._turn} ^ 1)")
+        sizes = [f"{t.descriptor}.block_type.nbytes" + (" * CONSUMERS" if t.split else "") for t in ring.tiles]
+        out.line(f"mbarrier.expect({ready}, {' + '.join(sizes)})")
+        for tile in ring.tiles:
+            if tile.split:
+                with out.block("for consumer in gl.static_range(CONSUMERS):"):
+                    self._load(tile, ready, f"{tile.name}.index({self._slot} * CONSUMERS + consumer)", out)
+            else:
+                self._load(tile, ready, f"{tile.name}.index({self._slot})", out)
+
+    def _load(self, tile: Tile, ready: str, buffer: str, out: Writer) -> None:
+        loc = tile.operand.load.loc if tile.operand else None
+        corner = self.shared.corner(tile, "consumer")
+        out.line(f"{self.words['load']}({tile.descriptor}, {corner}, {ready}, {buffer})", loc)
+
+    # ------------------------------------------------------------------ a consumer
+    def _multiply(self) -> Function:
+        out = Writer(depth=1)
+        row = self.module.row
+        out.line(f"{self.axes.start(row.name)} += consumer * {self.axes.lanes(row.axis)}")
+        body = Writer(depth=1)
+        with self.axes.tile(row, self.module.bounds(row)) as scope:
+            for stmt in self.plan.setup:
+                self._statement(stmt, body)
+            if self.plan.masked.link is not None:
+                self._chained(body)
+            else:
+                self._lone(body)
+            for stmt in self.plan.after:
+                self._statement(stmt, body)
+        for each in (self.axes.top, scope):
+            define(each, out)
+        out.paste(body)
+        return self._function("multiply", ("consumer: gl.constexpr",), out)
+
+    def _chained(self, out: Writer) -> None:
+        """Two products a step, the first one issued a step ahead."""
+        plan, shared = self.plan, self.shared
+        assert shared.held is not None
+        assert shared.link is not None
+        assert shared.product is not None
+        out.line(f"mbarrier.wait({shared.held_ready}.index(consumer), 0)")
+        out.line(f"{self._held} = {shared.held.name}.index(consumer)")
+        out.line("# The first step, with all masks: no product is under way yet.")
+        out.line(f"{self.start} = {self.begin}")
+        out.line(f"mbarrier.wait({shared.link.ready}.index(0), 0)")
+        self._issue_link(out, "0")
+        out.line(f"{self._score} = warpgroup_mma_wait(0, deps=[{self._score}])")
+        out.line(f"mbarrier.arrive({shared.link.free}.index(0), count=1)")
+        self._call(self._steps["masked"], plan.masked, out)
+        self._rescale(plan.masked, out)
+        for part in plan.parts:
+            self._part(part, out)
+        out.line(f"{self._final} = ({self.end} - 1 - {self.begin}) // {self.block}")
+        out.line(f"mbarrier.wait({shared.product.ready}.index({self._final} % SLOTS), {self._final} // SLOTS & 1)")
+        right = self._right(shared.product, f"{self._final} % SLOTS", plan.masked.product)
+        out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
+        out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
+
+    def _part(self, part: Part, out: Writer) -> None:
+        shared = self.shared
+        assert shared.link is not None
+        assert shared.product is not None
+        step = (
+            self._steps.get("clear", self._steps["masked"]) if part.loop.part == "interior" else self._steps["masked"]
+        )
+        low, second = self.expressions.text(part.loop.start), f"{self.begin} + {self.block}"
+        first = second if isinstance(part.loop.start, ir.Const) else f"gl.maximum({low}, {second})"
+        high = self.end if part is self.plan.parts[-1] else self.expressions.text(part.loop.stop)
+        if part.loop.part == "head":
+            first = second
+        with out.block(f"for {self.start} in range({first}, {high}, {self.block}):", part.loop.loc):
+            out.line(f"{self._step} = ({self.start} - {self.begin}) // {self.block}")
+            out.line(f"{self._slot} = {self._step} % SLOTS")
+            out.line(f"{self._before} = ({self._step} - 1) % SLOTS")
+            out.line(f"mbarrier.wait({shared.link.ready}.index({self._slot}), {self._step} // SLOTS & 1)")
+            self._issue_link(out, self._slot)
+            out.line(f"mbarrier.wait({shared.product.ready}.index({self._before}), ({self._step} - 1) // SLOTS & 1)")
+            right = self._right(shared.product, self._before, part.step.product)
+            out.line(f"{self._running} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
+            out.line(f"{self._score} = warpgroup_mma_wait(1, deps=[{self._score}])")
+            out.line(f"mbarrier.arrive({shared.link.free}.index({self._slot}), count=1)")
+            self._call(step, part.step, out)
+            out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._running}])")
+            out.line(f"mbarrier.arrive({shared.product.free}.index({self._before}), count=1)")
+            self._rescale(part.step, out)
+
+    def _lone(self, out: Writer) -> None:
+        """One product a step: the next is issued before this one is waited for."""
+        shared, product = self.shared, self.plan.masked.product
+        assert shared.product is not None
+        left, right = (t for t in shared.product.tiles)
+        with out.block(f"for {self.start} in range({self.begin}, {self.end}, {self.block}):", self.plan.loop.loc):
+            out.line(f"{self._step} = ({self.start} - {self.begin}) // {self.block}")
+            out.line(f"{self._slot} = {self._step} % SLOTS")
+            out.line(f"mbarrier.wait({shared.product.ready}.index({self._slot}), {self._step} // SLOTS & 1)")
+            a, b = (self._buffer(t, self._slot) for t in (left, right))
+            out.line(f"{self._sum} = warpgroup_mma({a}, {b}, {self._sum}, is_async=True)", product.loc)
+            out.line(f"{self._sum} = warpgroup_mma_wait(1, deps=[{self._sum}])")
+            before = f"{shared.product.free}.index(({self._step} - 1) % SLOTS)"
+            with out.block(f"if {self._step} > 0:"):
+                out.line(f"mbarrier.arrive({before}, count=1)")
+        out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
+
+    # ------------------------------------------------------------------ products
+    @property
+    def _score(self) -> str:
+        assert self.plan.masked.link is not None
+        return self.expressions.name(self.plan.masked.link.name)
+
+    @property
+    def _sum(self) -> str:
+        return self.expressions.name(self.plan.masked.product.name)
+
+    @property
+    def _held(self) -> str:
+        assert self.plan.held is not None
+        return self.expressions.name(self.plan.held.name)
+
+    def _issue_link(self, out: Writer, slot: str) -> None:
+        link, ring = self.plan.masked.link, self.shared.link
+        assert link is not None
+        assert ring is not None
+        right = self._right(ring, slot, link)
+        home = self.expressions.home(link.value.type.shape)
+        with self.expressions.wanting(home):
+            zeros = self.expressions.filled(link.value.type.shape, "", "gl.float32")
+        out.line(
+            f"{self._score} = warpgroup_mma({self._held}, {right}, {zeros}, use_acc=False, is_async=True)", link.loc
+        )
+
+    def _right(self, ring: Ring, slot: str, product: ir.Assign) -> str:
+        """The right side of a product, in its slot."""
+        assert isinstance(product.value, ir.Dot)
+        wanted = operand(product.value.b)
+        tile = next(t for t in ring.tiles if wanted and t.operand and t.operand.load.tensor == wanted.load.tensor)
+        return self._buffer(tile, slot)
+
+    def _buffer(self, tile: Tile, slot: str) -> str:
+        assert tile.operand is not None
+        place = f"{slot} * CONSUMERS + consumer" if tile.split else slot
+        return f"{tile.name}.index({place})" + (".permute((1, 0))" if tile.operand.transposed else "")
+
+    def _rescale(self, step: Step, out: Writer) -> None:
+        """What the next product adds to."""
+        if isinstance(step.addend, ir.Var):
+            return
+        out.line(f"{self._sum} = {self.expressions.at_home(step.addend)}", step.product.loc)
+
+    # ------------------------------------------------------------------ the work between products
+    def _between(self, name: str, step: Step, ragged: bool) -> Function:
+        """A function of the link's result that gives what later work reads: the left operand first."""
+        loop, row = self.plan.loop, self.module.row
+        high = self.module.high
+        low = None if not ragged or isinstance(loop.start, ir.Const) else self.module.low
+        natural = low is None and isinstance(loop.stop, ir.Size) and loop.stop.dim == self.tile.dim
+        bounds = Bounds(low, high, ragged, ragged and self.module.facts.padded(self.tile.axis), natural)
+        body, out = Writer(depth=1), Writer(depth=1)
+        with self.axes.tile(row, self.module.bounds(row)) as rows, self.axes.tile(self.tile, bounds) as columns:
+            for stmt in step.between:
+                self._statement(stmt, body)
+            assert isinstance(step.product.value, ir.Dot)
+            left = self.expressions.at_home(step.product.value.a)
+            body.line(f"{self._left} = gl.convert_layout({left}, {LEFT})", step.product.loc)
+        for scope in (rows, columns):
+            define(scope, out)
+        out.paste(body)
+        out.line(f"return {', '.join(self._results(step))}")
+        return self._function(f"{self._score}_{name}", (), out)
+
+    def _results(self, step: Step) -> list[str]:
+        """The left operand, and the variables that the loop carries or the accumulator is scaled by."""
+        made = [s.name for s in step.between if isinstance(s, ir.Assign)]
+        read = {x.name for x in ir.walk(step.addend) if isinstance(x, ir.Var)}
+        wanted = {*self.plan.loop.carried, *read}
+        return [self._left, *(self.expressions.name(n) for n in dict.fromkeys(made) if n in wanted)]
+
+    def _call(self, function: Function, step: Step, out: Writer) -> None:
+        out.line(f"{', '.join(self._results(step))} = {function.name}({', '.join(function.arguments())})")
+
+    # ------------------------------------------------------------------ statements
+    def _statement(self, stmt: ir.Stmt, out: Writer) -> None:
+        self._vectors(stmt, out)
+        match stmt:
+            case ir.Assign():
+                out.line(f"{self.expressions.name(stmt.name)} = {self.expressions.at_home(stmt.value)}", stmt.loc)
+            case ir.Store() if stmt in self.shared.staged:
+                self._store(stmt, self.shared.staged[stmt], out)
+            case ir.Store():
+                home = self.expressions.home(stmt.value.type.shape)
+                axis = kept_axes(stmt.index)[0]
+                with self.expressions.wanting(home), self.expressions.vectors(home, axis):
+                    self.module.memory.store(stmt, out)
+
+    def _vectors(self, stmt: ir.Stmt, out: Writer) -> None:
+        """Write the loads of vectors inside a statement."""
+        for top in ir.expressions(stmt):
+            for e in ir.walk(top):
+                if isinstance(e, ir.Load) and e not in self.module.loads and len(e.type.shape) == 1:
+                    home = self.expressions.home(e.type.shape)
+                    name = self.axes.names.of(("loaded", e), f"{e.tensor}_tile")
+                    with self.expressions.wanting(home), self.expressions.vectors(home, e.type.shape[0]):
+                        self.module.memory.load(e, out, stmt.loc, name)
+                    self.module.loads[e] = name
+
+    def _store(self, stmt: ir.Store, tile: Tile, out: Writer) -> None:
+        """A tile through shared memory to its tensor; what lies beyond the tensor is not written."""
+        dtype = self.module.kernel.tensor(stmt.tensor).dtype
+        value = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
+        home = self.expressions.home(value.type.shape)
+        assert isinstance(home, Product)
+        out.line(f"{tile.name}.index(consumer).store({self.expressions.laid_out(value, home)})", stmt.loc)
+        out.line("fence_async_shared()")
+        out.line(f"{self.words['barrier']}()")
+        out.line(f"{self.words['store']}({tile.descriptor}, {self.shared.corner(tile)}, {tile.name}.index(consumer))")
+        out.line("tma.store_wait(0)")
+
+
+def _read(body: list[ast.stmt], made: set[str], found: dict[str, None]) -> None:
+    """Add the names that statements read before anything gives them a value, in order of appearance."""
+    for stmt in body:
+        inner = stmt.body if isinstance(stmt, ast.For | ast.If) else []
+        names = [n for n in ast.walk(stmt) if isinstance(n, ast.Name) and not any(n in ast.walk(s) for s in inner)]
+        names.sort(key=lambda n: (n.lineno, n.col_offset))
+        updated = {stmt.target.id} if isinstance(stmt, ast.AugAssign) and isinstance(stmt.target, ast.Name) else set()
+        found |= dict.fromkeys(
+            n.id for n in names if n.id not in made and (isinstance(n.ctx, ast.Load) or n.id in updated)
+        )
+        made |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
+        _read(inner, made, found)
+
+
+def define(scope: Scope, out: Writer) -> None:
+    """Write what a scope defines."""
+    for name, text in scope.definitions.items():
+        out.line(f"{name} = {text}")
