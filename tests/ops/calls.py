@@ -9,6 +9,8 @@ from kpt.ops.registry import get
 DIMS = {
     "flash_attention": {"B": 2, "H": 4, "G": 2, "M": 5, "N": 7, "D": 16},
     "linear_act": {"M": 5, "N": 7, "K": 9},
+    "linear_act_saving": {"M": 5, "N": 7, "K": 9},
+    "linear_act_backward": {"M": 5, "N": 7, "K": 9},
     "layer_norm": {"M": 3, "N": 8},
     "rms_norm": {"M": 3, "N": 8},
     "fp8_matmul": {"M": 16, "N": 32, "K": 48},
