@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from kpt_dsl.errors import InputError
 from kpt_dsl.targets import Target
 
-Launch = Callable[[], None]
+Launch = Callable[[], object]
 
 WARM_SECONDS = 0.05
 """Work before a round, so that the clocks are where the work puts them."""

@@ -1,12 +1,12 @@
-"""Attention forward, 16k tokens, H * D = 2048, against PyTorch's FlashAttention-2 and cuDNN."""
+"""Attention forward, 16k tokens, H * D = 2048, against PyTorch's three and, where installed, FlashAttention CuTe."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.case import Case, Run
+from benchmarks import peers
+from benchmarks.case import Case
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt_dsl.problem import Problem
 
@@ -15,30 +15,26 @@ TITLE = "Attention forward, bf16 (causal counted at half the work)"
 TOKENS, WIDTH = 16384, 2048
 
 
-def cases() -> Iterator[Callable[[], Case]]:
+def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     for head_dim in (128, 64):
         for length in (4096, 16384):
             for causal in (False, True):
-                yield partial(_case, head_dim, length, causal)
+                name = f"D{head_dim} S{length // 1024}k" + (" causal" if causal else "")
+                yield name, partial(case, name, TOKENS // length, WIDTH // head_dim, length, head_dim, causal)
 
 
-def _case(head_dim: int, length: int, causal: bool) -> Case:
-    b, h = TOKENS // length, WIDTH // head_dim
-    q, k, v = (torch.randn(b, h, length, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+def case(name: str, batch: int, heads: int, length: int, head_dim: int, causal: bool, device: str = "cuda") -> Case:
+    q, k, v = (torch.randn(batch, heads, length, head_dim, device=device, dtype=torch.bfloat16) for _ in range(3))
     arrays = dict(
-        q=q, k=k, v=v, key_lengths=None, o=torch.empty_like(q), lse=torch.empty(b, h, length, device="cuda"),
+        q=q, k=k, v=v, key_lengths=None, o=torch.empty_like(q), lse=torch.empty(q.shape[:3], device=device),
         scale=head_dim**-0.5, window=None, causal=causal,
     )  # fmt: skip
     problem = Problem.bind(flash_attention_fwd, arrays)
+    found, missing = peers.available(peers.attentions(peers.forward, causal, q, k, v))
+    return Case(name, problem, arrays, flops(q, causal), "TFLOP/s", found, missing=missing)
 
-    def sdpa(backend: SDPBackend) -> Run:
-        def run() -> object:
-            with sdpa_kernel(backend):
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
-        return run
-
-    flops = 4 * b * h * length * length * head_dim / (2 if causal else 1)
-    peers = {"SDPA flash": sdpa(SDPBackend.FLASH_ATTENTION), "SDPA cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION)}
-    name = f"D{head_dim} S{length // 1024}k" + (" causal" if causal else "")
-    return Case(name, problem, arrays, flops, "TFLOP/s", peers)
+def flops(q: torch.Tensor, causal: bool) -> float:
+    """Of the two products, of which causality takes half."""
+    batch, heads, length, head_dim = q.shape
+    return 4 * batch * heads * length * length * head_dim / (2 if causal else 1)

@@ -12,13 +12,14 @@ from kpt_dsl.problem import Problem
 TITLE = "FP8 e4m3 matrix product to bf16"
 
 
-def cases() -> Iterator[Callable[[], Case]]:
+def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     for m, n, k in ((8192, 8192, 8192), (8192, 14336, 4096)):
         for row_wise in (False, True):
-            yield partial(_case, m, n, k, row_wise)
+            name = f"{m}x{n}x{k} {'row' if row_wise else 'tensor'}-wise"
+            yield name, partial(case, name, m, n, k, row_wise)
 
 
-def _case(m: int, n: int, k: int, row_wise: bool) -> Case:
+def case(name: str, m: int, n: int, k: int, row_wise: bool) -> Case:
     a = torch.randn(m, k, device="cuda").to(torch.float8_e4m3fn)
     b = torch.randn(n, k, device="cuda").to(torch.float8_e4m3fn)
     scale_a = torch.rand(m if row_wise else 1, 1, device="cuda")
@@ -33,5 +34,4 @@ def _case(m: int, n: int, k: int, row_wise: bool) -> Case:
             a, b.t(), scale_a=one_a, scale_b=one_b, out_dtype=torch.bfloat16, use_fast_accum=True
         )
     }
-    name = f"{m}x{n}x{k} {'row' if row_wise else 'tensor'}-wise"
     return Case(name, Problem.bind(fp8_matmul_fwd, arrays), arrays, 2 * m * n * k, "TFLOP/s", peers)

@@ -14,16 +14,16 @@ from kpt_dsl.problem import Problem
 TITLE = "Linear + gelu(tanh), bf16"
 
 
-def cases() -> Iterator[Callable[[], Case]]:
+def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     for m, n, k in ((8192, 14336, 4096), (4096, 4096, 4096)):
-        yield partial(_case, m, n, k)
+        yield f"{m}x{n}x{k}", partial(case, m, n, k)
 
 
-def _case(m: int, n: int, k: int) -> Case:
-    x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
-    weight = torch.randn(n, k, device="cuda", dtype=torch.bfloat16) * k**-0.5
-    bias = torch.randn(n, device="cuda", dtype=torch.bfloat16)
-    y = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+def case(m: int, n: int, k: int, device: str = "cuda") -> Case:
+    x = torch.randn(m, k, device=device, dtype=torch.bfloat16)
+    weight = torch.randn(n, k, device=device, dtype=torch.bfloat16) * k**-0.5
+    bias = torch.randn(n, device=device, dtype=torch.bfloat16)
+    y = torch.empty(m, n, device=device, dtype=torch.bfloat16)
     arrays = dict(x=x, weight=weight, bias=bias, y=y, activation=ACTIVATIONS["gelu_tanh"])
     peers = {
         "F.linear alone": lambda: functional.linear(x, weight, bias),

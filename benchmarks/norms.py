@@ -17,11 +17,11 @@ TITLE = "Norms forward, bf16 (2 * M * N * 2 bytes)"
 SHAPES = ((32768, 1024), (8192, 4096), (8192, 8192), (4096, 16384))
 
 
-def cases() -> Iterator[Callable[[], Case]]:
+def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     for m, n in SHAPES:
-        yield partial(_layer_norm, m, n)
+        yield f"layer_norm {m}x{n}", partial(_layer_norm, m, n)
     for m, n in SHAPES:
-        yield partial(_rms_norm, m, n)
+        yield f"rms_norm {m}x{n}", partial(_rms_norm, m, n)
 
 
 def _inputs(m: int, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

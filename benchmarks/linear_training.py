@@ -1,0 +1,65 @@
+"""Linear + gelu(tanh), forward and backward, by autograd on every side, against eager PyTorch and torch.compile of it."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch.nn import functional
+
+from benchmarks import peers
+from benchmarks.case import OpCase, Run
+from kpt import ops
+from kpt.ops import registry
+from kpt_dsl.problem import Problem
+
+TITLE = "Linear + gelu(tanh), forward and backward, bf16 (three products)"
+
+ACTIVATION = "gelu_tanh"
+
+
+def cases() -> Iterator[tuple[str, Callable[[], OpCase]]]:
+    for m, n, k in ((8192, 14336, 4096), (4096, 4096, 4096)):
+        yield f"{m}x{n}x{k}", partial(case, m, n, k)
+
+
+def case(m: int, n: int, k: int, device: str = "cuda") -> OpCase:
+    x, weight, bias, dy = (torch.randn(s, device=device, dtype=torch.bfloat16) for s in ((m, k), (n, k), (n,), (m, n)))
+    weight *= k**-0.5
+
+    def eager(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return functional.gelu(functional.linear(x, weight, bias), approximate="tanh")
+
+    def trained(function: Callable[..., torch.Tensor]) -> Run:
+        return peers.forward_backward(function, dy, x, weight, bias)
+
+    found, missing = peers.available(
+        {
+            "eager": lambda: trained(eager),
+            "Inductor": lambda: peers.compiled(eager, trained),
+            "F.linear alone": lambda: trained(functional.linear),
+        }
+    )
+    return OpCase(
+        f"{m}x{n}x{k}",
+        _problems({"M": m, "N": n, "K": k}),
+        {
+            "kpt": trained(partial(ops.linear_act, activation=ACTIVATION)),
+            "kpt recomputing": trained(partial(ops.linear_act, activation=ACTIVATION, recompute=True)),
+        },
+        6 * m * n * k,
+        "TFLOP/s",
+        found,
+        frozenset({"F.linear alone"}),
+        missing,
+    )
+
+
+def _problems(dims: dict[str, int]) -> tuple[Problem, ...]:
+    """Every kernel that either way runs, once."""
+    saving = registry.get("linear_act_saving").problems(dims, "bf16", activation=ACTIVATION)
+    plain = registry.get("linear_act").problems(dims, "bf16", activation=ACTIVATION)
+    backward = registry.get("linear_act_backward")
+    both = (
+        p for again in (False, True) for p in backward.problems(dims, "bf16", activation=ACTIVATION, recompute=again)
+    )
+    return tuple(dict.fromkeys((*saving, *plain, *both)))
