@@ -12,8 +12,8 @@ from training.model import GPT, Size
 from training.run import Measured, Place, Run, Schedule
 from training.verdict import CRITERIA, Gradient, Window, unserved, windows
 
-USED = ("rms_norm", "linear_act", "flash_attention")
-"""kpt's ops in the model; a run needs the backward of each too."""
+BACKWARDS = ("rms_norm_backward", "linear_act_backward", "flash_attention_backward")
+"""Ops without whose generated kernels a training would not be kpt's."""
 
 KPT, PYTORCH = "kpt", "PyTorch"
 
@@ -67,7 +67,7 @@ class Comparison:
                 for g in self.gradients
                 if not g.passed
             ),
-            *(f"served: {problem}" for problem in unserved(self.served)),
+            *(f"served: {problem}" for problem in unserved(self.served, BACKWARDS)),
         ]
 
     def document(self) -> dict[str, object]:
@@ -130,8 +130,7 @@ def compare(preset: Preset, place: Place, seed: int, roundings: int, tell: Calla
     measured = {name: run.measured for name, run in runs.items()}
     curves = [m.losses for name, m in measured.items() if name != KPT]
     judged = windows(measured[KPT].losses, curves)
-    after = {op: {name: n - before[op].get(name, 0) for name, n in calls.items()} for op, calls in _served().items()}
-    return Comparison(preset, parameters, read.source, read.digest, measured, gradients, judged, after)
+    return Comparison(preset, parameters, read.source, read.digest, measured, gradients, judged, _since(before))
 
 
 def _gradients(kpt_run: Run, pytorch_run: Run, size: Size, seed: int, batch: Tensor) -> list[Gradient]:
@@ -147,15 +146,21 @@ def _gradients(kpt_run: Run, pytorch_run: Run, size: Size, seed: int, batch: Ten
 
 def _error(gradient: Tensor, exact: Tensor) -> float:
     wide = exact.double()
-    return ((gradient.double() - wide).norm() / wide.norm()).item()
+    return float((gradient.double() - wide).norm() / wide.norm())
 
 
 def _served() -> dict[str, dict[str, int]]:
-    """Calls by implementation of every op that the model needs, backwards included."""
-    counted = kpt.ops.counters()
-    return {
-        op: dict(counted[op]["served"]) if op in counted else {} for used in USED for op in (used, f"{used}_backward")
-    }
+    """Calls of every op by implementation; only the model with kpt's ops makes any."""
+    return {op: counts["served"] for op, counts in kpt.ops.counters().items()}
+
+
+def _since(before: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    found = {}
+    for op, calls in _served().items():
+        new = {name: n - before[op].get(name, 0) for name, n in calls.items()}
+        if any(new.values()):
+            found[op] = {name: n for name, n in new.items() if n}
+    return found
 
 
 def _line(runs: dict[str, Run], last: int) -> str:

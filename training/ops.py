@@ -52,9 +52,8 @@ def rounded_at_random(ops: Ops, seed: int, device: str) -> Ops:
             kind = inputs[0].device.type
             lower = lowered and torch.is_autocast_enabled(kind)
             unit = torch.finfo(torch.get_autocast_dtype(kind) if lower else inputs[0].dtype).eps / 2
-            out = op(*(_GradientOff.apply(x, unit, generator) for x in inputs))
-            moved: Tensor = _ValueOff.apply(out, unit, generator)
-            return moved
+            out = op(*(_gradient_off(x, unit, generator) for x in inputs))
+            return _value_off(out, unit, generator)
 
         return call
 
@@ -89,3 +88,7 @@ class _GradientOff(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return _off(gradients[0], *ctx.off), None, None
+
+
+_value_off: Callable[..., Tensor] = _ValueOff.apply
+_gradient_off: Callable[..., Tensor] = _GradientOff.apply

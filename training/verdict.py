@@ -78,12 +78,11 @@ class Gradient:
         return self.kpt <= GRADIENT_FACTOR * max(self.pytorch, GRADIENT_RESOLUTION)
 
 
-def unserved(served: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What PyTorch served of the ops and backwards that a run needed, in words. ``served``: op -> implementation -> calls."""
-    found = []
-    for op, calls in served.items():
-        if not sum(calls.values()):
-            found.append(f"{op}: never called")
-        elif calls.get("reference"):
-            found.append(f"{op}: {calls['reference']} of {sum(calls.values())} calls served by PyTorch")
-    return found
+def unserved(served: Mapping[str, Mapping[str, int]], needed: Sequence[str]) -> list[str]:
+    """What was not served by generated kernels, in words. ``served``: op -> implementation -> calls; ``needed``: ops."""
+    by_pytorch = [
+        f"{op}: PyTorch served {calls['reference']} of {sum(calls.values())} calls"
+        for op, calls in served.items()
+        if calls.get("reference")
+    ]
+    return by_pytorch + [f"{op}: never called" for op in needed if not sum(served.get(op, {}).values())]
