@@ -13,6 +13,9 @@ from kpt.ops.choice import holding, preferred
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.errors import KptError
 
+_below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
+"""Neither gradients nor views are noted inside."""
+
 
 def followed(op: Op, dispatch: Ready) -> Ready:
     """The call of an op that has a ``Gradient``, followed by autograd; ``dispatch`` runs the op itself."""
@@ -25,7 +28,8 @@ def followed(op: Op, dispatch: Ready) -> Ready:
 
 
 class _Followed(torch.autograd.Function):
-    """An op with its gradient. PyTorch disables gradients in ``forward``, so what it calls is below autograd.
+    """An op with its gradient. Both passes run below autograd, where a view is a tensor like any other: outputs that autograd
+    knows as views could not be modified in place.
 
     Gives the number of the op's outputs (None for a tensor that is no list), the outputs, and the tensors that are saved
     besides them and the arguments: as outputs they remember what they were made from, so that ``_Refusal`` finds it.
@@ -36,7 +40,8 @@ class _Followed(torch.autograd.Function):
         assert op.gradient is not None
         ctx.op, ctx.preference = op, preferred()
         ctx.needed = tuple(ctx.needs_input_grad[2 + position] for position in op.differentiable)
-        outputs, saved = op.gradient.forward(dispatch, ctx.needed, *arguments)
+        with _below_autograd():
+            outputs, saved = op.gradient.forward(dispatch, ctx.needed, *arguments)
         ctx.save_for_backward(*(v if isinstance(v, torch.Tensor) else None for v in saved))
         ctx.values = tuple(None if isinstance(v, torch.Tensor) else v for v in saved)
         ctx.set_materialize_grads(False)
@@ -52,7 +57,7 @@ class _Followed(torch.autograd.Function):
         if any(g is not None for g in output_gradients):
             op, tensors = ctx.op, ctx.saved_tensors
             saved = tuple(v if t is None else t for t, v in zip(tensors, ctx.values, strict=True))
-            with torch.no_grad(), holding(ctx.preference):
+            with torch.no_grad(), _below_autograd(), holding(ctx.preference):
                 wanted = op.gradient.backward(saved, ctx.needed, *output_gradients)
             if torch.is_grad_enabled():
                 wanted = _not_again(op, wanted, (*tensors, *output_gradients))

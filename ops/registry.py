@@ -68,7 +68,7 @@ class Gradient:
 
     ``backward(saved, needed, *output_gradients)`` gives the wanted gradients only, in the order of ``inputs``, each of its
     input's shape, dtype and device. An output that nothing depends on has None for its gradient; not all are None. Gradients
-    arrive with any strides, also those of an expanded tensor. Gradients are off in both functions, and neither reads values.
+    arrive with any strides, also those of an expanded tensor. Both functions run below autograd, and neither reads values.
 
     The backward is an op of its own, so that it is tuned, compiled, counted and falls back as every op: see
     ``docs/add-an-op.md``.

@@ -55,9 +55,10 @@ def _run(
     launch: Launch, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, _: bool
 ) -> torch.Tensor:
     rows = as_matrix(x, weight.shape[1])
-    y = rows.new_empty((rows.shape[0], weight.shape[0]))
-    launch(linear_act_fwd, rows, unit_last_stride(weight), bias, y, ACTIVATIONS[activation])
-    return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
+    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    matrix = y if x.ndim == 2 else y.view(-1, weight.shape[0])
+    launch(linear_act_fwd, rows, unit_last_stride(weight), bias, matrix, ACTIVATIONS[activation])
+    return y
 
 
 _dispatch = define(
