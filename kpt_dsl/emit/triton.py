@@ -68,6 +68,7 @@ class _Emitter:
         self.memory = Memory(kernel, self.expressions, described, emulate, relaxed(kernel))
         self.grid = Grid(kernel, self.axes, int(config.get("group", 1)))
         self.loads: dict[ir.Load, str] = {}
+        self.policies: dict[tuple[int, ir.Load], str] = {}
         products = any(isinstance(e, ir.Dot) for e in ir.every_expr(kernel.body))
         self.ahead = 0 if products else int(config.get("num_stages", 0))
 
@@ -242,6 +243,8 @@ class _Emitter:
             out.line(f"{low} = {text}", loop.loc)
         first = low if aligned else f"{low} // {block} * {block}"
         inner = Writer(out.depth + 1)
+        if loop.share:
+            self.policies |= _read_again(loop)
         with self.axes.tile(tile, Bounds(None if aligned else low, high, ragged, beyond, natural)) as scope:
             self._block(loop.body, inner)
         ahead = f", num_stages={self.ahead}" if self.ahead and loop.share and loop.part != "tail" else ""
@@ -263,11 +266,31 @@ class _Emitter:
                     key = ("loaded", e.tensor, count[e.tensor], out.depth)
                     count[e.tensor] += 1
                     mine = name if e is top and name else self.axes.names.of(key, f"{e.tensor}_tile")
-                    self.memory.load(e, out, stmt.loc, mine)
+                    self.memory.load(e, out, stmt.loc, mine, self.policies.get((id(stmt), e), ""))
                     self.loads[e] = mine
 
     def _loaded(self, e: ir.Load) -> str:
         return self.loads[e]
+
+
+def _read_again(loop: ir.For) -> dict[tuple[int, ir.Load], str]:
+    """Cache policies of the tiles that a loop's body reads in several statements: by statement and load.
+
+    A kernel reads a tile again so as not to hold it meanwhile: the first time it asks the caches to keep it, the last time, if
+    it is of this turn only, to let it go. Reads that differ so are also two to the compiler, which else makes them one.
+    """
+    readers: dict[ir.Load, list[int]] = {}
+    for stmt in loop.body:
+        loads = {e for top in ir.expressions(stmt) for e in ir.walk(top) if isinstance(e, ir.Load)}
+        for e in loads:
+            readers.setdefault(e, []).append(id(stmt))
+    policies: dict[tuple[int, ir.Load], str] = {}
+    for e, places in readers.items():
+        if len(places) > 1 and loop.tile.axis in e.index:
+            policies |= {(places[0], e): "evict_last", (places[-1], e): "evict_first"}
+        elif len(places) > 1:
+            policies[places[-1], e] = "evict_last"
+    return policies
 
 
 def relaxed(kernel: ir.Kernel) -> dict[ir.Load, frozenset[ir.Axis]]:

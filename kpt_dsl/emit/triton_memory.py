@@ -32,8 +32,8 @@ class Memory:
     relaxed: Mapping[ir.Load, frozenset[ir.Axis]]
     arguments: dict[object, Argument] = field(default_factory=dict)
 
-    def load(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str) -> None:
-        """Write a load whose result is called ``name``."""
+    def load(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str, policy: str = "") -> None:
+        """Write a load whose result is called ``name``; ``policy`` is what caches are asked to do with it."""
         axes, kept = self.expressions.axes, kept_axes(e.index)
         zero = "0.0" if e.type.dtype.is_float and e.type.dtype.name not in self.emulate else "0"
         if self._describable(e.tensor, e.index):
@@ -54,7 +54,8 @@ class Memory:
         masked = [a for a in kept if a in e.masked or (a == contiguous and axes.beyond_memory(a))]
         pointers = self._pointers(e.tensor, e.index, masked, out, loc)
         mask = [f"mask={self._condition(masked, kept)}", f"other={zero}"] if masked else []
-        out.call(f"{name} = {axes.language}.load(", [pointers, *mask], loc)
+        hint = [f'eviction_policy="{policy}"'] if policy else []
+        out.call(f"{name} = {axes.language}.load(", [pointers, *mask, *hint], loc)
 
     def _load_repeated(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str) -> None:
         """A tile whose elements are all the same one: a scalar in one register, where a tile would take many."""
