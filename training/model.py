@@ -52,9 +52,11 @@ class Block(nn.Module):
 
     def __init__(self, size: Size, ops: Ops) -> None:
         super().__init__()
-        self.size, self.ops = size, ops
+        self.ops, self.head_dim = ops, size.head_dim
         self.attention_norm = nn.Parameter(torch.ones(size.width))
-        self.qkv = nn.Linear(size.width, (size.heads + 2 * size.kv_heads) * size.head_dim, bias=False)
+        self.q = nn.Linear(size.width, size.heads * size.head_dim, bias=False)
+        self.k = nn.Linear(size.width, size.kv_heads * size.head_dim, bias=False)
+        self.v = nn.Linear(size.width, size.kv_heads * size.head_dim, bias=False)
         self.out = nn.Linear(size.width, size.width, bias=False)
         self.mlp_norm = nn.Parameter(torch.ones(size.width))
         self.gate = nn.Linear(size.width, size.hidden, bias=False)
@@ -67,9 +69,7 @@ class Block(nn.Module):
         return x + self.down(self.ops.linear_silu(h, self.gate.weight) * self.up(h))
 
     def _attention(self, x: Tensor, rotation: Tensor) -> Tensor:
-        size = self.size
-        together = self.qkv(x).unflatten(-1, (-1, size.head_dim)).transpose(1, 2)
-        q, k, v = together.split((size.heads, size.kv_heads, size.kv_heads), dim=1)
+        q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (self.q, self.k, self.v))
         o = self.ops.attention(rotate(q, rotation), rotate(k, rotation), v)
         return self.out(o.transpose(1, 2).flatten(2))
 
