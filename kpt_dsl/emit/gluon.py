@@ -4,6 +4,8 @@ The module has the kernel's entry, which says who gets what, and a function for 
 work between products (``gluon_partitions``). What a function needs from outside is read off its text. Imports no Triton.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from kpt_dsl.emit.gluon_partitions import Partitions, define
 from kpt_dsl.emit.gluon_shared import Shared
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
-from kpt_dsl.emit.triton_axes import Bounds
+from kpt_dsl.emit.triton_axes import Bounds, Scope
 from kpt_dsl.emit.triton_facts import Facts, facts, tiles
 from kpt_dsl.emit.triton_grid import Grid
 from kpt_dsl.emit.triton_helpers import HELPERS
@@ -94,6 +96,18 @@ class Module:
         ragged = self.facts.padded(tile.axis)
         return Bounds(None, self.axes.extent(tile.dim), ragged, beyond=ragged, natural=True)
 
+    @contextmanager
+    def tiles(self, row: ir.Tile) -> Iterator[list[Scope]]:
+        """The tiles of the grid in scope, with ``row`` as the one that consumers share out."""
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(
+                    self.axes.tile(tile, self.bounds(tile), self._block(tile) if tile != self.row else None)
+                )
+                for tile in (row if entry.name == row.name else entry for entry in self.kernel.grid)
+                if isinstance(tile, ir.Tile)
+            ]
+
     def source(self) -> Source:
         partitions = Partitions(self)
         functions = partitions.functions()
@@ -155,11 +169,12 @@ class Module:
         out.line("program = gl.program_id(0)")
         Grid(self.kernel, self.axes, int(self._config.get("group", 1))).write("program", out)
         body = Writer(depth=1)
-        with self.axes.tile(wide, self.bounds(wide), self._block(wide)) as scope:
+        with self.tiles(wide) as scopes:
             for stmt in self.plan.scalars:
                 body.line(f"{self.expressions.name(stmt.name)} = {self.expressions.text(stmt.value)}", stmt.loc)
             self._bounds(begin, end, body)
-        define(scope, out)
+        for scope in scopes:
+            define(scope, out)
         out.paste(body)
         out.paste(buffers)
         self._roles(partitions, out)

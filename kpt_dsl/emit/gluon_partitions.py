@@ -103,7 +103,13 @@ class Partitions:
         return len(self.plan.parts) > 1
 
     def _function(self, name: str, own: tuple[str, ...], body: Writer) -> Function:
-        known = {*self.axes.constants, *gluon_names.RESERVED, *self.expressions.helpers, LEFT, *(f.name for f in self._steps.values())}
+        known = {
+            *self.axes.constants,
+            *gluon_names.RESERVED,
+            *self.expressions.helpers,
+            LEFT,
+            *(f.name for f in self._steps.values()),
+        }
         known |= {str(p) for p in self.expressions.layouts}
         return Function(self.axes.names.of(("function", name), name), own, body, frozenset(known))
 
@@ -148,7 +154,7 @@ class Partitions:
         row = self.module.row
         out.line(f"{self.axes.start(row.name)} += consumer * {self.axes.lanes(row.axis)}")
         body = Writer(depth=1)
-        with self.axes.tile(row, self.module.bounds(row)) as scope:
+        with self.module.tiles(row) as scopes:
             for stmt in self.plan.setup:
                 self._statement(stmt, body)
             if self.plan.masked.link is not None:
@@ -157,8 +163,10 @@ class Partitions:
                 self._lone(body)
             for stmt in self.plan.after:
                 self._statement(stmt, body)
-        for each in (self.axes.top, scope):
-            define(each, out)
+            if self.shared.staged:
+                body.line("tma.store_wait(0)")
+        for scope in (self.axes.top, *scopes):
+            define(scope, out)
         out.paste(body)
         return self._function("multiply", ("consumer: gl.constexpr",), out)
 
@@ -170,13 +178,19 @@ class Partitions:
         assert shared.product is not None
         out.line(f"mbarrier.wait({shared.held_ready}.index(consumer), 0)")
         out.line(f"{self._held} = {shared.held.name}.index(consumer)")
-        out.line("# The first step, with all masks: no product is under way yet.")
+        out.line("# The first step: no product is under way yet.")
         out.line(f"{self.start} = {self.begin}")
         out.line(f"mbarrier.wait({shared.link.ready}.index(0), 0)")
         self._issue_link(out, "0")
         out.line(f"{self._score} = warpgroup_mma_wait(0, deps=[{self._score}])")
         out.line(f"mbarrier.arrive({shared.link.free}.index(0), count=1)")
-        self._call(self._steps["masked"], plan.masked, out)
+        if "clear" in self._steps:
+            with out.block(f"if {self._starts_clear}:"):
+                self._call(self._steps["clear"], plan.masked, out)
+            with out.block("else:"):
+                self._call(self._steps["masked"], plan.masked, out)
+        else:
+            self._call(self._steps["masked"], plan.masked, out)
         self._rescale(plan.masked, out)
         for part in plan.parts:
             self._part(part, out)
@@ -185,6 +199,14 @@ class Partitions:
         right = self._right(shared.product, f"{self._final} % SLOTS", plan.masked.product)
         out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
         out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
+
+    @property
+    def _starts_clear(self) -> str:
+        """Whether the first step is one that needs no mask, as text."""
+        clear = next(p.loop for p in self.plan.parts if p.loop.part == "interior")
+        low, high = self.expressions.text(clear.start), self.expressions.text(clear.stop)
+        begins = "" if isinstance(clear.start, ir.Const) else f"({low} <= {self.begin}) & "
+        return f"{begins}({self.begin} < {high})"
 
     def _part(self, part: Part, out: Writer) -> None:
         shared = self.shared
@@ -285,13 +307,13 @@ class Partitions:
         natural = low is None and isinstance(loop.stop, ir.Size) and loop.stop.dim == self.tile.dim
         bounds = Bounds(low, high, ragged, ragged and self.module.facts.padded(self.tile.axis), natural)
         body, out = Writer(depth=1), Writer(depth=1)
-        with self.axes.tile(row, self.module.bounds(row)) as rows, self.axes.tile(self.tile, bounds) as columns:
+        with self.module.tiles(row) as scopes, self.axes.tile(self.tile, bounds) as columns:
             for stmt in step.between:
                 self._statement(stmt, body)
             assert isinstance(step.product.value, ir.Dot)
             left = self.expressions.at_home(step.product.value.a)
             body.line(f"{self._left} = gl.convert_layout({left}, {LEFT})", step.product.loc)
-        for scope in (rows, columns):
+        for scope in (*scopes, columns):
             define(scope, out)
         out.paste(body)
         out.line(f"return {', '.join(self._results(step))}")
@@ -342,7 +364,6 @@ class Partitions:
         out.line("fence_async_shared()")
         out.line(f"{self.words['barrier']}()")
         out.line(f"{self.words['store']}({tile.descriptor}, {self.shared.corner(tile)}, {tile.name}.index(consumer))")
-        out.line("tma.store_wait(0)")
 
 
 def _read(body: list[ast.stmt], made: set[str], found: dict[str, None]) -> None:

@@ -1,7 +1,9 @@
 """The order in which programs take the tiles of a grid, as Triton text.
 
 Programs are numbered along one grid axis. The innermost parallel loop runs fastest; with ``group`` > 1 the last two tiled
-loops are walked in groups of so many rows, whose programs share the columns they read while these are in the L2 cache.
+loops are walked in groups of so many rows, whose programs share the columns they read while these are in the L2 cache. Where
+only the last loop is tiled, ``group`` indices of the others take turns at each of its tiles: long programs then come first
+among many, and the last to run are short (longest processing time first, Graham 1969).
 """
 
 from dataclasses import dataclass, field
@@ -53,17 +55,14 @@ class Grid:
         if self._grouped():
             rest = self._write_group(program, out)
             grid = grid[:-2]
+        elif self.group > 1 and len(grid) > 1:
+            rest = self._write_turns(program, out)
+            grid = grid[:-1]
         reverse = heavy(self.kernel)
         for position, entry in reversed(list(enumerate(grid))):
             number = self._count(entry, out) if position or entry.name in reverse else ""
             mine = f"{rest} % {number}" if position else rest
-            if isinstance(entry, ir.GridIndex):
-                out.line(f"{self.axes.names.of(('index', entry.name), entry.name)} = {mine}")
-            elif entry.name in reverse:
-                lanes = self.axes.lanes(entry.axis)
-                out.line(f"{self.axes.start(entry.name)} = ({number} - 1 - {mine}) * {lanes}  # longest first")
-            else:
-                out.line(f"{self.axes.start(entry.name)} = {mine} * {self.axes.lanes(entry.axis)}")
+            self._place(entry, mine, number, out)
             rest = f"{rest} // {number}"
 
     def _count(self, entry: ir.GridIndex | ir.Tile, out: Writer) -> str:
@@ -80,6 +79,34 @@ class Grid:
     def _grouped(self) -> bool:
         inner = self.kernel.grid[-2:]
         return self.group > 1 and len(inner) == 2 and all(isinstance(entry, ir.Tile) for entry in inner)
+
+    def _write_turns(self, program: str, out: Writer) -> str:
+        """The last loop's tile; gives the number of the plane, which stands for the indices of the other loops."""
+        axes, new = self.axes, self.axes.names.new
+        *outer, last = self.kernel.grid
+        tiles, planes = self._count(last, out), " * ".join(self._count(entry, out) for entry in outer)
+        size = axes.constant("GROUP", self.group)
+        first, width, within, turn, plane = (
+            new(w) for w in ("group_first", "group_planes", "within_group", "nth", "plane")
+        )
+        out.line(f"{first} = {program} // ({size} * {tiles}) * {size}")
+        out.line(f"{width} = {axes.language}.minimum({planes} - {first}, {size})")
+        out.line(f"{within} = {program} % ({size} * {tiles})")
+        out.line(f"{turn} = {within} // {width}")
+        self._place(last, turn, tiles, out)
+        out.line(f"{plane} = {first} + {within} % {width}")
+        return plane
+
+    def _place(self, entry: ir.GridIndex | ir.Tile, mine: str, number: str, out: Writer) -> None:
+        """Write the index or the tile start of one loop, given which of ``number`` it is."""
+        if isinstance(entry, ir.GridIndex):
+            out.line(f"{self.axes.names.of(('index', entry.name), entry.name)} = {mine}")
+        elif entry.name in heavy(self.kernel):
+            out.line(
+                f"{self.axes.start(entry.name)} = ({number} - 1 - {mine}) * {self.axes.lanes(entry.axis)}  # longest first"
+            )
+        else:
+            out.line(f"{self.axes.start(entry.name)} = {mine} * {self.axes.lanes(entry.axis)}")
 
     def _write_group(self, program: str, out: Writer) -> str:
         """The tiles of the last two loops; gives what is left of the program's number for the outer loops."""

@@ -1,6 +1,7 @@
 """Running generated Triton source: on the GPU that holds the tensors, or under Triton's interpreter for tensors of the CPU."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,14 @@ def target(arrays: Mapping[str, Any]) -> "Target":
     Raises TargetError for a GPU whose architecture no target has.
     """
     device = _device(arrays)
-    return targets.get(STAND_IN) if device.type == "cpu" else _present(device.index)
+    return _stand_in() if device.type == "cpu" else _present(device.index)
 
 
 def run(problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> None:
     """Run a problem on torch tensors; outputs are written in place."""
     device = _device(arrays)
     if device.type == "cpu":
-        interpret_for(targets.get(STAND_IN), problem, arrays, config)
+        interpret_for(_stand_in(), problem, arrays, config)
     else:
         prepare(problem, config, device.index)(*(arrays[name] for name in problem.kernel.signature.parameters))
 
@@ -113,6 +114,12 @@ def _with_precision(problem: "Problem", config: "Config", chip: "Target") -> "Co
 
 def _multiplies_f32(kernel: ir.Kernel) -> bool:
     return any(isinstance(e, ir.Dot) and e.a.type.dtype.bits == 32 for e in ir.every_expr(kernel.body))
+
+
+@lru_cache(maxsize=1)
+def _stand_in() -> "Target":
+    """The target whose code the interpreter runs: without schedules of its own, which Triton's interpreter does not know."""
+    return replace(targets.get(STAND_IN), schedules=())
 
 
 @lru_cache(maxsize=64)

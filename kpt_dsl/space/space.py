@@ -1,7 +1,8 @@
 """The search space of a problem on a target: its knobs, which points of it are legal, and the config to begin with.
 
-A kernel with algorithm choices has one *variant* for each way to choose; a config holds exactly the knobs of its own
-variant, so equal programs have equal configs. What the knobs are is derived by the rules that the target names.
+A kernel with algorithm choices has one *variant* for each way to choose, and for each schedule that its target offers and it
+has a form for; a config holds exactly the knobs of its own variant, so equal programs have equal configs. What the knobs are
+is derived by the rules that the target names.
 """
 
 import itertools
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 
 Knobs = dict[str, tuple[Value, ...]]
 
+PIPELINED = "pipelined"
+"""The schedule that is left to the compiler, named where there is a choice."""
+
 
 class Rules(Protocol):
     """What the module named by ``target.rules`` defines, for one variant at a time (choices not included)."""
 
     def knobs(self, facts: Facts, target: Target) -> Knobs:
-        """Knobs in order, each with the values worth trying in ascending order."""
+        """Knobs in order, each with the values worth trying in ascending order; none where a schedule does not apply."""
 
     def why_illegal(self, facts: Facts, target: Target, config: Config) -> str | None:
         """Why a config whose values are all among the knobs' cannot run, or None."""
@@ -41,11 +45,12 @@ class Rules(Protocol):
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make the kernel's algorithm choices, with the facts and knobs that follow from it."""
+    """One way to make the kernel's algorithm choices and to schedule it, with the facts and knobs that follow from it."""
 
     choices: Config
     facts: Facts
     knobs: Knobs
+    rules: Rules
 
 
 class Space:
@@ -54,7 +59,6 @@ class Space:
     def __init__(self, problem: "Problem", target: Target) -> None:
         self.problem = problem
         self.target = target
-        self._rules: Rules = _rules(target)
 
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
@@ -70,7 +74,13 @@ class Space:
                     yield from self._variants(Config({**choices, name: option}))
                 return
         facts = collect(self.problem, kernel)
-        yield Variant(choices, facts, self._rules.knobs(facts, self.target))
+        own = _rules(self.target, self.target.rules)
+        scheduled = [(name, _rules(self.target, module)) for name, module in self.target.schedules]
+        others = [(name, rules, knobs) for name, rules in scheduled if (knobs := rules.knobs(facts, self.target))]
+        plain = choices | {"schedule": PIPELINED} if others else choices
+        yield Variant(plain, facts, own.knobs(facts, self.target), own)
+        for name, rules, knobs in others:
+            yield Variant(choices | {"schedule": name}, facts, knobs, rules)
 
     @cached_property
     def knobs(self) -> Knobs:
@@ -93,7 +103,7 @@ class Space:
         for variant in self.variants:
             for values in itertools.product(*variant.knobs.values()):
                 config = variant.choices | dict(zip(variant.knobs, values, strict=True))
-                if self._rules.why_illegal(variant.facts, self.target, config) is None:
+                if variant.rules.why_illegal(variant.facts, self.target, config) is None:
                     yield config
 
     def canonical(self, values: Mapping[str, Value]) -> Config:
@@ -113,7 +123,7 @@ class Space:
                 return f"{name} is {value!r}; accepted here are {', '.join(map(repr, accepted))}"
         if missing := [name for name in expected if name not in config]:
             return f"{', '.join(missing)} missing; a config here has {', '.join(expected)}"
-        return self._rules.why_illegal(variant.facts, self.target, Config(config))
+        return variant.rules.why_illegal(variant.facts, self.target, Config(config))
 
     def check(self, config: Mapping[str, Value]) -> None:
         """Raises ConfigError with the reason when a config is illegal."""
@@ -128,16 +138,17 @@ class Space:
         candidates = [
             (variant, found)
             for variant in self.variants
-            if (found := self._rules.first(variant.facts, self.target, variant.knobs)) is not None
+            if (found := variant.rules.first(variant.facts, self.target, variant.knobs)) is not None
         ]
         if not candidates:
             raise TargetError(f"no config of {self.problem} is legal on {self.target.name}")
-        variant, config = min(candidates, key=lambda c: self._rules.seconds(c[0].facts, self.target, c[1]))
+        variant, config = min(candidates, key=lambda c: c[0].rules.seconds(c[0].facts, self.target, c[1]))
         return variant.choices | config
 
     def seconds(self, config: Config) -> float:
         """A rough model of how long a legal config takes: good enough to rank candidates, not to predict a clock."""
-        return self._rules.seconds(self._variant(config).facts, self.target, config)
+        variant = self._variant(config)
+        return variant.rules.seconds(variant.facts, self.target, config)
 
     def _variant(self, values: Mapping[str, Value]) -> Variant:
         """The variant that agrees with the most of the choices given, in their order."""
@@ -159,9 +170,9 @@ def space(problem: "Problem", target: Target) -> Space:
     return Space(problem, target)
 
 
-def _rules(target: Target) -> Rules:
+def _rules(target: Target, module: str) -> Rules:
     try:
-        rules: Rules = import_module(target.rules)
+        rules: Rules = import_module(module)
         return rules
     except ImportError as error:
-        raise TargetError(f"the space rules {target.rules!r} of {target.name} cannot be imported: {error}") from error
+        raise TargetError(f"the space rules {module!r} of {target.name} cannot be imported: {error}") from error

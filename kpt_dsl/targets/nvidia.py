@@ -7,7 +7,7 @@ Largest tile of a matrix instruction: PTX ISA, ``mma`` (16 rows a warp), ``wgmma
 
 from dataclasses import replace
 
-from kpt_dsl.targets.target import GPU_RULES, Target
+from kpt_dsl.targets.target import GPU_RULES, WARP_SPECIALISED, Target
 
 KiB, MiB = 1024, 1024**2
 GHZ = GB = 1e9
@@ -160,6 +160,7 @@ H100 = replace(
     mma_warps=4,
     async_products=True,
     descriptors=True,
+    schedules=(WARP_SPECIALISED,),
 )
 
 # H100 datasheet, PCIe.
@@ -193,6 +194,7 @@ B200 = replace(
     H100,
     name="nvidia-b200",
     arch="sm_100",
+    schedules=(),
     device_names=(r"NVIDIA B200.*", r"NVIDIA GB200.*"),
     cores=148,
     clock_hz=1.86 * GHZ,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 GPU_RULES = "kpt_dsl.space.gpu"
 """Space rules of chips that run blocks of warps with shared memory and registers."""
+WARP_SPECIALISED = ("warp_specialised", "kpt_dsl.space.warp_specialised")
+"""Producer and consumer warps with registers of their own, and products that warpgroups issue ahead."""
 TPU_RULES = "kpt_dsl.space.tpu"
 """Space rules of chips that pipeline blocks through a software-managed vector memory."""
 CPU_RULES = "kpt_dsl.space.cpu"
@@ -32,6 +34,8 @@ class Target:
     """Regular expressions; one must match the whole name that the device's driver reports."""
     rules: str
     """The module that derives the search space and judges configs (``kpt_dsl.space`` describes its functions)."""
+    schedules: tuple[tuple[str, str], ...] = ()
+    """Further schedules that its emitter knows: the knob's value, and the module with the rules of configs that have it."""
 
     # ---------------------------------------------------------------- speed
     cores: int

@@ -1,0 +1,172 @@
+"""Space rules of the warp-specialised schedule: one warp loads, one to three warpgroups multiply rows of their own.
+
+A block of the row tile is what one consumer holds; a program has one for each of its consumers. Measured on an H200.
+"""
+
+import itertools
+import math
+
+from kpt_dsl import ir
+from kpt_dsl.passes import pipeline
+from kpt_dsl.passes.bounds import settle
+from kpt_dsl.passes.padding import guard
+from kpt_dsl.space import descriptors
+from kpt_dsl.space.config import Config, Value
+from kpt_dsl.space.facts import Access, Facts, Product
+from kpt_dsl.space.gpu_sizes import GpuSizes, least_lanes
+from kpt_dsl.space.instructions import instructions
+from kpt_dsl.space.sized import powers, up_to_power
+from kpt_dsl.space.space import Knobs
+from kpt_dsl.targets import Target
+
+CONSUMERS = (1, 2, 3)
+SLOTS = (2, 3, 4)
+"""How many steps the producer may be ahead."""
+REGISTERS = (152, 160, 216, 240)
+"""Registers of a thread that multiplies; setmaxnreg takes multiples of 8 (PTX ISA)."""
+GROUPS = (1, 4, 8, 16)
+PRODUCER_REGISTERS = 24
+PRODUCER_THREADS = 128
+"""Warps come in groups of four, so that registers are set aside for a whole one."""
+CONSUMER_THREADS = 128
+MAX_COLUMNS = 256
+"""Most columns of a tile in one instruction, and most rows that one copy moves."""
+OPERAND_BITS = 16
+SPARE_REGISTERS = 20
+"""Registers of a thread beside those of tiles: row statistics, addresses, barriers (compiled for sm_90)."""
+BARRIER_BYTES = 1024
+"""Of shared memory, for barriers and what the compiler keeps there."""
+
+EXPOSED = 0.6
+"""Of products and vector work in a step, how much of the lesser one the other does not hide."""
+PROGRAM_SECONDS = 4e-6
+"""What a program spends before its first product and after its last one."""
+
+
+def knobs(facts: Facts, target: Target) -> Knobs:
+    """Knobs of one variant; none where the kernel has no such schedule."""
+    row = _row(facts)
+    if row is None or why_not(facts) is not None:
+        return {}
+    found: Knobs = {}
+    for block, axes in facts.blocks.items():
+        low = max(least_lanes(facts, axis) for axis in axes)
+        extent = up_to_power(max(facts.extent(axis) for axis in axes))
+        rows = (target.mma_rows,)
+        found[block] = rows if row in axes else powers(max(low, 64), max(low, 64, min(MAX_COLUMNS, extent)))
+    return found | {"consumers": CONSUMERS, "num_stages": SLOTS, "registers": REGISTERS, "group": GROUPS}
+
+
+def why_not(facts: Facts) -> str | None:
+    """Why a kernel has no warp-specialised schedule, or None."""
+    reason = pipeline.why_not(guard(settle(facts.kernel), lambda _: True))
+    if reason is not None:
+        return reason
+    moved = [a for a in (*facts.loads, *facts.stores) if len(a.axes) == 2]
+    for access in moved:
+        if access.tensor.dtype.bits != OPERAND_BITS:
+            return f"{access.tensor.name} is {access.tensor.dtype}; tiles of 16-bit floats only"
+        if not descriptors.describable(facts.problem, access.tensor.name):
+            return f"no tensor descriptor can hold {access.tensor.name}"
+    return None
+
+
+def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
+    """Why a config cannot run, or None."""
+    consumers = int(config["consumers"])
+    taken = consumers * CONSUMER_THREADS * int(config["registers"]) + PRODUCER_THREADS * PRODUCER_REGISTERS
+    if taken > target.registers:
+        need = f"{consumers} consumers of {config['registers']} registers a thread take {taken:,}"
+        return f"{need}; {target.name} has {target.registers:,}"
+    sizes = _sizes(facts, target, config)
+    for product in facts.products:
+        if sizes.lanes(product.n) > MAX_COLUMNS or sizes.lanes(product.k) > MAX_COLUMNS:
+            return f"a product of {sizes.lanes(product.n)} columns over {sizes.lanes(product.k)}; {MAX_COLUMNS} at most"
+    need = _registers(sizes, int(config[_block_of_row(facts)]))
+    if need > int(config["registers"]):
+        return f"tiles need about {need} registers a thread; consumers have {config['registers']}"
+    shared = _shared_bytes(sizes)
+    if shared > target.shared_bytes:
+        return f"tiles need about {shared:,} B of shared memory; a block has at most {target.shared_bytes:,} B on {target.name}"
+    return None
+
+
+def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
+    """A good legal config by rule: the fastest by the model, with heavy programs first where programs differ."""
+    if not knobs:
+        return None
+    ruled: dict[str, Value] = {"group": 8 if facts.uneven or not _chained(facts) else 1}
+    searched = {name: values for name, values in knobs.items() if name not in ruled}
+    candidates = (
+        Config({**dict(zip(searched, values, strict=True)), **ruled})
+        for values in itertools.product(*searched.values())
+    )
+    legal = (c for c in candidates if why_illegal(facts, target, c) is None)
+    # Of equals the one with the most registers: what it does not need costs nothing.
+    best = min(legal, key=lambda c: (seconds(facts, target, c), -int(c["registers"])), default=None)
+    return None if best is None else Config({name: best[name] for name in knobs})
+
+
+def seconds(facts: Facts, target: Target, config: Config) -> float:
+    """A rough model of the run time of a legal config."""
+    sizes = _sizes(facts, target, config)
+    tensor = vector = 0.0
+    for scope, times in enumerate(sizes.steps):
+        products = sum(_flops(sizes, p) for p in facts.products if p.scope == scope)
+        work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
+        tensor += times * products / (target.peak(facts.products[0].dtype.name) / target.cores)
+        vector += times * work / (target.vector_flops_per_s / 2 / target.cores)
+    busy = max(tensor, vector) + EXPOSED * min(tensor, vector)
+    rounds = sizes.programs / target.cores
+    rounds = rounds + 0.5 if facts.uneven and rounds > 1 else math.ceil(rounds)
+    return max(rounds * (PROGRAM_SECONDS + busy), sizes.compulsory_seconds)
+
+
+# ------------------------------------------------------------------ sizes
+def _row(facts: Facts) -> ir.Axis | None:
+    """The axis whose rows consumers share out, where it is tiled in the grid."""
+    rows = {product.m for product in facts.products}
+    tiles = {tile.axis for tile in facts.grid_tiles}
+    return next(iter(rows)) if len(rows) == 1 and rows <= tiles else None
+
+
+def _block_of_row(facts: Facts) -> str:
+    row = _row(facts)
+    assert row is not None
+    return facts.block_of[row]
+
+
+def _sizes(facts: Facts, target: Target, config: Config) -> GpuSizes:
+    """Sizes of a whole program."""
+    block = _block_of_row(facts)
+    consumers = int(config["consumers"])
+    return GpuSizes(facts, target, config | {block: int(config[block]) * consumers, "num_warps": 4 * consumers})
+
+
+def _chained(facts: Facts) -> bool:
+    return any(p.chained for p in facts.products)
+
+
+def _registers(sizes: GpuSizes, rows: int) -> int:
+    """Registers of a thread that multiplies: the results of its products, and the left side that stays there."""
+    words = 0
+    for product in sizes.facts.products:
+        words += rows * sizes.lanes(product.n)
+        if product.chained:
+            words += rows * sizes.lanes(product.k) * product.dtype.bits // 32
+    return words // CONSUMER_THREADS + SPARE_REGISTERS
+
+
+def _shared_bytes(sizes: GpuSizes) -> int:
+    """Rings, the tile that consumers hold, and room for what they store where that is no more."""
+    loads: dict[Access, int] = {}
+    for product in sizes.facts.products:
+        for load in filter(None, product.loads):
+            loads[load] = sizes.bytes(load) * (sizes.stages if load.scope else 1)
+    held = max((sizes.bytes(load) for load in loads if not load.scope), default=0)
+    stored = sum(sizes.bytes(s) for s in sizes.facts.stores if len(s.axes) == 2)
+    return sum(loads.values()) + max(0, stored - held) + BARRIER_BYTES
+
+
+def _flops(sizes: GpuSizes, product: Product) -> int:
+    return 2 * sizes.count((product.m, product.n, product.k))
