@@ -17,7 +17,7 @@ import kpt
 from kpt.ops import backends, flash_attention, linear_act, prefer
 from kpt.ops.autograd import followed
 from kpt.ops.dispatch import DISPATCHERS
-from kpt.ops.registry import get
+from kpt.ops.registry import Gradient, get
 from kpt_dsl.errors import KptError
 from tests.ops.calls import served
 from tests.tolerances import assert_close
@@ -161,6 +161,31 @@ def test_outputs_that_nothing_depends_on(used: str) -> None:
         got = torch.autograd.grad(loss(*given).square().sum(), given, allow_unused=True)
     for g, w in zip(got, wanted, strict=True):
         assert_close(torch.zeros(()) if g is None else g, torch.zeros_like(g) if w is None else w, "f32", 100)
+
+
+def test_what_a_gradient_is_told() -> None:
+    """An op with a list of outputs that are views, and something to remember: what arrives is what its record promises."""
+    told: list[Any] = []
+
+    def forward(dispatch: Callable[..., Any], needed: tuple[bool, ...], *given: Any) -> Any:
+        told.append((needed, given[1:]))
+        return dispatch(*given), (given[0], 3, None, "name")
+
+    def backward(saved: tuple[Any, ...], needed: tuple[bool, ...], *arriving: Any) -> list[torch.Tensor]:
+        told.append((needed, saved[1:], arriving[1]))
+        return [arriving[0].reshape(-1)]
+
+    def dispatch(x: torch.Tensor, *_: Any) -> list[torch.Tensor]:
+        return [x.clone().view(2, 3), x.clone()]
+
+    op = replace(get("layer_norm"), gradient=Gradient(("input", "weight"), forward, backward))
+    (x,) = leaves((6,))
+    first, second = followed(op, dispatch)(x, (6,), None, None, 1e-5)
+    assert not first._is_view()
+    first.mul_(2).sum().backward()
+    assert torch.equal(x.grad, torch.full((6,), 2.0))  # type: ignore[arg-type]
+    assert second.requires_grad
+    assert told == [((True, False), ((6,), None, None, 1e-5)), ((True, False), (3, None, "name"), None)]
 
 
 def test_the_backward_in_float64_is_the_derivative_of_the_forward() -> None:
