@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2
 LINKS := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help env libtpu test lint types links unit oldest-triton other-python demo bench clean
+.PHONY: help env libtpu test lint types links unit oldest-triton other-python demo train bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ endif
 
 demo: $(READY)  ## tune, generate, replace a real model's modules, and write build/demo.html
 	$(BIN)/python -m demo --report build/demo.html
+
+train: $(READY)  ## trains a small GPT with kpt and with PyTorch and compares them (in miniature where no GPU is)
+	$(BIN)/python -m training --out build
 
 bench: $(READY)  ## the benchmarks, against PyTorch and what else is installed (needs a GPU)
 	$(BIN)/python -m benchmarks all
