@@ -8,6 +8,7 @@ config too. A peer that is not installed, or fails, is named as missing.
 import argparse
 import gc
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,10 @@ def _measure(suite: Suite, given: argparse.Namespace) -> tuple[list[dict[str, An
             try:
                 rows.append(timing.row(make(), target, clock, given.tune, given.seconds))
                 print(timing.line(rows[-1]), flush=True)
-            except (KptError, RuntimeError) as error:
+            except Exception:  # whatever kpt's side raises; the other cases are worth having
                 failed += 1
-                print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                print(f"{name} failed", file=sys.stderr)
+                traceback.print_exc()
             gc.collect()
             torch.cuda.empty_cache()
     return rows, failed

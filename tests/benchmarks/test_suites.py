@@ -1,9 +1,12 @@
 """The benchmarks, tiny and on a CPU: cases are made, peers found or named as missing, rows timed, written and drawn."""
 
 import json
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 import kpt.ops
 from autotune_db import measure
+from benchmarks import __main__ as command
 from benchmarks import attention, attention_backward, linear, linear_training, peers, report, timing
 from benchmarks.case import Case, OpCase
 from kpt_dsl import KptError, targets
@@ -75,6 +79,24 @@ def test_backwards_are_of_the_same_gradients() -> None:
             assert torch.allclose(one.float(), other.float(), atol=0.05)
 
 
+@pytest.mark.parametrize("suite", ["attention", "attention_backward"])
+def test_cute_gets_its_own_layout(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package: (B, S, H, D) tensors in and out, the log-sum-exp beside."""
+
+    def flash_attn_func(q: Any, k: Any, v: Any, causal: bool) -> tuple[torch.Tensor, None]:
+        assert q.shape == (1, 40, 2, 16)
+        assert q.is_contiguous()
+        swapped = (t.transpose(1, 2) for t in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(*swapped, is_causal=causal).transpose(1, 2), None
+
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", SimpleNamespace(flash_attn_func=flash_attn_func))
+    case = TINY[suite]()
+    assert "FA CuTe" not in case.missing
+    for one, other in zip(*(peers.as_tensors(case.peers[name]()) for name in ("FA CuTe", "SDPA flash")), strict=True):
+        assert torch.allclose(one.float(), other.float(), atol=0.05)
+
+
 def test_a_wrong_gradient_is_not_timed() -> None:
     x = torch.randn(8)
     case = OpCase("wrong", (), {"kpt": lambda: x * 1.1}, 1.0, "GB/s", {"right": lambda: x})
@@ -86,3 +108,21 @@ def test_a_wrong_gradient_is_not_timed() -> None:
 def test_names_of_cases_are_known_before_they_are_made(suite: Any) -> None:
     names = [name for name, _ in suite.cases()]
     assert len(set(names)) == len(names) > 1
+
+
+def test_a_case_that_fails_costs_its_own_row_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> Case:
+        raise ZeroDivisionError("no such case")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a processor")
+    monkeypatch.setattr(targets, "of_device", lambda _: CPU)
+    suite: Any = SimpleNamespace(cases=lambda: iter([("broken", broken), ("tiny", TINY["linear"]), ("other", broken)]))
+    given = Namespace(only="n", tune=0.0, seconds=0.01)
+    rows, failed = command._measure(suite, given)
+    assert [row["case"] for row in rows] == ["24x40x16"]
+    assert failed == 1
+    printed = capsys.readouterr()
+    assert "no such case" in printed.err
+    assert "24x40x16" in printed.out
