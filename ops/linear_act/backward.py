@@ -16,6 +16,7 @@ from kpt.ops.linear_act.activations import BACKWARD
 from kpt.ops.linear_act.contract import check_activation
 from kpt.ops.linear_act.saving import linear_act_saving
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, backward_arguments
+from kpt.ops.norms_kernels import column_sums, partial_column_sums
 from kpt.ops.registry import Gradient, Op, Ready
 
 Wanted = Sequence[bool]
@@ -152,9 +153,9 @@ def _run(
         gradients.append(dw)
     if sums is not None:
         if activation == "none" or preactivation is None:
-            launch(kernels.linear_act_bwd_sums, dz, sums)
+            launch(partial_column_sums, dz, sums)
         db = dy.new_empty(features)
-        launch(kernels.linear_act_bwd_db, sums, db)
+        launch(column_sums, sums, None, db, None)
         gradients.append(db)
     return gradients
 

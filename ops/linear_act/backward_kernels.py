@@ -53,26 +53,6 @@ def linear_act_bwd_dz_sums(dy: kd.In, z: kd.In, dz: kd.Out, partial: kd.Out, gra
         partial[p, n] = total
 
 
-@kd.kernel(dz="M N", partial="P N")
-def linear_act_bwd_sums(dz: kd.In, partial: kd.Out) -> None:
-    """Float32 sums of the columns of dz over P shares of the rows."""
-    for p, n in kd.parallel("P", kd.tile("N")):
-        total = kd.zeros([n])
-        for m in kd.sequential(kd.tile("M"), share=p):
-            total += kd.sum(dz[m, n], axis=0)
-        partial[p, n] = total
-
-
-@kd.kernel(partial="P N", db="N")
-def linear_act_bwd_db(partial: kd.In, db: kd.Out) -> None:
-    """The bias's gradient: sums of columns from their partial sums, always in the same order."""
-    for n in kd.parallel(kd.tile("N")):
-        total = kd.zeros([n])
-        for p in kd.sequential(kd.tile("P")):
-            total += kd.sum(partial[p, n], axis=0)
-        db[n] = total
-
-
 @kd.kernel(dz="M N", weight="N K", dx="M K")
 def linear_act_bwd_dx(dz: kd.In, weight: kd.In, dx: kd.Out) -> None:
     """dx = dz @ weight, accumulated in float32."""

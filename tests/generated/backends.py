@@ -53,7 +53,7 @@ def check_exactly(case: Case) -> None:
     for name, wanted in case.expected(arguments, cuda=False).items():
         scale = np.max(np.abs(wanted.values), initial=0.0, where=np.isfinite(wanted.values))
         values = wanted.values if isinstance(wanted, Close) else wanted.saturated
-        assert_within(outputs[name], values, _EXACT * scale, name)
+        assert_within(wanted.compared(outputs[name]), values, _EXACT * scale, name)
 
 
 def _present() -> targets.Target:

@@ -24,14 +24,22 @@ _NARROW = {"f8e4m3": ml_dtypes.float8_e4m3fn, "f8e5m2": ml_dtypes.float8_e5m2}
 
 @dataclass(frozen=True)
 class Close:
-    """An output must be within ``allowed`` (a number, or one for each element) of these values."""
+    """An output must be within ``allowed`` (a number, or one for each element) of these values.
+
+    ``summed``: it is partial sums, and their sums along this axis must be: where one share ends is the config's affair.
+    """
 
     values: Array
     allowed: Array | float
+    summed: int | None = None
 
     def check(self, got: torch.Tensor, name: str) -> None:
         """Fails unless it is."""
-        assert_within(got, self.values, self.allowed, name)
+        assert_within(self.compared(exact(got)), self.values, self.allowed, name)
+
+    def compared(self, got: Array) -> Array:
+        """What of an output is compared with the values."""
+        return got if self.summed is None else got.sum(self.summed)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,10 @@ class Rounded:
             f"{name}: {int(wrong.sum())} of {wrong.size} elements are not the {self.dtype} rounding: the first, at "
             f"{tuple(map(int, np.argwhere(wrong)[0]))}, is {values[wrong][0]}, of {self.values[wrong][0]}"
         )
+
+    def compared(self, got: Array) -> Array:
+        """What of an output is compared with the values: all of it."""
+        return got
 
     @property
     def saturated(self) -> Array:
