@@ -4,6 +4,7 @@ Facts are about the program, not the machine: which tiles there are, which tenso
 how they hang together. Knows no target and no config.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,6 +76,8 @@ class Facts:
     carried: tuple[tuple[ir.Type, ...], ...]
     """The tiles that each loop carries from one step to the next."""
     tile_types: frozenset[ir.Type]
+    alive: tuple[tuple[tuple[ir.Type, ...], ...], ...]
+    """For each scope, and each reduction directly in it, the tiles that were made there before and are still read after it."""
 
     @cached_property
     def dims(self) -> dict[str, int]:
@@ -123,6 +126,31 @@ class Facts:
         bounds = (node for loop in self.loops for bound in (loop.start, loop.stop) for node in ir.walk(bound))
         return any(isinstance(node, ir.Start | ir.Stop | ir.Load) for node in bounds)
 
+    def shared_out(self, scope: Scope) -> bool:
+        """Whether a scope is a loop over a program's share of a dim, without products: rows stream through it."""
+        return bool(scope) and self.loops[scope - 1].share and not self.products
+
+    @cached_property
+    def streams(self) -> bool:
+        """Whether any scope is such a loop."""
+        return any(self.shared_out(scope) for scope in range(1, len(self.loops) + 1))
+
+    def read_again(self, scope: Scope) -> tuple[Access, ...]:
+        """The tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""
+        if not self.shared_out(scope):
+            return ()
+        count = Counter(load for load in self.loads if load.scope == scope)
+        return tuple(
+            load for load, times in count.items() if times > 1 and self.loops[scope - 1].tile.axis in load.axes
+        )
+
+    @cached_property
+    def summed_down(self) -> frozenset[ir.Axis]:
+        """Axes along rows of memory whose tiles are reduced along other axes only: each program has columns to itself."""
+        reductions = [e for e in ir.every_expr(self.kernel.body) if isinstance(e, ir.Reduce)]
+        along = {e.x.type.shape[e.axis] for e in reductions}
+        return self.row_axes.intersection(*(e.type.shape for e in reductions)) - along if reductions else frozenset()
+
     @cached_property
     def product_axes(self) -> frozenset[ir.Axis]:
         return frozenset(axis for product in self.products for axis in (product.m, product.n, product.k))
@@ -156,7 +184,32 @@ def collect(problem: "Problem", kernel: ir.Kernel) -> Facts:
         outer=tuple(reader.outer),
         carried=tuple(reader.carried),
         tile_types=frozenset(node.type for node in _tile_exprs(kernel.body)),
+        alive=tuple(tuple(_alive(body)) for body in (kernel.body, *(loop.body for loop in reader.loops))),
     )
+
+
+def _alive(body: tuple[ir.Stmt, ...]) -> Iterator[tuple[ir.Type, ...]]:
+    """The tiles that live across each reduction directly in a body, those included that were made before it."""
+    inside = {s.name for s in ir.statements(body) if isinstance(s, ir.Assign)}
+    read = (e for e in ir.every_expr(body) if isinstance(e, ir.Var) and e.type.shape)
+    held = {e.name: e.type for e in read if e.name not in inside}
+    made: dict[str, ir.Type] = {}
+    for i, stmt in enumerate(body):
+        if isinstance(stmt, ir.Assign) and stmt.value.type.shape:
+            made[stmt.name] = stmt.value.type
+        if isinstance(stmt, ir.For) or any(isinstance(e, ir.Reduce) for e in ir.every_expr((stmt,))):
+            kept = {name: kind for name, kind in made.items() if _is_read(name, body[i + 1 :])}
+            yield tuple((held | kept).values())
+
+
+def _is_read(name: str, rest: tuple[ir.Stmt, ...]) -> bool:
+    """Whether a variable is read before it is given another value."""
+    for stmt in rest:
+        if any(isinstance(e, ir.Var) and e.name == name for e in ir.every_expr((stmt,))):
+            return True
+        if isinstance(stmt, ir.Assign) and stmt.name == name:
+            return False
+    return False
 
 
 def _tile_exprs(body: tuple[ir.Stmt, ...]) -> Iterator[ir.Expr]:

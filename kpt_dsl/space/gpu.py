@@ -20,6 +20,10 @@ PRODUCT_BLOCK = 256
 """Longest side of a product's tile that is worth trying: operands of more do not fit beside their pipeline."""
 ROW_BLOCK = 8192
 """Longest piece of a row worth reading at once in a loop; more bytes than a core needs in flight gain nothing."""
+ROW_PIECE = 128
+"""Shortest piece of a row worth reading at once."""
+COLUMN_PIECE = 32
+"""Fewest columns worth one program that does no more than sum down them: a line of 128 B of float32."""
 BATCH_BLOCK = 64
 """Most rows worth giving one program where rows do not share anything."""
 
@@ -33,6 +37,8 @@ def knobs(facts: Facts, target: Target) -> Knobs:
     most_warps = target.block_threads // target.warp_lanes
     found["num_warps"] = powers(1, min(most_warps, 8) if facts.products else most_warps)
     if any(load is not None and load.scope == p.scope for p in facts.products if p.scope for load in p.loads):
+        found["num_stages"] = target.stages
+    if facts.streams:
         found["num_stages"] = target.stages
     if _shares_operands(facts):
         found["group"] = (1, 4, 8, 16)
@@ -77,7 +83,9 @@ def _block_values(facts: Facts, axes: tuple[ir.Axis, ...]) -> tuple[int, ...]:
     if facts.product_axes.intersection(axes):
         low = max(least_lanes(facts, axis) for axis in axes)
         return powers(low, max(low, min(PRODUCT_BLOCK, extent)))
-    low, high = (128, ROW_BLOCK) if facts.row_axes.intersection(axes) else (1, BATCH_BLOCK)
+    low, high = (ROW_PIECE, ROW_BLOCK) if facts.row_axes.intersection(axes) else (1, BATCH_BLOCK)
+    if facts.summed_down.issuperset(axes) and not facts.streams:
+        low = COLUMN_PIECE
     return powers(min(low, extent), min(high, extent))
 
 

@@ -76,6 +76,8 @@ def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]
 
 def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
     if name == "num_stages":
+        if facts.streams:
+            return tuple(depth for depth in (1, *DEPTHS) if depth in values)
         through_registers = not target.async_copies and any(p.chained for p in facts.products)
         depths = (1,) if through_registers else DEPTHS
         return tuple(depth for depth in depths if depth in values) or values

@@ -8,6 +8,7 @@ The constants are round figures from the sources named; a model this small is ri
 import math
 from dataclasses import dataclass
 
+from kpt_dsl import ir
 from kpt_dsl.space.facts import Product, Scope
 from kpt_dsl.space.gpu_sizes import GpuSizes
 from kpt_dsl.space.instructions import instructions
@@ -40,6 +41,10 @@ PRESSURE_COST = 3
 """How much slower a kernel gets for each whole share of registers beyond that."""
 THREAD_BYTES = 32
 """Bytes of a tile that a thread best holds: two of the widest loads (16 B) under way at once."""
+REDUCTION = 80
+"""Clocks that the warps of a program wait for each other at a sum."""
+WIDE_LOAD = 16
+"""Bytes of the widest load of a thread."""
 HOLDING_COST = 0.05
 """How much slower a kernel gets for each doubling or halving of that."""
 INTERFERENCE = 0.15
@@ -83,6 +88,8 @@ def _roofline(sizes: GpuSizes) -> float:
     else:
         run = full * batch(sizes.resident) + (batch(math.ceil(rest / target.cores)) if rest else 0.0)
     memory = _memory_seconds(sizes)
+    if sizes.facts.streams and sizes.stages == 1:  # only the core's other programs load while one computes
+        memory += run / sizes.resident
     return _both(run, memory)
 
 
@@ -90,8 +97,12 @@ def _memory_seconds(sizes: GpuSizes) -> float:
     """Seconds of traffic with device memory: every tensor once, and what programs read again after L2 has lost it."""
     bytes_once: dict[str, float] = {}
     total = 0.0
+    streamed: set[str] = set()
     for load in sizes.facts.loads:
         mine = sizes.bytes(load) * sizes.steps[load.scope]
+        if sizes.facts.shared_out(load.scope):  # what such a loop reads again it has read in the same step
+            mine *= load.tensor.name not in streamed
+            streamed.add(load.tensor.name)
         total += mine
         bytes_once[load.tensor.name] = max(mine, bytes_once.get(load.tensor.name, 0.0))
     once = sum(bytes_once.values())
@@ -119,6 +130,8 @@ class _Step:
         # What all programs read alike stays in the core's own cache.
         accesses = [a for a in (*facts.loads, *facts.stores) if a.scope == scope and not facts.is_common(a)]
         moved = sum(map(sizes.bytes, accesses))
+        if sizes.stages == 1:  # what was read a moment ago is still in the core's own cache
+            moved -= sum(map(sizes.bytes, facts.read_again(scope)))
         work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
         tensor = sum(_product(sizes, p) for p in products)
         vector = work / (target.vector_flops_per_s / 2 / target.cores)
@@ -126,10 +139,30 @@ class _Step:
 
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
         arrive = MEMORY_LATENCY + fetch if moved else 0.0
-        ahead = sizes.stages - 1 if products and scope else 0
+        streams = facts.shared_out(scope)
+        ahead = sizes.stages - 1 if streams or (products and scope) else 0
+        if streams:
+            busy += _waits(sizes, scope) * REDUCTION / target.clock_hz
         alone = max(busy, fetch, arrive / ahead) if ahead else busy + arrive
         lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
         return _Step(tensor, vector, fetch, alone + lines * STEP / target.clock_hz)
+
+
+def _waits(sizes: GpuSizes, scope: Scope) -> int:
+    """How often the warps of a program wait for each other in a step of a streaming loop.
+
+    Warps lie along rows as far as these reach, a thread with one wide load; sums down columns cross those that are left over.
+    """
+    facts, waits = sizes.facts, 0
+    for node in ir.every_expr(facts.loops[scope - 1].body):
+        if isinstance(node, ir.Reduce) and len(node.x.type.shape) == 2:
+            size = max(load.tensor.dtype.bytes for load in facts.loads if load.scope == scope)
+            across = sizes.lanes(node.x.type.shape[1]) * size // (sizes.target.warp_lanes * WIDE_LOAD)
+            if node.axis == 0:
+                waits += 2 if sizes.warps > max(1, across) else 0
+            else:
+                waits += 1 if across > 1 else 0
+    return waits
 
 
 def _both(a: float, b: float) -> float:

@@ -27,6 +27,10 @@ INSTRUCTION_BYTES = 32
 """Bytes along k of the operands of one matrix instruction."""
 INSTRUCTION_ROWS = 16
 """Rows of the smallest matrix instruction: warps beyond a tile's rows share them."""
+TEMPORARIES = 1.25
+"""Tiles that a streaming loop makes on the way, beside those that it keeps across its sums (norm gradients, all GPUs)."""
+EARLY = 0.25
+"""Words an element that tiles read again hold where a pipeline brings them from the start of a step (compiled for sm_90)."""
 _COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 
@@ -39,7 +43,10 @@ def needed(sizes: "GpuSizes") -> int:
 def wished(sizes: "GpuSizes") -> float:
     """Further registers of a thread: masks, and operands that the compiler reads ahead. It gives way here before it spills."""
     facts = sizes.facts
-    if facts.products:
+    if facts.streams:
+        extra = TEMPORARIES * max(_made(sizes, scope) for scope in range(len(facts.loops) + 1))
+        extra += 0 if sizes.target.async_copies else sizes.ahead_bytes / 4
+    elif facts.products:
         extra = max(_masks(sizes, p) + _read(sizes, p) for p in facts.products) + _columns(sizes)
     else:  # a row stays while another is made of it
         extra = max(_held(sizes, scope) for scope in range(len(facts.loops) + 1))
@@ -52,9 +59,16 @@ def _held(sizes: "GpuSizes", scope: Scope) -> int:
     carried = sum(sizes.count(kind.shape) for kind in (facts.carried[scope - 1] if scope else ()))
     products = [p for p in facts.products if p.scope == scope]
     if not products:
-        return carried + max((sizes.count(a.axes) for a in facts.arithmetic if a.scope == scope), default=0)
+        alive = (sum(sizes.count(kind.shape) * kind.dtype.bytes for kind in kinds) // 4 for kinds in facts.alive[scope])
+        early = sum(sizes.count(load.axes) for load in facts.read_again(scope)) if sizes.stages > 1 else 0
+        return carried + max(_made(sizes, scope), *alive, 0) + int(EARLY * early)
     results = max((sizes.count((p.m, p.n)) for p in products if not p.carried), default=0)
     return carried + results + max(_operands(sizes, p) for p in products)
+
+
+def _made(sizes: "GpuSizes", scope: Scope) -> int:
+    """Elements of the largest tile that a scope makes."""
+    return max((sizes.count(a.axes) for a in sizes.facts.arithmetic if a.scope == scope), default=0)
 
 
 def _operands(sizes: "GpuSizes", product: Product) -> int:

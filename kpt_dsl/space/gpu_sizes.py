@@ -1,5 +1,6 @@
 """What a config asks of a GPU: threads, registers, shared memory, and how many blocks then share a core."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,10 +62,17 @@ class GpuSizes(Sized):
     def shared_bytes(self) -> int:
         """Shared memory of a block: pipelined operands, operands loaded once, and tiles on their way to be stored."""
         in_loops = max(map(self._operands, range(1, len(self.facts.loops) + 1)), default=0)
+        in_loops += self.ahead_bytes if self.target.async_copies else 0
         epilogue = self.epilogue_bytes // int(self.config.get("epilogue", 1)) if self.target.staged_stores else 0
         if self.config.get("persistent"):
             return in_loops + epilogue  # the next tile's operands are loaded while this one is stored
         return max(in_loops, epilogue)
+
+    @cached_property
+    def ahead_bytes(self) -> int:
+        """Bytes of the tiles that a streaming loop has on the way for its next steps."""
+        facts = self.facts
+        return (self.stages - 1) * sum(self.bytes(load) for load in facts.loads if facts.shared_out(load.scope))
 
     def _operands(self, scope: Scope) -> int:
         """Bytes of shared memory that the products of a loop read."""
@@ -96,7 +104,8 @@ class GpuSizes(Sized):
     def resident(self) -> int:
         """How many blocks run on a core at a time."""
         target = self.target
-        registers = min(self.registers, self.register_limit) * self.threads
+        each = self.registers + (math.ceil(gpu_registers.wished(self)) if self.facts.streams else 0)
+        registers = min(each, self.register_limit) * self.threads
         shared = self.shared_bytes + target.reserved_shared_bytes
         by_shared = target.core_shared_bytes // shared if shared else target.core_blocks
         return max(
