@@ -1,12 +1,32 @@
-"""What layer norm and RMS norm check alike."""
+"""What layer norm and RMS norm, and their gradients, have in common: checks, and how sums over rows are shared out."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from kpt.ops import checks
+from kpt.ops.backends import Launch
 from kpt.ops.dtypes import FLOATS
+from kpt.ops.norms_kernels import column_sums, partial_column_sums
+
+HELD_BYTES = 32 * 1024
+"""Longest row whose gradients one program makes while the sums of its share stay in registers beside it: 16384 elements in half
+precision take all registers of a multiprocessor, in 8 warps, without a spill (sm_80, 90, 120; compiled)."""
+
+HELD_COLUMNS, MOST_PROGRAMS = 8192, 4
+"""Columns of the rows that the programs of one multiprocessor hold together, and how many programs it has at most: as many as
+have room for their sums, so that one computes while others load."""
+
+TILE_COLUMNS, TILE_PROGRAMS, MOST_SHARES = 512, 8, 1024
+"""Columns of a tile, as a rule, and tiles at work on a multiprocessor, where no row is held; and shares at most."""
+
+CORES_UNKNOWN = 132
+"""Multiprocessors where there is no device to ask, for problems that are only recorded: those of an H100 or H200."""
+
+CPU_SHARES, CPU_ROWS = 3, 16
+"""Shares on a CPU, for its interpreters: few, of that many rows or more, so that each has a tile on every backend."""
 
 
 def as_shape(normalized_shape: Any) -> Any:
@@ -36,3 +56,70 @@ def check_norm(op: str, x: Any, normalized_shape: Any, **parameters: Any) -> Non
         half = x.dtype in (torch.float16, torch.bfloat16)
         checks.dtype(op, name, parameter.dtype, (x.dtype, torch.float32) if half else (x.dtype,))
         checks.same_device(op, "input", x, **{name: parameter})
+
+
+def check_norm_backward(
+    op: str, dy: Any, x: Any, normalized_shape: Any, needed: Any, inputs: Sequence[str], **parameters: Any
+) -> None:
+    """Raises InputError unless ``check_norm`` passes, dy is like x, and ``needed`` has a bool for each of the ``inputs``.
+
+    The gradient of a parameter is needed only where there is the parameter.
+    """
+    check_norm(op, x, normalized_shape, **parameters)
+    checks.shape(op, "dy", dy, x.shape, "the shape of input")
+    checks.same_dtype(op, "input", x, dy=dy)
+    checks.same_device(op, "input", x, dy=dy)
+    if not isinstance(needed, Sequence) or len(needed) != len(inputs) or not all(isinstance(n, bool) for n in needed):
+        checks.reject(op, "needed", repr(needed), f"{len(inputs)} bools, for {', '.join(inputs)}")
+    for name, wanted in zip(inputs[1:], needed[1:], strict=True):
+        if wanted and parameters[name] is None:
+            checks.reject(op, name, "None", f"a tensor, as the gradient of {name} is needed")
+
+
+def is_held(rows: torch.Tensor) -> bool:
+    """Whether a program can hold a row of this (rows, columns) matrix beside the sums of its share."""
+    return rows.shape[1] * rows.element_size() <= HELD_BYTES
+
+
+def shares(rows: torch.Tensor, held: bool) -> int:
+    """How many shares the rows of a (rows, columns) matrix are dealt out in: a program each if rows are held, else several."""
+    count, columns = rows.shape
+    if rows.device.type == "cpu":
+        return max(1, min(CPU_SHARES, count // CPU_ROWS))
+    cores = _cores(rows.device)
+    if held:
+        return min(count, cores * max(1, min(MOST_PROGRAMS, HELD_COLUMNS // columns)))
+    return max(1, min(count, cores * TILE_PROGRAMS * TILE_COLUMNS // columns, MOST_SHARES))
+
+
+@lru_cache(maxsize=64)
+def _cores(device: torch.device) -> int:
+    if device.type != "cuda":
+        return CORES_UNKNOWN
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def partial_sums(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Room for the float32 sums of the columns of a (rows, columns) matrix over ``count`` shares of its rows."""
+    return rows.new_empty((count, rows.shape[1]), dtype=torch.float32)
+
+
+def launch_column_sums(
+    launch: Launch, partial: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], shape: Sequence[int]
+) -> list[torch.Tensor]:
+    """The sums of one or two matrices of partial sums, each of the dtype of its parameter and the normalised shape."""
+    sums = [parameter.new_empty(shape) for parameter in parameters]
+    flat = [s.view(-1) for s in sums]
+    launch(
+        column_sums, partial[0], partial[1] if len(partial) > 1 else None, flat[0], flat[1] if len(flat) > 1 else None
+    )
+    return sums
+
+
+def launch_bias_sums(
+    launch: Launch, slopes: torch.Tensor, bias: torch.Tensor, shape: Sequence[int]
+) -> list[torch.Tensor]:
+    """The gradient of a bias alone: the sums of the columns of dy."""
+    partial = partial_sums(slopes, shares(slopes, held=False))
+    launch(partial_column_sums, slopes, partial)
+    return launch_column_sums(launch, [partial], [bias], shape)

@@ -10,6 +10,7 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
 from kpt.ops.layer_norm import reference
+from kpt.ops.layer_norm.backward import GRADIENT
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.layer_norm.shapes import DIMS, SHAPES, arguments
 from kpt.ops.library import define
@@ -73,5 +74,6 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "float32"},
+        gradient=GRADIENT,
     )
 )

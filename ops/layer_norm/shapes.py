@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -23,6 +24,10 @@ SHAPES = (
 )
 
 
+TRAINED = tuple(shape for shape in SHAPES if shape.dims["M"] >= 1024)
+"""Those that training has."""
+
+
 def arguments(
     dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True, bias: bool = True
 ) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, torch.Tensor | None, float]:
@@ -36,3 +41,11 @@ def arguments(
         randn(n) if bias else None,
         1e-5,
     )
+
+
+def backward_arguments(
+    dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True, bias: bool = True
+) -> tuple[Any, ...]:
+    """Random arguments of ``layer_norm_backward``, with all gradients wanted."""
+    x, shape, w, b, eps = arguments(dims, dtype, device, weight=weight, bias=bias)
+    return torch.randn_like(x), x, shape, w, b, eps, (True, weight, bias)

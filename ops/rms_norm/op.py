@@ -13,6 +13,7 @@ from kpt.ops.library import define
 from kpt.ops.norms import as_shape, check_norm
 from kpt.ops.registry import Op
 from kpt.ops.rms_norm import reference
+from kpt.ops.rms_norm.backward import GRADIENT
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
 from kpt.ops.rms_norm.shapes import DIMS, SHAPES, arguments
 
@@ -74,5 +75,6 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "float32"},
+        gradient=GRADIENT,
     )
 )

@@ -19,3 +19,27 @@ def rms_norm(
     if weight is not None and weight.dtype != x.dtype:
         return F.rms_norm(x.float(), normalized_shape, weight.float(), eps).to(x.dtype).contiguous()
     return F.rms_norm(x, normalized_shape, weight, eps).contiguous()
+
+
+def rms_norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None,
+    eps: float | None,
+    needed: Sequence[bool],
+) -> list[torch.Tensor]:
+    """The gradients of ``rms_norm`` that are needed, in float32 (float64 for float64), rounded at the end."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    wide_dy, wide_x = (t if t.dtype == torch.float64 else t.float() for t in (dy, x))
+    rstd = (wide_x.square().mean(dims, keepdim=True) + resolved_eps(x.dtype, eps)).rsqrt()
+    normal = wide_x * rstd
+    gradients = []
+    if needed[0]:
+        scaled = wide_dy if weight is None else wide_dy * weight
+        along = (scaled * normal).mean(dims, keepdim=True)
+        gradients.append(((scaled - normal * along) * rstd).to(x.dtype).contiguous())
+    if needed[1]:
+        assert weight is not None
+        gradients.append((wide_dy * normal).reshape(-1, *weight.shape).sum(0).to(weight.dtype))
+    return gradients

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -23,6 +24,10 @@ SHAPES = (
 )
 
 
+TRAINED = tuple(shape for shape in SHAPES if shape.dims["M"] >= 1024)
+"""Those that training has; fewer rows are decoding."""
+
+
 def arguments(
     dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True
 ) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, float | None]:
@@ -30,3 +35,9 @@ def arguments(
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     m, n = dims["M"], dims["N"]
     return randn(m, n), (n,), randn(n) if weight else None, 1e-6
+
+
+def backward_arguments(dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True) -> tuple[Any, ...]:
+    """Random arguments of ``rms_norm_backward``, with all gradients wanted."""
+    x, shape, w, eps = arguments(dims, dtype, device, weight=weight)
+    return torch.randn_like(x), x, shape, w, eps, (True, weight)

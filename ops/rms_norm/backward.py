@@ -1,0 +1,128 @@
+"""The gradients of RMS norm: an op of its own, the kernel calls behind it, and what autograd is told."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from kpt.ops import checks, norms
+from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
+from kpt.ops.library import define
+from kpt.ops.registry import Gradient, Op, Ready
+from kpt.ops.rms_norm import backward_kernels as kernels
+from kpt.ops.rms_norm import reference
+from kpt.ops.rms_norm.shapes import DIMS, TRAINED, backward_arguments
+
+OP = "rms_norm_backward"
+INPUTS = ("input", "weight")
+"""What has a gradient, in order."""
+
+
+def rms_norm_backward(
+    dy: torch.Tensor,
+    input: torch.Tensor,  # noqa: A002 (the name it has in rms_norm)
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None,
+    eps: float | None,
+    needed: Sequence[bool],
+) -> list[torch.Tensor]:
+    """The gradients of ``rms_norm``: of input and weight those that are ``needed`` (one bool for each), in this order.
+
+    ``dy``: the gradient of its output, of the shape and dtype of ``input``; the other arguments are its. Each gradient is
+    contiguous, with the shape and dtype of what it belongs to. The root mean square is made again, and all sums accumulate in
+    float32, in the same order every time. Raises InputError for arguments that do not fit. Zhang & Sennrich 2019,
+    arXiv:1910.07467.
+    """
+    given = (dy, input, norms.as_shape(normalized_shape), weight, eps, tuple(needed))
+    gradients: list[torch.Tensor] = _dispatch(*given)
+    return gradients
+
+
+def _check(dy: Any, x: Any, normalized_shape: Any, weight: Any, eps: Any, needed: Any) -> None:
+    norms.check_norm_backward(OP, dy, x, normalized_shape, needed, INPUTS, weight=weight)
+    if eps is not None:
+        checks.number(OP, "eps", eps)
+
+
+def _fake(
+    dy: Any, x: torch.Tensor, normalized_shape: Any, weight: Any, eps: Any, needed: Sequence[bool]
+) -> list[torch.Tensor]:
+    return [t.new_empty(t.shape) for t, wanted in zip((x, weight), needed, strict=True) if wanted]
+
+
+def _why_not(dy: Any, x: torch.Tensor, _: Any, weight: Any, *__: Any) -> str | None:
+    return wide_dtype(x, weight)
+
+
+def _run(
+    launch: Launch,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None,
+    eps: float | None,
+    needed: Sequence[bool],
+) -> list[torch.Tensor]:
+    needs_x, needs_weight = needed
+    if not needs_x and not needs_weight:
+        return []
+    width = math.prod(normalized_shape)
+    rows, slopes = as_matrix(x, width), as_matrix(dy, width)
+    flat = None if weight is None else weight.reshape(width)
+    eps = reference.resolved_eps(x.dtype, eps)
+    dx = torch.empty_like(rows, memory_format=torch.contiguous_format) if needs_x else None
+    gradients = [] if dx is None else [dx.view(x.shape)]
+    if not needs_weight:
+        launch(kernels.rms_norm_bwd_dx, slopes, rows, flat, dx, eps)
+        return gradients
+    assert weight is not None
+    held = norms.is_held(rows)
+    sums = norms.partial_sums(rows, norms.shares(rows, held))
+    if held:
+        launch(kernels.rms_norm_bwd, slopes, rows, flat, dx, sums, eps)
+    else:
+        statistics = [rows.new_empty(rows.shape[0], dtype=torch.float32) for _ in range(2)]
+        launch(kernels.rms_norm_bwd_rows, slopes, rows, flat, *statistics, eps)
+        launch(kernels.rms_norm_bwd_tiles, slopes, rows, flat, *statistics, dx, sums)
+    return gradients + norms.launch_column_sums(launch, [sums], [weight], normalized_shape)
+
+
+_dispatch = define(
+    Op(
+        name=OP,
+        schema="(Tensor dy, Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps, bool[] needed)"
+        " -> Tensor[]",
+        reference=reference.rms_norm_backward,
+        public=rms_norm_backward,
+        fake=_fake,
+        check=_check,
+        kernels=kernel_implementations(_run, _why_not),
+        dims=DIMS,
+        arguments=backward_arguments,
+        record=partial(record, _run),
+        shapes=TRAINED,
+        autocast={"cuda": "keep", "cpu": "keep"},
+    )
+)
+
+
+def _forward(
+    dispatch: Ready,
+    needed: Sequence[bool],
+    x: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None,
+    eps: float | None,
+) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    return dispatch(x, normalized_shape, weight, eps), (x, normalized_shape, weight, eps)
+
+
+def _backward(saved: tuple[Any, ...], needed: Sequence[bool], dy: torch.Tensor) -> list[torch.Tensor]:
+    gradients: list[torch.Tensor] = _dispatch(dy, *saved, needed)
+    return gradients
+
+
+GRADIENT = Gradient(INPUTS, _forward, _backward)
+"""Saves the input and the weight themselves: the root mean square of a row costs nothing beside reading it."""
