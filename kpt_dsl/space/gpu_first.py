@@ -22,6 +22,9 @@ DEPTHS = (2, 3, 4)
 for them: one stage then (AMD's own attention kernels)."""
 LONE_DEPTH = 3
 """Stages of a chain of products that has its core to itself, where they fit: else its second operand arrives late."""
+ROOM_FOR_ADDRESSES = 0.8
+"""Share of a thread's registers up to which there is room for the addresses of plain copies: attention's gradients at 0.9 spill
+with them on sm_90, and do not with descriptors."""
 DESCRIPTOR_SECONDS = 20e-6
 """Below this run time, encoding descriptors on the host costs more than they save."""
 GROUP = 16
@@ -54,8 +57,9 @@ def _overfull(sizes: GpuSizes) -> bool:
     """Whether an accumulator leaves no registers for what its epilogue makes of it, all at once."""
     if sizes.target.async_products and int(sizes.config.get("epilogue", 1)) > 1:
         return False
-    carried = sum(sizes.count(kind.shape) for kinds in sizes.facts.carried[-1:] for kind in kinds)
-    return carried / sizes.threads > EPILOGUE_SHARE * sizes.register_limit
+    carried = [sizes.count(kind.shape) for kinds in sizes.facts.carried[-1:] for kind in kinds]
+    largest = max(carried, default=0)  # one after the other, the others wait as they are
+    return (sum(carried) - largest + largest / EPILOGUE_SHARE) / sizes.threads > sizes.register_limit
 
 
 def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
@@ -101,10 +105,12 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
     # Descriptors lay tiles out for matrix units that read shared memory; where registers do, they cost more than they save.
     fitting = target.async_products and all(target.matrix_dtype(p.dtype.name) for p in facts.products)
     if "descriptors" in knobs and fitting and sizes.compulsory_seconds > DESCRIPTOR_SECONDS:
-        # A lone program of chained products has registers to spare, and plain copies were seen 3 to 9% faster on an H200.
+        # Where a lone program of chained products has registers to spare for addresses, plain copies were seen 3 to 9% faster
+        # on an H200.
         lone_chain = sizes.resident == 1 and any(p.chained for p in facts.products)
-        by_rule["descriptors"] = not lone_chain
-        if lone_chain and int(sizes.config.get("num_stages", 0)) < LONE_DEPTH:
+        by_rule["descriptors"] = not lone_chain or sizes.pressure > ROOM_FOR_ADDRESSES
+        deeper = sizes.having(sizes.config | {"num_stages": LONE_DEPTH})
+        if lone_chain and sizes.stages < LONE_DEPTH and deeper.shared_bytes <= target.shared_bytes:
             by_rule["num_stages"] = LONE_DEPTH
         if "persistent" in knobs and sizes.programs > WAVES * target.cores:
             by_rule["persistent"] = True

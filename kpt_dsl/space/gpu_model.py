@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from kpt_dsl import ir
+from kpt_dsl.space import gpu_registers
 from kpt_dsl.space.facts import Product, Scope
 from kpt_dsl.space.gpu_sizes import GpuSizes
 from kpt_dsl.space.instructions import instructions
@@ -188,15 +189,17 @@ def _product(sizes: GpuSizes, product: Product) -> float:
     """Seconds of one product in the matrix unit."""
     m, n = sizes.lanes(product.m), sizes.lanes(product.n)
     target = sizes.target
-    rows = m
+    rows, times = m, 1
     if target.async_products:
-        # An instruction reads its operands from shared memory for its own rows; warps that are left over share the columns.
+        # An instruction reads its operands from shared memory for its own rows; warps that are left over share the columns, or,
+        # in a link of a chain, do the same as others.
         rows = min(m, target.mma_rows)
-        if not target.tensor_memory_bytes:
+        times = gpu_registers.replicated(sizes, product)
+        if not target.tensor_memory_bytes and times == 1:
             n //= max(1, sizes.warps // target.mma_warps // max(1, m // target.mma_rows))
     balance = rows * n / (rows + n)
     efficiency = balance / (balance + OPERAND_ROWS)
     if m < target.mma_rows:
         efficiency *= 0.5  # only older, slower instructions have tiles this small
-    flops = 2 * sizes.count((product.m, product.n, product.k))
+    flops = 2 * sizes.count((product.m, product.n, product.k)) * times
     return flops / (target.peak(product.dtype.name) / target.cores) / efficiency

@@ -62,13 +62,26 @@ def _held(sizes: "GpuSizes", scope: Scope) -> int:
         alive = (sum(sizes.count(kind.shape) * kind.dtype.bytes for kind in kinds) // 4 for kinds in facts.alive[scope])
         early = sum(sizes.count(load.axes) for load in facts.read_again(scope)) if sizes.stages > 1 else 0
         return carried + max(_made(sizes, scope), *alive, 0) + int(EARLY * early)
-    results = max((sizes.count((p.m, p.n)) for p in products if not p.carried), default=0)
-    return carried + results + max(_operands(sizes, p) for p in products)
+    links = [p for p in products if not p.carried]
+    results = [replicated(sizes, p) * sizes.count((p.m, p.n)) for p in links]
+    # Where several products wait for each other, the operand made of them takes the place of the first; on its way between
+    # warps that share its rows it is there in both forms.
+    operand = max(_operands(sizes, p) for p in products)
+    both = sum(results) + (max(results) if any(replicated(sizes, p) > 1 for p in links) else 0) if links else 0
+    return carried + max(both, max(results, default=0) + operand)
 
 
 def _made(sizes: "GpuSizes", scope: Scope) -> int:
     """Elements of the largest tile that a scope makes."""
     return max((sizes.count(a.axes) for a in sizes.facts.arithmetic if a.scope == scope), default=0)
+
+
+def replicated(sizes: "GpuSizes", product: Product) -> int:
+    """How many warps do the same rows of a product that is a link of a chain: Triton gives each warp rows of its own there, so
+    warps beyond the rows repeat the work of others (AccelerateMatmul, ``warpsPerTileV3``)."""
+    target = sizes.target
+    alike = target.async_products and not target.tensor_memory_bytes and target.matrix_dtype(product.dtype.name)
+    return _sharing(sizes, product) if alike and not product.carried else 1
 
 
 def _operands(sizes: "GpuSizes", product: Product) -> int:

@@ -6,11 +6,15 @@ from functools import cached_property
 
 from kpt_dsl import ir
 from kpt_dsl.space import gpu_registers
-from kpt_dsl.space.facts import Facts, Product, Scope
+from kpt_dsl.space.facts import Access, Facts, Product, Scope
 from kpt_dsl.space.sized import Sized, up_to_power
 
 MIN_PRODUCT_SIDE = 16
 """Least lanes along an axis of a product; along k of 8-bit operands twice as many."""
+
+
+ASYNC_ROWS = 64
+"""Fewest rows of a product that any matrix unit works on by itself; with 64, sm_100 does so at half its speed."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class GpuSizes(Sized):
     def _is_async(self, product: Product) -> bool:
         """Whether a product is issued ahead and reads its operands from shared memory meanwhile."""
         target = self.target
-        large = self.lanes(product.m) >= target.mma_rows and self.warps >= target.mma_warps
+        large = self.lanes(product.m) >= min(target.mma_rows, ASYNC_ROWS) and self.warps >= target.mma_warps
         return target.async_products and large and target.matrix_dtype(product.dtype.name) == product.dtype.name
 
     @cached_property
@@ -77,21 +81,26 @@ class GpuSizes(Sized):
     def _operands(self, scope: Scope) -> int:
         """Bytes of shared memory that the products of a loop read."""
         held, passing = 0, 0
+        once: dict[Access, int] = {}
         for product in (p for p in self.facts.products if p.scope == scope):
             each = self._is_async(product) or self.target.buffer_per_stage
             buffers = self.stages if each else max(1, self.stages - 1)
             for load in product.loads:
                 if load is None:
                     held += self._exchanged(product)
-                elif load.scope == scope:
-                    held += buffers * self.bytes(load)
-                else:
-                    passing += self.bytes(load)
+                else:  # several products may read what was loaded once
+                    once[load] = max(once.get(load, 0), buffers * self.bytes(load) if load.scope == scope else 0)
+        held += sum(once.values())
+        passing = sum(self.bytes(load) for load in once if load.scope != scope)
         # Where copies pass through registers, what was loaded before the loop ends up there, and its room is used again.
         return held + passing if self.target.async_copies else max(held, passing)
 
     def _exchanged(self, product: Product) -> int:
-        """Bytes of a computed left operand that warps pass to each other: where several share its rows."""
+        """Bytes of a computed left operand that warps pass to each other: where several share its rows; and where products have
+        memory of their own, one that is made of several of them."""
+        links = sum(p.scope == product.scope and not p.carried for p in self.facts.products)
+        if self.target.tensor_memory_bytes and links > 1:
+            return self.count((product.m, product.k)) * product.dtype.bytes
         alone = self._is_async(product) or self.warps * MIN_PRODUCT_SIDE <= self.lanes(product.m)
         return 0 if alone else self.count((product.m, product.k)) * product.dtype.bytes
 

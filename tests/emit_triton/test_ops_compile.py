@@ -11,6 +11,7 @@ FLOATS = ("bf16", "f16", "f32")
 FP8 = ("f8e4m3", "f8e5m2")
 CASES = [
     ("flash_attention", {"B": 4, "H": 16, "G": 4, "M": 4096, "N": 4096, "D": 128}, FLOATS, {"causal": True}),
+    ("flash_attention_backward", {"B": 4, "H": 16, "G": 4, "M": 4096, "N": 4096, "D": 128}, FLOATS, {"causal": True}),
     ("linear_act", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu"}),
     ("layer_norm", {"M": 8192, "N": 4096}, FLOATS, {}),
     ("rms_norm", {"M": 512, "N": 65536}, FLOATS, {}),
@@ -19,9 +20,9 @@ CASES = [
 ]
 
 
-SPILLS = {("amd-rx-7900", "flash_attention"): 128}
+SPILLS = {("amd-rx-7900", "flash_attention"): 128, ("amd-rx-7900", "flash_attention_backward"): 1280}
 """Bytes a thread that may spill all the same: 256 registers do not hold causal attention of head dim 128 on gfx1100 in any
-tiling that was tried (docs/decisions.md)."""
+tiling that was tried, nor its gradients, of which no tiling spills less than 496 (docs/decisions.md)."""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""Loops in which several products wait for each other and read the same tiles: what the gradients of attention ask of a GPU."""
+
+import pytest
+
+from kpt.ops.flash_attention.backward_kernels import flash_attention_dkdv, flash_attention_dq
+from kpt_dsl.kernel import Kernel
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config, space
+from kpt_dsl.space.gpu_sizes import GpuSizes
+from kpt_dsl.targets import get
+
+H200 = get("nvidia-h200")
+
+
+def problem(kernel: Kernel, D: int = 128, causal: bool = False) -> Problem:
+    dtypes: dict[str, str | None] = dict.fromkeys(kernel.tensors, "bf16") | {"delta": "f32", "shift": "f32"}
+    dtypes["key_lengths"] = None
+    dims = {"B": 4, "H": 2048 // D, "G": 2048 // D, "M": 4096, "N": 4096, "D": D}
+    return Problem.of_shapes(kernel, dims, dtypes, {"causal": causal, "window": None})
+
+
+def sizes(kernel: Kernel, block_M: int, block_N: int, num_warps: int, causal: bool = False) -> GpuSizes:
+    config = Config(block_M=block_M, block_N=block_N, num_warps=num_warps, num_stages=2, descriptors=True)
+    found = space(problem(kernel, causal=causal), H200)
+    found.check(config)
+    return GpuSizes(found.variants[0].facts, H200, config)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "blocks", "shared", "registers"),
+    [  # what Triton 3.9 made of them for sm_90
+        (flash_attention_dq, (128, 64, 8), 131104, 142),
+        (flash_attention_dq, (128, 128, 8), 196640, 208),
+        (flash_attention_dq, (64, 64, 4), 99328, 156),
+        (flash_attention_dkdv, (64, 128, 8), 131600, 241),
+        (flash_attention_dkdv, (64, 64, 4), 99328, 252),
+        (flash_attention_dkdv, (32, 128, 8), 98584, 209),
+    ],
+)
+def test_estimates_are_near_what_was_compiled(
+    kernel: Kernel, blocks: tuple[int, int, int], shared: int, registers: int
+) -> None:
+    found = sizes(kernel, *blocks)
+    assert found.shared_bytes == pytest.approx(shared, rel=0.02)  # a tile that two products read is there once
+    assert abs(found.registers - registers) <= 30
+
+
+def test_warps_beyond_the_rows_repeat_the_work_of_others() -> None:
+    """Eight warps on 64 rows: each half makes all scores."""
+    found = space(problem(flash_attention_dkdv), H200)
+    four, eight = (
+        found.seconds(Config(block_M=64, block_N=64, num_warps=n, num_stages=2, descriptors=True)) for n in (4, 8)
+    )
+    assert eight > 1.2 * four
+    assert sizes(flash_attention_dkdv, 64, 64, 8).registers > sizes(flash_attention_dkdv, 32, 64, 8).registers + 16
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", [flash_attention_dq, flash_attention_dkdv], ids=lambda k: k.name)
+def test_first_configs_fill_the_matrix_unit(kernel: Kernel, D: int, causal: bool) -> None:
+    """Each four warps have the 64 rows of their instruction, and crowded registers leave addresses to descriptors."""
+    found = space(problem(kernel, D, causal), H200)
+    rows = found.first["block_M" if kernel is flash_attention_dq else "block_N"]
+    assert int(rows) >= 16 * int(found.first["num_warps"])
+    crowded = GpuSizes(found.variants[0].facts, H200, found.first).pressure > 0.8
+    assert found.first["descriptors"] or not crowded
+
+
+def test_two_accumulators_are_no_more_than_one_to_an_epilogue() -> None:
+    """dk and dv of 128 keys, 64 registers a thread each, are stored one after the other."""
+    assert space(problem(flash_attention_dkdv), H200).first["block_N"] == 128
