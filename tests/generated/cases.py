@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hypothesis.strategies import SearchStrategy
 
-from tests.generated import attention, norms, products, quantize
+from tests.generated import attention, linear_backward, norms, products, quantize
 from tests.generated.case import Case
 
 
@@ -20,6 +20,8 @@ class Cases:
 OPS: Mapping[str, Cases] = {
     "flash_attention": Cases(attention.attention(), attention.ALWAYS),
     "linear_act": Cases(products.linear_act(), products.ALWAYS_LINEAR),
+    "linear_act_saving": Cases(linear_backward.saving(), linear_backward.ALWAYS_SAVING),
+    "linear_act_backward": Cases(linear_backward.backward(), linear_backward.ALWAYS_BACKWARD),
     "layer_norm": Cases(norms.layer_norm(), norms.ALWAYS_LAYER_NORM),
     "rms_norm": Cases(norms.rms_norm(), norms.ALWAYS_RMS_NORM),
     "fp8_matmul": Cases(products.fp8_matmul(), products.ALWAYS_FP8),
