@@ -12,7 +12,9 @@ DIMS = {
     "linear_act_saving": {"M": 5, "N": 7, "K": 9},
     "linear_act_backward": {"M": 5, "N": 7, "K": 9},
     "layer_norm": {"M": 3, "N": 8},
+    "layer_norm_backward": {"M": 3, "N": 8},
     "rms_norm": {"M": 3, "N": 8},
+    "rms_norm_backward": {"M": 3, "N": 8},
     "fp8_matmul": {"M": 16, "N": 32, "K": 48},
     "quantize_fp8": {"M": 4, "N": 9},
 }
