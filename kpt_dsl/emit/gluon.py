@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
 from kpt_dsl.emit import Source, gluon_names
+from kpt_dsl.emit.gluon_functions import define
 from kpt_dsl.emit.gluon_layouts import GROUP_WARPS, LaidOutAxes, LaidOutExpressions, Product
-from kpt_dsl.emit.gluon_partitions import Partitions, define
+from kpt_dsl.emit.gluon_partitions import Partitions
 from kpt_dsl.emit.gluon_shared import Shared
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
@@ -73,6 +74,7 @@ class Module:
         self._target, self._config = target, config
         consumers, slots = int(config["consumers"]), int(config["num_stages"])
         self._consumers = consumers
+        self.overlap = bool(config.get("overlap", False))
         names = Names()
         for taken in (*gluon_names.RESERVED, *HELPERS):
             names.new(taken)
@@ -180,7 +182,7 @@ class Module:
         self._roles(partitions, out)
 
     def _bounds(self, begin: str, end: str, out: Writer) -> None:
-        """From which tile to which the loop runs: over one at least, for consumers take the first before they loop."""
+        """From where to where the loop runs, in whole tiles: over one at least where consumers take the first by itself."""
         loop, block = self.plan.loop, self.axes.lanes(self.plan.loop.tile.axis)
         if isinstance(loop.start, ir.Const):
             first = int(loop.start.value)
@@ -192,7 +194,7 @@ class Module:
             out.line(f"{end} = {self.high}")
         else:
             out.line(f"{self.high} = {self.expressions.text(loop.stop)}", loop.loc)
-            out.line(f"{end} = gl.maximum({self.high}, {begin} + 1)")
+            out.line(f"{end} = gl.maximum({self.high}, {begin} + 1)" if self.overlap else f"{end} = {self.high}")
 
     def _roles(self, partitions: Partitions, out: Writer) -> None:
         consumer, producer = partitions.consumer, partitions.producer

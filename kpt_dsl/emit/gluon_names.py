@@ -16,7 +16,16 @@ IMPORTS = (
     "from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait",
 )
 
-RESERVED = ("gluon", "gl", "fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
+RESERVED = (
+    "gluon",
+    "gl",
+    "fence_async_shared",
+    "mbarrier",
+    "tma",
+    "warpgroup_mma",
+    "warpgroup_mma_init",
+    "warpgroup_mma_wait",
+)
 
 
 def names(triton: tuple[int, int]) -> dict[str, str]:

@@ -4,18 +4,15 @@ A consumer of chained products keeps two of them in flight: it issues the first 
 of this step, and works on the first's result while the second runs. The left side of the second stays in registers.
 """
 
-import ast
-import builtins
-import textwrap
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
 from kpt_dsl.emit import gluon_names
+from kpt_dsl.emit.gluon_functions import Function, define
 from kpt_dsl.emit.gluon_layouts import Product
 from kpt_dsl.emit.gluon_shared import Ring, Tile
 from kpt_dsl.emit.text import Writer
-from kpt_dsl.emit.triton_axes import Bounds, Scope
+from kpt_dsl.emit.triton_axes import Bounds
 from kpt_dsl.emit.triton_memory import kept_axes
 from kpt_dsl.passes.pipeline import Part, Step, operand
 
@@ -24,36 +21,6 @@ if TYPE_CHECKING:
 
 LEFT = "LEFT_OPERAND"
 """The layout of a product's left side in registers."""
-
-
-@dataclass
-class Function:
-    """A function of the module. ``own``: its first parameters; the others are what it reads and nobody else defines."""
-
-    name: str
-    own: tuple[str, ...]
-    body: Writer
-    shared: frozenset[str]
-    """Names that the whole module knows."""
-
-    @property
-    def parameters(self) -> list[str]:
-        """Names of all parameters, without annotations."""
-        own = [p.partition(":")[0] for p in self.own]
-        found: dict[str, None] = {}
-        _read(ast.parse(textwrap.dedent(self.body.text())).body, {*own, *self.shared, *dir(builtins)}, found)
-        return [*own, *found]
-
-    def write(self, out: Writer) -> None:
-        """Write the function."""
-        annotated = [*self.own, *self.parameters[len(self.own) :]]
-        out.line("\n\n@gluon.jit")
-        out.call(f"def {self.name}(", annotated, tail="):", packed=True)
-        out.paste(self.body)
-
-    def arguments(self, *own: str) -> list[str]:
-        """What a call passes: values for its first parameters, and the rest under the names that they have outside."""
-        return [*own, *self.parameters[len(self.own) :]]
 
 
 class Partitions:
@@ -70,8 +37,8 @@ class Partitions:
         self.begin, self.end = names.new(f"{self.tile.name}_begin"), names.new(f"{self.tile.name}_end")
         # Names of our own, which variables of the author give way to.
         self._step, self._slot, self._turn = names.new("step"), names.new("slot"), names.new("turn")
-        self._before, self._final, self._running = names.new("before"), names.new("final"), names.new("running")
-        self._left = names.new("left")
+        self._before, self._next, self._more = names.new("before"), names.new("next"), names.new("more")
+        self._last, self._running, self._left = names.new("last"), names.new("running"), names.new("left")
         self.words = gluon_names.names(gluon_names.installed())
         self._steps: dict[str, Function] = {}
 
@@ -155,14 +122,12 @@ class Partitions:
         out.line(f"{self.axes.start(row.name)} += consumer * {self.axes.lanes(row.axis)}")
         body = Writer(depth=1)
         with self.module.tiles(row) as scopes:
-            for stmt in self.plan.setup:
-                self._statement(stmt, body)
+            self._statements(self.plan.setup, body)
             if self.plan.masked.link is not None:
                 self._chained(body)
             else:
                 self._lone(body)
-            for stmt in self.plan.after:
-                self._statement(stmt, body)
+            self._statements(self.plan.after, body)
             if self.shared.staged:
                 body.line("tma.store_wait(0)")
         for scope in (self.axes.top, *scopes):
@@ -172,31 +137,43 @@ class Partitions:
 
     def _chained(self, out: Writer) -> None:
         """Two products a step, the first one issued a step ahead."""
-        plan, shared = self.plan, self.shared
-        assert shared.held is not None
-        assert shared.link is not None
-        assert shared.product is not None
-        out.line(f"mbarrier.wait({shared.held_ready}.index(consumer), 0)")
-        out.line(f"{self._held} = {shared.held.name}.index(consumer)")
-        out.line("# The first step: no product is under way yet.")
-        out.line(f"{self.start} = {self.begin}")
-        out.line(f"mbarrier.wait({shared.link.ready}.index(0), 0)")
+        assert self.shared.held is not None
+        out.line(f"mbarrier.wait({self.shared.held_ready}.index(consumer), 0)")
+        out.line(f"{self._held} = {self.shared.held.name}.index(consumer)")
+        if self.module.overlap:
+            self._overlapped(out)
+        else:
+            self._compact(out)
+
+    def _first_link(self, out: Writer, pred: str = "") -> None:
+        """The link of the first step, on its own."""
+        link = self.shared.link
+        assert link is not None
+        out.line(f"mbarrier.wait({link.ready}.index(0), 0{pred})")
         self._issue_link(out, "0")
         out.line(f"{self._score} = warpgroup_mma_wait(0, deps=[{self._score}])")
-        out.line(f"mbarrier.arrive({shared.link.free}.index(0), count=1)")
+        out.line(f"mbarrier.arrive({link.free}.index(0), count=1{pred})")
+
+    # Overlapped: the work of a step begins while the product of the step before it runs.
+    def _overlapped(self, out: Writer) -> None:
+        product, masked = self.shared.product, self.plan.masked
+        assert product is not None
+        out.line("# The first step: no product is under way yet.")
+        out.line(f"{self.start} = {self.begin}")
+        self._first_link(out)
         if "clear" in self._steps:
             with out.block(f"if {self._starts_clear}:"):
-                self._call(self._steps["clear"], plan.masked, out)
+                self._call(self._steps["clear"], masked, out)
             with out.block("else:"):
-                self._call(self._steps["masked"], plan.masked, out)
+                self._call(self._steps["masked"], masked, out)
         else:
-            self._call(self._steps["masked"], plan.masked, out)
-        self._rescale(plan.masked, out)
-        for part in plan.parts:
-            self._part(part, out)
-        out.line(f"{self._final} = ({self.end} - 1 - {self.begin}) // {self.block}")
-        out.line(f"mbarrier.wait({shared.product.ready}.index({self._final} % SLOTS), {self._final} // SLOTS & 1)")
-        right = self._right(shared.product, f"{self._final} % SLOTS", plan.masked.product)
+            self._call(self._steps["masked"], masked, out)
+        self._rescale(masked, out)
+        for part in self.plan.parts:
+            self._overlapped_part(part, out)
+        out.line(f"{self._last} = ({self.end} - 1 - {self.begin}) // {self.block}")
+        out.line(f"mbarrier.wait({product.ready}.index({self._last} % SLOTS), {self._last} // SLOTS & 1)")
+        right = self._right(product, f"{self._last} % SLOTS", masked.product)
         out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
         out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
 
@@ -208,33 +185,69 @@ class Partitions:
         begins = "" if isinstance(clear.start, ir.Const) else f"({low} <= {self.begin}) & "
         return f"{begins}({self.begin} < {high})"
 
-    def _part(self, part: Part, out: Writer) -> None:
-        shared = self.shared
-        assert shared.link is not None
-        assert shared.product is not None
-        step = (
-            self._steps.get("clear", self._steps["masked"]) if part.loop.part == "interior" else self._steps["masked"]
-        )
-        low, second = self.expressions.text(part.loop.start), f"{self.begin} + {self.block}"
-        first = second if isinstance(part.loop.start, ir.Const) else f"gl.maximum({low}, {second})"
-        high = self.end if part is self.plan.parts[-1] else self.expressions.text(part.loop.stop)
-        if part.loop.part == "head":
-            first = second
-        with out.block(f"for {self.start} in range({first}, {high}, {self.block}):", part.loop.loc):
-            out.line(f"{self._step} = ({self.start} - {self.begin}) // {self.block}")
-            out.line(f"{self._slot} = {self._step} % SLOTS")
+    def _overlapped_part(self, part: Part, out: Writer) -> None:
+        link, product = self.shared.link, self.shared.product
+        assert link is not None
+        assert product is not None
+        second = f"{self.begin} + {self.block}"
+        begins = part.loop.part == "head" or isinstance(part.loop.start, ir.Const)
+        low = second if begins else f"gl.maximum({self.expressions.text(part.loop.start)}, {second})"
+        with out.block(f"for {self.start} in range({low}, {self._high(part)}, {self.block}):", part.loop.loc):
+            self._place(out)
             out.line(f"{self._before} = ({self._step} - 1) % SLOTS")
-            out.line(f"mbarrier.wait({shared.link.ready}.index({self._slot}), {self._step} // SLOTS & 1)")
+            out.line(f"mbarrier.wait({link.ready}.index({self._slot}), {self._step} // SLOTS & 1)")
             self._issue_link(out, self._slot)
-            out.line(f"mbarrier.wait({shared.product.ready}.index({self._before}), ({self._step} - 1) // SLOTS & 1)")
-            right = self._right(shared.product, self._before, part.step.product)
+            out.line(f"mbarrier.wait({product.ready}.index({self._before}), ({self._step} - 1) // SLOTS & 1)")
+            right = self._right(product, self._before, part.step.product)
             out.line(f"{self._running} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
             out.line(f"{self._score} = warpgroup_mma_wait(1, deps=[{self._score}])")
-            out.line(f"mbarrier.arrive({shared.link.free}.index({self._slot}), count=1)")
-            self._call(step, part.step, out)
+            out.line(f"mbarrier.arrive({link.free}.index({self._slot}), count=1)")
+            self._call(self._function_of(part), part.step, out)
             out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._running}])")
-            out.line(f"mbarrier.arrive({shared.product.free}.index({self._before}), count=1)")
+            out.line(f"mbarrier.arrive({product.free}.index({self._before}), count=1)")
             self._rescale(part.step, out)
+
+    # Compact: products are waited for together, and the work of a step stands once in the code for each kind of step. Three
+    # consumers hide each other's waits, and have neither the registers nor the instruction cache for more.
+    def _compact(self, out: Writer) -> None:
+        self._first_link(out, f", pred={self.begin} < {self.end}")
+        for part in self.plan.parts:
+            self._compact_part(part, out)
+
+    def _compact_part(self, part: Part, out: Writer) -> None:
+        link, product = self.shared.link, self.shared.product
+        assert link is not None
+        assert product is not None
+        low = self.begin if part is self.plan.parts[0] else self.expressions.text(part.loop.start)
+        with out.block(f"for {self.start} in range({low}, {self._high(part)}, {self.block}):", part.loop.loc):
+            self._place(out)
+            out.line(f"{self._next} = ({self._step} + 1) % SLOTS")
+            out.line(f"{self._more} = {self.start} + {self.block} < {self.end}")
+            self._call(self._function_of(part), part.step, out)
+            self._rescale(part.step, out)
+            ready = f"{link.ready}.index({self._next})"
+            out.line(f"mbarrier.wait({ready}, ({self._step} + 1) // SLOTS & 1, pred={self._more})")
+            # Behind the last step there is no tile: what the slot holds is multiplied all the same, and not read.
+            self._issue_link(out, self._next)
+            out.line(f"mbarrier.wait({product.ready}.index({self._slot}), {self._step} // SLOTS & 1)")
+            right = self._right(product, self._slot, part.step.product)
+            out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
+            out.line(f"{self._score} = warpgroup_mma_wait(1, deps=[{self._score}])")
+            out.line(f"mbarrier.arrive({link.free}.index({self._next}), count=1, pred={self._more})")
+            out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
+            out.line(f"mbarrier.arrive({product.free}.index({self._slot}), count=1)")
+
+    def _place(self, out: Writer) -> None:
+        """Which step this is, and which slots hold its tiles."""
+        out.line(f"{self._step} = ({self.start} - {self.begin}) // {self.block}")
+        out.line(f"{self._slot} = {self._step} % SLOTS")
+
+    def _high(self, part: Part) -> str:
+        return self.end if part is self.plan.parts[-1] else self.expressions.text(part.loop.stop)
+
+    def _function_of(self, part: Part) -> Function:
+        clear = part.loop.part == "interior" and "clear" in self._steps
+        return self._steps["clear" if clear else "masked"]
 
     def _lone(self, out: Writer) -> None:
         """One product a step: the next is issued before this one is waited for."""
@@ -308,8 +321,7 @@ class Partitions:
         bounds = Bounds(low, high, ragged, ragged and self.module.facts.padded(self.tile.axis), natural)
         body, out = Writer(depth=1), Writer(depth=1)
         with self.module.tiles(row) as scopes, self.axes.tile(self.tile, bounds) as columns:
-            for stmt in step.between:
-                self._statement(stmt, body)
+            self._statements(step.between, body)
             assert isinstance(step.product.value, ir.Dot)
             left = self.expressions.at_home(step.product.value.a)
             body.line(f"{self._left} = gl.convert_layout({left}, {LEFT})", step.product.loc)
@@ -330,6 +342,10 @@ class Partitions:
         out.line(f"{', '.join(self._results(step))} = {function.name}({', '.join(function.arguments())})")
 
     # ------------------------------------------------------------------ statements
+    def _statements(self, body: tuple[ir.Stmt, ...], out: Writer) -> None:
+        for stmt in body:
+            self._statement(stmt, out)
+
     def _statement(self, stmt: ir.Stmt, out: Writer) -> None:
         self._vectors(stmt, out)
         match stmt:
@@ -364,23 +380,3 @@ class Partitions:
         out.line("fence_async_shared()")
         out.line(f"{self.words['barrier']}()")
         out.line(f"{self.words['store']}({tile.descriptor}, {self.shared.corner(tile)}, {tile.name}.index(consumer))")
-
-
-def _read(body: list[ast.stmt], made: set[str], found: dict[str, None]) -> None:
-    """Add the names that statements read before anything gives them a value, in order of appearance."""
-    for stmt in body:
-        inner = stmt.body if isinstance(stmt, ast.For | ast.If) else []
-        names = [n for n in ast.walk(stmt) if isinstance(n, ast.Name) and not any(n in ast.walk(s) for s in inner)]
-        names.sort(key=lambda n: (n.lineno, n.col_offset))
-        updated = {stmt.target.id} if isinstance(stmt, ast.AugAssign) and isinstance(stmt.target, ast.Name) else set()
-        found |= dict.fromkeys(
-            n.id for n in names if n.id not in made and (isinstance(n.ctx, ast.Load) or n.id in updated)
-        )
-        made |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
-        _read(inner, made, found)
-
-
-def define(scope: Scope, out: Writer) -> None:
-    """Write what a scope defines."""
-    for name, text in scope.definitions.items():
-        out.line(f"{name} = {text}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kpt_dsl import ir, targets
 from kpt_dsl.emit import emit
 from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Scalar, TritonAbi
-from kpt_dsl.errors import InputError, TargetError
+from kpt_dsl.errors import ConfigError, InputError, TargetError
 from kpt_dsl.runtime.triton_interpreter import interpret
 from kpt_dsl.runtime.triton_launch import Launch, maker, numbers
 from kpt_dsl.runtime.triton_module import function
@@ -78,6 +78,8 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
 
     source = emit(problem, chip, config)
     abi: TritonAbi = source.abi
+    if abi.language != "triton":
+        raise ConfigError(f"{source.name}: Triton's interpreter does not run {config}; leave the schedule to the compiler")
     programs = abi.tiles(dict(problem.dims))
     if not programs:
         return

@@ -59,6 +59,8 @@ class Space:
     def __init__(self, problem: "Problem", target: Target) -> None:
         self.problem = problem
         self.target = target
+        self._own = _rules(target, target.rules)
+        self._schedules = [(name, _rules(target, module)) for name, module in target.schedules]
 
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
@@ -74,11 +76,9 @@ class Space:
                     yield from self._variants(Config({**choices, name: option}))
                 return
         facts = collect(self.problem, kernel)
-        own = _rules(self.target, self.target.rules)
-        scheduled = [(name, _rules(self.target, module)) for name, module in self.target.schedules]
-        others = [(name, rules, knobs) for name, rules in scheduled if (knobs := rules.knobs(facts, self.target))]
+        others = [(name, rules, knobs) for name, rules in self._schedules if (knobs := rules.knobs(facts, self.target))]
         plain = choices | {"schedule": PIPELINED} if others else choices
-        yield Variant(plain, facts, own.knobs(facts, self.target), own)
+        yield Variant(plain, facts, self._own.knobs(facts, self.target), self._own)
         for name, rules, knobs in others:
             yield Variant(choices | {"schedule": name}, facts, knobs, rules)
 

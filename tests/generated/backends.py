@@ -14,9 +14,6 @@ from tests.generated.case import Case, Close
 from tests.generated.configs import any_legal, any_lengths
 from tests.tolerances import assert_within
 
-_CPU_TARGET = {"triton": "nvidia-h200", "pallas": "tpu-v6e"}
-"""Whose space configs are drawn from where an interpreter stands for the device."""
-
 _EXACT = 1e-9
 """Largest error of the float64 mode, as a part of the result; constants such as log2(e) have 16 digits."""
 
@@ -32,7 +29,7 @@ def check(case: Case, backend: str, device: str) -> None:
     elif device == "cuda":
         config = any_legal(problem, _present(), case.seed, most_steps=1 << 20)
     else:
-        config = any_legal(problem, targets.get(_CPU_TARGET[backend]), case.seed)
+        config = any_legal(problem, runtime.runtime(backend).target(given), case.seed)
     try:
         returned = runtime.run(problem, given, config, backend)
         outputs: Mapping[str, Any] = given if returned is None else returned
