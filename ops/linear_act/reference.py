@@ -1,5 +1,6 @@
 """Linear, then activation, in native PyTorch: contract, oracle (float64 in, float64 out) and last fallback."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -70,14 +71,18 @@ def linear_act_backward(
             assert weight is not None
             preactivation = F.linear(x, weight, bias)
         dz = BACKWARD[activation](dy, preactivation)
-    rows = dz.reshape(-1, dz.shape[-1])
+    rows = _matrix(dz)
     gradients = []
     if needed[0]:
         assert weight is not None
         gradients.append(torch.matmul(dz, weight).contiguous())
     if needed[1]:
         assert x is not None
-        gradients.append((rows.T @ x.reshape(-1, x.shape[-1])).contiguous())
+        gradients.append((rows.T @ _matrix(x)).contiguous())
     if needed[2]:
         gradients.append(rows.sum(0))
     return gradients
+
+
+def _matrix(t: torch.Tensor) -> torch.Tensor:
+    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
