@@ -35,7 +35,9 @@ def draw(path: Path, title: str, curves: Mapping[str, Sequence[float]], windows:
             label = None
     below.set_ylabel("less PyTorch's loss")
     below.set_xlabel("step")
-    below.legend(frameon=False, fontsize="small")
+    figure.legend(
+        *below.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small"
+    )
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
