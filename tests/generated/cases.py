@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hypothesis.strategies import SearchStrategy
 
-from tests.generated import attention, linear_backward, norms, products, quantize
+from tests.generated import attention, attention_backward, linear_backward, norms, norms_backward, products, quantize
 from tests.generated.case import Case
 
 
@@ -19,6 +19,7 @@ class Cases:
 
 OPS: Mapping[str, Cases] = {
     "flash_attention": Cases(attention.attention(), attention.ALWAYS),
+    "flash_attention_backward": Cases(attention_backward.backward(), attention_backward.ALWAYS),
     "linear_act": Cases(products.linear_act(), products.ALWAYS_LINEAR),
     "linear_act_saving": Cases(linear_backward.saving(), linear_backward.ALWAYS_SAVING),
     "linear_act_backward": Cases(linear_backward.backward(), linear_backward.ALWAYS_BACKWARD),
