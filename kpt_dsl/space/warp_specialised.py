@@ -34,8 +34,9 @@ MAX_COLUMNS = 256
 OPERAND_BITS = 16
 SPARE_REGISTERS = 20
 """Registers of a thread beside those of tiles: row statistics, addresses, barriers (compiled for sm_90)."""
-MASK = 0.25
-"""Words an element that masks hold (compiled for sm_90)."""
+MASK = 0.35
+"""Words an element that each mask holds (compiled for sm_90)."""
+COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 BARRIER_BYTES = 1024
 """Of shared memory, for barriers and what the compiler keeps there."""
 
@@ -117,9 +118,11 @@ def _roomy(facts: Facts, target: Target, config: Config) -> bool:
     """Whether registers are left for masks, in steps that have some."""
     sizes = _sizes(facts, target, config)
     ragged = any(facts.dims[loop.tile.dim] % sizes.lanes(loop.tile.axis) for loop in facts.loops)
-    masked = max(sizes.lanes(p.n) for p in facts.products if not p.carried) if facts.uneven or ragged else 0
+    compared = sum(op in COMPARISONS for a in facts.arithmetic if a.scope and len(a.axes) == 2 for op in a.operations)
+    masks = compared + 1 if facts.uneven or ragged else 0
+    columns = max(sizes.lanes(p.n) for p in facts.products if not p.carried)
     rows = int(config[_block_of_row(facts)])
-    return _registers(sizes, rows) + rows * masked * MASK // CONSUMER_THREADS <= int(config["registers"])
+    return _registers(sizes, rows) + rows * columns * masks * MASK // CONSUMER_THREADS <= int(config["registers"])
 
 
 def seconds(facts: Facts, target: Target, config: Config) -> float:

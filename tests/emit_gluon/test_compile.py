@@ -1,0 +1,86 @@
+"""Gluon for Hopper: attention compiles for sm_90 without a GPU, within its budgets, and the schedule is there in the result."""
+
+import re
+from typing import Any
+
+import pytest
+
+from kpt.ops import registry
+from kpt_dsl import build, targets
+from kpt_dsl.build.triton import binary
+from kpt_dsl.emit import emit
+from kpt_dsl.emit.triton import WARP_SPECIALISED
+from kpt_dsl.errors import ConfigError
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config, space
+from kpt_dsl.space.warp_specialised import CONSUMERS
+
+H200 = targets.get("nvidia-h200")
+
+
+def attention(head_dim: int, m: int = 4096, n: int = 4096, dtype: str = "bf16", **flags: Any) -> Problem:
+    dims = {"B": 2, "H": 8, "G": 2, "M": m, "N": n, "D": head_dim}
+    return registry.get("flash_attention").problems(dims, dtype, **flags)[0]
+
+
+def config(problem: Problem, **knobs: Any) -> Config:
+    """The first warp-specialised config of a problem, some knobs changed."""
+    variant = next(v for v in space(problem, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
+    found = variant.rules.first(variant.facts, H200, variant.knobs)
+    assert found is not None
+    return variant.choices | found | knobs
+
+
+CASES = [
+    pytest.param(attention(64), {}, id="D64"),
+    pytest.param(attention(64, causal=True), {}, id="D64-causal"),
+    pytest.param(attention(64, causal=True), {"consumers": 1}, id="D64-one-consumer"),
+    pytest.param(attention(128, dtype="f16"), {}, id="D128-f16"),
+    pytest.param(attention(128, causal=True), {}, id="D128-causal"),
+    pytest.param(attention(128, causal=True), {"overlap": False}, id="D128-causal-compact"),
+    pytest.param(attention(128, 199, 760, causal=True), {}, id="D128-ragged"),
+    pytest.param(attention(128, 760, 199, causal=True, window=100), {}, id="D128-window"),
+    pytest.param(attention(128, window=100), {}, id="D128-window-both-sides"),
+    pytest.param(attention(80, 37, 199), {}, id="D80-ragged"),
+]
+
+
+@pytest.mark.parametrize(("problem", "knobs"), CASES)
+def test_attention_compiles_without_spills(problem: Problem, knobs: dict[str, Any]) -> None:
+    chosen = config(problem, **knobs)
+    space(problem, H200).check(chosen)
+    report = build.compile(problem, H200, chosen)
+    assert report.spills == 0, report
+    assert report.shared_bytes
+    assert report.shared_bytes <= H200.shared_bytes
+
+
+def test_the_schedule_is_in_what_is_compiled() -> None:
+    problem = attention(128, causal=True)
+    compiled = binary(emit(problem, H200, config(problem)), H200.arch, H200.warp_lanes)
+    assert "ttg.warp_specialize" in compiled.asm["ttgir"]
+    ptx = compiled.asm["ptx"]
+    assert "wgmma.mma_async" in ptx
+    assert "cp.async.bulk.tensor" in ptx
+    assert {int(n) for n in re.findall(r"setmaxnreg\.\w+\.sync\.aligned\.u32\s+(\d+)", ptx)} >= {24, 240}
+
+
+@pytest.mark.parametrize("consumers", CONSUMERS)
+def test_shared_memory_is_judged_before_compiling(consumers: int) -> None:
+    """The estimate is what the compiler takes, within the room left for barriers."""
+    problem = attention(64)
+    chosen = config(problem, consumers=consumers, registers=160)
+    report = build.compile(problem, H200, chosen)
+    variant = next(v for v in space(problem, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
+    from kpt_dsl.space.warp_specialised import BARRIER_BYTES, _shared_bytes, _sizes
+
+    judged = _shared_bytes(_sizes(variant.facts, H200, chosen))
+    assert report.shared_bytes is not None
+    assert judged - BARRIER_BYTES <= report.shared_bytes <= judged
+
+
+def test_a_kernel_without_the_form_is_refused() -> None:
+    lengths = attention(128, key_lengths=True)
+    chosen = config(attention(128))
+    with pytest.raises(ConfigError, match="has no warp-specialised schedule: a scalar is loaded"):
+        emit(lengths, H200, chosen)
