@@ -19,8 +19,11 @@ HELD_COLUMNS, MOST_PROGRAMS = 8192, 4
 """Columns of the rows that the programs of one multiprocessor hold together, and how many programs it has at most: as many as
 have room for their sums, so that one computes while others load."""
 
-TILE_COLUMNS, TILE_PROGRAMS, MOST_SHARES = 512, 8, 1024
-"""Columns of a tile, as a rule, and tiles at work on a multiprocessor, where no row is held; and shares at most."""
+TILE_COLUMNS, TILE_PROGRAMS = 512, 8
+"""Columns of a tile, as a rule, and tiles at work on a multiprocessor, where no row is held."""
+
+MOST_SHARES = 1024
+"""Most partial sums of a column that one program adds at once."""
 
 CORES_UNKNOWN = 132
 """Multiprocessors where there is no device to ask, for problems that are only recorded: those of an H100 or H200."""
@@ -87,9 +90,10 @@ def shares(rows: torch.Tensor, held: bool) -> int:
     if rows.device.type == "cpu":
         return max(1, min(CPU_SHARES, count // CPU_ROWS))
     cores = _cores(rows.device)
+    programs = cores * TILE_PROGRAMS * TILE_COLUMNS // columns
     if held:
-        return min(count, cores * max(1, min(MOST_PROGRAMS, HELD_COLUMNS // columns)))
-    return max(1, min(count, cores * TILE_PROGRAMS * TILE_COLUMNS // columns, MOST_SHARES))
+        programs = cores * max(1, min(MOST_PROGRAMS, HELD_COLUMNS // columns))
+    return max(1, min(count, programs, MOST_SHARES))
 
 
 @lru_cache(maxsize=64)

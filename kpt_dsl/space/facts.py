@@ -131,9 +131,14 @@ class Facts:
         return bool(scope) and self.loops[scope - 1].share and not self.products
 
     @cached_property
+    def streamed(self) -> frozenset[ir.Axis]:
+        """The axes along which such loops go."""
+        return frozenset(loop.tile.axis for scope, loop in enumerate(self.loops, 1) if self.shared_out(scope))
+
+    @property
     def streams(self) -> bool:
-        """Whether any scope is such a loop."""
-        return any(self.shared_out(scope) for scope in range(1, len(self.loops) + 1))
+        """Whether there is such a loop."""
+        return bool(self.streamed)
 
     def read_again(self, scope: Scope) -> tuple[Access, ...]:
         """The tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""

@@ -83,7 +83,8 @@ def _block_values(facts: Facts, axes: tuple[ir.Axis, ...]) -> tuple[int, ...]:
     if facts.product_axes.intersection(axes):
         low = max(least_lanes(facts, axis) for axis in axes)
         return powers(low, max(low, min(PRODUCT_BLOCK, extent)))
-    low, high = (ROW_PIECE, ROW_BLOCK) if facts.row_axes.intersection(axes) else (1, BATCH_BLOCK)
+    along_rows = facts.row_axes.intersection(axes) and not facts.streamed.issuperset(axes)
+    low, high = (ROW_PIECE, ROW_BLOCK) if along_rows else (1, BATCH_BLOCK)
     if facts.summed_down.issuperset(axes) and not facts.streams:
         low = COLUMN_PIECE
     return powers(min(low, extent), min(high, extent))

@@ -113,7 +113,7 @@ def _why_empty_share(sizes: TpuSizes) -> str | None:
         if not loop.share or not any(store.scope == scope for store in facts.stores):
             continue
         (dim,) = {facts.variables[e.name].dim for e in ir.walk(loop.start) if isinstance(e, ir.Index)}
-        if (tiles := sizes.tiles(loop.tile)) < facts.dims[dim]:
+        if 0 < (tiles := sizes.tiles(loop.tile)) < facts.dims[dim]:
             return f"{loop.tile.block} makes {tiles} tiles of {loop.tile.dim}, too few for {facts.dims[dim]} shares"
     return None
 
