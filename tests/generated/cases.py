@@ -25,6 +25,8 @@ OPS: Mapping[str, Cases] = {
     "linear_act_backward": Cases(linear_backward.backward(), linear_backward.ALWAYS_BACKWARD),
     "layer_norm": Cases(norms.layer_norm(), norms.ALWAYS_LAYER_NORM),
     "rms_norm": Cases(norms.rms_norm(), norms.ALWAYS_RMS_NORM),
+    "layer_norm_backward": Cases(norms_backward.layer_norm(), norms_backward.ALWAYS_LAYER_NORM),
+    "rms_norm_backward": Cases(norms_backward.rms_norm(), norms_backward.ALWAYS_RMS_NORM),
     "fp8_matmul": Cases(products.fp8_matmul(), products.ALWAYS_FP8),
     "quantize_fp8": Cases(quantize.quantize_fp8(), quantize.ALWAYS_QUANTIZE),
 }
