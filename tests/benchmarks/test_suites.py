@@ -67,6 +67,15 @@ def test_a_peer_that_fails_is_missing_and_costs_nothing_else() -> None:
     assert missing == dict.fromkeys(("broken", "fails later"), "RuntimeError: no kernel image")
 
 
+def test_peers_of_a_forward_compute_the_same() -> None:
+    peers_of = TINY["attention"]().peers
+    assert "FlexAttention" in peers_of
+    (expected,) = peers.as_tensors(peers_of["SDPA flash"]())
+    for run in peers_of.values():
+        (got,) = peers.as_tensors(run())
+        assert torch.allclose(got.float(), expected.float(), atol=0.05)
+
+
 def test_backwards_are_of_the_same_gradients() -> None:
     """Every attention, and kpt's generated one, differentiates the same function of the same tensors."""
     with kpt.ops.prefer("numpy"):
