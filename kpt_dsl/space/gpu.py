@@ -43,6 +43,8 @@ def knobs(facts: Facts, target: Target) -> Knobs:
     if _shares_operands(facts):
         found["group"] = (1, 4, 8, 16)
         found["persistent"] = (False, True)
+    elif facts.products and facts.uneven and len(facts.kernel.grid) > 1 and len(facts.grid_tiles) == 1:
+        found["group"] = (1, 4, 8, 16)  # the longest programs of so many heads go first
     if target.descriptors and any(_may_describe(facts, access) for access in (*facts.loads, *facts.stores)):
         found["descriptors"] = (False, True)
         if any(_parts(facts, store) for store in facts.stores):

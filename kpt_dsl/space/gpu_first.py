@@ -29,6 +29,8 @@ DESCRIPTOR_SECONDS = 20e-6
 """Below this run time, encoding descriptors on the host costs more than they save."""
 GROUP = 16
 """Rows of tiles that are walked together, so that operands stay in L2."""
+TURNS = 4
+"""Heads that take turns where their programs differ: enough for the last ones to run to be short, few enough for L2."""
 
 WAVES = 2
 """From this many tiles a core on, programs that go on to the next tile hide its loads behind the end of the last."""
@@ -59,7 +61,8 @@ def _overfull(sizes: GpuSizes) -> bool:
         return False
     carried = [sizes.count(kind.shape) for kinds in sizes.facts.carried[-1:] for kind in kinds]
     largest = max(carried, default=0)  # one after the other, the others wait as they are
-    return (sum(carried) - largest + largest / EPILOGUE_SHARE) / sizes.threads > sizes.register_limit
+    worked_on = largest + sum(sizes.count(load.axes) for load in sizes.facts.beside_results)
+    return (sum(carried) - largest + worked_on / EPILOGUE_SHARE) / sizes.threads > sizes.register_limit
 
 
 def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
@@ -100,7 +103,9 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
     """The same tiles, warps and stages with the other knobs as they follow from them."""
     facts, target = sizes.facts, sizes.target
     by_rule: dict[str, Value] = {}
-    if "group" in knobs and min(map(sizes.tiles, facts.grid_tiles[-2:])) >= GROUP:
+    if "group" in knobs and len(facts.grid_tiles) == 1:
+        by_rule["group"] = TURNS
+    elif "group" in knobs and min(map(sizes.tiles, facts.grid_tiles[-2:])) >= GROUP:
         by_rule["group"] = GROUP
     # Descriptors lay tiles out for matrix units that read shared memory; where registers do, they cost more than they save.
     fitting = target.async_products and all(target.matrix_dtype(p.dtype.name) for p in facts.products)

@@ -134,7 +134,7 @@ class _Step:
         if sizes.stages == 1:  # what was read a moment ago is still in the core's own cache
             moved -= sum(map(sizes.bytes, facts.read_again(scope)))
         work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
-        tensor = sum(_product(sizes, p) for p in products)
+        tensor = sum(product_seconds(sizes, p) for p in products)
         vector = work / (target.vector_flops_per_s / 2 / target.cores)
         fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
 
@@ -185,7 +185,7 @@ def _side_by_side(sizes: GpuSizes, tensor: float, vector: float, programs: int) 
     return max(tensor, vector) + exposed * min(tensor, vector)
 
 
-def _product(sizes: GpuSizes, product: Product) -> float:
+def product_seconds(sizes: GpuSizes, product: Product) -> float:
     """Seconds of one product in the matrix unit."""
     m, n = sizes.lanes(product.m), sizes.lanes(product.n)
     target = sizes.target

@@ -41,7 +41,7 @@ CASES = [
     pytest.param(attention(128, 199, 760, causal=True), {}, id="D128-ragged"),
     pytest.param(attention(128, 760, 199, causal=True, window=100), {}, id="D128-window"),
     pytest.param(attention(128, window=100), {}, id="D128-window-both-sides"),
-    pytest.param(attention(80, 37, 199), {}, id="D80-ragged"),
+    pytest.param(attention(80, 97, 199), {}, id="D80-ragged"),
 ]
 
 

@@ -227,7 +227,7 @@ KNOWN_GOOD = (
     (H200, problems.attention(16384, 16384, 64), {
         "schedule": "warp_specialised", "block_M": 64, "block_N": 128, "consumers": 3, "registers": 160,
     }),
-    (H200, problems.attention(1, 8192), {"schedule": "pipelined", "block_M": 16}),
+    (H200, problems.attention(1, 8192), {"block_M": 16}),
     (H200, problems.layer_norm(4096, 16384), {"whole_row": True, "block_M": 1, "num_warps": 16}),
     (H200, problems.layer_norm(16, 262144), {"whole_row": False}),
     (MI300X, problems.attention(16384, 16384), {"block_M": 128, "block_N": 64, "num_stages": 1}),
