@@ -157,6 +157,14 @@ class Facts:
         return self.row_axes.intersection(*(e.type.shape for e in reductions)) - along if reductions else frozenset()
 
     @cached_property
+    def beside_results(self) -> tuple[Access, ...]:
+        """The tiles that are read behind all loops, element by element with the result of a product that is then stored."""
+        results = {store.axes for store in self.stores if store.product and not store.scope and len(store.axes) > 1}
+        operands = {load.tensor.name for product in self.products for load in product.loads if load is not None}
+        behind = (load for load in self.loads if not load.scope and load.axes in results)
+        return tuple(load for load in behind if load.tensor.name not in operands)
+
+    @cached_property
     def product_axes(self) -> frozenset[ir.Axis]:
         return frozenset(axis for product in self.products for axis in (product.m, product.n, product.k))
 

@@ -67,7 +67,10 @@ class GpuSizes(Sized):
         """Shared memory of a block: pipelined operands, operands loaded once, and tiles on their way to be stored."""
         in_loops = max(map(self._operands, range(1, len(self.facts.loops) + 1)), default=0)
         in_loops += self.ahead_bytes if self.target.async_copies else 0
-        epilogue = self.epilogue_bytes // int(self.config.get("epilogue", 1)) if self.target.staged_stores else 0
+        staged = self.epilogue_bytes if self.target.staged_stores else 0
+        if self.config.get("descriptors"):
+            staged += sum(map(self.bytes, self.facts.beside_results))
+        epilogue = staged // int(self.config.get("epilogue", 1))
         if self.config.get("persistent"):
             return in_loops + epilogue  # the next tile's operands are loaded while this one is stored
         return max(in_loops, epilogue)

@@ -28,6 +28,16 @@ def two_products(a: kd.In, b: kd.In, c: kd.In, y: kd.Out) -> None:
         y[m, :] = acc
 
 
+@kd.kernel(a="M K", b="N K", r="M N", y="M N")
+def with_residual(a: kd.In, b: kd.In, r: kd.In, y: kd.Out) -> None:
+    """r + a @ b.T, by a stranger."""
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        acc = kd.zeros([m, n])
+        for k in kd.sequential(kd.tile("K")):
+            acc = kd.dot(a[m, k], b[n, k].T, acc)
+        y[m, n] = r[m, n] + acc
+
+
 def attention(
     m: int, n: int, d: int = 128, *, b: int = 1, h: int = 16, g: int = 16, dtype: str = "bf16", causal: bool = False
 ) -> Problem:
@@ -72,6 +82,10 @@ def quantize(m: int, n: int, dtype: str = "bf16") -> list[Problem]:
         Problem.of_shapes(row_amax, {"M": m, "N": n}, {"x": dtype, "amax": "f32"}),
         Problem.of_shapes(quantize_with_scale, {"M": m, "N": n, "ONE": 1}, {"x": dtype, "scale": "f32", "y": "f8e4m3"}),
     ]
+
+
+def residual(m: int, n: int, k: int, dtype: str = "bf16") -> Problem:
+    return Problem.of_shapes(with_residual, {"M": m, "N": n, "K": k}, dict.fromkeys(("a", "b", "r", "y"), dtype))
 
 
 def of_strangers(m: int, n: int, dtype: str = "bf16") -> list[Problem]:

@@ -140,6 +140,18 @@ def test_planted_config_is_refused_with_its_reason(
         found.check(config)
 
 
+def test_what_is_read_beside_a_result_takes_shared_memory() -> None:
+    """As much as Triton allocates: 262,208 B were seen of this config, and it does not fit."""
+    config = Config(
+        block_M=256, block_N=128, block_K=64, num_warps=8, num_stages=4, group=16, persistent=True, descriptors=True, epilogue=2
+    )  # fmt: skip
+    chip = targets.get("nvidia-b200")
+    assert space(problems.linear(8192, 8192, 8192), chip).why_illegal(config) is None
+    reason = space(problems.residual(8192, 8192, 8192), chip).why_illegal(config)
+    assert reason is not None
+    assert reason.startswith("tiles need about 262,144 B of shared memory")
+
+
 def test_a_tpu_block_that_is_no_multiple_of_a_register_is_refused() -> None:
     found = space(problems.linear(1000, 1000, 1000), V6E)
     assert 1000 in found.knobs["block_N"]
