@@ -171,8 +171,8 @@ class _Guard:
         """``x`` with the identity in the padding of ``axis``, unless it is known to be there."""
         if not self.is_padded(axis) or pads.get(axis) == identity:
             return x
-        if isinstance(x, ir.Cast) and x.type.dtype.is_float and x.x.type.dtype.is_float:
-            # Inside the cast it is the mask that other readers of the same value have.
+        if identity == 0 and isinstance(x, ir.Cast) and x.type.dtype.is_float and x.x.type.dtype.is_float:
+            # Inside the cast it is the mask that other readers of the same value have. (Infinities are not: fp8 has none.)
             return replace(x, x=self.masked(x.x, {}, axis, identity))
         fill = ir.Const(identity, type=Type(x.type.dtype))
         return ir.Where(valid(axis, x.type.shape), x, fill, type=x.type, loc=x.loc)
