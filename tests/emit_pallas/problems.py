@@ -5,10 +5,13 @@ from collections.abc import Iterator
 import kpt_dsl as kd
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
+from kpt.ops.layer_norm import backward_kernels as layer
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.kernels import linear_act_fwd
+from kpt.ops.norms_kernels import column_sums, partial_column_sums
 from kpt.ops.quantize_fp8.kernels import quantize_rows, quantize_with_scale, row_amax
+from kpt.ops.rms_norm import backward_kernels as rms
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
 from kpt_dsl.problem import Problem
 
@@ -35,6 +38,14 @@ def norm(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300) -> Problem:
     return Problem.of_shapes(kernel, {"M": M, "N": N}, dict.fromkeys(kernel.tensors, dtype))
 
 
+def norm_backward(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300, P: int = 2) -> Problem:
+    """A kernel of their gradients, with all that it makes; statistics and partial sums are float32."""
+    wide = {"mean", "rstd", "across", "along", "dweight", "dbias", "partial", "first", "second"}
+    dtypes = {tensor: "f32" if tensor in wide else dtype for tensor in kernel.tensors}
+    dims = {"M": M, "N": N, "P": P}
+    return Problem.of_shapes(kernel, {dim: dims[dim] for dim in kernel.dim_names}, dtypes)
+
+
 def fp8_matmul(dtype: str, M: int = 370, N: int = 1099, K: int = 600) -> Problem:
     """Row-wise scales, bias, bf16 out."""
     dtypes = {"a": dtype, "b": dtype, "scale_a": "f32", "scale_b": "f32", "bias": "bf16", "y": "bf16"}
@@ -59,6 +70,10 @@ def every_op() -> Iterator[tuple[str, Problem]]:
         yield f"flash_attention-{dtype}-causal-masked", attention(dtype, causal=True, masked=True)
         yield f"layer_norm-{dtype}", norm(layer_norm_fwd, dtype)
         yield f"rms_norm-{dtype}", norm(rms_norm_fwd, dtype)
+        for kernel in (layer.layer_norm_bwd, layer.layer_norm_bwd_dx, layer.layer_norm_bwd_rows, layer.layer_norm_bwd_tiles,
+                       rms.rms_norm_bwd, rms.rms_norm_bwd_dx, rms.rms_norm_bwd_rows, rms.rms_norm_bwd_tiles,
+                       partial_column_sums, column_sums):  # fmt: skip
+            yield f"{kernel.name}-{dtype}", norm_backward(kernel, dtype)
     for dtype in FP8:
         yield f"fp8_matmul-{dtype}", fp8_matmul(dtype)
     for dtype, to in zip(WIDE, (*FP8, FP8[0]), strict=True):

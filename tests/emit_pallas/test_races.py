@@ -8,10 +8,12 @@ import pytest
 import kpt_dsl as kd
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
+from kpt.ops.layer_norm.backward_kernels import layer_norm_bwd
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.quantize_fp8.kernels import quantize_rows
+from kpt.ops.rms_norm.backward_kernels import rms_norm_bwd
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
 from kpt_dsl import targets
 from kpt_dsl.emit import emit
@@ -70,7 +72,17 @@ def _quantize(rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Conf
     return quantize_rows, arguments, Config(whole_row=False, block_M=16, block_N=128)
 
 
+def _norm_backward(kernel: kd.Kernel, rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
+    """Three shares of rows of which none is a whole number of tiles long."""
+    made = {"dx": out(44, 200), "dweight": out(3, 200), "dbias": out(3, 200)}
+    given = {"dy": drawn(rng, 44, 200), "x": drawn(rng, 44, 200), "weight": drawn(rng, 200), "eps": 1e-5}
+    arguments = {name: (given | made)[name] for name in kernel.signature.parameters}
+    return kernel, arguments, Config(read_again=False, block_M=8)
+
+
 CASES = {
+    "layer_norm_backward": lambda rng: _norm_backward(layer_norm_bwd, rng),
+    "rms_norm_backward": lambda rng: _norm_backward(rms_norm_bwd, rng),
     "linear_act": _linear,
     "layer_norm": lambda rng: _norm(layer_norm_fwd, rng),
     "rms_norm": lambda rng: _norm(rms_norm_fwd, rng),

@@ -14,7 +14,9 @@ CASES = [
     ("flash_attention_backward", {"B": 4, "H": 16, "G": 4, "M": 4096, "N": 4096, "D": 128}, FLOATS, {"causal": True}),
     ("linear_act", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu"}),
     ("layer_norm", {"M": 8192, "N": 4096}, FLOATS, {}),
+    ("layer_norm_backward", {"M": 8192, "N": 4096}, FLOATS, {}),
     ("rms_norm", {"M": 512, "N": 65536}, FLOATS, {}),
+    ("rms_norm_backward", {"M": 512, "N": 65536}, FLOATS, {}),
     ("fp8_matmul", {"M": 8192, "N": 8192, "K": 8192}, FP8, {}),
     ("quantize_fp8", {"M": 8192, "N": 4096}, FLOATS, {}),
 ]
@@ -36,3 +38,14 @@ def test_first_configs(target: str, op: str, dims: dict[str, int], dtype: str, f
         report = build.compile(problem, chip, space(problem, chip).first)
         assert report.registers, report
         assert (report.spills or 0) <= SPILLS.get((target, op), 0), f"{problem} {report}"
+
+
+@pytest.mark.parametrize("target", ["nvidia-a100", "nvidia-l40s", "nvidia-h200", "nvidia-rtx-5090"])
+@pytest.mark.parametrize("op", ["layer_norm_backward", "rms_norm_backward"])
+def test_the_widest_rows_that_are_held_with_their_sums(op: str, target: str) -> None:
+    """They take all registers of a multiprocessor; on sm_100 40 bytes a thread spill, on gfx942 164."""
+    chip = targets.get(target)
+    held, *_ = registry.get(op).problems({"M": 4096, "N": 16384}, "bf16")
+    report = build.compile(held, chip, space(held, chip).first)
+    assert report.registers
+    assert not report.spills, f"{held} {report}"
