@@ -5,11 +5,11 @@ whose preference holds, and that a gradient is not differentiated again. Knows n
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from kpt.ops.choice import holding, preferred
+from kpt.ops.choice import Holding, preferred
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.errors import KptError
 
@@ -38,36 +38,60 @@ class _Followed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: Op, dispatch: Ready, *arguments: Any) -> Any:
         assert op.gradient is not None
-        ctx.op, ctx.preference = op, preferred()
-        ctx.needed = tuple(ctx.needs_input_grad[2 + position] for position in op.differentiable)
+        needs = ctx.needs_input_grad
+        needed = tuple([needs[2 + position] for position in op.differentiable])
         with _below_autograd():
-            outputs, saved = op.gradient.forward(dispatch, ctx.needed, *arguments)
-        ctx.save_for_backward(*(v if isinstance(v, torch.Tensor) else None for v in saved))
-        ctx.values = tuple(None if isinstance(v, torch.Tensor) else v for v in saved)
-        ctx.set_materialize_grads(False)
+            outputs, saved = op.gradient.forward(dispatch, needed, *arguments)
         count, given = (len(outputs), outputs) if isinstance(outputs, list) else (None, [outputs])
-        ctx.arguments, ctx.outputs = len(arguments), len(given)
-        known = {id(v) for v in (*arguments, *given)}
-        return (count, *given, *(v for v in saved if isinstance(v, torch.Tensor) and id(v) not in known))
+        tensors = [v if isinstance(v, torch.Tensor) else None for v in saved]
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        values = [v if t is None else None for t, v in zip(tensors, saved, strict=True)]
+        ctx.call = _Call(op, needed, preferred(), len(arguments), len(given), values)
+        known = {*map(id, arguments), *map(id, given)}
+        return (count, *given, *[t for t in tensors if t is not None and id(t) not in known])
 
     @staticmethod
     def backward(ctx: Any, _: None, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        output_gradients = gradients[: ctx.outputs]
-        by_position: list[torch.Tensor | None] = [None] * (2 + ctx.arguments)
-        if any(g is not None for g in output_gradients):
-            op, tensors = ctx.op, ctx.saved_tensors
-            saved = tuple(v if t is None else t for t, v in zip(tensors, ctx.values, strict=True))
-            with torch.no_grad(), _below_autograd(), holding(ctx.preference):
-                wanted = op.gradient.backward(saved, ctx.needed, *output_gradients)
+        call: _Call = ctx.call
+        by_position: list[torch.Tensor | None] = [None] * (2 + call.arguments)
+        arriving = gradients[: call.outputs]
+        if any(g is not None for g in arriving):
+            tensors = ctx.saved_tensors
             if torch.is_grad_enabled():
-                wanted = _not_again(op, wanted, (*tensors, *output_gradients))
-            positions = [p for p, needed in zip(op.differentiable, ctx.needed, strict=True) if needed]
+                with torch.no_grad():
+                    wanted = call.gradients(tensors, arriving)
+                wanted = _not_again(call.op, wanted, (*tensors, *arriving))
+            else:
+                wanted = call.gradients(tensors, arriving)
+            positions = [p for p, needed in zip(call.op.differentiable, call.needed, strict=True) if needed]
             for position, gradient in zip(positions, wanted, strict=True):
                 by_position[2 + position] = gradient
         return tuple(by_position)
 
 
-_follow: Callable[..., Any] = _Followed.apply
+class _Call(NamedTuple):
+    """What a backward must know of its forward beside the tensors. ``values``: what is saved, None in the places of tensors."""
+
+    op: Op
+    needed: tuple[bool, ...]
+    preference: str | None
+    arguments: int
+    outputs: int
+    values: list[Any]
+
+    def gradients(
+        self, tensors: Sequence[torch.Tensor | None], arriving: Sequence[torch.Tensor | None]
+    ) -> Sequence[torch.Tensor]:
+        """Those that are needed."""
+        assert self.op.gradient is not None
+        saved = tuple([v if t is None else t for t, v in zip(tensors, self.values, strict=True)])
+        with _below_autograd(), Holding(self.preference):
+            return self.op.gradient.backward(saved, self.needed, *arriving)
+
+
+_follow: Callable[..., Any] = super(torch.autograd.Function, _Followed).apply
+"""Without the questions about torch.func that ``Function.apply`` asks first: under its transforms no kernel is chosen."""
 
 
 def _not_again(

@@ -32,22 +32,31 @@ def prefer(name: Name) -> Iterator[None]:
 
     "triton" on CPU tensors runs the generated source under Triton's interpreter, "pallas" in interpret mode, "numpy" runs
     the tile program itself. A call that it cannot serve raises InputError there, MissingPackageError if its package is absent.
-    Raises InputError for an unknown name. Holds for the present thread or task.
+    Raises InputError for an unknown name. Holds for the present thread or task, and for the backward of what was called inside,
+    wherever that runs; in a graph of torch.compile what counts is where each pass runs.
     """
     if name not in get_args(Name):
         raise InputError(f"prefer: implementation {name!r} is unknown; accepted: {', '.join(get_args(Name))}")
-    with holding(name):
+    with Holding(name):
         yield
 
 
-@contextmanager
-def holding(preference: str | None) -> Iterator[None]:
-    """What ``preferred`` gives inside: the preference of another moment, as a backward pass holds its forward's."""
-    token = _preferred.set(preference)
-    try:
-        yield
-    finally:
-        _preferred.reset(token)
+class Holding:
+    """What ``preferred`` gives inside: the preference of another moment, as a backward pass holds its forward's.
+
+    A class, since a generator as context manager takes a microsecond more.
+    """
+
+    __slots__ = ("_preference", "_token")
+
+    def __init__(self, preference: str | None) -> None:
+        self._preference = preference
+
+    def __enter__(self) -> None:
+        self._token = _preferred.set(self._preference)
+
+    def __exit__(self, *_: object) -> None:
+        _preferred.reset(self._token)
 
 
 @dataclass(frozen=True, slots=True)
