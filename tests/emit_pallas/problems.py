@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import kpt_dsl as kd
+from kpt.ops.flash_attention import backward_kernels as gradients
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
 from kpt.ops.layer_norm import backward_kernels as layer
@@ -31,6 +32,25 @@ def attention(dtype: str, causal: bool, masked: bool, M: int = 370, N: int = 760
     statics = {"causal": causal} if masked else {"causal": causal, "window": None}
     dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D}
     return Problem.of_shapes(flash_attention_fwd, dims, dtypes, statics)
+
+
+def attention_gradients(
+    dtype: str, causal: bool, masked: bool, M: int = 370, N: int = 760, D: int = 80, H: int = 4
+) -> Iterator[tuple[str, Problem]]:
+    """All kernels, by name; two query heads to a key head."""
+    narrow, wide = ("q", "k", "v", "o", "do", "dq"), ("lse", "dlse", "delta", "shift", "dk_parts", "dv_parts")
+    known = {**dict.fromkeys(narrow, dtype), **dict.fromkeys(wide, "f32"), "key_lengths": "i32" if masked else None}
+    dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D}
+    for kernel in (gradients.flash_attention_rows, gradients.flash_attention_dq, gradients.flash_attention_dkdv):
+        dtypes = {name: known.get(name, "f32") for name in kernel.tensors}
+        statics = {} if kernel is gradients.flash_attention_rows else {"causal": causal, "window": None}
+        if masked:
+            statics.pop("window", None)
+        mine = {d: n for d, n in dims.items() if d in kernel.dim_names}
+        yield kernel.name, Problem.of_shapes(kernel, mine, dtypes, statics)
+    dtypes = {name: known.get(name, dtype) for name in gradients.flash_attention_group_sum.tensors}
+    dims = {"B": 2, "G": H // 2, "R": 2, "N": N, "D": D}
+    yield "flash_attention_group_sum", Problem.of_shapes(gradients.flash_attention_group_sum, dims, dtypes)
 
 
 def norm(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300) -> Problem:
@@ -68,6 +88,10 @@ def every_op() -> Iterator[tuple[str, Problem]]:
         for causal in (False, True):
             yield f"flash_attention-{dtype}{'-causal' * causal}", attention(dtype, causal, masked=False)
         yield f"flash_attention-{dtype}-causal-masked", attention(dtype, causal=True, masked=True)
+        for name, problem in attention_gradients(dtype, causal=True, masked=False):
+            yield f"{name}-{dtype}", problem
+        for name, problem in list(attention_gradients(dtype, causal=True, masked=True))[1:3]:
+            yield f"{name}-{dtype}-masked", problem
         yield f"layer_norm-{dtype}", norm(layer_norm_fwd, dtype)
         yield f"rms_norm-{dtype}", norm(rms_norm_fwd, dtype)
         for kernel in (layer.layer_norm_bwd, layer.layer_norm_bwd_dx, layer.layer_norm_bwd_rows, layer.layer_norm_bwd_tiles,

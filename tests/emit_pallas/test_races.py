@@ -6,6 +6,11 @@ import numpy as np
 import pytest
 
 import kpt_dsl as kd
+from kpt.ops.flash_attention.backward_kernels import (
+    flash_attention_dkdv,
+    flash_attention_dq,
+    flash_attention_group_sum,
+)
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
 from kpt.ops.layer_norm.backward_kernels import layer_norm_bwd
@@ -61,6 +66,24 @@ def _attention(rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Con
     return flash_attention_fwd, arguments, Config(block_M=16, block_N=128)
 
 
+def _attention_gradients(kernel: kd.Kernel, rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
+    """Tiles of queries and of keys that some programs visit in part, or not at all."""
+    given = {name: drawn(rng, 1, 2, 200, 32) for name in ("q", "do")} | {
+        n: drawn(rng, 1, 1, 300, 32) for n in ("k", "v")
+    }
+    given |= {"delta": drawn(rng, 1, 2, 200), "shift": drawn(rng, 1, 2, 200), "key_lengths": jax.numpy.array([250])}
+    given |= {"scale": 0.2, "window": 100, "causal": True}
+    given |= {"dq": out(1, 2, 200, 32), "dk": out(1, 2, 300, 32), "dv": out(1, 2, 300, 32)}
+    arguments = {name: given[name] for name in kernel.signature.parameters}
+    return kernel, arguments, Config(block_M=128, block_N=128)
+
+
+def _group_sum(rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
+    parts = {"dk_parts": drawn(rng, 1, 2, 5, 24, 32), "dv_parts": drawn(rng, 1, 2, 5, 24, 32)}
+    made = {"dk": out(1, 2, 24, 32), "dv": out(1, 2, 24, 32)}
+    return flash_attention_group_sum, parts | made, Config(block_N=16, block_R=2)
+
+
 def _fp8(rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
     a, b = (drawn(rng, rows, 200).astype("float8_e4m3fn") for rows in (24, 136))
     arguments = {"a": a, "b": b, "scale_a": drawn(rng, 24), "scale_b": drawn(rng, 136), "bias": None}
@@ -87,6 +110,9 @@ CASES = {
     "layer_norm": lambda rng: _norm(layer_norm_fwd, rng),
     "rms_norm": lambda rng: _norm(rms_norm_fwd, rng),
     "flash_attention": _attention,
+    "flash_attention_dq": lambda rng: _attention_gradients(flash_attention_dq, rng),
+    "flash_attention_dkdv": lambda rng: _attention_gradients(flash_attention_dkdv, rng),
+    "flash_attention_group_sum": _group_sum,
     "fp8_matmul": _fp8,
     "quantize_fp8": _quantize,
 }
