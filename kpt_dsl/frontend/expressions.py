@@ -45,7 +45,8 @@ class Helper:
     hash: str
     source: Source = field(compare=False, repr=False)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> language.Value:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """For editors and type checkers: a value, or a tuple of them."""
         language._never(self.name)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
