@@ -45,6 +45,8 @@ def test_a_tiny_case_becomes_a_row_and_a_picture(suite: str, tmp_path: Path) -> 
         row = timed(TINY[suite]())
     assert {"kpt", row["best peer"]} <= row["microseconds"].keys() == row["rate"].keys()
     assert row["ratio"] == pytest.approx(row["microseconds"][row["best peer"]] / row["microseconds"]["kpt"], rel=0.01)
+    assert row["ratios"][row["best peer"]] == row["ratio"]
+    assert row["ratios"].keys() == {name for name in row["rate"] if not name.startswith("kpt")}
     assert row["case"] in timing.line(row)
     path = report.write(tmp_path, suite, "Tiny", [row])
     assert json.loads(path.read_text())["rows"] == [row]
