@@ -13,6 +13,9 @@ CASES = [
     ("flash_attention", {"B": 4, "H": 16, "G": 4, "M": 4096, "N": 4096, "D": 128}, FLOATS, {"causal": True}),
     ("flash_attention_backward", {"B": 4, "H": 16, "G": 4, "M": 4096, "N": 4096, "D": 128}, FLOATS, {"causal": True}),
     ("linear_act", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu"}),
+    ("linear_act_saving", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu"}),
+    ("linear_act_backward", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu"}),
+    ("linear_act_backward", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu", "recompute": True}),
     ("layer_norm", {"M": 8192, "N": 4096}, FLOATS, {}),
     ("layer_norm_backward", {"M": 8192, "N": 4096}, FLOATS, {}),
     ("rms_norm", {"M": 512, "N": 65536}, FLOATS, {}),
@@ -22,9 +25,14 @@ CASES = [
 ]
 
 
-SPILLS = {("amd-rx-7900", "flash_attention"): 128, ("amd-rx-7900", "flash_attention_backward"): 1280}
+SPILLS = {
+    ("amd-rx-7900", "flash_attention"): 128,
+    ("amd-rx-7900", "flash_attention_backward"): 1280,
+    ("amd-rx-7900", "linear_act_backward"): 704,
+}
 """Bytes a thread that may spill all the same: 256 registers do not hold causal attention of head dim 128 on gfx1100 in any
-tiling that was tried, nor its gradients, of which no tiling spills less than 496 (docs/decisions.md)."""
+tiling that was tried, nor its gradients, of which no tiling spills less than 496; and float32 products of a transposed left
+operand there, where vector units multiply, are read further ahead than others (docs/decisions.md)."""
 
 
 @pytest.mark.parametrize(
