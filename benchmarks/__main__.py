@@ -24,6 +24,7 @@ SUITES = (
     "linear_training",
     "fp8",
     "norms",
+    "norms_backward",
     "host",
 )
 

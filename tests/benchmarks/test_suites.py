@@ -15,7 +15,7 @@ import torch
 import kpt.ops
 from autotune_db import measure
 from benchmarks import __main__ as command
-from benchmarks import attention, attention_backward, linear, linear_training, peers, report, timing
+from benchmarks import attention, attention_backward, linear, linear_training, norms_backward, peers, report, timing
 from benchmarks.case import Case, OpCase
 from kpt_dsl import KptError, targets
 
@@ -24,6 +24,8 @@ CPU = targets.get("cpu")
 TINY: dict[str, Callable[[], Case | OpCase]] = {
     "attention": partial(attention.case, "tiny", 1, 2, 40, 16, True, "cpu"),
     "attention_backward": partial(attention_backward.case, "tiny", 1, 2, 40, 16, True, "cpu"),
+    "layer_norm_backward": partial(norms_backward.case, "layer_norm", 40, 24, "cpu"),
+    "rms_norm_backward": partial(norms_backward.case, "rms_norm", 40, 24, "cpu"),
     "linear": partial(linear.case, 24, 40, 16, "cpu"),
     "linear_training": partial(linear_training.case, 24, 40, 16, "cpu"),
 }
@@ -115,7 +117,9 @@ def test_a_wrong_gradient_is_not_timed() -> None:
         timed(case)
 
 
-@pytest.mark.parametrize("suite", [attention, attention_backward, linear, linear_training], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "suite", [attention, attention_backward, linear, linear_training, norms_backward], ids=lambda s: s.__name__
+)
 def test_names_of_cases_are_known_before_they_are_made(suite: Any) -> None:
     names = [name for name, _ in suite.cases()]
     assert len(set(names)) == len(names) > 1
