@@ -8,7 +8,8 @@ from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
 from kpt.ops.layer_norm import backward_kernels as layer
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
-from kpt.ops.linear_act.activations import ACTIVATIONS
+from kpt.ops.linear_act import backward_kernels as training
+from kpt.ops.linear_act.activations import ACTIVATIONS, BACKWARD
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.norms_kernels import column_sums, partial_column_sums
 from kpt.ops.quantize_fp8.kernels import quantize_rows, quantize_with_scale, row_amax
@@ -24,6 +25,18 @@ def linear(dtype: str, activation: str = "gelu", M: int = 760, N: int = 1099, K:
     """With a bias."""
     dtypes = dict.fromkeys(("x", "weight", "bias", "y"), dtype)
     return Problem.of_shapes(linear_act_fwd, {"M": M, "N": N, "K": K}, dtypes, {"activation": ACTIVATIONS[activation]})
+
+
+def linear_training(dtype: str, activation: str = "gelu") -> Iterator[tuple[str, Problem]]:
+    """What its forward saves and its gradients, by name."""
+    dims = {"M": 760, "N": 1099, "K": 600, "P": 11}
+    for kernel in (training.linear_act_fwd_saving, training.linear_act_bwd_dz_recomputing, training.linear_act_bwd_dz,
+                   training.linear_act_bwd_dz_sums, training.linear_act_bwd_dx, training.linear_act_bwd_dw):  # fmt: skip
+        given = {"activation": ACTIVATIONS[activation], "gradient": BACKWARD[activation]}
+        statics = {name: value for name, value in given.items() if name in kernel.other_parameters}
+        dtypes = {tensor: "f32" if tensor == "partial" else dtype for tensor in kernel.tensors}
+        mine = {dim: extent for dim, extent in dims.items() if dim in kernel.dim_names}
+        yield kernel.name, Problem.of_shapes(kernel, mine, dtypes, statics)
 
 
 def attention(dtype: str, causal: bool, masked: bool, M: int = 370, N: int = 760, D: int = 80, H: int = 4) -> Problem:
@@ -85,6 +98,8 @@ def every_op() -> Iterator[tuple[str, Problem]]:
     """Every op in every dtype that it takes, by name."""
     for dtype in WIDE:
         yield f"linear_act-{dtype}", linear(dtype)
+        for name, problem in linear_training(dtype):
+            yield f"{name}-{dtype}", problem
         for causal in (False, True):
             yield f"flash_attention-{dtype}{'-causal' * causal}", attention(dtype, causal, masked=False)
         yield f"flash_attention-{dtype}-causal-masked", attention(dtype, causal=True, masked=True)

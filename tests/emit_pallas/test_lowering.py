@@ -4,7 +4,7 @@ import pytest
 
 import kpt_dsl as kd
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
-from kpt.ops.linear_act.activations import ACTIVATIONS
+from kpt.ops.linear_act.activations import ACTIVATIONS, BACKWARD
 from kpt_dsl import targets
 from kpt_dsl.build.pallas import lower
 from kpt_dsl.emit import emit
@@ -32,6 +32,12 @@ def test_first_configs_lower(name: str, target: str) -> None:
 @pytest.mark.parametrize("dtype", problems.WIDE)
 def test_every_activation_lowers(activation: str, dtype: str) -> None:
     assert "tpu_custom_call" in lowered(problems.linear(dtype, activation), "tpu-v6e")
+
+
+@pytest.mark.parametrize("activation", BACKWARD)
+def test_every_gradient_of_an_activation_lowers(activation: str) -> None:
+    for _, problem in problems.linear_training("bf16", activation):
+        assert "tpu_custom_call" in lowered(problem, "tpu-v6e")
 
 
 @pytest.mark.parametrize("whole_row", [True, False])

@@ -15,7 +15,8 @@ from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
 from kpt.ops.layer_norm.backward_kernels import layer_norm_bwd
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
-from kpt.ops.linear_act.activations import ACTIVATIONS
+from kpt.ops.linear_act.activations import ACTIVATIONS, BACKWARD
+from kpt.ops.linear_act.backward_kernels import linear_act_bwd_dw, linear_act_bwd_dz_sums
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.quantize_fp8.kernels import quantize_rows
 from kpt.ops.rms_norm.backward_kernels import rms_norm_bwd
@@ -49,6 +50,17 @@ def out(*shape: int, dtype: str = "float32") -> Any:
 def _linear(rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
     arguments = {"x": drawn(rng, 24, 200), "weight": drawn(rng, 136, 200), "bias": drawn(rng, 136), "y": out(24, 136)}
     return linear_act_fwd, arguments | {"activation": ACTIVATIONS["silu"]}, Config(block_M=16, block_N=128, block_K=128)
+
+
+def _linear_sums(rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
+    """Three shares of rows of which none is a whole number of tiles long."""
+    arguments = {"dy": drawn(rng, 44, 200), "z": drawn(rng, 44, 200), "dz": out(44, 200), "partial": out(3, 200)}
+    return linear_act_bwd_dz_sums, arguments | {"gradient": BACKWARD["silu"]}, Config(block_M=8, block_N=128)
+
+
+def _linear_weight(rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
+    arguments = {"dz": drawn(rng, 200, 136), "x": drawn(rng, 200, 140), "dw": out(136, 140)}
+    return linear_act_bwd_dw, arguments, Config(block_M=128, block_N=128, block_K=128)
 
 
 def _norm(kernel: kd.Kernel, rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
@@ -107,6 +119,8 @@ CASES = {
     "layer_norm_backward": lambda rng: _norm_backward(layer_norm_bwd, rng),
     "rms_norm_backward": lambda rng: _norm_backward(rms_norm_bwd, rng),
     "linear_act": _linear,
+    "linear_act_backward, sums": _linear_sums,
+    "linear_act_backward, weight": _linear_weight,
     "layer_norm": lambda rng: _norm(layer_norm_fwd, rng),
     "rms_norm": lambda rng: _norm(rms_norm_fwd, rng),
     "flash_attention": _attention,
