@@ -9,6 +9,7 @@ import torch
 
 import kpt
 from kpt.ops import linear_act, prefer
+from kpt.ops.linear_act import activations, reference
 from kpt.ops.linear_act.backward import linear_act_backward
 from kpt.ops.linear_act.saving import linear_act_saving
 from tests.ops import naive
@@ -38,6 +39,11 @@ def expected(
     given = [t.detach().double().requires_grad_() for t in (x, weight, bias) if t is not None]
     z = given[0] @ given[1].T + (given[2] if bias is not None else 0)
     return torch.autograd.grad(FORMULAS[activation](z), given, dy.double())
+
+
+def test_every_activation_has_a_formula_and_a_gradient() -> None:
+    assert set(activations.ACTIVATIONS) == set(reference.ACTIVATIONS) == set(FORMULAS)
+    assert set(activations.BACKWARD) == set(reference.BACKWARD) == set(FORMULAS) - {"none"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
