@@ -1,6 +1,7 @@
 """Kernels and problems that the tests of spaces share: the ops' own, and those of a stranger."""
 
 import kpt_dsl as kd
+from kpt.ops import registry
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
@@ -69,6 +70,11 @@ def fp8_matmul(m: int, n: int, k: int, dtype: str = "f8e4m3") -> Problem:
 def layer_norm(m: int, n: int, dtype: str = "bf16") -> Problem:
     dtypes = {"x": dtype, "weight": dtype, "bias": dtype, "y": dtype}
     return Problem.of_shapes(layer_norm_fwd, {"M": m, "N": n}, dtypes)
+
+
+def layer_norm_backward(m: int, n: int, dtype: str = "bf16") -> Problem:
+    """With all gradients: the first of the kernels that the op launches."""
+    return registry.get("layer_norm_backward").problems({"M": m, "N": n}, dtype)[0]
 
 
 def rms_norm(m: int, n: int, dtype: str = "bf16") -> Problem:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kpt.ops.norms_kernels import column_sums
 from kpt_dsl import targets
 from kpt_dsl.emit import triton_facts
 from kpt_dsl.errors import ConfigError, TargetError
@@ -17,6 +18,7 @@ from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, Space, space
 from kpt_dsl.space.config import Value
 from kpt_dsl.space.descriptors import describable
+from kpt_dsl.space.gpu_sizes import GpuSizes
 from tests.space import problems
 
 H200, A100 = targets.get("nvidia-h200"), targets.get("nvidia-a100")
@@ -295,3 +297,47 @@ def test_spaces_and_emitter_agree_on_descriptors(extents: tuple[int, ...], order
     config = Config(block_M=16, block_N=16)
     known = triton_facts.facts(problem, problem.lower({}), config)
     assert describable(problem, "q") == known.tensors["q"].describable
+
+
+# ------------------------------------------------------------------ rows that stream through programs
+def test_streams_may_be_fetched_ahead_and_others_may_not() -> None:
+    assert space(problems.layer_norm_backward(8192, 4096), H200).knobs["num_stages"] == H200.stages
+    assert "num_stages" not in space(problems.layer_norm(8192, 4096), H200).knobs
+
+
+def test_what_is_fetched_ahead_takes_shared_memory() -> None:
+    config = Config(read_again=False, block_M=1, num_warps=16, num_stages=5)
+    problem = problems.layer_norm_backward(8192, 8192)
+    assert space(problem, H200).why_illegal(config) is None
+    assert "131,072 B of shared memory" in str(space(problem, targets.get("nvidia-a10")).why_illegal(config))
+
+
+def test_a_row_beside_its_sums_takes_registers() -> None:
+    """Two sums of 16384 columns, and a row that is read again or held."""
+    found = space(problems.layer_norm_backward(4096, 16384), H200)
+    lean = Config(read_again=True, block_M=1, num_warps=8, num_stages=1)
+    assert found.why_illegal(lean) is None
+    for change in ({"read_again": False}, {"num_warps": 32}, {"num_stages": 2}):
+        assert "registers a thread" in str(found.why_illegal(lean | change))
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "again", "programs"),
+    [(32768, 1024, False, 4), (8192, 4096, False, 2), (8192, 8192, False, 1), (4096, 16384, True, 1)],
+)
+def test_first_configs_of_streams(m: int, n: int, again: bool, programs: int) -> None:
+    """All programs that the op starts run at once, and the next row is fetched while one is worked on, where it fits."""
+    found = space(problems.layer_norm_backward(m, n), H200)
+    first = found.first
+    assert first["read_again"] is again
+    assert (int(first["num_stages"]) > 1) is not again
+    variant = next(v for v in found.variants if v.choices["read_again"] is again)
+    assert GpuSizes(variant.facts, H200, first).resident >= programs
+
+
+def test_columns_that_are_only_summed_may_be_few() -> None:
+    sums = Problem.of_shapes(
+        column_sums, {"P": 264, "N": 4096}, {"first": "f32", "second": None, "first_sum": "bf16", "second_sum": None}
+    )
+    assert space(sums, H200).knobs["block_N"][0] == 32
+    assert space(problems.layer_norm(8192, 4096), H200).knobs["block_N"][0] == 128
