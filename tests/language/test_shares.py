@@ -72,6 +72,30 @@ def test_only_a_ragged_last_tile_makes_a_second_loop() -> None:
     assert loops(37, 8) == 2
 
 
+@kd.kernel(x="M N", w="N", y="M N", total="P N")
+def read_twice(x: kd.In, w: kd.In, y: kd.Out, total: kd.Out) -> None:
+    for p in kd.parallel("P"):
+        seen = kd.zeros(["N"])
+        for m in kd.sequential(kd.tile("M"), share=p):
+            top = kd.max(x[m, :] * w[:][None, :], axis=1)
+            row = x[m, :] * w[:][None, :] - top[:, None]
+            y[m, :] = row
+            seen += kd.sum(row, axis=0)
+        total[p, :] = seen
+
+
+def test_what_a_turn_reads_again_is_kept_in_the_cache_until_then() -> None:
+    """Also that the compiler sees two reads: else it makes them one and holds the row in registers."""
+    text = kd.source(
+        read_twice, "nvidia-h200", {"block_M": 1, "num_warps": 1, "num_stages": 3}, shapes={"M": 8, "N": 64, "P": 2},
+        dtypes={"x": "bf16", "w": "bf16", "y": "bf16", "total": "f32"},
+    )  # fmt: skip
+    loads = [line for line in text.splitlines() if "tl.load(" in line]
+    policies = [line.partition("eviction_policy=")[2][:14].strip('")') for line in loads]
+    assert policies == ["evict_last", "", "evict_first", "evict_last"]  # w is read in the next turn too
+    assert "tl.range(m_first, m_last, BLOCK_M, num_stages=3)" in text
+
+
 def test_the_mean_share_is_known() -> None:
     facts = collect(_problem(1000, 10), _problem(1000, 10).lower())
     (loop,) = facts.loops
