@@ -4,7 +4,7 @@ Linear layers stand for all ops that have one output, attention for those that h
 is preferred, or where the fixture ``at_home`` lets it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,44 +16,11 @@ from torch.utils.checkpoint import checkpoint
 import kpt
 from kpt.ops import backends, flash_attention, linear_act, prefer
 from kpt.ops.autograd import followed
-from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.registry import Gradient, get
 from kpt_dsl.errors import KptError
 from tests.ops.calls import served
+from tests.ops.gradients import assert_all_close, gelu, gradients, in_float64, leaves, linear_leaves
 from tests.tolerances import assert_close
-
-LINEAR = ("linear_act", "linear_act_saving", "linear_act_backward")
-Tensors = tuple[torch.Tensor, ...]
-
-
-def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensors:
-    return tuple(
-        torch.randn(s, generator=torch.Generator().manual_seed(sum(s))).to(dtype).requires_grad_() for s in shapes
-    )
-
-
-def linear_leaves(dtype: torch.dtype = torch.float32) -> Tensors:
-    """x, weight and bias."""
-    return leaves((2, 5, 9), (7, 9), (7,), dtype=dtype)
-
-
-def gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return linear_act(x, weight, bias, activation="gelu")
-
-
-def gradients(function: Callable[..., torch.Tensor], given: Tensors) -> Tensors:
-    """Of the sum of squares."""
-    return torch.autograd.grad(function(*given).square().sum(), given)
-
-
-def in_float64(function: Callable[..., torch.Tensor], given: Tensors) -> Tensors:
-    """The same gradients by PyTorch's own autograd, in float64."""
-    return gradients(function, tuple(t.detach().double().requires_grad_() for t in given))
-
-
-def assert_all_close(got: Tensors, expected: Tensors, dtype: str = "f32") -> None:
-    for g, e in zip(got, expected, strict=True):
-        assert_close(g, e, dtype, 100)
 
 
 @pytest.fixture
@@ -68,20 +35,6 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(backends.Launches, "__call__", noting)
     return names
-
-
-@pytest.fixture
-def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Linear layers on the CPU are served by NumPy unasked, as they are by Triton on a GPU."""
-    for name in LINEAR:
-        dispatcher = DISPATCHERS[name]
-        kernels = [replace(k, devices=frozenset({"cpu"})) for k in get(name).kernels if k.name == "numpy"]
-        monkeypatch.setattr(dispatcher, "op", replace(get(name), kernels=tuple(kernels)))
-        monkeypatch.setattr(dispatcher, "_logged", set())
-        dispatcher._forget()
-    yield
-    for name in LINEAR:
-        DISPATCHERS[name]._forget()
 
 
 # ------------------------------------------------------------------ what is computed and saved
@@ -344,82 +297,3 @@ def test_what_the_kernels_do_not_serve_pytorch_differentiates() -> None:
     assert torch.equal(weight.grad, torch.zeros_like(weight))  # type: ignore[arg-type]
     given = linear_leaves(torch.float64)
     assert all(map(torch.equal, gradients(gelu, given), gradients(lambda x, w, b: F.gelu(F.linear(x, w, b)), given)))
-
-
-# ------------------------------------------------------------------ compiled, autocast, transformed
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_into_one_graph(dynamic: bool) -> None:
-    def block(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        h = linear_act(x, weight, bias, activation="silu") * 2
-        return linear_act(h, weight.T, None, activation="gelu_tanh", recompute=True)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for rows in (3, 5, 8):
-        given = leaves((rows, 9), (7, 9), (7,))
-        before = served("linear_act_backward").get("numpy", 0)
-        with prefer("numpy"):
-            got = gradients(compiled, given)
-        assert served("linear_act_backward")["numpy"] == before + 2
-        assert_all_close(got, in_float64(block, given))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype: torch.dtype) -> None:
-    given = linear_leaves()
-    with prefer("numpy"), torch.autocast("cpu", dtype=dtype):
-        y = gelu(*given)
-    assert y.dtype == dtype
-    got = torch.autograd.grad(y.float().square().sum(), given)
-    assert {g.dtype for g in got} == {torch.float32}
-    assert_all_close(got, in_float64(gelu, given), "bf16")
-
-
-@pytest.mark.parametrize("implementation", ["numpy", "reference"])
-def test_autocast_around_a_backward_changes_nothing(implementation: Any) -> None:
-    call = get("linear_act_backward").arguments({"M": 5, "N": 7, "K": 9}, "f32", "cpu", recompute=True)
-    with prefer(implementation):
-        plain = torch.ops.kpt.linear_act_backward(*call)
-        with torch.autocast("cpu"):
-            lowered = torch.ops.kpt.linear_act_backward(*call)
-    assert all(map(torch.equal, plain, lowered))
-
-
-@pytest.mark.usefixtures("at_home")
-def test_transforms_get_pytorchs_own_operations() -> None:
-    x, weight, bias = (t.detach() for t in linear_leaves())
-    before = served("linear_act").get("reference", 0)
-
-    def native(t: torch.Tensor) -> torch.Tensor:
-        return F.gelu(F.linear(t, weight, bias))
-
-    def ours(t: torch.Tensor) -> torch.Tensor:
-        return gelu(t, weight, bias)
-
-    tangent = torch.ones_like(x)
-    assert torch.equal(torch.func.grad(lambda t: ours(t).sum())(x), torch.func.grad(lambda t: native(t).sum())(x))
-    assert torch.equal(
-        torch.func.hessian(lambda t: ours(t).sum())(x[0]), torch.func.hessian(lambda t: native(t).sum())(x[0])
-    )
-    assert torch.equal(torch.func.jvp(ours, (x,), (tangent,))[1], torch.func.jvp(native, (x,), (tangent,))[1])
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, tangent)
-        got, wanted = (torch.autograd.forward_ad.unpack_dual(f(dual)).tangent for f in (ours, native))
-    assert got is not None
-    assert torch.equal(got, wanted)
-    assert served("linear_act")["reference"] > before
-    assert_close(torch.vmap(ours)(x), native(x), "f32", 9)  # sample by sample
-    assert_close(
-        *(torch.autograd.grad(f(x.requires_grad_()).sum(), x)[0] for f in (torch.vmap(ours), native)), "f32", 9
-    )
-
-
-def test_a_preferred_kernel_says_that_it_cannot_be_transformed() -> None:
-    x, weight, bias = (t.detach() for t in linear_leaves())
-    with (
-        prefer("numpy"),
-        pytest.raises(kpt.InputError, match=r"numpy is preferred but cannot serve.*torch\.func transforms"),
-    ):
-        torch.func.grad(lambda t: gelu(t, weight, bias).sum())(x)
-    with prefer("numpy"), pytest.raises(kpt.InputError, match="forward-mode differentiation"):
-        torch.func.jvp(lambda t: gelu(t, weight, bias), (x,), (x,))
