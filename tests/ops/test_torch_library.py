@@ -54,6 +54,13 @@ def test_opcheck_with_gradients(op: str) -> None:
     opcheck(through_torch(op), tuple(given))
 
 
+@pytest.mark.parametrize("op", [op for op in OPS if kpt.ops.registry.get(op).gradient])
+def test_opcheck_with_gradients_of_kernels(op: str) -> None:
+    given = [a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments(op)]
+    with kpt.ops.prefer("numpy"):
+        opcheck(through_torch(op), tuple(given))
+
+
 def test_opcheck_of_a_transposed_layout_with_log_sum_exp() -> None:
     q = seeded(2, 5, 4, 16).transpose(1, 2)
     opcheck(through_torch("flash_attention"), (q, q, q, True, None, None, None, True))
