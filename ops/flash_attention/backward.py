@@ -24,17 +24,18 @@ OP = "flash_attention_backward"
 
 def flash_attention_backward(
     do: torch.Tensor,
-    dlse: torch.Tensor | None,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     o: torch.Tensor,
     lse: torch.Tensor,
-    causal: bool,
-    scale: float | None,
-    window: int | None,
-    key_lengths: torch.Tensor | None,
-    needed: Sequence[bool],
+    dlse: torch.Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: int | None = None,
+    key_lengths: torch.Tensor | None = None,
+    needed: Sequence[bool] = (True, True, True),
 ) -> list[torch.Tensor]:
     """The gradients of q, k and v, those that are ``needed`` (one bool for each), in this order.
 
@@ -42,12 +43,12 @@ def flash_attention_backward(
     ``lse``; the other arguments are its. Each gradient has the dtype and the memory order of its input. Two runs give the same
     bits. Raises InputError for arguments that do not fit. Dao 2023, arXiv:2307.08691.
     """
-    gradients: list[torch.Tensor] = _dispatch(do, dlse, q, k, v, o, lse, causal, scale, window, key_lengths, needed)
+    gradients: list[torch.Tensor] = _dispatch(do, q, k, v, o, lse, dlse, causal, scale, window, key_lengths, needed)
     return gradients
 
 
 def _check(
-    do: Any, dlse: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal: Any, scale: Any, window: Any, key_lengths: Any,
+    do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, causal: Any, scale: Any, window: Any, key_lengths: Any,
     needed: Any,
 ) -> None:  # fmt: skip
     contract.check(OP, q, k, v, causal, scale, window, key_lengths)
@@ -65,21 +66,21 @@ def _check(
 
 
 def _fake(
-    do: Any, dlse: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: Any, lse: Any, causal: Any, scale: Any,
+    do: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: Any, lse: Any, dlse: Any, causal: Any, scale: Any,
     window: Any, key_lengths: Any, needed: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     return [reference.empty_output(t) for t, n in zip((q, k, v), needed, strict=True) if n]
 
 
 def _why_not(
-    do: Any, dlse: Any, q: torch.Tensor, k: Any, v: Any, o: Any, lse: Any, causal: Any, scale: float | None, *_: Any
+    do: Any, q: torch.Tensor, k: Any, v: Any, o: Any, lse: Any, dlse: Any, causal: Any, scale: float | None, *_: Any
 ) -> str | None:
     return contract.why_not(q, scale)
 
 
 def _run(
-    launch: Launch, do: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-    o: torch.Tensor, lse: torch.Tensor, causal: bool, scale: float | None, window: int | None,
+    launch: Launch, do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor,
+    lse: torch.Tensor, dlse: torch.Tensor | None, causal: bool, scale: float | None, window: int | None,
     key_lengths: torch.Tensor | None, needed: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     if not any(needed):
@@ -114,7 +115,7 @@ def _parts(gradient: torch.Tensor, heads: int) -> torch.Tensor:
 _dispatch = define(
     Op(
         name=OP,
-        schema="(Tensor do, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float? scale, "
+        schema="(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? dlse, bool causal, float? scale, "
         "SymInt? window, Tensor? key_lengths, bool[] needed) -> Tensor[]",
         reference=reference.flash_attention_backward,
         public=flash_attention_backward,
@@ -145,7 +146,7 @@ def _backward(
 ) -> list[torch.Tensor]:
     if do is None:
         do = torch.zeros_like(saved[3])
-    gradients: list[torch.Tensor] = _dispatch(do, dlse, *saved, needed)
+    gradients: list[torch.Tensor] = _dispatch(do, *saved[:5], dlse, *saved[5:], needed)
     return gradients
 
 

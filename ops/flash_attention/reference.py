@@ -40,12 +40,12 @@ def flash_attention(
 
 def flash_attention_backward(
     do: torch.Tensor,
-    dlse: torch.Tensor | None,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     o: torch.Tensor,
     lse: torch.Tensor,
+    dlse: torch.Tensor | None,
     causal: bool,
     scale: float | None,
     window: int | None,

@@ -72,4 +72,4 @@ def backward_arguments(
     q, k, v, *_, lengths, _ = arguments(dims, dtype, device, causal=causal, window=window, key_lengths=key_lengths)
     do, o = torch.randn_like(q), torch.randn_like(q)
     lse = torch.full(q.shape[:3], math.log(dims["N"]) + 0.5, device=device)
-    return do, None, q, k, v, o, lse, causal, None, window, lengths, (True, True, True)
+    return do, q, k, v, o, lse, None, causal, None, window, lengths, (True, True, True)

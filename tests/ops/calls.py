@@ -8,6 +8,7 @@ from kpt.ops.registry import get
 
 DIMS = {
     "flash_attention": {"B": 2, "H": 4, "G": 2, "M": 5, "N": 7, "D": 16},
+    "flash_attention_backward": {"B": 2, "H": 4, "G": 2, "M": 5, "N": 7, "D": 16},
     "linear_act": {"M": 5, "N": 7, "K": 9},
     "linear_act_saving": {"M": 5, "N": 7, "K": 9},
     "linear_act_backward": {"M": 5, "N": 7, "K": 9},
