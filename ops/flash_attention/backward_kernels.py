@@ -83,7 +83,8 @@ def flash_attention_dkdv(
     for b, h, n in kd.parallel("B", "H", kd.tile("N")):
         g = h // kd.group("H", "G")
         ahead = kd.size("N") - kd.size("M")
-        first, last = 0, kd.size("M")
+        first: kd.Value | int = 0
+        last = kd.size("M")
         if causal:
             first = n.start - ahead
         elif window is not None:
