@@ -144,6 +144,20 @@ def test_gradients_have_the_dtype_of_what_they_belong_to(norm: str, dtype: torch
     assert_all_close(tuple(sums), tuple(wanted), "f32" if wide else narrow)
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_weight_and_bias_may_differ_in_dtype(backend: Any) -> None:
+    """Asked of the op itself: autograd would cast what it is given."""
+    (x, weight, bias), dy = inputs(50, 40)
+    x, dy, bias = x.bfloat16(), dy.bfloat16(), bias.bfloat16()
+    with kpt.ops.prefer(backend):
+        for w, b in ((weight, bias), (bias, weight), (weight, None), (None, bias)):
+            needed = (True, w is not None, b is not None)
+            got = layer_norm_backward(dy, x, (40,), w, b, 1e-5, needed)
+            assert [g.dtype for g in got] == [t.dtype for t in (x, w, b) if t is not None]
+            assert_close(got[-1], (dy if b is not None else dy * F.layer_norm(x, (40,))).double().sum(0), "bf16", 50)
+        assert [g.dtype for g in rms_norm_backward(dy, x, (40,), weight, None, (True, True))] == [x.dtype, weight.dtype]
+
+
 def test_normalised_shapes_of_several_dims() -> None:
     x, weight, bias, dy = randn(6, 3, 4, 5), randn(4, 5, seed=1), randn(4, 5, seed=2), randn(6, 3, 4, 5, seed=3)
     native = gradients(
