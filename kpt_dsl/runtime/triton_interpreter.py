@@ -33,6 +33,8 @@ def interpret(function: Any, programs: int, arguments: Sequence[Any]) -> None:
 @contextmanager
 def _interpreting() -> Iterator[None]:
     """Triton's language works on NumPy arrays inside."""
+    # Gluon's language takes Triton's functions when it is first imported, which the interpreter may do: not the patched ones.
+    import triton.experimental.gluon.language  # noqa: F401
     import triton.language as tl
     from triton.runtime import interpreter
     from triton.runtime.jit import JITFunction
