@@ -58,6 +58,8 @@ OP_KERNELS = {
     ("fp8_matmul", "fp8_matmul_fwd"): {"N", "K"},
     ("layer_norm", "layer_norm_fwd"): {"N"},
     ("rms_norm", "rms_norm_fwd"): {"N"},
+    ("layer_norm_backward", "layer_norm_bwd"): {"N"},  # rows are dealt out among P programs: both in buckets
+    ("rms_norm_backward", "column_sums"): {"P"},
 }
 
 

@@ -2,11 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
-import torch
 
 import kpt_dsl as kd
-from autotune_db.buckets import exact_dims
 from kpt_dsl import ir, targets
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import TargetError
@@ -47,16 +46,19 @@ def test_shares_add_up(rows: int, parts: int, backend: str) -> None:
     block = 8 if backend == "pallas" else 4
     if backend == "pallas" and rows <= block * (parts - 1):
         pytest.skip("a TPU wants a tile for every share")
-    x = torch.arange(rows * 40, dtype=torch.float32).view(rows, 40) % 97
-    doubled, total = torch.full_like(x, torch.nan), torch.full((parts, 40), torch.nan)
-    counts = torch.full((parts,), -1, dtype=torch.int32)
-    partial_sums(x, doubled, total, counts, config={"block_M": block}, backend=backend)
-    assert torch.equal(doubled, x * 2)
+    x = np.arange(rows * 40, dtype=np.float32).reshape(rows, 40) % 97
+    doubled, total = np.full_like(x, np.nan), np.full((parts, 40), np.nan, np.float32)
+    counts = np.full((parts,), -1, np.int32)
+    arrays = [x, doubled, total, counts]
+    if backend == "triton":
+        arrays = [pytest.importorskip("torch").from_numpy(a) for a in arrays]
+    partial_sums(*arrays, config={"block_M": block}, backend=backend)
+    np.testing.assert_array_equal(doubled, x * 2)
     tiles = -(-rows // block)
     ends = [min(rows, block * (tiles // parts * p + min(p, tiles % parts))) for p in range(parts + 1)]
     assert counts.tolist() == [b - a for a, b in itertools.pairwise(ends)]
     for p, (a, b) in enumerate(itertools.pairwise(ends)):
-        assert torch.equal(total[p], x[a:b].sum(0))
+        np.testing.assert_array_equal(total[p], x[a:b].sum(0))
 
 
 def test_only_a_ragged_last_tile_makes_a_second_loop() -> None:
@@ -101,10 +103,6 @@ def test_the_mean_share_is_known() -> None:
     (loop,) = facts.loops
     assert mean_span(loop, facts.variables, facts.dims, {"block_M": 4}) == pytest.approx(100, rel=0.05)
     assert mean_steps(loop, facts.variables, facts.dims, {"block_M": 4}) == pytest.approx(25, rel=0.05)
-
-
-def test_rows_that_are_dealt_out_fall_in_buckets() -> None:
-    assert exact_dims(_problem(1000, 10)) == {"N"}
 
 
 def test_a_tpu_has_a_tile_for_every_share() -> None:
