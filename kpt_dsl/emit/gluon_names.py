@@ -1,5 +1,6 @@
 """What Gluon calls things, by version of Triton: names moved while the language was experimental."""
 
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 _MOVED = {
@@ -36,6 +37,7 @@ def names(triton: tuple[int, int]) -> dict[str, str]:
     }
 
 
+@lru_cache(maxsize=1)
 def installed() -> tuple[int, int]:
     """The version of Triton that will compile; where there is none, the newest whose names are known."""
     try:

@@ -7,6 +7,7 @@ among many, and the last to run are short (longest processing time first, Graham
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from kpt_dsl import ir
 from kpt_dsl.emit.text import Writer
@@ -45,6 +46,10 @@ class Grid:
     group: int
     _counts: dict[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def _reversed(self) -> frozenset[str]:
+        return heavy(self.kernel)
+
     def total(self, out: Writer) -> str:
         """How many programs' worth of tiles there are, as text."""
         return " * ".join(self._count(entry, out) for entry in self.kernel.grid)
@@ -58,9 +63,8 @@ class Grid:
         elif self.group > 1 and len(grid) > 1:
             rest = self._write_turns(program, out)
             grid = grid[:-1]
-        reverse = heavy(self.kernel)
         for position, entry in reversed(list(enumerate(grid))):
-            number = self._count(entry, out) if position or entry.name in reverse else ""
+            number = self._count(entry, out) if position or entry.name in self._reversed else ""
             mine = f"{rest} % {number}" if position else rest
             self._place(entry, mine, number, out)
             rest = f"{rest} // {number}"
@@ -101,7 +105,7 @@ class Grid:
         """Write the index or the tile start of one loop, given which of ``number`` it is."""
         if isinstance(entry, ir.GridIndex):
             out.line(f"{self.axes.names.of(('index', entry.name), entry.name)} = {mine}")
-        elif entry.name in heavy(self.kernel):
+        elif entry.name in self._reversed:
             out.line(
                 f"{self.axes.start(entry.name)} = ({number} - 1 - {mine}) * {self.axes.lanes(entry.axis)}  # longest first"
             )
