@@ -117,7 +117,7 @@ class Facts:
 
     def is_common(self, access: Access) -> bool:
         """Whether every program reads the same tiles there: no index depends on where the program stands."""
-        mine = {tile.axis for tile in self.grid_tiles}
+        mine = {tile.axis for tile in self.grid_tiles} | self.streamed
         return len(access.axes) == len(access.tensor.dims) and mine.isdisjoint(access.axes)
 
     @cached_property

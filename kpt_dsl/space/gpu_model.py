@@ -139,8 +139,10 @@ class _Step:
         fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
 
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
-        arrive = MEMORY_LATENCY + fetch if moved else 0.0
         streams = facts.shared_out(scope)
+        # A stream's rows come from device memory, of whose bandwidth each program has its share.
+        share = target.bandwidth_bytes_per_s / target.cores / sizes.resident
+        arrive = MEMORY_LATENCY + (moved / share if streams else fetch) if moved else 0.0
         ahead = sizes.stages - 1 if streams or (products and scope) else 0
         if streams:
             busy += _waits(sizes, scope) * REDUCTION / target.clock_hz
