@@ -248,12 +248,17 @@ class Assign(Stmt):
 
 @dataclass(frozen=True, slots=True)
 class Store(Stmt):
-    """Valid lanes of ``value`` to a tensor. ``masked``: the axes along which lanes may be padding (set by passes.padding)."""
+    """Valid lanes of ``value`` to a tensor. ``masked``: the axes along which lanes may be padding (set by passes.padding).
+
+    ``add``: they are added to what the tensor (f32) holds, element by element, whichever program comes first. A tensor that is
+    added to is not stored to otherwise.
+    """
 
     tensor: str
     index: "tuple[Axis | Expr, ...]"
     value: Expr
     masked: tuple[Axis, ...] = ()
+    add: bool = False
 
 
 @dataclass(frozen=True, slots=True)
