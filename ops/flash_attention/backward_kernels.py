@@ -120,11 +120,11 @@ def flash_attention_dkdv(
                 acc_v = kd.dot(p, up, acc_v)
             if dk is not None:
                 ds = p * (kd.dot(value, up.T) - delta[b, h, m][None, :])
-                acc_k = kd.dot(ds, query, acc_k)
                 if dq_sum is not None:
                     if key_lengths is not None:
                         ds = kd.where(n.index[:, None] < key_lengths[b], ds, 0.0)
                     dq_sum[b, h, m, :] += kd.dot(key.T, ds).T
+                acc_k = kd.dot(ds, query, acc_k)
         if dk is not None:
             if key_lengths is not None:
                 acc_k = kd.where(n.index[:, None] < key_lengths[b], acc_k, 0.0)
