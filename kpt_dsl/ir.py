@@ -390,6 +390,11 @@ def every_expr(body: tuple[Stmt, ...]) -> Iterator[Expr]:
             yield from walk(top)
 
 
+def added(kernel: Kernel) -> tuple[str, ...]:
+    """The outputs that a kernel adds to."""
+    return tuple(dict.fromkeys(s.tensor for s in statements(kernel.body) if isinstance(s, Store) and s.add))
+
+
 def with_children(node: Expr, new: tuple[Expr, ...]) -> Expr:
     """The same node around other children, given in the order of ``children``."""
     if not new:

@@ -99,10 +99,8 @@ def _block_values(facts: Facts, target: Target, axes: Axes) -> tuple[int, ...]:
 
 # ------------------------------------------------------------------ what makes a point illegal
 def _why_added(sizes: TpuSizes) -> str | None:
-    added = next((store.tensor.name for store in sizes.facts.stores if store.add), None)
-    return (
-        None if added is None else f"several programs add to {added}; on {sizes.target.name} an output has one writer"
-    )
+    added = ", ".join(ir.added(sizes.facts.kernel))
+    return f"several programs add to {added}; on {sizes.target.name} an output has one writer" if added else None
 
 
 def _why_odd_block(sizes: TpuSizes) -> str | None:
