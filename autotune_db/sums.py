@@ -86,10 +86,20 @@ def _carries(loop: ir.For, tensor: str) -> bool:
     while True:
         before = len(read)
         for stmt in ir.statements(loop.body):
-            if isinstance(stmt, ir.For) or (stmt.tensor == tensor if isinstance(stmt, ir.Store) else stmt.name in read):
+            if _counts(stmt, tensor, read):
                 read |= {e.name for top in ir.expressions(stmt) for e in ir.walk(top) if isinstance(e, ir.Var)}
         if len(read) == before:
             return not read.isdisjoint(loop.carried)
+
+
+def _counts(stmt: ir.Stmt, tensor: str, read: set[str]) -> bool:
+    """Whether what is added to an output may depend on a statement, given which variables are read for it."""
+    match stmt:
+        case ir.Assign(name=name):
+            return name in read
+        case ir.Store():
+            return stmt.tensor == tensor
+    return True  # the bounds of a loop
 
 
 def _cut(body: tuple[ir.Stmt, ...], inside: Mapping[str, Bounds]) -> tuple[ir.Stmt, ...]:

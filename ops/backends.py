@@ -5,7 +5,7 @@
 Where there are several ways to do a part of it, ``launch.quickest`` takes the one that was measured to be.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -13,9 +13,11 @@ import torch
 
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Ready
-from kpt_dsl.errors import KptError
+from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
+from kpt_dsl.space import space
+from kpt_dsl.targets import Target
 
 Run = Callable[..., Any]
 
@@ -73,11 +75,14 @@ def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tupl
     )
 
 
-def record(run: Run, arguments: tuple[Any, ...]) -> list[Problem]:
-    """The kernel problems of a call, without running anything; tensors may be on the meta device."""
-    recorder = _Recorder(lambda ways: range(len(ways)))
+def record(run: Run, arguments: tuple[Any, ...], target: Target | None = None) -> list[Problem]:
+    """The kernel problems of a call, without running anything; tensors may be on the meta device.
+
+    Of several ways those of all; with a target, beside the first way's only those of ways that it can go.
+    """
+    recorder = _Recorder(lambda ways: [n for n, way in enumerate(ways) if not n or not target or _runs(way, target)])
     run(recorder, *arguments)
-    return [Problem.bind(kernel, kernel.bind(*given)) for kernel, given in recorder.launched]
+    return [problem for problem, _ in recorder.bound()]
 
 
 def wide_dtype(*tensors: torch.Tensor | None) -> str | None:
@@ -144,6 +149,26 @@ class _Recorder:
         first, *_ = [ways[number](self) for number in self._go(ways)]
         return first
 
+    def bound(self) -> Iterator[tuple[Problem, dict[str, Any]]]:
+        """The problem of each launch, with its arguments by name."""
+        for kernel, given in self.launched:
+            arguments = kernel.bind(*given)
+            yield Problem.bind(kernel, arguments), arguments
+
+
+def _recorded(way: Way) -> Iterator[tuple[Problem, dict[str, Any]]]:
+    recorder = _Recorder(lambda _: (0,))
+    way(recorder)
+    return recorder.bound()
+
+
+def _runs(way: Way, target: Target) -> bool:
+    """Whether every kernel of a way has a legal config on a target."""
+    try:
+        return all(space(problem, target).first for problem, _ in _recorded(way))
+    except TargetError:
+        return False
+
 
 def _quickest(ways: Sequence[Way], backend: str) -> int:
     times = [_microseconds(way, backend) for way in ways] if len(ways) > 1 else []
@@ -156,13 +181,10 @@ def _microseconds(way: Way, backend: str) -> float | None:
     from autotune_db import lookup
     from kpt_dsl import runtime
 
-    recorder = _Recorder(lambda ways: (0,))
-    way(recorder)
     total = 0.0
-    for kernel, given in recorder.launched:
-        bound = kernel.bind(*given)
+    for problem, bound in _recorded(way):
         try:
-            answer = lookup.choose(Problem.bind(kernel, bound), runtime.runtime(backend).target(bound))
+            answer = lookup.choose(problem, runtime.runtime(backend).target(bound))
         except KptError:  # no config of it is legal here
             return None
         measured = answer.provenance in ("measured", "shipped") and not answer.sibling
@@ -192,8 +214,7 @@ def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[Kerne
     described = []
     recorder = _Recorder(lambda ways: (_quickest(ways, backend),))
     run(recorder, *arguments)
-    for kernel, given in recorder.launched:
-        bound = kernel.bind(*given)
-        config, provenance = runtime.chosen(Problem.bind(kernel, bound), bound, backend)
-        described.append(KernelChoice(kernel.name, str(config), provenance))
+    for problem, bound in recorder.bound():
+        config, provenance = runtime.chosen(problem, bound, backend)
+        described.append(KernelChoice(problem.kernel.name, str(config), provenance))
     return tuple(described)
