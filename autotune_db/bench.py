@@ -6,7 +6,7 @@ Lives in a child of the tuner (``crew``), so that a config that crashes or hangs
 from typing import Any
 
 from autotune_db import inputs, measure, verify
-from kpt_dsl import runtime, targets
+from kpt_dsl import ir, runtime, targets
 from kpt_dsl.errors import CompileError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
@@ -49,11 +49,13 @@ class Bench:
 
     def wrong(self, config: Config) -> str:
         """What is wrong with what a config computes; "" for nothing."""
+        launch = self._launch(config)  # which may run it, and so add to outputs
+        added = ir.added(self._problem.lower(config))
         for name, role in self._problem.kernel.roles.items():
             array = self._arguments[name]
             if role == "out" and array is not None:
-                array.fill_(float("nan") if array.is_floating_point() else -1)
-        self._launch(config)()
+                array.fill_(0 if name in added else float("nan") if array.is_floating_point() else -1)
+        launch()
         self._synchronise()
         return verify.wrong(self._problem, config, self._arguments, self._seed)
 

@@ -1,24 +1,22 @@
 """Whether a config computes what the kernel says: some programs of the very launch, against float64.
 
 The programs of a grid are independent, so a few of them, first and last and some between, are run by NumPy from the same IR in
-float64, on the same arguments, and their part of the outputs is compared. That costs the same for any shape. A config is never
-compared with another config.
+float64, on the same arguments, and their part of the outputs is compared; of outputs that programs add to, some parts, with all
+that is added there. That costs about the same for any shape. A config is never compared with another config.
 """
 
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+from autotune_db import programs, sums
 from kpt_dsl import ir
-from kpt_dsl.emit.numpy import Precision, emit_kernel
+from kpt_dsl.emit.numpy import Precision
 from kpt_dsl.problem import Problem
-from kpt_dsl.runtime.numpy import as_numpy, load
+from kpt_dsl.runtime.numpy import as_numpy
 from kpt_dsl.space import Config
-
-PROGRAMS = 6
-"""How many programs of a grid are compared."""
 
 ROUNDINGS = 4.0
 """Roundings of the coarsest type on the way to an output that may add up, in units of the largest output."""
@@ -34,93 +32,41 @@ FP8_PRODUCT_ROUNDOFF = 2.0**-12
 
 
 def wrong(problem: Problem, config: Config, arguments: Mapping[str, Any], seed: int) -> str:
-    """What is wrong with the outputs in ``arguments`` (torch tensors) that a launch has written; "" for nothing."""
+    """What is wrong with the outputs in ``arguments`` (torch tensors) that a launch has written; "" for nothing.
+
+    Before it, outputs that the kernel adds to held zeros.
+    """
     kernel = problem.lower(config)
     # A kernel may read what it writes nowhere but in its outputs, so inputs are still what the launch saw.
     inputs = {t.name: as_numpy(t.name, arguments[t.name].cpu()) for t in kernel.tensors if t.role == "in"}
     known = inputs | {scalar.name: arguments[scalar.name] for scalar in kernel.scalars}
     allowed = _allowed(kernel, problem)
-    for position in _positions(kernel, problem, config, random.Random(seed)):
-        one = _at(kernel, problem, config, position)
-        exact = _written(one, problem, config, known, "f64")
+    for expected in _expected(kernel, problem, config, known, random.Random(seed)):
+        exact = expected("f64")
         if not any(_difference(arguments[name][index], value, allowed) for name, index, value in exact):
             continue
-        typed = _written(one, problem, config, known, "typed")
-        for (name, index, value), (_, _, rough) in zip(exact, typed, strict=True):
+        for (name, index, value), (_, _, rough) in zip(exact, expected("typed"), strict=True):
             spread = CONDITION * _error(rough, value)
             if difference := _difference(arguments[name][index], value, allowed, spread):
                 return f"{name} at {_shown(index)}: {difference}"
     return ""
 
 
-# ------------------------------------------------------------------ which programs
-def _positions(kernel: ir.Kernel, problem: Problem, config: Config, chance: random.Random) -> list[tuple[int, ...]]:
-    """Positions in the grid: the corners' first and last, and some between."""
-    counts = [
-        math.ceil(problem.dim(loop.dim) / int(config[loop.block]))
-        if isinstance(loop, ir.Tile)
-        else problem.dim(loop.dim)
-        for loop in kernel.grid
-    ]
-    wanted = {tuple(0 for _ in counts), tuple(n - 1 for n in counts)}
-    while len(wanted) < min(PROGRAMS, math.prod(counts)):
-        wanted.add(tuple(chance.randrange(n) for n in counts))
-    return sorted(wanted)
+def _expected(
+    kernel: ir.Kernel, problem: Problem, config: Config, known: Mapping[str, Any], chance: random.Random
+) -> Iterator[Callable[[Precision], list[programs.Write]]]:
+    """Functions that compute parts of the outputs."""
+    added = ir.added(kernel)
 
+    def stored(one: ir.Kernel, precision: Precision) -> list[programs.Write]:
+        return [w for w in programs.written(one, problem, config, known, precision) if w[0] not in added]
 
-# ------------------------------------------------------------------ one program in float64
-class _Recorder:
-    """Stands for an output: keeps what is stored where, so that a large output need not exist twice."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.writes: list[tuple[Any, Any]] = []
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.writes.append((index, value))
-
-
-def _written(
-    kernel: ir.Kernel, problem: Problem, config: Config, known: Mapping[str, Any], precision: Precision
-) -> list[tuple[str, Any, Any]]:
-    """(output, index, values) of everything that a kernel stores, in order."""
-    source = emit_kernel(kernel, config, precision)
-    outputs = {t.name: _Recorder(problem.shape(t.name)) for t in kernel.tensors if t.role == "out"}
-    load(source)(*({**known, **outputs}[name] for name in source.abi))
-    return [(name, index, value) for name, output in outputs.items() for index, value in output.writes]
-
-
-def _at(kernel: ir.Kernel, problem: Problem, config: Config, position: tuple[int, ...]) -> ir.Kernel:
-    """The kernel without its grid: one position of it, written as constants and loops of one step."""
-    at = {
-        loop.name: ir.scalar(i) for loop, i in zip(kernel.grid, position, strict=True) if isinstance(loop, ir.GridIndex)
-    }
-    body = tuple(_fixed(stmt, at) for stmt in kernel.body)
-    for loop, i in zip(reversed(kernel.grid), reversed(position), strict=True):
-        if isinstance(loop, ir.Tile):
-            block = int(config[loop.block])
-            stop = min((i + 1) * block, problem.dim(loop.dim))
-            body = (ir.For(loop, ir.scalar(i * block), ir.scalar(stop), body),)
-    return replace(kernel, grid=(), body=body)
-
-
-def _fixed(stmt: ir.Stmt, at: Mapping[str, ir.Const]) -> ir.Stmt:
-    match stmt:
-        case ir.Assign():
-            return replace(stmt, value=_with(stmt.value, at))
-        case ir.Store():
-            index = tuple(_with(i, at) if isinstance(i, ir.Expr) else i for i in stmt.index)
-            return replace(stmt, index=index, value=_with(stmt.value, at))
-        case ir.For():
-            body = tuple(_fixed(inner, at) for inner in stmt.body)
-            return replace(stmt, start=_with(stmt.start, at), stop=_with(stmt.stop, at), body=body)
-    raise AssertionError(stmt)
-
-
-def _with(node: ir.Expr, at: Mapping[str, ir.Const]) -> ir.Expr:
-    if isinstance(node, ir.Index):
-        return at[node.name]
-    return ir.with_children(node, tuple(_with(child, at) for child in ir.children(node)))
+    names = [loop.name for loop in kernel.grid]
+    for place in programs.places(kernel.grid, problem, config, chance):
+        yield partial(stored, programs.at(kernel, problem, config, dict(zip(names, place, strict=True))))
+    for tensor in added:
+        for part in sums.parts(kernel, tensor, problem, config, chance):
+            yield partial(part.added, problem, known)
 
 
 # ------------------------------------------------------------------ comparing

@@ -248,12 +248,17 @@ class Assign(Stmt):
 
 @dataclass(frozen=True, slots=True)
 class Store(Stmt):
-    """Valid lanes of ``value`` to a tensor. ``masked``: the axes along which lanes may be padding (set by passes.padding)."""
+    """Valid lanes of ``value`` to a tensor. ``masked``: the axes along which lanes may be padding (set by passes.padding).
+
+    ``add``: they are added to what the tensor (f32) holds, element by element, whichever program comes first. A tensor that is
+    added to is not stored to otherwise.
+    """
 
     tensor: str
     index: "tuple[Axis | Expr, ...]"
     value: Expr
     masked: tuple[Axis, ...] = ()
+    add: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +388,11 @@ def every_expr(body: tuple[Stmt, ...]) -> Iterator[Expr]:
     for stmt in statements(body):
         for top in expressions(stmt):
             yield from walk(top)
+
+
+def added(kernel: Kernel) -> tuple[str, ...]:
+    """The outputs that a kernel adds to."""
+    return tuple(dict.fromkeys(s.tensor for s in statements(kernel.body) if isinstance(s, Store) and s.add))
 
 
 def with_children(node: Expr, new: tuple[Expr, ...]) -> Expr:

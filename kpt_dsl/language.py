@@ -64,9 +64,23 @@ class In:
 
 
 class Out:
-    """A tensor argument that is written: ``y[m, :] = value`` stores a tile, rounded to the tensor's element type."""
+    """A tensor argument that is written: ``y[m, :] = value`` stores a tile, rounded to the tensor's element type.
+
+    ``y[m, :] += value`` adds to what a float32 tensor holds, element by element. Programs that add to one place do so in any
+    order, so that the sum may differ in its last bits from run to run; whoever calls the kernel clears the tensor first.
+    """
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        _never("Out")
+
+    def __getitem__(self, index: Any) -> "_Sum":
+        _never("Out")
+
+
+class _Sum:
+    """What stands on the left of ``y[m, :] += value``."""
+
+    def __iadd__(self, value: Any) -> "_Sum":
         _never("Out")
 
 

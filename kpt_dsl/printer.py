@@ -86,8 +86,9 @@ def _add_body(out: _Lines, body: tuple[ir.Stmt, ...], depth: int) -> None:
         match stmt:
             case ir.Assign(name, value):
                 out.add(depth, f"{name}: {value.type} = {format_expr(value)}", stmt.loc)
-            case ir.Store(tensor, index, value, masked):
-                out.add(depth, f"{tensor}{_index(index)}{_masked(masked)} = {format_expr(value)}", stmt.loc)
+            case ir.Store(tensor, index, value, masked, add):
+                sign = "+=" if add else "="
+                out.add(depth, f"{tensor}{_index(index)}{_masked(masked)} {sign} {format_expr(value)}", stmt.loc)
             case ir.For():
                 out.add(depth, _loop(stmt), stmt.loc)
                 _add_body(out, stmt.body, depth + 1)

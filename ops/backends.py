@@ -2,21 +2,41 @@
 
 ``run(launch, *arguments)`` allocates outputs and hands kernels with their arguments to ``launch``, each kernel once. What
 ``launch`` is makes the difference: a backend that runs them, or a recorder that notes them (for the tuner and ``explain``).
+Where there are several ways to do a part of it, ``launch.quickest`` takes the one that was measured to be.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Ready
+from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
+from kpt_dsl.space import space
+from kpt_dsl.targets import Target
 
-Launch = Callable[..., None]
 Run = Callable[..., Any]
+
+
+class Launch(Protocol):
+    """What ``run`` hands its kernels to."""
+
+    def __call__(self, kernel: Kernel, *arguments: Any) -> None:
+        """Launch a kernel, or note it."""
+
+    def quickest(self, *ways: "Way") -> Any:
+        """Go one of several ways: functions that take a ``Launch`` and hand it kernels. Gives what that one gives.
+
+        It is the one whose kernels together take the least time, if all kernels of all ways were measured on this device for
+        such a call; else the first.
+        """
+
+
+Way = Callable[[Launch], Any]
 
 
 class Backend(NamedTuple):
@@ -55,9 +75,14 @@ def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tupl
     )
 
 
-def record(run: Run, arguments: tuple[Any, ...]) -> list[Problem]:
-    """The kernel problems of a call, without running anything; tensors may be on the meta device."""
-    return [Problem.bind(kernel, kernel.bind(*given)) for kernel, given in _recorded(run, arguments)]
+def record(run: Run, arguments: tuple[Any, ...], target: Target | None = None) -> list[Problem]:
+    """The kernel problems of a call, without running anything; tensors may be on the meta device.
+
+    Of several ways those of all; with a target, beside the first way's only those of ways that it can go.
+    """
+    recorder = _Recorder(lambda ways: [n for n, way in enumerate(ways) if not n or not target or _runs(way, target)])
+    run(recorder, *arguments)
+    return [problem for problem, _ in recorder.bound()]
 
 
 def wide_dtype(*tensors: torch.Tensor | None) -> str | None:
@@ -84,17 +109,89 @@ def _prepare(run: Run, backend: str, _: tuple[Any, ...]) -> Ready:
 class Launches:
     """Launches the kernels of one kind of call, each prepared when it first comes by and only started from then on."""
 
-    __slots__ = ("_backend", "_prepared")
+    __slots__ = ("_backend", "_prepared", "_quickest", "_ways")
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
         self._prepared: dict[Kernel, Callable[..., Any]] = {}
+        self._quickest: dict[tuple[str, ...], int] = {}
+        self._ways: dict[str, Launches] = {}
 
     def __call__(self, kernel: Kernel, *arguments: Any) -> None:
         prepared = self._prepared.get(kernel)
         if prepared is None:
             prepared = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
         prepared(*arguments)
+
+    def quickest(self, *ways: Way) -> Any:
+        """The quickest way, found out when it is first asked for; each way prepares its kernels for itself."""
+        names = tuple(way.__name__ for way in ways)
+        number = self._quickest.get(names)
+        if number is None:
+            number = self._quickest[names] = _quickest(ways, self._backend)
+        launches = self._ways.get(names[number])
+        if launches is None:
+            launches = self._ways[names[number]] = Launches(self._backend)
+        return ways[number](launches)
+
+
+class _Recorder:
+    """Notes what would be launched; ``go`` says which of several ways, by their numbers."""
+
+    def __init__(self, go: Callable[[Sequence[Way]], Sequence[int]]) -> None:
+        self._go = go
+        self.launched: list[tuple[Kernel, tuple[Any, ...]]] = []
+
+    def __call__(self, kernel: Kernel, *arguments: Any) -> None:
+        self.launched.append((kernel, arguments))
+
+    def quickest(self, *ways: Way) -> Any:
+        first, *_ = [ways[number](self) for number in self._go(ways)]
+        return first
+
+    def bound(self) -> Iterator[tuple[Problem, dict[str, Any]]]:
+        """The problem of each launch, with its arguments by name."""
+        for kernel, given in self.launched:
+            arguments = kernel.bind(*given)
+            yield Problem.bind(kernel, arguments), arguments
+
+
+def _recorded(way: Way) -> Iterator[tuple[Problem, dict[str, Any]]]:
+    recorder = _Recorder(lambda _: (0,))
+    way(recorder)
+    return recorder.bound()
+
+
+def _runs(way: Way, target: Target) -> bool:
+    """Whether every kernel of a way has a legal config on a target."""
+    try:
+        return all(space(problem, target).first for problem, _ in _recorded(way))
+    except TargetError:
+        return False
+
+
+def _quickest(ways: Sequence[Way], backend: str) -> int:
+    times = [_microseconds(way, backend) for way in ways] if len(ways) > 1 else []
+    known = [time for time in times if time is not None]
+    return times.index(min(known)) if known and len(known) == len(ways) else 0
+
+
+def _microseconds(way: Way, backend: str) -> float | None:
+    """How long the kernels of a way take, None where one of them was not measured for such a call."""
+    from autotune_db import lookup
+    from kpt_dsl import runtime
+
+    total = 0.0
+    for problem, bound in _recorded(way):
+        try:
+            answer = lookup.choose(problem, runtime.runtime(backend).target(bound))
+        except KptError:  # no config of it is legal here
+            return None
+        measured = answer.provenance in ("measured", "shipped") and not answer.sibling
+        if not measured or answer.entry is None or answer.entry.microseconds is None:
+            return None
+        total += answer.entry.microseconds
+    return total
 
 
 def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> Callable[..., Any]:
@@ -111,18 +208,13 @@ def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> Calla
     return lambda *given: runtime.run(problem, kernel.bind(*given), config, backend)
 
 
-def _recorded(run: Run, arguments: tuple[Any, ...]) -> list[tuple[Kernel, tuple[Any, ...]]]:
-    launched: list[tuple[Kernel, tuple[Any, ...]]] = []
-    run(lambda kernel, *given: launched.append((kernel, given)), *arguments)
-    return launched
-
-
 def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:
     from kpt_dsl import runtime
 
     described = []
-    for kernel, given in _recorded(run, arguments):
-        bound = kernel.bind(*given)
-        config, provenance = runtime.chosen(Problem.bind(kernel, bound), bound, backend)
-        described.append(KernelChoice(kernel.name, str(config), provenance))
+    recorder = _Recorder(lambda ways: (_quickest(ways, backend),))
+    run(recorder, *arguments)
+    for problem, bound in recorder.bound():
+        config, provenance = runtime.chosen(problem, bound, backend)
+        described.append(KernelChoice(problem.kernel.name, str(config), provenance))
     return tuple(described)

@@ -16,6 +16,7 @@ from kpt_dsl.errors import InputError
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
+    from kpt_dsl.targets import Target
 
 AutocastPolicy = Literal["lower", "float32", "keep"]
 """What torch.autocast does to an op's floating inputs: its lower precision, float32, or nothing."""
@@ -86,8 +87,9 @@ class Op:
     ``reference`` is native PyTorch: schema, oracle and last fallback at once. ``public`` is the function that people call;
     its parameters are the schema's, in order. ``fake(*arguments)`` gives outputs without values, with the strides that every
     implementation keeps. ``check(*arguments)`` raises InputError. ``autocast``: device type -> what torch.autocast casts
-    floating inputs to there. ``arguments(dims, dtype, device, **flags)`` makes inputs; ``problems`` are the kernels to tune.
-    ``gradient``: how autograd follows generated kernels; without one, calls that need gradients go to the reference.
+    floating inputs to there. ``arguments(dims, dtype, device, **flags)`` makes inputs; ``record(arguments, target)``: the
+    kernel problems of such a call. ``gradient``: how autograd follows generated kernels; without one, calls that need
+    gradients go to the reference.
     """
 
     name: str
@@ -99,7 +101,7 @@ class Op:
     kernels: tuple[Implementation, ...]
     dims: tuple[str, ...]
     arguments: Callable[..., tuple[Any, ...]]
-    record: Callable[[tuple[Any, ...]], "list[Problem]"]
+    record: Callable[..., "list[Problem]"]
     shapes: tuple[Shape, ...] = ()
     autocast: Mapping[str, AutocastPolicy] = field(default_factory=dict)
     gradient: Gradient | None = None
@@ -115,10 +117,13 @@ class Op:
         names = list(inspect.signature(self.public).parameters)
         return () if self.gradient is None else tuple(names.index(name) for name in self.gradient.inputs)
 
-    def problems(self, dims: Mapping[str, int], dtype: str, **flags: Any) -> "list[Problem]":
+    def problems(
+        self, dims: Mapping[str, int], dtype: str, target: "Target | None" = None, **flags: Any
+    ) -> "list[Problem]":
         """The kernel problems behind a call of these extents and dtype: what the tuner tunes.
 
-        ``flags`` are the op's semantic options (``causal=True``). Raises InputError for missing or unknown dims and flags.
+        ``target``: leaves out what is a choice on other targets only. ``flags`` are the op's semantic options
+        (``causal=True``). Raises InputError for missing or unknown dims and flags.
         """
         if set(dims) != set(self.dims):
             raise InputError(f"{self.name}: dims are {', '.join(self.dims)}; given were {', '.join(dims) or 'none'}")
@@ -127,7 +132,7 @@ class Op:
         known = list(inspect.signature(self.arguments).parameters)[3:]
         if unknown := set(flags) - set(known):
             raise InputError(f"{self.name} has no flags {sorted(unknown)}; it has {', '.join(known) or 'none'}")
-        return self.record(self.arguments(dims, dtype, "meta", **flags))
+        return self.record(self.arguments(dims, dtype, "meta", **flags), target)
 
 
 OPS: dict[str, Op] = {}

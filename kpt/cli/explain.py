@@ -34,7 +34,7 @@ def explain(
     if db:
         lookup.use(db)
     where = place(target, device).target
-    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [])
+    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where)
     found = [_explained(problem, where) for problem in problems]
     if json:
         output.as_json(found)

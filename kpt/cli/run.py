@@ -56,8 +56,8 @@ def run(
         kpt-tune run --kernel package.module:softmax --shapes "M=4096,N=1024;M=1,N=1024" --json
     """
     seconds = parse.seconds(budget)
-    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [])
     where = place(target, device, offline)
+    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where.target)
     results: list[Result] = []
     failures: list[tuple[Problem, str]] = []
     if db:

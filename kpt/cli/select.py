@@ -13,6 +13,7 @@ from kpt_dsl.problem import Problem
 
 if TYPE_CHECKING:
     from kpt.ops.registry import Op
+    from kpt_dsl.targets import Target
 
 DEFAULT_DTYPE = "bf16"
 
@@ -24,8 +25,12 @@ def problems(
     shapes: Sequence[str],
     dtypes: Sequence[str],
     flags: Sequence[str],
+    target: "Target",
 ) -> list[Problem]:
-    """Every kernel problem that is meant, each once. Raises InputError for what is unknown, missing or does not go together."""
+    """Every kernel problem that is meant on a target, each once.
+
+    Raises InputError for what is unknown, missing or does not go together.
+    """
     if bool(ops) + bool(kernel) + bool(preset) - bool(ops and preset) != 1:
         raise InputError(
             "say what to tune: --op NAME, --kernel PACKAGE.MODULE:KERNEL, or --preset NAME (with --op: only that op)"
@@ -33,13 +38,13 @@ def problems(
     if preset:
         if shapes or flags:
             raise InputError("--preset brings its own shapes and flags; leave --shapes and --flags out")
-        return _unique(_of_preset(preset, ops, dtypes))
+        return _unique(_of_preset(preset, ops, dtypes, target))
     if not shapes:
         raise InputError('no --shapes; write them like --shapes "M=4096,N=1024"')
     extents, options = parse.shapes(shapes), parse.flags(flags)
     if kernel:
         return _unique(_of_kernel(kernel, extents, dtypes or [DEFAULT_DTYPE], options))
-    return _unique(_of_ops(ops, extents, dtypes, options))
+    return _unique(_of_ops(ops, extents, dtypes, options, target))
 
 
 def presets() -> dict[str, tuple[str, ...]]:
@@ -63,7 +68,7 @@ def _op(name: str) -> "Op":
     return known[name]
 
 
-def _of_preset(preset: str, ops: Sequence[str], dtypes: Sequence[str]) -> list[Problem]:
+def _of_preset(preset: str, ops: Sequence[str], dtypes: Sequence[str], target: "Target") -> list[Problem]:
     known = presets()
     if preset not in known:
         raise InputError(f"unknown preset {preset!r}{_guess(preset, known)} known are {', '.join(known)}")
@@ -74,7 +79,7 @@ def _of_preset(preset: str, ops: Sequence[str], dtypes: Sequence[str]) -> list[P
         for shape in op.shapes
         if shape.model == preset
         for dtype in dtypes or [shape.dtype]
-        for problem in op.problems(shape.dims, dtype, **shape.flags)
+        for problem in op.problems(shape.dims, dtype, target, **shape.flags)
     ]
     if not found:
         raise InputError(
@@ -84,7 +89,11 @@ def _of_preset(preset: str, ops: Sequence[str], dtypes: Sequence[str]) -> list[P
 
 
 def _of_ops(
-    names: Sequence[str], extents: Sequence[dict[str, int]], dtypes: Sequence[str], flags: dict[str, parse.FlagValue]
+    names: Sequence[str],
+    extents: Sequence[dict[str, int]],
+    dtypes: Sequence[str],
+    flags: dict[str, parse.FlagValue],
+    target: "Target",
 ) -> list[Problem]:
     found = []
     for op in map(_op, names):
@@ -92,7 +101,7 @@ def _of_ops(
         default = DEFAULT_DTYPE if DEFAULT_DTYPE in usual or not usual else min(usual)
         for dims in extents:
             for dtype in dtypes or [default]:
-                found += op.problems(dims, dtype, **flags)
+                found += op.problems(dims, dtype, target, **flags)
     return found
 
 

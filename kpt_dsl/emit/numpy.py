@@ -224,8 +224,9 @@ class _Emitter:
             match stmt:
                 case ir.Assign(name, value):
                     self.out.line(f"{self.name(name)} = {self.typed(value)}", stmt.loc)
-                case ir.Store(tensor, index, value):
-                    self.out.line(f"{self.name(tensor)}{self._index(index)} = {self.expr(value)}", stmt.loc)
+                case ir.Store(tensor, index, value, add=add):
+                    sign = "+=" if add else "="
+                    self.out.line(f"{self.name(tensor)}{self._index(index)} {sign} {self.expr(value)}", stmt.loc)
                 case ir.For(tile, start, stop, inner):
                     header = f"for {self.name(tile.name)} in {self._tiles(tile, self.expr(start), self.expr(stop))}:"
                     with self.out.block(header, stmt.loc):

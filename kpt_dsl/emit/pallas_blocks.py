@@ -81,6 +81,10 @@ class Blocks:
         self._seen(self._inputs[key], phase)
 
     def _output(self, store: ir.Store, phase: int | None) -> None:
+        if store.add:
+            raise TargetError(
+                f"{self.plan.kernel.name} adds to {store.tensor} (line {store.loc.line}); on a TPU an output has one writer"
+            )
         tensor = self.plan.kernel.tensor(store.tensor)
         block = Block(f"{tensor.name}_ref", tensor, canonical(store.index, self.plan))
         loop = None if phase is None or not self.plan.phases[phase].bounded else self.plan.phases[phase].loop

@@ -68,11 +68,11 @@ class Memory:
         out.line(f"{name} = {text}", loc)
 
     def store(self, stmt: ir.Store, out: Writer) -> None:
-        """Write a store."""
+        """Write a store, or an addition: by addresses, four elements at a time where they are neighbours."""
         axes, kept = self.expressions.axes, kept_axes(stmt.index)
         dtype = self.kernel.tensor(stmt.tensor).dtype
         cast = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
-        if self._describable(stmt.tensor, stmt.index) and all(axes.natural(a) for a in stmt.masked):
+        if not stmt.add and self._describable(stmt.tensor, stmt.index) and all(axes.natural(a) for a in stmt.masked):
             lanes = [axes.lanes(i) if isinstance(i, ir.Axis) else "1" for i in stmt.index]
             shape = f".reshape([{', '.join(lanes)}])" if len(kept) < len(stmt.index) else ""
             value = self.expressions.text(cast, ATOM if shape else LOOSE) + shape
@@ -80,7 +80,9 @@ class Memory:
             return
         pointers = self._pointers(stmt.tensor, stmt.index, list(stmt.masked), out, stmt.loc)
         mask = [f"mask={self._condition(list(stmt.masked), kept)}"] if stmt.masked else []
-        out.call(f"{axes.language}.store(", [pointers, self.expressions.text(cast), *mask], stmt.loc)
+        # Sums ask no program to wait for another.
+        how, order = ("atomic_add", ['sem="relaxed"']) if stmt.add else ("store", [])
+        out.call(f"{axes.language}.{how}(", [pointers, self.expressions.text(cast), *mask, *order], stmt.loc)
 
     # ------------------------------------------------------------------ descriptors
     def _describable(self, tensor: str, index: Index) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kpt_dsl import ir, language
-from kpt_dsl.dtypes import i32
+from kpt_dsl.dtypes import f32, i32
 from kpt_dsl.frontend import typing as ty
 from kpt_dsl.frontend.expressions import Expressions, Local, TileRef, describe
 from kpt_dsl.frontend.source import Source, fail
@@ -63,6 +63,7 @@ class _Lowering(Expressions):
         self.types: dict[str, ir.Type] = {}
         self.block: list[ir.Stmt] = []
         self.loops: list[_Loop] = []
+        self.added: dict[str, bool] = {}
         self.grid: tuple[ir.GridIndex | ir.Tile, ...] = ()
         self.inlining = 0
 
@@ -100,11 +101,15 @@ class _Lowering(Expressions):
                     read = ast.copy_location(ast.Name(target.id, ast.Load()), target)
                     both = ast.copy_location(ast.BinOp(read, op, value), node)
                     self.assign(target, self.expr(both), loc)
+                case ast.AugAssign(
+                    target=ast.Subscript(value=ast.Name(id=name), slice=where), op=ast.Add(), value=value
+                ):
+                    self.store(name, where, self.expr(value), loc, add=True)
                 case ast.AugAssign():
                     fail(
                         loc,
-                        "a tensor cannot be updated in place",
-                        "programs run in any order; load, compute, then store once",
+                        "a tensor can only be added to in place",
+                        "out[...] += value; programs run in any order, so else load, compute, then store once",
                     )
                 case ast.If(test=test, body=yes, orelse=no):
                     self.statements(yes if self.static_condition(test) else no)
@@ -200,7 +205,7 @@ class _Lowering(Expressions):
         self.block.append(ir.Assign(name, value, loc=loc))
         return ir.Var(name, type=value.type, loc=loc)
 
-    def store(self, name: str, index: ast.expr, value: Any, loc: Loc) -> None:
+    def store(self, name: str, index: ast.expr, value: Any, loc: Loc, add: bool = False) -> None:
         tensor = self.local.values.get(name)
         if not isinstance(tensor, ir.Tensor):
             fail(loc, f"{name} is {describe(tensor)}; only kd.Out arguments can be stored to",
@@ -209,6 +214,12 @@ class _Lowering(Expressions):
             fail(loc, f"{name} is declared kd.In, so it cannot be stored to", f"declare it {name}: kd.Out")
         if not self.grid:
             fail(loc, "a store outside the parallel loop", "move it into `for ... in kd.parallel(...)`")
+        if add and tensor.dtype != f32:
+            fail(loc, f"{name} holds {tensor.dtype}; only a float32 output can be added to",
+                 f"pass a float32 tensor for {name}, and round it in a kernel of its own")  # fmt: skip
+        if self.added.setdefault(name, add) != add:
+            fail(loc, f"{name} is stored to and added to in one kernel",
+                 "programs run in any order, so chance would tell what remains: clear it before the kernel runs")  # fmt: skip
         where, shape = self.index(tensor, index)
         if not isinstance(value, Expr):
             if not isinstance(value, int | float):
@@ -221,7 +232,7 @@ class _Lowering(Expressions):
         value = ty.cast(value, tensor.dtype, loc)
         if shape and not value.type.shape:
             value = ir.Full(value, type=ir.Type(tensor.dtype, shape), loc=loc)
-        self.block.append(ir.Store(name, where, value, loc=loc))
+        self.block.append(ir.Store(name, where, value, add=add, loc=loc))
 
     # -------------------------------------------------------------- loops
     def loop(self, node: ast.For, loc: Loc) -> None:

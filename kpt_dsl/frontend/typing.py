@@ -4,6 +4,7 @@ Each function builds a typed IR node from typed operands or fails at ``loc`` wit
 the dtype of the other operand.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from kpt_dsl import ir
@@ -197,12 +198,16 @@ def _product_dtypes(a: Expr, b: Expr, loc: Loc) -> tuple[Expr, Expr]:
     x, y = a.type.dtype, b.type.dtype
     if x == y or (x.is_fp8 and y.is_fp8):
         return a, b
-    if x == f32:
-        return cast(a, y, loc), b
-    if y == f32:
-        return a, cast(b, x, loc)
-    if x.is_fp8:
-        return cast(a, y, loc), b
-    if y.is_fp8:
-        return a, cast(b, x, loc)
+    if x == f32 or (x.is_fp8 and y != f32):
+        return _rounded(a, y, loc), b
+    if y == f32 or y.is_fp8:
+        return a, _rounded(b, x, loc)
     fail(loc, f"kd.dot cannot multiply {x} by {y}", f"convert one operand: b.to(kd.{x}), or a.to(kd.{y})")
+
+
+def _rounded(x: Expr, to: DType, loc: Loc) -> Expr:
+    """An operand in another dtype; a transposed tile is rounded as it lies, as another product may want it."""
+    if isinstance(x, ir.Transpose):
+        inner = cast(x.x, to, loc)
+        return replace(x, x=inner, type=Type(to, x.type.shape))
+    return cast(x, to, loc)

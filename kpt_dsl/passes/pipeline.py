@@ -92,6 +92,8 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
     if len(loops) != 1 or any(isinstance(s, ir.For) for s in loops[0].body):
         raise Unfit("it has not exactly one loop")
     loop = loops[0]
+    if ir.added(kernel):
+        raise Unfit("it adds to an output")
     if any(isinstance(e, ir.Load) for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape
            for e in ir.walk(s.value)):  # fmt: skip
         raise Unfit("a scalar is loaded: what lies beyond bounds that depend on it may not enter a product")

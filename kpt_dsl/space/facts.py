@@ -31,6 +31,8 @@ class Access:
     store: bool = False
     product: bool = False
     """It is an operand of a product, or (a store) holds a product's result."""
+    add: bool = False
+    """It adds to what the tensor holds."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Product:
     """An operand is computed from another product of the same loop."""
     carried: bool
     """It adds to an accumulator."""
+
+    @property
+    def link(self) -> bool:
+        """Whether others are made of its result: it adds to nothing, and no product comes before it."""
+        return not self.carried and not self.chained
 
 
 @dataclass(frozen=True)
@@ -252,11 +259,11 @@ class _Reader:
                 case ir.Assign(name=name, value=value):
                     self._expr(value, scope)
                     self._assign(name, value, scope)
-                case ir.Store(tensor=tensor, index=index, value=value):
+                case ir.Store(tensor=tensor, index=index, value=value, add=add):
                     self._expr(value, scope)
                     axes = tuple(i for i in index if isinstance(i, ir.Axis))
                     made = self._from_product(value)
-                    self.stores.append(Access(self.kernel.tensor(tensor), axes, scope, store=True, product=made))
+                    self.stores.append(Access(self.kernel.tensor(tensor), axes, scope, True, made, add))
                 case ir.For():
                     self._loop(stmt, scope)
 

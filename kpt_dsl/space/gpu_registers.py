@@ -31,6 +31,8 @@ TEMPORARIES = 1.25
 """Tiles that a streaming loop makes on the way, beside those that it keeps across its sums (norm gradients, all GPUs)."""
 EARLY = 0.25
 """Words an element that tiles read again hold where a pipeline brings them from the start of a step (compiled for sm_90)."""
+ADDRESS = 0.5
+"""Words of addresses for each element that is added to memory: 64 bits for four neighbours (compiled for sm_90)."""
 _COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 
@@ -62,13 +64,15 @@ def _held(sizes: "GpuSizes", scope: Scope) -> int:
         alive = (sum(sizes.count(kind.shape) * kind.dtype.bytes for kind in kinds) // 4 for kinds in facts.alive[scope])
         early = sum(sizes.count(load.axes) for load in facts.read_again(scope)) if sizes.stages > 1 else 0
         return carried + max(_made(sizes, scope), *alive, 0) + int(EARLY * early)
-    links = [p for p in products if not p.carried]
+    links = [p for p in products if p.link]
     results = [replicated(sizes, p) * sizes.count((p.m, p.n)) for p in links]
+    ends = [sizes.count((p.m, p.n)) for p in products if not p.carried and not p.link]
     # Where several products wait for each other, the operand made of them takes the place of the first; on its way between
     # warps that share its rows it is there in both forms.
     operand = max(_operands(sizes, p) for p in products)
     both = sum(results) + (max(results) if any(replicated(sizes, p) > 1 for p in links) else 0) if links else 0
-    return carried + max(both, max(results, default=0) + operand)
+    added = sum(sizes.count(s.axes) for s in facts.stores if s.add and s.scope == scope)
+    return carried + max(both, max(results, default=0) + operand, *ends) + int(ADDRESS * added)
 
 
 def _made(sizes: "GpuSizes", scope: Scope) -> int:
@@ -81,7 +85,7 @@ def replicated(sizes: "GpuSizes", product: Product) -> int:
     warps beyond the rows repeat the work of others (AccelerateMatmul, ``warpsPerTileV3``)."""
     target = sizes.target
     alike = target.async_products and not target.tensor_memory_bytes and target.matrix_dtype(product.dtype.name)
-    return _sharing(sizes, product) if alike and not product.carried else 1
+    return _sharing(sizes, product) if alike and product.link else 1
 
 
 def _operands(sizes: "GpuSizes", product: Product) -> int:

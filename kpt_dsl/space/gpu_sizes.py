@@ -94,6 +94,8 @@ class GpuSizes(Sized):
                 else:  # several products may read what was loaded once
                     once[load] = max(once.get(load, 0), buffers * self.bytes(load) if load.scope == scope else 0)
         held += sum(once.values())
+        # A product that is stored in the loop passes through on its way, beside what is read.
+        held += sum(self.bytes(s) for s in self.facts.stores if s.scope == scope and s.product)
         passing = sum(self.bytes(load) for load in once if load.scope != scope)
         # Where copies pass through registers, what was loaded before the loop ends up there, and its room is used again.
         return held + passing if self.target.async_copies else max(held, passing)
@@ -101,7 +103,7 @@ class GpuSizes(Sized):
     def _exchanged(self, product: Product) -> int:
         """Bytes of a computed left operand that warps pass to each other: where several share its rows; and where products have
         memory of their own, one that is made of several of them."""
-        links = sum(p.scope == product.scope and not p.carried for p in self.facts.products)
+        links = sum(p.scope == product.scope and p.link for p in self.facts.products)
         if self.target.tensor_memory_bytes and links > 1:
             return self.count((product.m, product.k)) * product.dtype.bytes
         alone = self._is_async(product) or self.warps * MIN_PRODUCT_SIDE <= self.lanes(product.m)

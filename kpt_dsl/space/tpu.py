@@ -44,7 +44,7 @@ def knobs(facts: Facts, target: Target) -> Knobs:
 def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
     """Why a config cannot run on a TPU, or None."""
     sizes = TpuSizes(facts, target, config)
-    return _why_odd_block(sizes) or _why_empty_share(sizes) or _why_too_much_vmem(sizes)
+    return _why_added(sizes) or _why_odd_block(sizes) or _why_empty_share(sizes) or _why_too_much_vmem(sizes)
 
 
 def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
@@ -98,6 +98,11 @@ def _block_values(facts: Facts, target: Target, axes: Axes) -> tuple[int, ...]:
 
 
 # ------------------------------------------------------------------ what makes a point illegal
+def _why_added(sizes: TpuSizes) -> str | None:
+    added = ", ".join(ir.added(sizes.facts.kernel))
+    return f"several programs add to {added}; on {sizes.target.name} an output has one writer" if added else None
+
+
 def _why_odd_block(sizes: TpuSizes) -> str | None:
     for axis, block in sizes.facts.block_of.items():
         unit, size = block_unit(sizes.facts, sizes.target, axis), sizes.blocks[block]

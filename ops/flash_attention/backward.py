@@ -14,6 +14,7 @@ from kpt.ops.flash_attention.backward_kernels import (
     flash_attention_dq,
     flash_attention_group_sum,
     flash_attention_rows,
+    flash_attention_scale,
 )
 from kpt.ops.flash_attention.shapes import BACKWARD_SHAPES, DIMS, backward_arguments
 from kpt.ops.library import define
@@ -41,7 +42,9 @@ def flash_attention_backward(
 
     ``do``, (B, H, M, D), and ``dlse``, (B, H, M) or None, are the gradients of what ``flash_attention`` gave, ``o`` and
     ``lse``; the other arguments are its. Each gradient has the dtype and the memory order of its input. Two runs give the same
-    bits. Raises InputError for arguments that do not fit. Dao 2023, arXiv:2307.08691.
+    bits, unless all three are needed and to add up dq in any order was measured to be quicker on this device; under
+    ``torch.use_deterministic_algorithms(True)`` they always do. Raises InputError for arguments that do not fit. Dao 2023,
+    arXiv:2307.08691.
     """
     gradients: list[torch.Tensor] = _dispatch(do, q, k, v, o, lse, dlse, causal, scale, window, key_lengths, needed)
     return gradients
@@ -89,20 +92,35 @@ def _run(
     scale = contract.scale_of(q, scale)
     q, k, v, o, do = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v, o, do))
     delta, shift = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
-    if dq is None and dk is None:
-        launch(flash_attention_rows, None, None, lse, None, None, shift)
+    takes_delta = dq is not None or dk is not None
+    shared = q.shape[1] != k.shape[1]
+    parts = [_parts(t, q.shape[1]) if t is not None and shared else t for t in (dk, dv)]
+    flags = (scale, window, causal)
+
+    def apart(launch: Launch) -> None:
+        """A kernel for dq and one for dk and dv: seven products."""
+        given = (o, do, lse, dlse, delta) if takes_delta else (None, None, lse, None, None)
+        launch(flash_attention_rows, *given, shift, None)
+        if dq is not None:
+            launch(flash_attention_dq, q, k, v, do, delta, shift, key_lengths, dq, *flags)
+        if dk is not None or dv is not None:
+            mine = delta if dk is not None else None
+            launch(flash_attention_dkdv, q, k, v, do, mine, shift, key_lengths, *parts, None, *flags)
+
+    def together(launch: Launch) -> None:
+        """One kernel for all three, whose programs add to dq in any order: five products."""
+        dq_sum = q.new_empty(q.shape, dtype=torch.float32)
+        launch(flash_attention_rows, o, do, lse, dlse, delta, shift, dq_sum)
+        launch(flash_attention_dkdv, q, k, v, do, delta, shift, key_lengths, *parts, dq_sum, *flags)
+        launch(flash_attention_scale, dq_sum, dq, scale)
+
+    if all(needed) and not torch.are_deterministic_algorithms_enabled():
+        launch.quickest(apart, together)
     else:
-        launch(flash_attention_rows, o, do, lse, dlse, delta, shift)
-    if dq is not None:
-        launch(flash_attention_dq, q, k, v, do, delta, shift, key_lengths, dq, scale, window, causal)
-    if dk is not None or dv is not None:
-        shared = q.shape[1] != k.shape[1]
-        parts = [_parts(t, q.shape[1]) if t is not None and shared else t for t in (dk, dv)]
-        mine = delta if dk is not None else None
-        launch(flash_attention_dkdv, q, k, v, do, mine, shift, key_lengths, *parts, scale, window, causal)
-        if shared:
-            grouped = (None if p is None else p.unflatten(1, (k.shape[1], -1)) for p in parts)
-            launch(flash_attention_group_sum, *grouped, dk, dv)
+        launch.quickest(apart)
+    if shared and (dk is not None or dv is not None):
+        grouped = (None if p is None else p.unflatten(1, (k.shape[1], -1)) for p in parts)
+        launch(flash_attention_group_sum, *grouped, dk, dv)
     return [t for t in (dq, dk, dv) if t is not None]
 
 

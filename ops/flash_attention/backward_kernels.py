@@ -3,7 +3,8 @@
 Method: FlashAttention-2 (Dao 2023, arXiv:2307.08691): the probabilities are made again from the saved log-sum-exp. One kernel
 walks the keys of each tile of queries and makes dq, another the queries of each tile of keys and makes dk and dv; no two
 programs write to one place, so results are the same on every run. In the second kernel scores are transposed (keys by
-queries), so that what it multiplies with do and q is in registers as it must be.
+queries), so that what it multiplies with do and q is in registers as it must be. It can also make dq on its way, five products
+where the two make seven: each program then adds to the queries that it meets, in any order, and sums differ in their last bits.
 """
 
 import kpt_dsl as kd
@@ -11,13 +12,13 @@ import kpt_dsl as kd
 LOG2E = 1.4426950408889634
 
 
-@kd.kernel(o="B H M D", do="B H M D", lse="B H M", dlse="B H M", delta="B H M", shift="B H M")
+@kd.kernel(o="B H M D", do="B H M D", lse="B H M", dlse="B H M", delta="B H M", shift="B H M", dq_sum="B H M D")
 def flash_attention_rows(
-    o: kd.In, do: kd.In, lse: kd.In, dlse: kd.In, delta: kd.Out, shift: kd.Out
+    o: kd.In, do: kd.In, lse: kd.In, dlse: kd.In, delta: kd.Out, shift: kd.Out, dq_sum: kd.Out
 ) -> None:  # fmt: skip
     """What the gradients need of each query: ``delta``, sum(o * do) less the gradient of its log-sum-exp, and ``shift``, its
     log-sum-exp to base 2, 0 where it sees no key (there -inf would make NaN of masked scores). The gradient of the values
-    takes no ``delta``."""
+    takes no ``delta``. ``dq_sum``, where it is to be added to, is cleared."""
     for b, h, m in kd.parallel("B", "H", kd.tile("M")):
         if delta is not None:
             total = kd.sum(o[b, h, m, :] * do[b, h, m, :], axis=1)
@@ -26,6 +27,8 @@ def flash_attention_rows(
             delta[b, h, m] = total
         natural = lse[b, h, m]
         shift[b, h, m] = kd.where(natural == -kd.inf, 0.0, natural * LOG2E)
+        if dq_sum is not None:
+            dq_sum[b, h, m, :] = kd.zeros([m, "D"])
 
 
 @kd.kernel(
@@ -69,16 +72,17 @@ def flash_attention_dq(
 
 @kd.kernel(
     q="B H M D", k="B G N D", v="B G N D", do="B H M D", delta="B H M", shift="B H M", key_lengths="B",
-    dk="B H N D", dv="B H N D",
+    dk="B H N D", dv="B H N D", dq_sum="B H M D",
 )  # fmt: skip
 def flash_attention_dkdv(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dk: kd.Out, dv: kd.Out,
-    scale: kd.Float, window: kd.Int, causal: kd.Static,
+    dq_sum: kd.Out, scale: kd.Float, window: kd.Int, causal: kd.Static,
 ) -> None:  # fmt: skip
     """The gradients of keys and values, (B, H, N, D), the part of each query head; visible is what is so going forward.
 
     Keys from key_lengths[b] on are not masked in the loop: each row of the gradients is that of one key, so theirs are cleared
-    at the end. ``dk`` (with ``delta``) or ``dv`` may be None.
+    at the end. ``dk`` (with ``delta``) or ``dv`` may be None. To ``dq_sum``, float32, the gradient of the queries over scale is
+    added; it takes ``dk``.
     """
     for b, h, n in kd.parallel("B", "H", kd.tile("N")):
         g = h // kd.group("H", "G")
@@ -94,6 +98,9 @@ def flash_attention_dkdv(
         if key_lengths is not None:
             first = kd.where(n.start < key_lengths[b], first, kd.size("M"))
         key = k[b, g, n, :]
+        if key_lengths is not None and dq_sum is not None:
+            # That sums over keys: what lies beyond the length may hold anything.
+            key = kd.where(n.index[:, None] < key_lengths[b], key, 0.0)
         if dk is not None:
             value, acc_k = v[b, g, n, :], kd.zeros([n, "D"])
         if dv is not None:
@@ -113,6 +120,10 @@ def flash_attention_dkdv(
                 acc_v = kd.dot(p, up, acc_v)
             if dk is not None:
                 ds = p * (kd.dot(value, up.T) - delta[b, h, m][None, :])
+                if dq_sum is not None:
+                    if key_lengths is not None:
+                        ds = kd.where(n.index[:, None] < key_lengths[b], ds, 0.0)
+                    dq_sum[b, h, m, :] += kd.dot(key.T, ds).T
                 acc_k = kd.dot(ds, query, acc_k)
         if dk is not None:
             if key_lengths is not None:
@@ -122,6 +133,13 @@ def flash_attention_dkdv(
             if key_lengths is not None:
                 acc_v = kd.where(n.index[:, None] < key_lengths[b], acc_v, 0.0)
             dv[b, h, n, :] = acc_v
+
+
+@kd.kernel(dq_sum="B H M D", dq="B H M D")
+def flash_attention_scale(dq_sum: kd.In, dq: kd.Out, scale: kd.Float) -> None:
+    """dq from what was added up for it."""
+    for b, h, m in kd.parallel("B", "H", kd.tile("M")):
+        dq[b, h, m, :] = dq_sum[b, h, m, :] * scale
 
 
 @kd.kernel(dk_parts="B G R N D", dv_parts="B G R N D", dk="B G N D", dv="B G N D")

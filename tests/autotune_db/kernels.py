@@ -54,3 +54,31 @@ def scores(q: kd.In, k: kd.In, y: kd.Out, lengths: kd.In, limit: kd.Int) -> None
         for n in kd.sequential(kd.tile("N"), stop=last):
             top = kd.maximum(top, kd.max(kd.dot(q[b, h, m, :], k[b, h, n, :].T), axis=1))
         y[b, h, m] = top
+
+
+@kd.kernel(x="M N", y="N")
+def shares_of_rows(x: kd.In, y: kd.Out) -> None:
+    """What each column has of the sums of the rows, added up over all rows: a loop before the one that adds."""
+    for m in kd.parallel(kd.tile("M")):
+        total = kd.zeros([m])
+        for n in kd.sequential(kd.tile("N")):
+            total = total + kd.sum(x[m, n], axis=1)
+        for n in kd.sequential(kd.tile("N")):
+            y[n] += kd.sum(x[m, n] / total[:, None], axis=0)
+
+
+@kd.kernel(x="M N", y="M N")
+def below_the_top(x: kd.In, y: kd.Out) -> None:
+    """How far each tile is below the largest so far: what is added depends on earlier steps of its loop."""
+    for n in kd.parallel(kd.tile("N")):
+        top = kd.full([n], -kd.inf)
+        for m in kd.sequential(kd.tile("M")):
+            top = kd.maximum(top, kd.max(x[m, n], axis=0))
+            y[m, n] += x[m, n] - top[None, :]
+
+
+@kd.kernel(x="B H N", y="B G N")
+def group_sums(x: kd.In, y: kd.Out) -> None:
+    """Groups of H / G rows added up: which row of the output a program adds to is computed."""
+    for b, h, n in kd.parallel("B", "H", kd.tile("N")):
+        y[b, h // kd.group("H", "G"), n] += x[b, h, n]

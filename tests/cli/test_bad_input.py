@@ -18,8 +18,8 @@ CPU = ("--target", "cpu")
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("run",), "say what to tune: --op NAME, --kernel PACKAGE.MODULE:KERNEL, or --preset NAME"),
-        (("run", *NORM, "--kernel", "a:b"), "say what to tune"),
+        (("run", *CPU), "say what to tune: --op NAME, --kernel PACKAGE.MODULE:KERNEL, or --preset NAME"),
+        (("run", *NORM, "--kernel", "a:b", *CPU), "say what to tune"),
         (
             ("run", "--op", "layer_nrom", "--shapes", "M=8,N=16", *CPU),
             "unknown op 'layer_nrom'; did you mean layer_norm",

@@ -194,12 +194,24 @@ def test_doctor_misses_what_is_needed(tune: Command, monkeypatch: pytest.MonkeyP
     assert checks["jax"]["state"] == "note"
 
 
+@pytest.mark.parametrize(("target", "ways"), [("tpu-v6e", 1), ("nvidia-h200", 2)])
+def test_of_several_ways_a_target_gets_those_that_it_can_go(target: str, ways: int, tune: Command) -> None:
+    """TPUs cannot add to an output, so the way that does is not tuned for them, and nothing fails."""
+    words = ["--op", "flash_attention_backward", "--shapes", "B=1,H=1,G=1,M=128,N=128,D=128", "--target", target]
+    explained = tune("explain", *words, "--json")
+    keys = [one["problem"] for one in json.loads(explained.out)]
+    assert explained.code == 0
+    assert sum("flash_attention_dkdv" in key for key in keys) == ways
+    assert sum("flash_attention_scale" in key for key in keys) == ways - 1
+
+
 def test_presets_are_models_that_have_shapes() -> None:
     found = select.presets()
     assert {"llama-8b", "minilm"} <= set(found)
-    problems = select.problems([], None, "llama-8b", [], [], [])
+    h200 = targets.get("nvidia-h200")
+    problems = select.problems([], None, "llama-8b", [], [], [], h200)
     assert len(problems) == len(set(problems))
     assert {"flash_attention_fwd", "linear_act_fwd"} <= {problem.kernel.name for problem in problems}
-    only = select.problems(["linear_act"], None, "llama-8b", [], ["f16"], [])
+    only = select.problems(["linear_act"], None, "llama-8b", [], ["f16"], [], h200)
     assert {problem.kernel.name for problem in only} == {"linear_act_fwd"}
     assert {dtype for problem in only for _, dtype in problem.dtypes if dtype} == {"f16"}

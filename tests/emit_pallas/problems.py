@@ -55,7 +55,7 @@ def attention_gradients(
     known = {**dict.fromkeys(narrow, dtype), **dict.fromkeys(wide, "f32"), "key_lengths": "i32" if masked else None}
     dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D}
     for kernel in (gradients.flash_attention_rows, gradients.flash_attention_dq, gradients.flash_attention_dkdv):
-        dtypes = {name: known.get(name, "f32") for name in kernel.tensors}
+        dtypes = {name: None if name == "dq_sum" else known.get(name, "f32") for name in kernel.tensors}
         statics = {} if kernel is gradients.flash_attention_rows else {"causal": causal, "window": None}
         if masked:
             statics.pop("window", None)

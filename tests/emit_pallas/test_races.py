@@ -84,7 +84,7 @@ def _attention_gradients(kernel: kd.Kernel, rng: np.random.Generator) -> tuple[k
         n: drawn(rng, 1, 1, 300, 32) for n in ("k", "v")
     }
     given |= {"delta": drawn(rng, 1, 2, 200), "shift": drawn(rng, 1, 2, 200), "key_lengths": jax.numpy.array([250])}
-    given |= {"scale": 0.2, "window": 100, "causal": True}
+    given |= {"scale": 0.2, "window": 100, "causal": True, "dq_sum": None}
     given |= {"dq": out(1, 2, 200, 32), "dk": out(1, 2, 300, 32), "dv": out(1, 2, 300, 32)}
     arguments = {name: given[name] for name in kernel.signature.parameters}
     return kernel, arguments, Config(block_M=128, block_N=128)

@@ -31,7 +31,7 @@ def attention_problem(M: int, N: int, D: int, dtype: str = "bf16", lengths: bool
 
 def key_gradients_problem(M: int, N: int, D: int, dtype: str = "bf16", causal: bool = False) -> Problem:
     wide = dict.fromkeys(("delta", "shift"), "f32")
-    dtypes = dict.fromkeys(flash_attention_dkdv.tensors, dtype) | wide | {"key_lengths": None}
+    dtypes = dict.fromkeys(flash_attention_dkdv.tensors, dtype) | wide | dict.fromkeys(("key_lengths", "dq_sum"))
     dims = dict(B=2, H=4, G=4, M=M, N=N, D=D)
     return Problem.of_shapes(flash_attention_dkdv, dims, dtypes, {"causal": causal, "window": None})
 

@@ -13,6 +13,7 @@ from kpt.ops.flash_attention.backward_kernels import (
     flash_attention_dq,
     flash_attention_group_sum,
     flash_attention_rows,
+    flash_attention_scale,
 )
 from tests.generated.arrays import Layout, empty, exact, layouts, place, random
 from tests.generated.attention import CONTIGUOUS, TOKENS_FIRST, Attention, attention
@@ -99,14 +100,19 @@ class Queries(_Gradients):
 
 @dataclass(frozen=True, kw_only=True)
 class KeysValues(_Gradients):
-    """dk and dv, or one of them (``wanted``)."""
+    """dk and dv, or one of them (``wanted``); ``summed``: with what is added to dq."""
 
     kernel: ClassVar = flash_attention_dkdv
     wanted: tuple[str, ...] = ("dk", "dv")
+    summed: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return self.wanted
+        return (*self.wanted, "dq_sum") if self.summed else self.wanted
+
+    @property
+    def on_tpu(self) -> bool:
+        return not self.summed
 
     @property
     def out_dtype(self) -> str:
@@ -116,7 +122,9 @@ class KeysValues(_Gradients):
         given = super().arguments()
         shape = (self.B, self.G * self.groups, self.N, self.D)
         made = {n: empty(shape, self.out_dtype, self.out_layout) if n in self.wanted else None for n in ("dk", "dv")}
-        return given | made | ({} if "dk" in self.wanted else {"delta": None})
+        cleared = np.zeros(given["q"].shape)
+        sums = {"dq_sum": place(cleared, "f32", self.out_layout) if self.summed else None}
+        return given | made | sums | ({} if "dk" in self.wanted else {"delta": None})
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
         found, q, up = self.exact(arguments), exact(arguments["q"]), exact(arguments["do"])
@@ -124,7 +132,10 @@ class KeysValues(_Gradients):
             "dk": found.product("ds", q, True, arguments["scale"], self.out_dtype),
             "dv": found.product("p", up, True, 1.0, self.out_dtype),
         }
-        return {name: both[name] for name in self.wanted}
+        if self.summed:
+            k = np.repeat(exact(arguments["k"]), self.groups, axis=1)
+            both["dq_sum"] = found.product("ds", k, False, 1.0, "f32")
+        return {name: both[name] for name in self.outputs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +151,13 @@ class Rows(Case):
     dlse: bool = False
     blind: int = 0
     only_shift: bool = False
+    cleared: bool = False
     layout: Layout = CONTIGUOUS
     rows_layout: Layout = ROWS
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return ("shift",) if self.only_shift else ("delta", "shift")
+        return (*(("shift",) if self.only_shift else ("delta", "shift")), *(("dq_sum",) if self.cleared else ()))
 
     def arguments(self) -> dict[str, Any]:
         shape = (self.B, self.H, self.M, self.D)
@@ -159,7 +171,8 @@ class Rows(Case):
             if self.dlse:
                 given["dlse"] = place(random(self.seed + 3, shape[:3]), "f32", self.rows_layout)
         given["lse"] = place(lse, "f32", self.rows_layout)
-        return given | {name: empty(shape[:3], "f32", ROWS) for name in self.outputs}
+        made = {name: empty(shape[:3], "f32", ROWS) for name in self.outputs}
+        return given | made | ({"dq_sum": empty(shape, "f32", self.layout)} if self.cleared else {})
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
         lse = exact(arguments["lse"])
@@ -170,7 +183,34 @@ class Rows(Case):
             dlse = exact(arguments["dlse"]) if self.dlse else np.zeros_like(lse)
             allowed = tolerance("f32", self.D) * (np.sqrt((terms * terms).sum(axis=3)) + np.abs(dlse))
             found["delta"] = Close(terms.sum(axis=3) - dlse, allowed)
+        if self.cleared:
+            found["dq_sum"] = Close(np.zeros(arguments["dq_sum"].shape), 0.0)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled(Case):
+    """dq from its sum."""
+
+    kernel: ClassVar = flash_attention_scale
+    B: int = 1
+    H: int = 1
+    M: int
+    D: int = 64
+    dtype: str = "f16"
+    layout: Layout = CONTIGUOUS
+
+    def arguments(self) -> dict[str, Any]:
+        shape = (self.B, self.H, self.M, self.D)
+        given = {
+            "dq_sum": place(random(self.seed, shape), "f32", CONTIGUOUS),
+            "dq": empty(shape, self.dtype, self.layout),
+        }
+        return given | {"scale": 0.3}
+
+    def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
+        values = exact(arguments["dq_sum"]) * arguments["scale"]
+        return {"dq": Close(values, rounding(self.dtype, values) + rounding("f32", values))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,20 +256,25 @@ _ROWS_LAYOUTS = layouts(3, HEADS_LAST)
 @st.composite
 def backward(draw: st.DrawFn) -> Case:
     """Cases of all four kernels, mostly of the two with products."""
-    kernel = draw(st.sampled_from([Queries, Queries, KeysValues, KeysValues, KeysValues, Rows, GroupSum]))
+    kernel = draw(st.sampled_from([Queries, Queries, KeysValues, KeysValues, KeysValues, Rows, GroupSum, Scaled]))
     case = draw(attention())
     shared = {"B": case.B, "D": case.D, "dtype": case.dtype, "seed": case.seed}
     if kernel is Rows:
         return Rows(
             **shared, H=case.G * case.groups, M=case.M, layout=draw(_LAYOUTS), rows_layout=draw(_ROWS_LAYOUTS),
             dlse=draw(st.booleans()), blind=draw(st.sampled_from([0, 1, 3])),
-            only_shift=draw(st.sampled_from([False, False, True])),
+            only_shift=draw(st.sampled_from([False, False, True])), cleared=draw(st.booleans()),
         )  # fmt: skip
+    if kernel is Scaled:
+        return Scaled(**shared, H=case.G * case.groups, M=case.M, layout=draw(_LAYOUTS))
     if kernel is GroupSum:
         R = draw(st.sampled_from([2, 3, 4, 7, 8, 32]))
         return GroupSum(**shared, G=case.G, R=R, N=min(case.N, 70), wanted=draw(_WANTED), layout=draw(_LAYOUTS))
     given = {f.name: getattr(case, f.name) for f in fields(case)} | {"rows_layout": draw(_ROWS_LAYOUTS)}
-    return Queries(**given) if kernel is Queries else KeysValues(**given, wanted=draw(_WANTED))
+    if kernel is Queries:
+        return Queries(**given)
+    wanted = draw(_WANTED)
+    return KeysValues(**given, wanted=wanted, summed=len(wanted) == 2 and draw(st.booleans()))
 
 
 _SEEN: tuple[dict[str, Any], ...] = (
@@ -253,10 +298,12 @@ _SEEN: tuple[dict[str, Any], ...] = (
 ALWAYS: tuple[Case, ...] = (
     *(Queries(**case) for case in _SEEN),
     *(KeysValues(**case) for case in _SEEN),
+    *(KeysValues(**case, summed=True) for case in _SEEN),
     KeysValues(M=64, N=64, wanted=("dv",)),
     KeysValues(M=64, N=64, wanted=("dk",), causal=True),
-    Rows(M=37, dlse=True, blind=3, D=80),
+    Rows(M=37, dlse=True, blind=3, D=80, cleared=True),
     Rows(M=0),
     GroupSum(R=4, N=37, D=80),
+    Scaled(M=37, D=80),
 )
 """Cases that every run has."""

@@ -83,6 +83,11 @@ class Case(ABC):
     kernel: ClassVar[Kernel]
     seed: int = 0
 
+    @property
+    def on_tpu(self) -> bool:
+        """Whether TPUs have a form of it."""
+        return True
+
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
         """Arguments by name: torch tensors of the CPU (outputs hold NaN), None for what is absent, scalars, statics."""

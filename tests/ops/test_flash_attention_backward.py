@@ -153,9 +153,9 @@ def test_any_of_the_gradients(H: int, needed: tuple[int, int, int], backend: Any
     problems = get("flash_attention_backward").record((do, q, k, v, o, lse, None, True, None, None, None, flags))
     names = [p.kernel.name.removeprefix("flash_attention_") for p in problems]
     columns = flags[1] or flags[2]
-    assert names == ["rows"] * any(flags) + ["dq"] * flags[0] + ["dkdv"] * columns + ["group_sum"] * (
-        columns and H == 4
-    )
+    together = ["rows", "dkdv", "scale"] * all(flags)  # the other way to make all three
+    apart = ["rows"] * any(flags) + ["dq"] * flags[0] + ["dkdv"] * columns
+    assert names == apart + together + ["group_sum"] * (columns and H == 4)
     for problem in problems:
         dtypes = dict(problem.dtypes)
         for name, wanted_ in (("dk", flags[1]), ("dv", flags[2]), ("delta", flags[0] or flags[1])):

@@ -20,6 +20,8 @@ from tests.ops.calls import OPS, arguments, served
 from tests.tolerances import assert_close
 
 BACKENDS = ("numpy", "triton", "pallas")
+SEVERAL_WAYS = ("flash_attention_backward",)
+"""Ops that choose between kernels by what was measured."""
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -145,7 +147,9 @@ def test_problems_are_what_a_call_launches(op: str) -> None:
     launched = [p.kernel.name for p in spec.record(given)]
     with kpt.ops.prefer("numpy"):
         explained = kpt.ops.explain(op, **dict(zip(_parameters(spec.public), given, strict=True)))
-    assert [k.kernel for k in explained.kernels] == launched
+    others = iter(launched)  # of several ways to go, one is explained and all are tuned
+    assert all(k.kernel in others for k in explained.kernels)
+    assert len(launched) == len(explained.kernels) or op in SEVERAL_WAYS
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:

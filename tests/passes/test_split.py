@@ -117,7 +117,7 @@ def test_attention_loops(
 def gradients(causal: bool, window: bool, lengths: bool, ragged: bool) -> ir.Kernel:
     """Queries are walked in tiles, keys are dealt out: the loop's tile is along the columns, and its start is computed."""
     dtypes: dict[str, str | None] = dict.fromkeys(flash_attention_dkdv.tensors, "f32")
-    dtypes["key_lengths"] = "i32" if lengths else None
+    dtypes |= {"key_lengths": "i32" if lengths else None, "dq_sum": None}
     statics = {"causal": causal} if window else {"causal": causal, "window": None}
     problem = Problem.of_shapes(flash_attention_dkdv, dict(B=1, H=1, G=1, M=8, N=8, D=16), dtypes, statics)
 

@@ -14,7 +14,7 @@ H200 = get("nvidia-h200")
 
 def problem(kernel: Kernel, D: int = 128, causal: bool = False) -> Problem:
     dtypes: dict[str, str | None] = dict.fromkeys(kernel.tensors, "bf16") | {"delta": "f32", "shift": "f32"}
-    dtypes["key_lengths"] = None
+    dtypes |= {name: None for name in ("key_lengths", "dq_sum") if name in kernel.tensors}
     dims = {"B": 4, "H": 2048 // D, "G": 2048 // D, "M": 4096, "N": 4096, "D": D}
     return Problem.of_shapes(kernel, dims, dtypes, {"causal": causal, "window": None})
 
