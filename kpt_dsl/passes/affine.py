@@ -1,4 +1,4 @@
-"""Conditions that compare tile indices, read as bounds: ``n.index <= m.index + c`` holds for all rows below ``m.start + c + 1``."""
+"""Conditions that compare tile indices, as bounds: ``n.index <= m.index + c`` holds for all rows below ``m.start + c + 1``."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
