@@ -1,22 +1,34 @@
 """Padding is never seen: masks where lanes that hold no element would reach a result.
 
 For each value the pass tracks what its padding lanes hold, where that is known: zero behind a masked load, a constant where
-constants met, anything else. A reduction or product along an axis whose padding is not its identity gets a ``where`` around
-its operand; loads and stores learn along which axes to mask.
+constants met, what a condition leaves that fails beyond a loop's bounds. A reduction or product along an axis whose padding
+is not its identity gets a ``where`` around its operand; loads and stores learn along which axes to mask.
 """
 
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from kpt_dsl import ir
-from kpt_dsl.dtypes import DType, bool_
+from kpt_dsl.dtypes import DType, bool_, i32
 from kpt_dsl.ir import Axis, Expr, Type
+from kpt_dsl.passes import fold
+from kpt_dsl.passes.beyond import Beyond
 
 Number = float | int | bool
-Pads = Mapping[Axis, Number]
-"""Padded axis -> what every lane in its padding holds; an axis that is absent may hold anything there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What every lane in the padding of an axis holds. ``inside``: only those that are in the padding of no other axis."""
+
+    value: Number
+    inside: bool = False
+
+
+Pads = Mapping[Axis, Held]
+"""Padded axis -> what its padding holds; an axis that is absent may hold anything there."""
 
 
 def guard(kernel: ir.Kernel, padded: Callable[[Axis], bool]) -> ir.Kernel:
@@ -65,6 +77,8 @@ class _Guard:
         self.padded = padded
         self.ragged: set[Axis] = set()
         self.pads_of: dict[str, Pads] = {}
+        self.beyond: dict[Axis, Beyond] = {}
+        self.indices: dict[Expr, Expr] = {}  # integer variable -> its value, in which none is left whose own is known
 
     def is_padded(self, axis: Axis) -> bool:
         return axis != ir.UNIT and (axis in self.ragged or self.padded(axis))
@@ -77,6 +91,8 @@ class _Guard:
                 case ir.Assign():
                     value, pads = self.expr(stmt.value, masked_tiles)
                     self.pads_of[stmt.name] = pads
+                    if stmt.value.type.dtype == i32:
+                        self.indices[ir.Var(stmt.name, type=stmt.value.type)] = self.plain(stmt.value)
                     done.append(replace(stmt, value=value))
                 case ir.Store():
                     index = tuple(self.expr(i, masked_tiles)[0] if isinstance(i, Expr) else i for i in stmt.index)
@@ -91,12 +107,22 @@ class _Guard:
         start, stop = self.expr(loop.start, masked_tiles)[0], self.expr(loop.stop, masked_tiles)[0]
         if not whole(loop) and not loop.share:
             self.ragged.add(loop.tile.axis)
-        for name in loop.carried:
-            self.pads_of[name] = {}
+        assigned = frozenset(s.name for s in ir.statements(loop.body) if isinstance(s, ir.Assign))
+        if loop.start == ir.scalar(0):
+            self.beyond[loop.tile.axis] = Beyond(self.plain(loop.stop), assigned)
+        self.forget(assigned)
         body = self.block(loop.body, frozenset({loop.tile.name}))
-        for name in loop.carried:
-            self.pads_of[name] = {}
+        self.forget(assigned)
         return replace(loop, start=start, stop=stop, body=body)
+
+    def forget(self, names: frozenset[str]) -> None:
+        """Variables may hold anything from here on."""
+        self.pads_of = {name: pads for name, pads in self.pads_of.items() if name not in names}
+        self.indices = {x: e for x, e in self.indices.items() if isinstance(x, ir.Var) and x.name not in names}
+
+    def plain(self, e: Expr) -> Expr:
+        """Indices with what variables hold in their place."""
+        return fold.rebuild(e, self.indices)
 
     # -------------------------------------------------------------- expressions
     def expr(self, node: Expr, masked_tiles: frozenset[str]) -> tuple[Expr, Pads]:
@@ -114,12 +140,12 @@ class _Guard:
             case ir.Var():
                 return node, self.pads_of.get(node.name, {})
             case ir.Full(value=ir.Const(value=value)):
-                return node, {a: value for a in node.type.shape if self.is_padded(a)}
+                return node, {a: Held(value) for a in node.type.shape if self.is_padded(a)}
             case ir.Valid():
-                return node, {node.axis: False}
+                return node, {node.axis: Held(False)}
             case ir.Cast():
                 # An infinity may saturate in a narrow type; zero is zero in all of them.
-                return node, {a: v for a, v in pads[0].items() if v == 0 or not node.type.dtype.is_fp8}
+                return node, {a: h for a, h in pads[0].items() if h.value == 0 or not node.type.dtype.is_fp8}
             case ir.Transpose() | ir.Expand():
                 return node, pads[0]
             case ir.Where():
@@ -128,40 +154,52 @@ class _Guard:
                 return node, self.elementwise(node, pads)
         return node, {}
 
-    def lane(self, operand: Expr, pads: Pads, axis: Axis) -> Number | None:
+    def lane(self, operand: Expr, pads: Pads, axis: Axis) -> Held | None:
         """What an operand holds in the padding of ``axis``, None when unknown."""
-        return operand.value if isinstance(operand, ir.Const) else pads.get(axis)
+        return Held(operand.value) if isinstance(operand, ir.Const) else pads.get(axis)
 
     def elementwise(self, node: ir.Unary | ir.Binary, pads: list[Pads]) -> Pads:
-        found: dict[Axis, Number] = {}
-        fold = _FOLD.get(node.op)
-        for axis in node.type.shape:
-            values = [self.lane(c, p, axis) for c, p in zip(ir.children(node), pads, strict=True)]
-            if fold is None or not self.is_padded(axis) or any(v is None for v in values):
+        found: dict[Axis, Held] = {}
+        operation = _FOLD.get(node.op)
+        for axis in filter(self.is_padded, node.type.shape):
+            held = [self.lane(c, p, axis) for c, p in zip(ir.children(node), pads, strict=True)]
+            known = [h for h in held if h is not None]
+            if isinstance(node, ir.Binary) and self.fails(node, axis):
+                others = any(self.is_padded(a) for a in node.type.shape if a != axis)
+                found[axis] = Held(False, inside=others)
+            if operation is None or len(known) < len(held):
                 continue
             try:
-                folded = fold(*values)
+                value = operation(*(h.value for h in known))
             except (OverflowError, ValueError):
                 continue
-            if folded == folded:
-                found[axis] = folded
+            if value == value:
+                found[axis] = Held(value, any(h.inside for h in known))
         return found
 
+    def fails(self, node: ir.Binary, axis: Axis) -> bool:
+        """Whether a comparison is false in the padding of ``axis``."""
+        beyond, plain = self.beyond.get(axis), self.plain(node)
+        return beyond is not None and isinstance(plain, ir.Binary) and beyond.fails(plain, axis)
+
     def chosen(self, node: ir.Where, pads: list[Pads]) -> Pads:
-        found: dict[Axis, Number] = {}
+        found: dict[Axis, Held] = {}
         for axis in filter(self.is_padded, node.type.shape):
             cond = self.lane(node.cond, pads[0], axis)
             a, b = self.lane(node.a, pads[1], axis), self.lane(node.b, pads[2], axis)
-            value = (a if cond else b) if cond is not None else a if a == b else None
-            if value is not None:
-                found[axis] = value
+            if cond is None and (a is None or b is None or a.value != b.value):
+                continue
+            used = [a, b] if cond is None else [cond, a if cond.value else b]
+            known = [h for h in used if h is not None]
+            if len(known) == len(used):
+                found[axis] = Held(known[-1].value, any(h.inside for h in known))
         return found
 
     def reduction(self, node: ir.Reduce, pads: Pads) -> tuple[Expr, Pads]:
         axis = node.x.type.shape[node.axis]
         x = self.masked(node.x, pads, axis, _identity(node.op, node.x.type.dtype))
-        kept = {a: v for a, v in pads.items() if a in node.type.shape and (v == 0 or node.op != "sum")}
-        return replace(node, x=x), kept
+        firm = {a: h for a, h in pads.items() if a in node.type.shape and not h.inside}
+        return replace(node, x=x), {a: h for a, h in firm.items() if h.value == 0 or node.op != "sum"}
 
     def product(self, node: ir.Dot, pads: list[Pads]) -> Expr:
         k = node.a.type.shape[1]
@@ -169,7 +207,8 @@ class _Guard:
 
     def masked(self, x: Expr, pads: Pads, axis: Axis, identity: Number) -> Expr:
         """``x`` with the identity in the padding of ``axis``, unless it is known to be there."""
-        if not self.is_padded(axis) or pads.get(axis) == identity:
+        held = pads.get(axis)
+        if not self.is_padded(axis) or (held is not None and held.value == identity):
             return x
         if identity == 0 and isinstance(x, ir.Cast) and x.type.dtype.is_float and x.x.type.dtype.is_float:
             # Inside the cast it is the mask that other readers of the same value have. (Infinities are not: fp8 has none.)
@@ -188,4 +227,4 @@ class _Guard:
             and (i.tile is None or i.tile in masked_tiles or position == last)
         )  # fmt: skip
         zero = 0.0 if node.type.dtype.is_float else 0
-        return replace(node, masked=masked), dict.fromkeys(masked, zero)
+        return replace(node, masked=masked), dict.fromkeys(masked, Held(zero))

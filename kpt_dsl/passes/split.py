@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from kpt_dsl import ir
 from kpt_dsl.dtypes import i32
 from kpt_dsl.ir import Axis, Expr, Type
-from kpt_dsl.passes import fold
+from kpt_dsl.passes import affine, fold
 
 _I32 = Type(i32)
 _ZERO = ir.scalar(0)
@@ -56,7 +56,7 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
         if isinstance(node, ir.Valid) and node.axis == axis:
             known[node] = fold.TRUE
         elif isinstance(node, ir.Binary):
-            bound = _bound(node, axis, definitions, body_names)
+            bound = affine.bound(node, axis, definitions, body_names)
             if bound is not None:
                 known[node] = fold.TRUE
                 (uppers if bound.upper else lowers).append(bound.value)
@@ -101,82 +101,6 @@ def _split_loop(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool])
     done.append(replace(loop, start=low, stop=last, body=clear.body, part="interior"))
     done.append(replace(loop, start=last, part="tail"))
     return done
-
-
-# ------------------------------------------------------------------ conditions as bounds on the tile's indices
-@dataclass(frozen=True)
-class _Bound:
-    """The condition holds in every lane when all indices are below ``value`` (upper), or at least ``value`` (lower)."""
-
-    upper: bool
-    value: Expr
-
-
-def _bound(node: ir.Binary, axis: Axis, definitions: dict[str, Expr], inside: set[str]) -> _Bound | None:
-    if node.op not in ("lt", "le", "gt", "ge") or node.a.type.dtype != i32:
-        return None
-    left, right = (_linear(x, definitions, inside) for x in (node.a, node.b))
-    if left is None or right is None:
-        return None
-    lanes = ir.Lanes(axis, type=Type(i32, (axis,)))
-    form: Counter[Expr | None] = Counter(left)
-    form.subtract(right)
-    sign = form.pop(lanes, 0)
-    if sign not in (1, -1):
-        return None
-    # sign * index + rest (op) 0, brought to index < value or index >= value.
-    upper = (node.op in ("lt", "le")) == (sign == 1)
-    strict = node.op in ("lt", "gt")
-    shift = (0 if strict else 1) if upper else (1 if strict else 0)
-    value: Expr = ir.scalar(shift)
-    for term, count in form.items():
-        factor = -sign * count
-        if factor:
-            extreme = ir.scalar(1) if term is None else _extreme(term, least=(factor > 0) == upper)
-            value = fold.add(value, fold.scale(extreme, factor)) if factor != -1 else fold.sub(value, extreme)
-    return _Bound(upper, value)
-
-
-def _linear(x: Expr, definitions: dict[str, Expr], inside: set[str]) -> Counter[Expr | None] | None:
-    """``x`` as whole multiples of lane vectors and scalars (the key None counts ones); None when it is nothing so simple."""
-    match x:
-        case ir.Const(value=value):
-            return Counter({None: int(value)})
-        case ir.Lanes():
-            return Counter({x: 1})
-        case ir.Expand(x=inner):
-            return _linear(inner, definitions, inside)
-        case ir.Unary(op="neg", x=inner):
-            negated: Counter[Expr | None] = Counter()
-            part = _linear(inner, definitions, inside)
-            if part is None:
-                return None
-            negated.subtract(part)
-            return negated
-        case ir.Binary(op="add" | "sub" as op, a=a, b=b):
-            left, right = _linear(a, definitions, inside), _linear(b, definitions, inside)
-            if left is None or right is None:
-                return None
-            total = Counter(left)
-            (total.update if op == "add" else total.subtract)(right)
-            return total
-        case ir.Var(name=name) if x.type.shape or name in inside:
-            return _linear(definitions[name], definitions, inside) if name in definitions else None
-    if x.type.shape or any(isinstance(y, ir.Var) and y.name in inside for y in ir.walk(x)):
-        return None
-    return Counter({x: 1})
-
-
-def _extreme(term: Expr, least: bool) -> Expr:
-    """The least or greatest valid lane of a vector of indices; a scalar is both."""
-    if not isinstance(term, ir.Lanes):
-        return term
-    axis = term.axis
-    if axis.tile is None:
-        return _ZERO if least else fold.sub(ir.Size(axis.dim, type=_I32), ir.scalar(1))
-    if least:
-        return ir.Start(axis.tile, type=_I32)
-    return fold.sub(ir.Stop(axis.tile, type=_I32), ir.scalar(1))
 
 
 def _definitions(kernel: ir.Kernel) -> dict[str, Expr]:
