@@ -47,7 +47,7 @@ def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
     kernel = problem.lower({name: config[name] for name, _ in problem.lower().choices if name in config})
     kernel = settle(kernel)
     known = facts(problem, kernel, config)
-    kernel = split_masks(guard(kernel, known.padded), known.padded)
+    kernel = split_masks(guard(kernel, known.padded, known.level), known.padded)
     return _Emitter(kernel, known, target, config).source()
 
 

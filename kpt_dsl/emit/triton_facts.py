@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
 from kpt_dsl.errors import ConfigError, InputError
+from kpt_dsl.passes.level import level_loops
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -63,6 +64,8 @@ class Facts:
 
     lanes: Mapping[ir.Axis, int]
     ragged: frozenset[ir.Axis]
+    level: frozenset[ir.Axis]
+    """Of loops with bounds of their own that visit whole tiles only."""
     baked: Mapping[str, int]
     divisible: frozenset[str]
     tensors: Mapping[str, TensorFacts]
@@ -129,6 +132,7 @@ def facts(problem: "Problem", kernel: ir.Kernel, config: "Config") -> Facts:
     return Facts(
         lanes,
         ragged,
+        level_loops(kernel, extents, {tile.name: lanes[tile.axis] for tile in tiles(kernel).values()}),
         baked,
         frozenset(d for d, n in extents.items() if n % DIVISOR == 0),
         {t.name: _tensor_facts(problem, kernel, t, lanes) for t in kernel.tensors},

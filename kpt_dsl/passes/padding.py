@@ -7,7 +7,7 @@ is not its identity gets a ``where`` around its operand; loads and stores learn 
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from kpt_dsl import ir
@@ -31,10 +31,12 @@ Pads = Mapping[Axis, Held]
 """Padded axis -> what its padding holds; an axis that is absent may hold anything there."""
 
 
-def guard(kernel: ir.Kernel, padded: Callable[[Axis], bool]) -> ir.Kernel:
+def guard(
+    kernel: ir.Kernel, padded: Callable[[Axis], bool], level: Collection[Axis] = frozenset()
+) -> ir.Kernel:
     """``kernel`` with masks. ``padded`` says of a whole dim or a tile over all of its dim whether its lanes may outnumber its
-    elements; a loop with bounds of its own always has padding."""
-    return replace(kernel, body=_Guard(kernel, padded).block(kernel.body, frozenset()))
+    elements; a loop with bounds of its own always has padding, but those along ``level`` axes (``passes.level``)."""
+    return replace(kernel, body=_Guard(kernel, padded, level).block(kernel.body, frozenset()))
 
 
 def valid(axis: Axis, shape: tuple[Axis, ...]) -> Expr:
@@ -72,9 +74,10 @@ _FOLD: dict[str, Callable[..., Number]] = {
 class _Guard:
     """One walk over a kernel, knowing at each point what the padding of each variable holds."""
 
-    def __init__(self, kernel: ir.Kernel, padded: Callable[[Axis], bool]) -> None:
+    def __init__(self, kernel: ir.Kernel, padded: Callable[[Axis], bool], level: Collection[Axis]) -> None:
         self.kernel = kernel
         self.padded = padded
+        self.level = level
         self.ragged: set[Axis] = set()
         self.pads_of: dict[str, Pads] = {}
         self.beyond: dict[Axis, Beyond] = {}
@@ -105,7 +108,7 @@ class _Guard:
 
     def loop(self, loop: ir.For, masked_tiles: frozenset[str]) -> ir.For:
         start, stop = self.expr(loop.start, masked_tiles)[0], self.expr(loop.stop, masked_tiles)[0]
-        if not whole(loop) and not loop.share:
+        if not whole(loop) and not loop.share and loop.tile.axis not in self.level:
             self.ragged.add(loop.tile.axis)
         assigned = frozenset(s.name for s in ir.statements(loop.body) if isinstance(s, ir.Assign))
         if loop.start == ir.scalar(0):

@@ -74,7 +74,8 @@ def _roofline(sizes: GpuSizes) -> float:
     tensor = sum(step.tensor * times for step, times in steps)
     vector = sum(step.vector * times for step, times in steps)
     traffic = sum(step.fetch * times for step, times in steps)
-    fill = LAUNCH + sum(MEMORY_LATENCY for step, _ in steps[1:] if step.tensor)
+    pipelined = (s for s, (step, _) in enumerate(steps) if s and (step.tensor or sizes.facts.shared_out(s)))
+    fill = LAUNCH + sum(MEMORY_LATENCY for _ in pipelined)
     alone = (0.0 if sizes.config.get("persistent") else fill) + sum(step.alone * times for step, times in steps)
 
     def batch(programs: int) -> float:
