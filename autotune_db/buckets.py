@@ -4,7 +4,8 @@ A dim that varies from call to call at a fixed model (batch, rows, sequence leng
 model (features, head dim) is exact. No kernel registers which is which, so a rule decides. A dim is exact when
 - a program holds it whole (``x[m, :]``): the config must be legal for that very extent;
 - it belongs to weights: an input that lacks the batch, the leading dim of the first tensor (linear's N and K, a norm's N);
-- a program walks along all of it and writes along it too: the width of a row (a norm or softmax in several passes).
+- a program walks along all of it and stores along it too: the width of a row (a norm or softmax in several passes). What it
+  adds to is no row of its own.
 Attention: D exact; B, H, G, M, N bucketed. Linear: N, K exact; M bucketed. Norms: N exact; M bucketed.
 Knows no device and no op.
 """
@@ -59,5 +60,6 @@ def _exact(kernel: ir.Kernel) -> frozenset[str]:
     batch = next((t.dims[0] for t in kernel.tensors if t.dims), None)
     weights = {dim for t in kernel.tensors if t.role == "in" and batch not in t.dims for dim in t.dims}
     walked = {s.tile.dim for s in ir.statements(kernel.body) if isinstance(s, ir.For) and not s.share}
-    written = {dim for t in kernel.tensors if t.role == "out" for dim in t.dims}
-    return frozenset(whole | weights | (walked & written))
+    added = ir.added(kernel)
+    stored = {dim for t in kernel.tensors if t.role == "out" and t.name not in added for dim in t.dims}
+    return frozenset(whole | weights | (walked & stored))

@@ -37,7 +37,8 @@ class OpCase:
     """What is measured through PyTorch, autograd included, on both sides: kpt too is called as people call it.
 
     ``kpt``: "kpt", which is judged, and other ways that it offers. ``problems`` are the kernels behind these calls, to be tuned
-    and to be named with their configs. The rest is as in ``Case``.
+    and to be named with their configs; ``launches`` tells, once they are tuned, which of them "kpt" takes if it has a
+    choice. The rest is as in ``Case``.
     """
 
     name: str
@@ -48,6 +49,7 @@ class OpCase:
     peers: Mapping[str, Run]
     bound: frozenset[str] = field(default=frozenset())
     missing: Mapping[str, str] = field(default_factory=dict)
+    launches: Callable[[], tuple[str, ...]] = tuple
 
     def rate(self, microseconds: float) -> float:
         """Work a second in ``unit``."""

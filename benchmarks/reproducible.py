@@ -1,5 +1,7 @@
 """Runs an op many times on the same input and compares every bit of every result with the first, on the device.
 
+With torch.use_deterministic_algorithms(True), under which alone an op promises the same bits.
+
   python -m benchmarks.reproducible --op flash_attention --op flash_attention_backward --runs 10000 \\
       --shapes "B=4,H=16,G=16,M=4096,N=4096,D=128" --flags causal=true
 
@@ -27,6 +29,7 @@ from typing import Any, get_args
 import torch
 
 import autotune_db
+from benchmarks.determinism import deterministic
 from kpt.cli import parse
 from kpt.ops import registry
 from kpt.ops.choice import Name, choose, prefer, preferred
@@ -56,7 +59,7 @@ def main(words: list[str] | None = None) -> int:
     given = _parser().parse_args(words)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checked = wrong = 0
-    with nullcontext() if given.prefer is None else prefer(given.prefer):
+    with deterministic(), nullcontext() if given.prefer is None else prefer(given.prefer):
         for name in given.op or registry.OPS:
             op = registry.get(name)
             for shape in _shapes(op, given):

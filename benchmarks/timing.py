@@ -37,8 +37,8 @@ def row(case: Case | OpCase, target: Target, clock: Clock, tune_seconds: float, 
         about = {"config": dict(config), "config from": provenance, "first config": dict(first)}
     else:
         kpt = dict(case.kpt)
-        about = {"configs": {p.kernel.name: {"config": dict(c), "from": f} for p, (c, f) in tuned.items()}}
-        about |= _agreement(case)
+        kernels = [{"problem": str(p), "config": dict(c), "from": origin} for p, (c, origin) in tuned.items()]
+        about = {"configs": kernels, "launches": list(case.launches()), **_agreement(case)}
 
     prepared, missing = _prepared(clock, kpt, case.peers)
     taken = dict(zip(prepared, measure.medians(clock, list(prepared.values()), seconds), strict=True))
@@ -63,7 +63,7 @@ def row(case: Case | OpCase, target: Target, clock: Clock, tune_seconds: float, 
 def line(found: Mapping[str, Any]) -> str:
     """A row for the terminal."""
     rates = "  ".join(f"{name} {rate:.0f}" for name, rate in found["rate"].items())
-    origins = {found["config from"]} if "config from" in found else {c["from"] for c in found["configs"].values()}
+    origins = {found["config from"]} if "config from" in found else {c["from"] for c in found["configs"]}
     against = "" if found["best peer"] is None else f"  | kpt / {found['best peer']}: {found['ratio']:.3f}"
     lines = [f"{found['case']:<28} {found['unit']:<8} {rates}{against} ({', '.join(sorted(origins))})"]
     return "\n".join([*lines, *(f"{'':<28} missing: {name}: {why}" for name, why in found["missing"].items())])

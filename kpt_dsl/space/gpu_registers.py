@@ -31,8 +31,14 @@ TEMPORARIES = 1.25
 """Tiles that a streaming loop makes on the way, beside those that it keeps across its sums (norm gradients, all GPUs)."""
 EARLY = 0.25
 """Words an element that tiles read again hold where a pipeline brings them from the start of a step (compiled for sm_90)."""
-ADDRESS = 0.5
-"""Words of addresses for each element that is added to memory: 64 bits for four neighbours (compiled for sm_90)."""
+ADDED = 4
+"""Words of each element that is added to memory: an address of 64 bits, and itself before and after it is laid out along rows
+(compiled for sm_80, sm_120, gfx942, gfx950)."""
+ADDED_ASYNC = 0.5
+"""The same where products are issued ahead: an address for four elements (compiled for sm_90)."""
+EDGES = 48
+"""Registers of a thread that a loop which adds takes where it may begin or end within a dim: its masked steps have operands,
+masks and addresses of their own (compiled for sm_90, gfx942, gfx950: 40 to 57)."""
 _COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 
@@ -49,7 +55,7 @@ def wished(sizes: "GpuSizes") -> float:
         extra = TEMPORARIES * max(_made(sizes, scope) for scope in range(len(facts.loops) + 1))
         extra += 0 if sizes.target.async_copies else sizes.ahead_bytes / 4
     elif facts.products:
-        extra = max(_masks(sizes, p) + _read(sizes, p) for p in facts.products) + _columns(sizes)
+        extra = max(_masks(sizes, p) + _read(sizes, p) for p in facts.products) + _columns(sizes) + _added(sizes)
     else:  # a row stays while another is made of it
         extra = max(_held(sizes, scope) for scope in range(len(facts.loops) + 1))
     return extra / sizes.threads
@@ -71,8 +77,7 @@ def _held(sizes: "GpuSizes", scope: Scope) -> int:
     # warps that share its rows it is there in both forms.
     operand = max(_operands(sizes, p) for p in products)
     both = sum(results) + (max(results) if any(replicated(sizes, p) > 1 for p in links) else 0) if links else 0
-    added = sum(sizes.count(s.axes) for s in facts.stores if s.add and s.scope == scope)
-    return carried + max(both, max(results, default=0) + operand, *ends) + int(ADDRESS * added)
+    return carried + max(both, max(results, default=0) + operand, *ends)
 
 
 def _made(sizes: "GpuSizes", scope: Scope) -> int:
@@ -128,6 +133,22 @@ def _masks(sizes: "GpuSizes", product: Product) -> float:
     if product.scope and any(isinstance(e, ir.Load) for e in ir.walk(sizes.facts.loops[product.scope - 1].stop)):
         masks += 1  # a length that is read at run time leaves padding in the last tile
     return MASK * masks * sizes.count((product.m, product.n))
+
+
+def _added(sizes: "GpuSizes") -> float:
+    """Words that a loop takes which adds to memory, beside what its products do: where operands stay, those of all of them."""
+    facts = sizes.facts
+    most = 0.0
+    for scope in {store.scope for store in facts.stores if store.add}:
+        elements = sum(sizes.count(s.axes) for s in facts.stores if s.add and s.scope == scope)
+        words: float = EDGES * sizes.threads if facts.uneven else 0
+        if sizes.target.async_products:
+            words += ADDED_ASYNC * elements
+        else:
+            operands = [_operands(sizes, p) for p in facts.products if p.scope == scope]
+            words += ADDED * elements + sum(operands) - max(operands, default=0)
+        most = max(most, words)
+    return most
 
 
 def _columns(sizes: "GpuSizes") -> float:

@@ -25,6 +25,21 @@ def test_every_op_of_small_shapes_is_reproducible(op: str, capsys: pytest.Captur
     assert "served by numpy" in printed
 
 
+def test_the_same_bits_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention's gradients may be added up in any order otherwise; whatever was asked for before holds afterwards."""
+    asked = set()
+
+    def repeat(*_: Any) -> int:
+        asked.add(torch.are_deterministic_algorithms_enabled())
+        return 0
+
+    monkeypatch.setattr(reproducible, "repeat", repeat)
+    assert reproducible.main(["--op", "rms_norm", *SMALL, "--small"]) == 0
+    assert asked == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
 @pytest.fixture
 def changing(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """An op whose results are these, one after another."""

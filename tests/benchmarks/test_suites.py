@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+import autotune_db
 import kpt.ops
 from autotune_db import measure
 from benchmarks import __main__ as command
 from benchmarks import attention, attention_backward, linear, linear_training, norms_backward, peers, report, timing
 from benchmarks.case import Case, OpCase
+from kpt.ops import backends
 from kpt_dsl import KptError, targets
 
 CPU = targets.get("cpu")
@@ -90,6 +92,22 @@ def test_backwards_are_of_the_same_gradients() -> None:
     for peer in case.peers.values():
         for one, other in zip(peers.as_tensors(generated), peers.as_tensors(peer()), strict=True):
             assert torch.allclose(one.float(), other.float(), atol=0.05)
+
+
+def test_the_way_that_was_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the deterministic one is timed beside."""
+    apart, together = (["rows", "dq", "dkdv"], ["rows", "dkdv", "scale"])
+    with kpt.ops.prefer("numpy"):
+        assert [name.removeprefix("flash_attention_") for name in timed(TINY["attention_backward"]())["launches"]] == apart
+        monkeypatch.setattr(backends, "_quickest", lambda ways, _: len(ways) - 1)
+        autotune_db.forget()  # and with it, what is remembered of calls
+        case = TINY["attention_backward"]()
+        assert isinstance(case, OpCase)
+        row = timed(case)
+        assert [name.removeprefix("flash_attention_") for name in row["launches"]] == together
+        assert len(row["configs"]) == len(case.problems) == 6
+    assert {"kpt", "kpt deterministic"} < row["rate"].keys()
+    assert row["ratio deterministic"] > 0
 
 
 @pytest.mark.parametrize("suite", ["attention", "attention_backward"])

@@ -1,0 +1,239 @@
+"""Attention's gradients have two ways: which one a call takes, and that the one that adds up dq gives the same gradients."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kpt
+from autotune_db import environment, location, lookup
+from autotune_db.entry import Entry
+from autotune_db.key import key_of
+from autotune_db.store import Store
+from kpt.ops import backends, flash_attention, prefer
+from kpt.ops.flash_attention.backward import flash_attention_backward
+from kpt.ops.registry import get
+from kpt_dsl import runtime, targets
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import space
+from tests.ops.test_flash_attention_backward import OPTIONS, expected, heads_last, lengths, randn
+from tests.tolerances import assert_close
+
+CPU = targets.get("cpu")
+APART = ["rows", "dq", "dkdv"]
+TOGETHER = ["rows", "dkdv", "scale"]
+DO, Q, K, V = randn(1, 2, 5, 16), randn(1, 2, 5, 16), randn(1, 2, 7, 16), randn(1, 2, 7, 16)
+OUT, LSE = flash_attention(Q, K, V, return_lse=True)
+
+
+def backward() -> list[torch.Tensor]:
+    return flash_attention_backward(DO, Q, K, V, OUT, LSE)
+
+
+def problems() -> list[Problem]:
+    """Of both ways, one after the other."""
+    given = (DO, Q, K, V, OUT, LSE, None, False, None, None, None, (True,) * 3)
+    return get("flash_attention_backward").record(given)
+
+
+Tuned = Callable[..., None]
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tuned]:
+    """``tuned(times)`` stores an entry for each problem; None leaves one out."""
+    monkeypatch.setenv(location.VARIABLE, str(tmp_path / "configs.sqlite"))
+    lookup.forget()
+
+    def store(times: list[float | None], origin: Any = "measured", found: list[Problem] | None = None) -> None:
+        with Store() as into:
+            for mine, problem, time in zip(problems(), found or problems(), times, strict=True):
+                if time is not None:
+                    key = key_of(problem, environment.device_name(CPU), "numpy", environment.compiler("numpy"))
+                    into.add_entry(Entry(key, space(mine, CPU).first, origin, time))
+        lookup.forget()
+
+    yield store
+    lookup.forget()
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that were run, by the ends of their names."""
+    names: list[str] = []
+    real = runtime.run
+
+    def noted(problem: Problem, *rest: Any) -> Any:
+        names.append(problem.kernel.name.removeprefix("flash_attention_"))
+        return real(problem, *rest)
+
+    monkeypatch.setattr(runtime, "run", noted)
+    return names
+
+
+@contextmanager
+def deterministic(on: bool = True) -> Iterator[None]:
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# ------------------------------------------------------------------ the choice
+@pytest.mark.parametrize(
+    ("times", "taken"),
+    [([1, 5, 5, 2, 5, 1], TOGETHER), ([1, 5, 2, 2, 5, 2], APART), ([1, 5, 2, 1, 5, 2], APART)],
+    ids=["together", "apart", "no difference"],
+)
+def test_the_way_that_was_measured_to_be_quicker(
+    times: list[float | None], taken: list[str], tuned: Tuned, launched: list[str]
+) -> None:
+    tuned(times)
+    with prefer("numpy"):
+        backward()
+        explained = kpt.ops.explain("flash_attention_backward", DO, Q, K, V, OUT, LSE)
+    assert launched == taken
+    assert [k.kernel.removeprefix("flash_attention_") for k in explained.kernels] == taken
+
+
+@pytest.mark.parametrize("missing", range(6))
+def test_the_first_way_while_anything_was_not_measured(missing: int, tuned: Tuned, launched: list[str]) -> None:
+    tuned([None if i == missing else time for i, time in enumerate([9, 9, 9, 1, 1, 1])])
+    with prefer("numpy"):
+        backward()
+    assert launched == APART
+
+
+def test_predictions_do_not_count(tuned: Tuned, launched: list[str]) -> None:
+    tuned([9, 9, 9, 1, 1, 1], "predicted")
+    with prefer("numpy"):
+        backward()
+    assert launched == APART
+
+
+def test_measurements_of_other_shapes_do_not_count(tuned: Tuned, launched: list[str]) -> None:
+    """They give their configs, not their times."""
+    longer = [Problem.of_shapes(p.kernel, dict(p.dims) | {"M": 30}, dict(p.dtypes), dict(p.statics)) for p in problems()]
+    tuned([9, 9, 9, 1, 1, 1], found=longer)
+    with prefer("numpy"):
+        backward()
+        kernels = kpt.ops.explain("flash_attention_backward", DO, Q, K, V, OUT, LSE).kernels
+    assert all("sibling" in k.provenance for k in kernels)
+    assert launched == APART
+
+
+def test_tuning_changes_the_way_of_calls_that_are_remembered(tuned: Tuned, launched: list[str]) -> None:
+    with prefer("numpy"):
+        backward()
+        tuned([9, 9, 9, 1, 1, 1])
+        backward()
+    assert launched == APART + TOGETHER
+
+
+def test_determinism_is_asked_for_at_each_call(tuned: Tuned, launched: list[str]) -> None:
+    """A call that was served in one way is served in the other once the flag has changed."""
+    tuned([9, 9, 9, 1, 1, 1])
+    with prefer("numpy"):
+        for on in (False, True, False, True):
+            with deterministic(on):
+                backward()
+                if on:
+                    assert [p.kernel.name.removeprefix("flash_attention_") for p in problems()] == APART
+    assert launched == (TOGETHER + APART) * 2
+
+
+def test_a_gradient_less_leaves_one_way(tuned: Tuned, launched: list[str]) -> None:
+    tuned([9, 9, 9, 1, 1, 1])
+    with prefer("numpy"):
+        flash_attention_backward(DO, Q, K, V, OUT, LSE, needed=(True, True, False))
+    assert launched == APART
+
+
+def test_a_tpu_has_the_first_way_whatever_was_measured() -> None:
+    names = [p.kernel.name.removeprefix("flash_attention_") for p in problems()]
+    v6e = targets.get("tpu-v6e")
+    given = (DO, Q, K, V, OUT, LSE, None, False, None, None, None, (True,) * 3)
+    left = [p.kernel.name.removeprefix("flash_attention_") for p in get("flash_attention_backward").record(given, v6e)]
+    assert (names, left) == (APART + TOGETHER, APART)
+
+
+# ------------------------------------------------------------------ the gradients
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last way, as if it had been measured to be the quickest."""
+    monkeypatch.setattr(backends, "_quickest", lambda ways, _: len(ways) - 1)
+    lookup.forget()  # and with it, what is remembered of calls
+
+
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("backend", ["numpy", "triton"])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)], ids=["alone", "a group of two"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_gradients(options: str, heads: tuple[int, int], backend: Any) -> None:
+    H, G = heads
+    for M, N in ((37, 20), (20, 37)):
+        q, k, v = (t.requires_grad_() for t in (heads_last(2, M, H, 16), randn(2, G, N, 16), heads_last(2, N, G, 16)))
+        do, dlse = heads_last(2, M, H, 16), randn(2, H, M)
+        with prefer(backend):
+            o, lse = flash_attention(q, k, v, **OPTIONS[options], return_lse=True)
+        wanted = expected(do, dlse, q, k, v, **OPTIONS[options])
+        for got, want in zip(torch.autograd.grad((o, lse), (q, k, v), (do, dlse)), wanted, strict=True):
+            assert_close(got, want, "f32", 37)
+
+
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("backend", ["numpy", "triton"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_half_precision(dtype: str, backend: Any, launched: list[str]) -> None:
+    q, k, v = (randn(1, h, n, 40, dtype=dtype).requires_grad_() for h, n in ((4, 37), (2, 50), (2, 50)))
+    do = randn(1, 4, 37, 40, dtype=dtype)
+    with prefer(backend):
+        found = torch.autograd.grad(flash_attention(q, k, v, causal=True), (q, k, v), do)
+    assert launched[1:] == [*TOGETHER, "group_sum"]
+    for got, want in zip(found, expected(do, None, q, k, v, causal=True), strict=True):
+        assert got.dtype == q.dtype
+        assert_close(got, want, dtype, 50)
+
+
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("backend", ["numpy", "triton"])
+@pytest.mark.parametrize("garbage", [math.nan, math.inf])
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_lies_beyond_the_keys_may_hold_anything(causal: bool, garbage: float, backend: Any) -> None:
+    q, k, v, do = (randn(3, 2, n, 16) for n in (40, 50, 50, 40))
+    options: dict[str, Any] = {"causal": causal, "key_lengths": lengths(50, 33, 0)}
+    o, lse = flash_attention(q, k, v, **options, return_lse=True)
+    wanted = expected(do, None, q, k, v, **options)
+    for i, length in enumerate(options["key_lengths"].tolist()):
+        k[i, :, length:] = garbage
+        v[i, :, length:] = garbage
+    with prefer(backend):
+        found = flash_attention_backward(do, q, k, v, o, lse, **options)
+    for got, want in zip(found, wanted, strict=True):
+        assert_close(got, want, "f32", 50)
+
+
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compiled_training_step(dynamic: bool, launched: list[str]) -> None:
+    def loss(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        o = flash_attention(q * 2, k, v, causal=True)
+        assert isinstance(o, torch.Tensor)
+        return o.square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for length in (5, 8):
+        given = [randn(1, h, length, 16).requires_grad_() for h in (4, 2, 2)]
+        wanted = torch.autograd.grad(loss(*given), given)
+        launched.clear()
+        with prefer("numpy"):
+            got = torch.autograd.grad(compiled(*given), given)
+        assert launched == ["fwd", *TOGETHER, "group_sum"]
+        for g, w in zip(got, wanted, strict=True):
+            assert_close(g, w, "f32", 16)
