@@ -29,6 +29,7 @@ from kpt_dsl.language import (
     In,
     Int,
     Out,
+    Positive,
     Static,
     Tile,
     Value,
@@ -66,10 +67,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CompileError", "ConfigError", "DType", "Float", "In", "InputError", "Int", "Kernel", "KernelError", "KptError",
-    "MissingPackageError", "Out", "Static", "StoreError", "TargetError", "Tile", "Value", "abs", "bf16", "choice", "compile",
-    "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16", "f32", "floor", "full", "function", "group", "i32", "i64", "inf",
-    "kernel", "log", "log2", "max", "maximum", "min", "minimum", "parallel", "rsqrt", "sequential", "sigmoid", "size", "source",
-    "sqrt", "sum", "tanh", "tile", "where", "zeros",
+    "MissingPackageError", "Out", "Positive", "Static", "StoreError", "TargetError", "Tile", "Value", "abs", "bf16",
+    "choice", "compile", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16", "f32", "floor", "full", "function",
+    "group", "i32", "i64", "inf", "kernel", "log", "log2", "max", "maximum", "min", "minimum", "parallel", "rsqrt",
+    "sequential", "sigmoid", "size", "source", "sqrt", "sum", "tanh", "tile", "where", "zeros",
 ]  # fmt: skip
 
 

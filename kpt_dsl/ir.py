@@ -306,8 +306,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
+    """A scalar parameter; ``positive``: it is above zero."""
+
     name: str
     dtype: DType
+    positive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def function(fn: Callable[..., Any]) -> Helper:
 def kernel(**dims: str) -> Callable[[Callable[..., Any]], "Kernel"]:
     """Make a kernel of a function; each keyword names the dims of one tensor argument: ``@kd.kernel(x="M N", out="M N")``.
 
-    Arguments are annotated kd.In, kd.Out, kd.Float, kd.Int or kd.Static. Raises KernelError where the declaration is wrong;
+    Arguments are annotated kd.In, kd.Out, kd.Float and so on. Raises KernelError where the declaration is wrong;
     the body is read when the kernel is first used.
     """
 
@@ -55,6 +55,7 @@ class Kernel:
         self.tensors: dict[str, tuple[str, ...]] = {}
         self.roles: dict[str, Role] = {}
         self.scalars: dict[str, Literal["float", "int"]] = {}
+        self.positive: tuple[str, ...] = ()
         self.statics: tuple[str, ...] = ()
         self._declare(dims)
         self.signature = inspect.Signature(
@@ -77,15 +78,17 @@ class Kernel:
                     fail(loc, f"{bad[0]!r} cannot name a dim of {name}", 'dims are identifiers: "B H M D"')
                 if len(set(self.tensors[name])) != len(self.tensors[name]):
                     fail(loc, f"dims of {name} repeat: {dims[name]!r}", "give each dim a name of its own")
-            elif kind in (language.Float, language.Int):
-                self.scalars[name] = "float" if kind is language.Float else "int"
+            elif kind in (language.Float, language.Positive, language.Int):
+                self.scalars[name] = "int" if kind is language.Int else "float"
+                if kind is language.Positive:
+                    self.positive = (*self.positive, name)
             elif kind is language.Static:
                 self.statics = (*self.statics, name)
             else:
                 fail(
                     loc,
                     f"argument {name} has no kind",
-                    f"annotate it: {name}: kd.In, kd.Out, kd.Float, kd.Int or kd.Static",
+                    f"annotate it: {name}: kd.In, kd.Out, kd.Float, kd.Positive, kd.Int or kd.Static",
                 )
         if unknown := set(dims) - set(self.tensors):
             fail(whole, f"the decorator gives dims for {sorted(unknown)}, which are not tensor arguments",
@@ -137,6 +140,9 @@ class Kernel:
                 f"{self.name}: {error}; its arguments are {', '.join(self.signature.parameters)}"
             ) from None
         bound.apply_defaults()
+        for name in self.positive:
+            if not (value := bound.arguments[name]) > 0:
+                raise InputError(f"{self.name}: {name} is {value!r}; it must be above zero")
         return dict(bound.arguments)
 
     def __call__(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:

@@ -88,6 +88,10 @@ class Float(Value):
     """A float32 scalar argument."""
 
 
+class Positive(Float):
+    """A float32 scalar argument above zero: what is minus infinity stays so when it is scaled by it, and spares masks."""
+
+
 class Int(Value):
     """An int32 scalar argument."""
 

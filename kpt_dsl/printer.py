@@ -70,7 +70,7 @@ class _Lines:
 
 def _parameters(kernel: ir.Kernel) -> list[str]:
     tensors = [f"{t.name}: {t.role} {t.dtype}[{', '.join(t.dims)}]" for t in kernel.tensors]
-    return tensors + [f"{s.name}: {s.dtype}" for s in kernel.scalars]
+    return tensors + [f"{s.name}: {'positive ' if s.positive else ''}{s.dtype}" for s in kernel.scalars]
 
 
 def _grid_loop(loop: ir.GridIndex | ir.Tile) -> str:

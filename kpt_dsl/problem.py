@@ -171,7 +171,7 @@ class Problem:
         )
         absent = {name: None for name, known in dtypes.items() if known is None}
         scalars = tuple(
-            ir.Scalar(name, f32 if kind == "float" else i32)
+            ir.Scalar(name, f32 if kind == "float" else i32, name in kernel.positive)
             for name, kind in kernel.scalars.items()
             if name not in statics
         )

@@ -86,6 +86,7 @@ class Module:
         consumers, slots = int(config["consumers"]), int(config["num_stages"])
         self._consumers = consumers
         self.overlap = bool(config.get("overlap", False))
+        self.persistent = bool(config.get("persistent", False))
         names = Names()
         for taken in (*gluon_names.RESERVED, *HELPERS):
             names.new(taken)
@@ -97,7 +98,7 @@ class Module:
         self.loads: dict[ir.Load, str] = {}
         self.expressions = LaidOutExpressions(self.axes, self.loads, row.axis, Product(self.axes.width(columns)))
         self.memory = Memory(kernel, self.expressions, descriptors=False, emulate=frozenset(), relaxed={})
-        self.shared = Shared(kernel, self.axes, self.memory, plan, row.axis, consumers, slots)
+        self.shared = Shared(kernel, self.axes, self.memory, plan, row.axis, consumers, slots, self.persistent)
         loop = plan.loop
         self.low = names.new(f"{loop.tile.name}_first")
         self.high = (
@@ -123,9 +124,11 @@ class Module:
 
     def source(self) -> Source:
         partitions = Partitions(self)
-        functions = partitions.functions()
         entry = Writer(depth=1)
-        self._entry(partitions, entry)
+        self._begin(partitions, entry)
+        functions = partitions.functions()
+        self.shared.allocate(entry)
+        self._roles(partitions, entry)
         arguments = self._arguments()
         layouts = {str(p): p.definition for p in sorted(self.expressions.layouts, key=lambda p: p.columns)}
         out = Writer()
@@ -143,7 +146,7 @@ class Module:
         out.paste(entry)
         grid = tuple((g.dim, self._block(g) if isinstance(g, ir.Tile) else 1) for g in self.kernel.grid)
         options = (("num_warps", GROUP_WARPS), ("enable_fp_fusion", True))
-        return Source("triton", self._name, out.text(), TritonAbi(arguments, grid, False, options, "gluon"))
+        return Source("triton", self._name, out.text(), TritonAbi(arguments, grid, self.persistent, options, "gluon"))
 
     def _block(self, tile: ir.Tile) -> int:
         """How many indices a program covers: the rows of all its consumers."""
@@ -172,28 +175,34 @@ class Module:
         return (*tensors, *scalars, *extents, *strides)
 
     # ------------------------------------------------------------------ the entry
-    def _entry(self, partitions: Partitions, out: Writer) -> None:
-        """Where the program stands, the bounds of its loop, its shared memory, and who does what."""
-        buffers = Writer(depth=1)
-        self.shared.allocate(buffers)
-        begin, end = partitions.begin, partitions.end
-        wide = replace(self.row, block=f"tile_{self.row.dim}")
-        self.axes.widen(wide, self._block(wide))
+    def _begin(self, partitions: Partitions, out: Writer) -> None:
+        """Where the program stands; or, where it has one tile after another, which these are."""
         out.line("program = gl.program_id(0)")
-        Grid(self.kernel, self.axes, int(self._config.get("group", 1))).write("program", out)
-        body = Writer(depth=1)
+        grid = Grid(self.kernel, self.axes, int(self._config.get("group", 1)), self.persistent)
+        wide = replace(self.row, block=f"tile_{self.row.dim}")
+        with self.axes.widened(wide, self._block(wide)):
+            if not self.persistent:
+                self._place(grid, wide, "program", partitions, out)
+                return
+            out.line("programs = gl.num_programs(0)")
+            out.line(f"{partitions.tiles} = {grid.total(out)}")
+            self._place(grid, wide, partitions.number, partitions, partitions.place)
+
+    def _place(self, grid: Grid, wide: ir.Tile, number: str, partitions: Partitions, out: Writer) -> None:
+        """Write where the tile of a ``number`` is, and the bounds of its loop."""
+        grid.write(number, out)
+        body = Writer(out.depth)
         with self.tiles(wide) as scopes:
             for stmt in self.plan.scalars:
                 body.line(f"{self.expressions.name(stmt.name)} = {self.expressions.text(stmt.value)}", stmt.loc)
-            self._bounds(begin, end, body)
+            self._bounds(partitions.begin, partitions.end, body)
         for scope in scopes:
             define(scope, out)
         out.paste(body)
-        out.paste(buffers)
-        self._roles(partitions, out)
 
     def _bounds(self, begin: str, end: str, out: Writer) -> None:
-        """From where to where the loop runs, in whole tiles: over one at least where consumers take the first by itself."""
+        """From where to where the loop runs, in whole tiles: over one at least where consumers take the first by itself, and
+        never backwards where steps are counted."""
         loop, block = self.plan.loop, self.axes.lanes(self.plan.loop.tile.axis)
         if isinstance(loop.start, ir.Const):
             first = int(loop.start.value)
@@ -201,11 +210,11 @@ class Module:
         else:
             out.line(f"{self.low} = {self.expressions.text(loop.start)}", loop.loc)
             out.line(f"{begin} = {self.low} // {block} * {block}")
-        if isinstance(loop.stop, ir.Size):
-            out.line(f"{end} = {self.high}")
-        else:
+        if not isinstance(loop.stop, ir.Size):
             out.line(f"{self.high} = {self.expressions.text(loop.stop)}", loop.loc)
-            out.line(f"{end} = gl.maximum({self.high}, {begin} + 1)" if self.overlap else f"{end} = {self.high}")
+        least = f"{begin} + 1" if self.overlap else begin if self.persistent else ""
+        full = isinstance(loop.start, ir.Const) and isinstance(loop.stop, ir.Size)
+        out.line(f"{end} = gl.maximum({self.high}, {least})" if least and not full else f"{end} = {self.high}")
 
     def _roles(self, partitions: Partitions, out: Writer) -> None:
         consumer, producer = partitions.consumer, partitions.producer

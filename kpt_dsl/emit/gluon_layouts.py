@@ -60,10 +60,13 @@ class LaidOutAxes(Axes):
         super().__init__(facts, names, tiles)
         self.wanted: dict[ir.Axis, Layout] = {}
 
-    def widen(self, tile: ir.Tile, width: int) -> None:
-        """From here on, a tile has ``width`` lanes, as many as all consumers have together."""
-        self._tiles[tile.name] = tile
-        self._widths[tile.axis] = width
+    @contextmanager
+    def widened(self, tile: ir.Tile, width: int) -> Iterator[None]:
+        """A tile has ``width`` lanes, as many as all consumers have together."""
+        before = self._tiles[tile.name]
+        self._tiles[tile.name], self._widths[tile.axis] = tile, width
+        yield
+        self._tiles[tile.name], self._widths[tile.axis] = before, self.facts.lanes[tile.axis]
 
     def local(self, axis: ir.Axis) -> str:
         text = f"gl.arange(0, {self.lanes(axis)}, layout={self.wanted[axis]})"

@@ -4,6 +4,8 @@ A consumer of chained products keeps two of them in flight: it issues the first 
 of this step, and works on the first's result while the second runs. The left side of the second stays in registers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
@@ -39,19 +41,22 @@ class Partitions:
         self._step, self._slot, self._turn = names.new("step"), names.new("slot"), names.new("turn")
         self._before, self._next, self._more = names.new("before"), names.new("next"), names.new("more")
         self._last, self._running, self._left = names.new("last"), names.new("running"), names.new("left")
+        self._done, self._turned = names.new("steps_done"), names.new("turned")
+        self.number, self.tiles = names.new("tile"), names.new("tiles")
+        self.place = Writer(depth=2)  # where the tile of that number is, filled by the module of a persistent program
         self.words = gluon_names.names(gluon_names.installed())
-        self._steps: dict[str, Function] = {}
+        self._kinds: dict[str, Function] = {}
 
     def functions(self) -> list[Function]:
         """The work between products, what the producer does and what a consumer does."""
         if self.plan.masked.link is not None:
             clear = next((p for p in self.plan.parts if p.loop.part == "interior"), None)
-            self._steps["masked"] = self._between("masked", self.plan.masked, ragged=self._ragged)
+            self._kinds["masked"] = self._between("masked", self.plan.masked, ragged=self._ragged)
             if clear is not None and clear.step != self.plan.masked:
-                self._steps["clear"] = self._between("clear", clear.step, ragged=False)
+                self._kinds["clear"] = self._between("clear", clear.step, ragged=False)
         self.producer = self._load_tiles()
         self.consumer = self._multiply()
-        return [*self._steps.values(), self.producer, self.consumer]
+        return [*self._kinds.values(), self.producer, self.consumer]
 
     @property
     def layouts(self) -> dict[str, str]:
@@ -75,27 +80,59 @@ class Partitions:
             *gluon_names.RESERVED,
             *self.expressions.helpers,
             LEFT,
-            *(f.name for f in self._steps.values()),
+            *(f.name for f in self._kinds.values()),
         }
         known |= {str(p) for p in self.expressions.layouts}
         return Function(self.axes.names.of(("function", name), name), own, body, frozenset(known))
 
+    # ------------------------------------------------------------------ tiles and steps
+    @contextmanager
+    def _each_tile(self, out: Writer) -> Iterator[None]:
+        """What is written inside is done for the program's tile; in a persistent program for each of its tiles in turn, with
+        the slots of the rings taken in turn across them."""
+        if not self.module.persistent:
+            yield
+            return
+        out.line(f"{self._done} = 0")
+        out.line(f"{self._turned} = 0")
+        with out.block(f"for {self.number} in range(program, {self.tiles}, programs):"):
+            out.paste(self.place)
+            yield
+            out.line(f"{self._done} += gl.cdiv({self.end} - {self.begin}, {self.block})")
+            out.line(f"{self._turned} ^= 1")
+
+    def _steps(self, start: str) -> str:
+        """How many steps the program has taken before the one at ``start``, as text."""
+        here = f"({start} - {self.begin}) // {self.block}"
+        return f"{self._done} + {here}" if self.module.persistent else here
+
+    def _place(self, out: Writer) -> None:
+        """Which step this is, and which slots hold its tiles."""
+        out.line(f"{self._step} = {self._steps(self.start)}")
+        out.line(f"{self._slot} = {self._step} % SLOTS")
+
     # ------------------------------------------------------------------ the producer
     def _load_tiles(self) -> Function:
         out = Writer(depth=1)
-        if (held := self.shared.held) is not None:
-            with out.block("for consumer in gl.static_range(CONSUMERS):"):
-                ready = f"{self.shared.held_ready}.index(consumer)"
-                out.line(f"mbarrier.expect({ready}, {held.descriptor}.block_type.nbytes)")
-                self._load(held, ready, f"{held.name}.index(consumer)", out)
-        with out.block(f"for {self.start} in range({self.begin}, {self.end}, {self.block}):"):
-            out.line(f"{self._step} = ({self.start} - {self.begin}) // {self.block}")
-            out.line(f"{self._slot} = {self._step} % SLOTS")
-            out.line(f"{self._turn} = {self._step} // SLOTS & 1")
-            for ring in (self.shared.link, self.shared.product):
-                if ring is not None:
-                    self._fill(ring, out)
+        with self._each_tile(out):
+            if (held := self.shared.held) is not None:
+                self._load_held(held, out)
+            with out.block(f"for {self.start} in range({self.begin}, {self.end}, {self.block}):"):
+                self._place(out)
+                out.line(f"{self._turn} = {self._step} // SLOTS & 1")
+                for ring in (self.shared.link, self.shared.product):
+                    if ring is not None:
+                        self._fill(ring, out)
         return self._function("load_tiles", (), out)
+
+    def _load_held(self, held: Tile, out: Writer) -> None:
+        """Load what each consumer holds; in a persistent program once it is done with what it held."""
+        with out.block("for consumer in gl.static_range(CONSUMERS):"):
+            ready = f"{self.shared.held_ready}.index(consumer)"
+            if self.module.persistent:
+                out.line(f"mbarrier.wait({self.shared.held_free}.index(consumer), {self._turned} ^ 1)")
+            out.line(f"mbarrier.expect({ready}, {held.descriptor}.block_type.nbytes)")
+            self._load(held, ready, f"{held.name}.index(consumer)", out)
 
     def _fill(self, ring: Ring, out: Writer) -> None:
         """Load one slot of a ring, once all consumers are done with it."""
@@ -117,10 +154,8 @@ class Partitions:
 
     # ------------------------------------------------------------------ a consumer
     def _multiply(self) -> Function:
-        out = Writer(depth=1)
         row = self.module.row
-        out.line(f"{self.axes.start(row.name)} += consumer * {self.axes.lanes(row.axis)}")
-        body = Writer(depth=1)
+        out, body = Writer(depth=1), Writer(depth=2 if self.module.persistent else 1)
         with self.module.tiles(row) as scopes:
             self._statements(self.plan.setup, body)
             if self.plan.masked.link is not None:
@@ -128,17 +163,21 @@ class Partitions:
             else:
                 self._lone(body)
             self._statements(self.plan.after, body)
-            if self.shared.staged:
-                body.line("tma.store_wait(0)")
-        for scope in (self.axes.top, *scopes):
-            define(scope, out)
-        out.paste(body)
+        define(self.axes.top, out)
+        with self._each_tile(out):
+            out.line(f"{self.axes.start(row.name)} += consumer * {self.axes.lanes(row.axis)}")
+            for scope in scopes:
+                define(scope, out)
+            out.paste(body)
+        if self.shared.staged:
+            out.line("tma.store_wait(0)")
         return self._function("multiply", ("consumer: gl.constexpr",), out)
 
     def _chained(self, out: Writer) -> None:
         """Two products a step, the first one issued a step ahead."""
         assert self.shared.held is not None
-        out.line(f"mbarrier.wait({self.shared.held_ready}.index(consumer), 0)")
+        turned = self._turned if self.module.persistent else "0"
+        out.line(f"mbarrier.wait({self.shared.held_ready}.index(consumer), {turned})")
         out.line(f"{self._held} = {self.shared.held.name}.index(consumer)")
         if self.module.overlap:
             self._overlapped(out)
@@ -149,10 +188,17 @@ class Partitions:
         """The link of the first step, on its own."""
         link = self.shared.link
         assert link is not None
-        out.line(f"mbarrier.wait({link.ready}.index(0), 0{pred})")
-        self._issue_link(out, "0")
+        persistent = self.module.persistent
+        slot, turn = (f"{self._done} % SLOTS", f"{self._done} // SLOTS & 1") if persistent else ("0", "0")
+        out.line(f"mbarrier.wait({link.ready}.index({slot}), {turn}{pred})")
+        self._issue_link(out, slot)
         out.line(f"{self._score} = warpgroup_mma_wait(0, deps=[{self._score}])")
-        out.line(f"mbarrier.arrive({link.free}.index(0), count=1{pred})")
+        out.line(f"mbarrier.arrive({link.free}.index({slot}), count=1{pred})")
+
+    def _release_held(self, out: Writer) -> None:
+        """The producer may load what the next tile holds."""
+        if self.module.persistent:
+            out.line(f"mbarrier.arrive({self.shared.held_free}.index(consumer), count=1)")
 
     # Overlapped: the work of a step begins while the product of the step before it runs.
     def _overlapped(self, out: Writer) -> None:
@@ -161,21 +207,24 @@ class Partitions:
         out.line("# The first step: no product is under way yet.")
         out.line(f"{self.start} = {self.begin}")
         self._first_link(out)
-        if "clear" in self._steps:
+        if "clear" in self._kinds:
             with out.block(f"if {self._starts_clear}:"):
-                self._call(self._steps["clear"], masked, out)
+                self._call(self._kinds["clear"], masked, out)
             with out.block("else:"):
-                self._call(self._steps["masked"], masked, out)
+                self._call(self._kinds["masked"], masked, out)
         else:
-            self._call(self._steps["masked"], masked, out)
+            self._call(self._kinds["masked"], masked, out)
         self._rescale(masked, out)
         for part in self.plan.parts:
             self._overlapped_part(part, out)
-        out.line(f"{self._last} = ({self.end} - 1 - {self.begin}) // {self.block}")
+        self._release_held(out)
+        out.line(f"{self._last} = {self._steps(f'{self.end} - 1')}")
         out.line(f"mbarrier.wait({product.ready}.index({self._last} % SLOTS), {self._last} // SLOTS & 1)")
         right = self._right(product, f"{self._last} % SLOTS", masked.product)
         out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
         out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
+        if self.module.persistent:
+            out.line(f"mbarrier.arrive({product.free}.index({self._last} % SLOTS), count=1)")
 
     @property
     def _starts_clear(self) -> str:
@@ -213,6 +262,7 @@ class Partitions:
         self._first_link(out, f", pred={self.begin} < {self.end}")
         for part in self.plan.parts:
             self._compact_part(part, out)
+        self._release_held(out)
 
     def _compact_part(self, part: Part, out: Writer) -> None:
         link, product = self.shared.link, self.shared.product
@@ -237,17 +287,12 @@ class Partitions:
             out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
             out.line(f"mbarrier.arrive({product.free}.index({self._slot}), count=1)")
 
-    def _place(self, out: Writer) -> None:
-        """Which step this is, and which slots hold its tiles."""
-        out.line(f"{self._step} = ({self.start} - {self.begin}) // {self.block}")
-        out.line(f"{self._slot} = {self._step} % SLOTS")
-
     def _high(self, part: Part) -> str:
         return self.end if part is self.plan.parts[-1] else self.expressions.text(part.loop.stop)
 
     def _function_of(self, part: Part) -> Function:
-        clear = part.loop.part == "interior" and "clear" in self._steps
-        return self._steps["clear" if clear else "masked"]
+        clear = part.loop.part == "interior" and "clear" in self._kinds
+        return self._kinds["clear" if clear else "masked"]
 
     def _lone(self, out: Writer) -> None:
         """One product a step: the next is issued before this one is waited for."""
@@ -255,16 +300,19 @@ class Partitions:
         assert shared.product is not None
         left, right = (t for t in shared.product.tiles)
         with out.block(f"for {self.start} in range({self.begin}, {self.end}, {self.block}):", self.plan.loop.loc):
-            out.line(f"{self._step} = ({self.start} - {self.begin}) // {self.block}")
-            out.line(f"{self._slot} = {self._step} % SLOTS")
+            self._place(out)
             out.line(f"mbarrier.wait({shared.product.ready}.index({self._slot}), {self._step} // SLOTS & 1)")
             a, b = (self._buffer(t, self._slot) for t in (left, right))
             out.line(f"{self._sum} = warpgroup_mma({a}, {b}, {self._sum}, is_async=True)", product.loc)
             out.line(f"{self._sum} = warpgroup_mma_wait(1, deps=[{self._sum}])")
             before = f"{shared.product.free}.index(({self._step} - 1) % SLOTS)"
-            with out.block(f"if {self._step} > 0:"):
+            with out.block(f"if {self.start} > {self.begin}:"):
                 out.line(f"mbarrier.arrive({before}, count=1)")
         out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
+        if self.module.persistent:
+            last = f"{shared.product.free}.index(({self._steps(self.end + ' - 1')}) % SLOTS)"
+            with out.block(f"if {self.begin} < {self.end}:"):
+                out.line(f"mbarrier.arrive({last}, count=1)")
 
     # ------------------------------------------------------------------ products
     @property
@@ -376,6 +424,9 @@ class Partitions:
         value = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
         home = self.expressions.home(value.type.shape)
         assert isinstance(home, Product)
+        if self.module.persistent:
+            out.line("tma.store_wait(0)")
+            out.line(f"{self.words['barrier']}()")
         out.line(f"{tile.name}.index(consumer).store({self.expressions.laid_out(value, home)})", stmt.loc)
         out.line("fence_async_shared()")
         out.line(f"{self.words['barrier']}()")

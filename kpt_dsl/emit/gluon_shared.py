@@ -48,6 +48,7 @@ class Shared:
     row: ir.Axis
     consumers: int
     slots: int
+    persistent: bool
     descriptors: dict[object, Descriptor] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)
     """The layouts of shared tiles: name -> text."""
@@ -57,12 +58,12 @@ class Shared:
         self.link = self._ring(self.plan.link)
         self.product = self._ring(self.plan.product)
         self.held: Tile | None = None
-        self.held_ready = ""
+        self.held_ready, self.held_free = "", ""
         if self.plan.held is not None:
             load = self.plan.held.value
             assert isinstance(load, ir.Load)
             self.held = self._tile(load.tensor, load.index, "tile")
-            self.held_ready = new(f"{load.tensor}_ready")
+            self.held_ready, self.held_free = new(f"{load.tensor}_ready"), new(f"{load.tensor}_free")
         self.staged = {s: self._staged(s) for s in self.plan.after if isinstance(s, ir.Store) and self._is_tile(s)}
 
     def allocate(self, out: Writer) -> None:
@@ -73,6 +74,8 @@ class Shared:
         barriers = {}
         if self.held is not None:
             barriers[self.held_ready] = ("CONSUMERS", "1")
+            if self.persistent:
+                barriers[self.held_free] = ("CONSUMERS", "1")
         for ring in (self.link, self.product):
             if ring is not None:
                 for tile in ring.tiles:
@@ -102,8 +105,9 @@ class Shared:
         return Tile(name, self._descriptor(tensor, index), index, self.row in index, operand)
 
     def _staged(self, store: ir.Store) -> Tile:
-        """Room for a tile on its way out: that of the held one, which nobody reads any more by then, where it fits."""
-        if self.held is not None and self.plan.held is not None:
+        """Room for a tile on its way out: that of the held one, which nobody reads any more by then, where it fits; in a
+        persistent program the next one is on its way there."""
+        if self.held is not None and self.plan.held is not None and not self.persistent:
             load = self.plan.held.value
             same = kept_axes(store.index) == list(load.type.shape)
             if same and self.kernel.tensor(store.tensor).dtype == load.type.dtype:

@@ -3,7 +3,8 @@
 Programs are numbered along one grid axis. The innermost parallel loop runs fastest; with ``group`` > 1 the last two tiled
 loops are walked in groups of so many rows, whose programs share the columns they read while these are in the L2 cache. Where
 only the last loop is tiled, ``group`` indices of the others take turns at each of its tiles: long programs then come first
-among many, and the last to run are short (longest processing time first, Graham 1969).
+among many, and the last to run are short (longest processing time first, Graham 1969). Programs that take tiles in turn would
+so get the longer ones of every round: for them every second group before the last runs the other way round.
 """
 
 from dataclasses import dataclass, field
@@ -39,11 +40,13 @@ def heavy(kernel: ir.Kernel) -> frozenset[str]:
 
 @dataclass
 class Grid:
-    """Writes the order of one kernel's programs. ``group``: rows of tiles in a group, 1 for plain order."""
+    """Writes the order of one kernel's programs. ``group``: rows of tiles in a group, 1 for plain order; ``in_turn``: whether
+    programs take tiles in turn, which differ in length."""
 
     kernel: ir.Kernel
     axes: Axes
     group: int
+    in_turn: bool = False
     _counts: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -60,7 +63,7 @@ class Grid:
         if self._grouped():
             rest = self._write_group(program, out)
             grid = grid[:-2]
-        elif self.group > 1 and len(grid) > 1:
+        elif (self.group > 1 or self.in_turn) and len(grid) > 1:
             rest = self._write_turns(program, out)
             grid = grid[:-1]
         for position, entry in reversed(list(enumerate(grid))):
@@ -97,6 +100,9 @@ class Grid:
         out.line(f"{width} = {axes.language}.minimum({planes} - {first}, {size})")
         out.line(f"{within} = {program} % ({size} * {tiles})")
         out.line(f"{turn} = {within} // {width}")
+        if self.in_turn and last.name in self._reversed:
+            onward = f"({planes} - 1 - {first}) // {size} % 2 == 0"
+            out.line(f"{turn} = {axes.language}.where({onward}, {turn}, {tiles} - 1 - {turn})")
         self._place(last, turn, tiles, out)
         out.line(f"{plane} = {first} + {within} % {width}")
         return plane

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from kpt_dsl import ir
 from kpt_dsl.dtypes import DType, bool_, i32
 from kpt_dsl.ir import Axis, Expr, Type
-from kpt_dsl.passes import fold
+from kpt_dsl.passes import fold, infinity
 from kpt_dsl.passes.beyond import Beyond
 
 Number = float | int | bool
@@ -81,6 +81,8 @@ class _Guard:
         self.ragged: set[Axis] = set()
         self.pads_of: dict[str, Pads] = {}
         self.beyond: dict[Axis, Beyond] = {}
+        self.scales = frozenset(s.name for s in kernel.scalars if s.positive)
+        self.above: set[str] = set()  # variables that are nowhere minus infinity
         self.indices: dict[Expr, Expr] = {}  # integer variable -> its value, in which none is left whose own is known
 
     def is_padded(self, axis: Axis) -> bool:
@@ -94,6 +96,9 @@ class _Guard:
                 case ir.Assign():
                     value, pads = self.expr(stmt.value, masked_tiles)
                     self.pads_of[stmt.name] = pads
+                    self.above.discard(stmt.name)
+                    if infinity.is_above(stmt.value, self.above):
+                        self.above.add(stmt.name)
                     if stmt.value.type.dtype == i32:
                         self.indices[ir.Var(stmt.name, type=stmt.value.type)] = self.plain(stmt.value)
                     done.append(replace(stmt, value=value))
@@ -121,6 +126,7 @@ class _Guard:
     def forget(self, names: frozenset[str]) -> None:
         """Variables may hold anything from here on."""
         self.pads_of = {name: pads for name, pads in self.pads_of.items() if name not in names}
+        self.above -= names
         self.indices = {x: e for x, e in self.indices.items() if isinstance(x, ir.Var) and x.name not in names}
 
     def plain(self, e: Expr) -> Expr:
@@ -163,22 +169,33 @@ class _Guard:
 
     def elementwise(self, node: ir.Unary | ir.Binary, pads: list[Pads]) -> Pads:
         found: dict[Axis, Held] = {}
-        operation = _FOLD.get(node.op)
         for axis in filter(self.is_padded, node.type.shape):
             held = [self.lane(c, p, axis) for c, p in zip(ir.children(node), pads, strict=True)]
-            known = [h for h in held if h is not None]
-            if isinstance(node, ir.Binary) and self.fails(node, axis):
-                others = any(self.is_padded(a) for a in node.type.shape if a != axis)
-                found[axis] = Held(False, inside=others)
-            if operation is None or len(known) < len(held):
-                continue
-            try:
-                value = operation(*(h.value for h in known))
-            except (OverflowError, ValueError):
-                continue
-            if value == value:
-                found[axis] = Held(value, any(h.inside for h in known))
+            value = self.folded(node, held)
+            if value is None and isinstance(node, ir.Binary):
+                value = self.half_known(node, held[0], axis)
+            if value is not None:
+                found[axis] = value
         return found
+
+    def folded(self, node: ir.Unary | ir.Binary, held: list[Held | None]) -> Held | None:
+        """What an operation makes of numbers."""
+        operation, known = _FOLD.get(node.op), [h for h in held if h is not None]
+        if operation is None or len(known) < len(held):
+            return None
+        try:
+            value = operation(*(h.value for h in known))
+        except (OverflowError, ValueError):
+            return None
+        return Held(value, any(h.inside for h in known)) if value == value else None
+
+    def half_known(self, node: ir.Binary, left: Held | None, axis: Axis) -> Held | None:
+        """What an operation gives in the padding of ``axis`` whatever its right operand holds there."""
+        if self.fails(node, axis):
+            return Held(False, inside=any(self.is_padded(a) for a in node.type.shape if a != axis))
+        if left is not None and left.value == -math.inf and infinity.stays(node, axis, self.scales, self.above):
+            return Held(-math.inf, inside=True)
+        return None
 
     def fails(self, node: ir.Binary, axis: Axis) -> bool:
         """Whether a comparison is false in the padding of ``axis``."""

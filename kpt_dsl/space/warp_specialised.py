@@ -64,6 +64,7 @@ def knobs(facts: Facts, target: Target) -> Knobs:
         found[block] = rows if row in axes else powers(max(low, 64), max(low, 64, min(MAX_COLUMNS, extent)))
     return found | {
         "consumers": CONSUMERS, "num_stages": SLOTS, "registers": REGISTERS, "overlap": (False, True), "group": GROUPS,
+        "persistent": (False, True),
     }  # fmt: skip
 
 
@@ -108,7 +109,11 @@ def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     # Programs that differ run longest first, some heads in turn. Their masked steps want the code small, unless the product
     # is long enough to hide it: head dims 64 and 128 on an H200.
     wide = any(facts.extent(p.n) >= 128 for p in facts.products if p.carried)
-    ruled: dict[str, Value] = {"group": 4 if facts.uneven else 1, "overlap": wide or not facts.uneven}
+    ruled: dict[str, Value] = {
+        "group": 4 if facts.uneven else 1,
+        "overlap": wide or not facts.uneven,
+        "persistent": False,
+    }
     searched = {name: values for name, values in knobs.items() if name not in ruled}
     points = (dict(zip(searched, values, strict=True)) for values in itertools.product(*searched.values()))
     candidates = (Config(point | ruled) for point in points)
@@ -180,11 +185,13 @@ def _registers(sizes: GpuSizes, rows: int) -> int:
 
 
 def _shared_bytes(sizes: GpuSizes) -> int:
-    """Rings, the tile that consumers hold, and room for what they store where that is no more."""
+    """Rings, the tile that consumers hold, and room for what they store: that of the held one, unless the next is on its way
+    there."""
     loads: dict[Access, int] = {}
     for product in sizes.facts.products:
         for load in filter(None, product.loads):
             loads[load] = sizes.bytes(load) * (sizes.stages if load.scope else 1)
     held = max((sizes.bytes(load) for load in loads if not load.scope), default=0)
     stored = sum(sizes.bytes(s) for s in sizes.facts.stores if len(s.axes) == 2)
-    return sum(loads.values()) + max(0, stored - held) + BARRIER_BYTES
+    room = stored if sizes.config.get("persistent") else max(0, stored - held)
+    return sum(loads.values()) + room + BARRIER_BYTES

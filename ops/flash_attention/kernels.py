@@ -13,7 +13,7 @@ LN2 = 0.6931471805599453
 @kd.kernel(q="B H M D", k="B G N D", v="B G N D", key_lengths="B", o="B H M D", lse="B H M")
 def flash_attention_fwd(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
-    scale: kd.Float, window: kd.Int, causal: kd.Static,
+    scale: kd.Positive, window: kd.Int, causal: kd.Static,
 ) -> None:  # fmt: skip
     """Softmax attention of queries (B, H, M, D) over keys and values (B, G, N, D); ``lse`` is the natural log-sum-exp.
 

@@ -18,8 +18,10 @@ from kpt_dsl.space.warp_specialised import CONSUMERS
 H200 = targets.get("nvidia-h200")
 
 
-def attention(head_dim: int, m: int = 4096, n: int = 4096, dtype: str = "bf16", **flags: Any) -> Problem:
-    dims = {"B": 2, "H": 8, "G": 2, "M": m, "N": n, "D": head_dim}
+def attention(
+    head_dim: int, m: int = 4096, n: int = 4096, dtype: str = "bf16", heads: int = 8, **flags: Any
+) -> Problem:
+    dims = {"B": 2, "H": heads, "G": 2, "M": m, "N": n, "D": head_dim}
     return registry.get("flash_attention").problems(dims, dtype, **flags)[0]
 
 
@@ -30,6 +32,8 @@ def config(problem: Problem, **knobs: Any) -> Config:
     assert found is not None
     return variant.choices | found | knobs
 
+
+COMPACT = {"consumers": 3, "block_N": 128, "registers": 160, "overlap": False}
 
 CASES = [
     pytest.param(attention(64), {}, id="D64"),
@@ -42,6 +46,10 @@ CASES = [
     pytest.param(attention(128, 760, 199, causal=True, window=100), {}, id="D128-window"),
     pytest.param(attention(128, window=100), {}, id="D128-window-both-sides"),
     pytest.param(attention(80, 97, 199), {}, id="D80-ragged"),
+    pytest.param(attention(64, causal=True), COMPACT | {"persistent": True}, id="D64-causal-persistent"),
+    pytest.param(attention(128, causal=True), {"persistent": True}, id="D128-causal-persistent"),
+    pytest.param(attention(128, causal=True), {"persistent": True, "overlap": False}, id="D128-compact-persistent"),
+    pytest.param(attention(128, 760, 199, causal=True, window=100), {"persistent": True}, id="D128-window-persistent"),
 ]
 
 
@@ -65,11 +73,12 @@ def test_the_schedule_is_in_what_is_compiled() -> None:
     assert {int(n) for n in re.findall(r"setmaxnreg\.\w+\.sync\.aligned\.u32\s+(\d+)", ptx)} >= {24, 240}
 
 
+@pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("consumers", CONSUMERS)
-def test_shared_memory_is_judged_before_compiling(consumers: int) -> None:
+def test_shared_memory_is_judged_before_compiling(consumers: int, persistent: bool) -> None:
     """The estimate is what the compiler takes, within the room left for barriers."""
     problem = attention(64)
-    chosen = config(problem, consumers=consumers, registers=160)
+    chosen = config(problem, consumers=consumers, registers=160, persistent=persistent)
     report = build.compile(problem, H200, chosen)
     variant = next(v for v in space(problem, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
     from kpt_dsl.space.warp_specialised import BARRIER_BYTES, _shared_bytes, _sizes

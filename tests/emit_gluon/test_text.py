@@ -9,6 +9,8 @@ from kpt_dsl import targets
 from kpt_dsl.emit import emit, gluon_names
 from kpt_dsl.emit.gluon_functions import Function
 from kpt_dsl.emit.text import Writer
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config
 from tests.emit_gluon.test_compile import attention, config
 
 H200 = targets.get("nvidia-h200")
@@ -52,10 +54,11 @@ def test_names_follow_the_version(version: tuple[int, int], load: str, barrier: 
     assert (names["load"], names["barrier"]) == (load, barrier)
 
 
+@pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("overlap", [True, False])
-def test_every_name_of_a_module_is_defined(overlap: bool) -> None:
+def test_every_name_of_a_module_is_defined(overlap: bool, persistent: bool) -> None:
     problem = attention(128, 199, 760, causal=True, window=100)
-    tree = ast.parse(emit(problem, H200, config(problem, overlap=overlap)).text)
+    tree = ast.parse(emit(problem, H200, config(problem, overlap=overlap, persistent=persistent)).text)
     made = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     made |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)}
     made |= {f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}
@@ -64,29 +67,59 @@ def test_every_name_of_a_module_is_defined(overlap: bool) -> None:
     assert read - made <= {"range", "float"}
 
 
-@pytest.mark.parametrize("group", [1, 4, 8, 16])
-@pytest.mark.parametrize("consumers", [1, 2, 3])
-def test_programs_cover_the_grid_once(group: int, consumers: int) -> None:
-    """The text that tells a program where it stands is Python: run for every program, it names each tile once."""
-    problem = attention(64, 760, 760, causal=True)
-    source = emit(problem, H200, config(problem, group=group, consumers=consumers, registers=160))
-    entry = next(n for n in ast.parse(source.text).body if isinstance(n, ast.FunctionDef) and n.name == source.name)
+def places(problem: Problem, chosen: Config) -> list[tuple[int, int, int]]:
+    """Batch entry, head and first row of each tile of a grid, in order: the text that says so is Python, and is run."""
+    source = emit(problem, H200, chosen)
+    persistent = bool(chosen["persistent"])
+    where = "load_tiles" if persistent else source.name
+    body = next(n for n in ast.parse(source.text).body if isinstance(n, ast.FunctionDef) and n.name == where).body
+    if persistent:
+        body = next(n for n in body if isinstance(n, ast.For)).body
     lines = []
-    for stmt in entry.body[1:]:
+    for stmt in body if persistent else body[1:]:
         lines.append(ast.unparse(stmt))
         if isinstance(stmt, ast.Assign) and isinstance(stmt.targets[0], ast.Name) and stmt.targets[0].id == "b":
             break
-    body = "\n".join(lines).replace("gl.cdiv", "cdiv").replace("gl.minimum", "min")
+    text = "\n".join(lines).replace("gl.cdiv", "cdiv").replace("gl.minimum", "min").replace("gl.where", "where")
+    extents, rows = dict(problem.dims), 64 * int(chosen["consumers"])
+    scope = {
+        **extents, "TILE_M": rows, "GROUP": chosen["group"], "m_tiles": -(-extents["M"] // rows),
+        "cdiv": lambda a, b: -(-a // b), "where": lambda c, a, b: a if c else b,
+    }  # fmt: skip
+    found = []
+    for number in range(source.abi.tiles(extents)):
+        exec(text, scope | {"program": number, "tile": number}, made := {})
+        found.append((made["b"], made["h"], made["m_start"]))
+    return found
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("group", [1, 4, 8, 16])
+@pytest.mark.parametrize("consumers", [1, 2, 3])
+def test_tiles_cover_the_grid_once(group: int, consumers: int, persistent: bool) -> None:
+    problem = attention(64, 760, 760, causal=True)
+    found = places(problem, config(problem, group=group, consumers=consumers, registers=160, persistent=persistent))
     extents = dict(problem.dims)
-    rows = 64 * consumers
-    places = []
-    for program in range(source.abi.tiles(extents)):
-        scope = {**extents, "program": program, "TILE_M": rows, "GROUP": group, "cdiv": lambda a, b: -(-a // b)}
-        exec(body, scope)
-        places.append((scope["b"], scope["h"], scope["m_start"]))
-    assert len(set(places)) == len(places)
-    assert set(places) == {
-        (b, h, m) for b in range(extents["B"]) for h in range(extents["H"]) for m in range(0, extents["M"], rows)
+    assert len(set(found)) == len(found)
+    assert set(found) == {
+        (b, h, m)
+        for b in range(extents["B"])
+        for h in range(extents["H"])
+        for m in range(0, extents["M"], 64 * consumers)
     }
-    longest = max(m for _, _, m in places)
-    assert [m for _, _, m in places[:group]] == [longest] * group  # causal programs of later rows do more, and go first
+    rows = [m for _, _, m in found]
+    if not persistent:  # causal tiles of later rows take longer, and go first
+        assert rows[:group] == [max(rows)] * group
+    assert rows[-group:] == [0] * group
+
+
+@pytest.mark.parametrize(
+    ("heads", "keys", "consumers", "group"), [(64, 4096, 3, 4), (64, 4096, 3, 16), (32, 4096, 2, 8)]
+)
+def test_persistent_programs_have_equal_shares(heads: int, keys: int, consumers: int, group: int) -> None:
+    """Of causal attention, whose tiles take as long as they have keys to see, on the 132 multiprocessors of the chip."""
+    problem = attention(64, keys, keys, heads=heads, causal=True)
+    order = places(problem, config(problem, group=group, consumers=consumers, registers=160, persistent=True))
+    work = [m + 64 * consumers for _, _, m in order]
+    shares = [sum(work[p :: H200.cores]) for p in range(H200.cores)]
+    assert max(shares) * H200.cores < 1.05 * sum(work)
