@@ -3,6 +3,8 @@
 Lives in a child of the tuner (``crew``), so that a config that crashes or hangs takes nothing else with it.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from autotune_db import inputs, measure, verify
@@ -78,3 +80,36 @@ class Bench:
                 raise
         self._ready[config] = ready
         return ready
+
+
+START_SECONDS = 180.0
+"""To have a bench ready: torch from a cold disk, a device context, the arrays of a large problem."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Which bench a timing process is to have: one that ``make(problem, target, device, seed)`` gives."""
+
+    make: Callable[[Problem, str, int, int], Bench]
+    problem: Problem
+    target: str
+    device: int
+    seed: int
+
+
+_taken: tuple[Seat, Bench] | None = None
+
+
+def take(seat: Seat) -> None:
+    """Have this bench ready, in place of the one before it."""
+    global _taken
+    if _taken is None or _taken[0] != seat:
+        _taken = None  # its arrays make room
+        _taken = seat, seat.make(seat.problem, seat.target, seat.device, seat.seed)
+
+
+def at(seat: Seat, method: Callable[..., Any], *arguments: Any) -> Any:
+    """What a method of a bench gives."""
+    take(seat)
+    assert _taken is not None
+    return method(_taken[1], *arguments)

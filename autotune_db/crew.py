@@ -13,13 +13,13 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any, Literal
 
 START_SECONDS = 180.0
-"""For imports and set-up: torch from a cold disk, a device context, the arrays of a large problem."""
+"""For a process to come up: Python and this package from a cold disk."""
 
 Failure = Literal["", "error", "crash", "timeout", "start"]
 
@@ -35,6 +35,10 @@ class Reply:
     kind: str = ""
 
 
+_ABANDONED = object()
+"""What stands for a job that nobody waits for any more."""
+
+
 @dataclass(frozen=True)
 class _Task:
     job: Hashable
@@ -44,13 +48,12 @@ class _Task:
 
 
 class Crew:
-    """``size`` processes. With a ``setup`` each holds a state, ``setup(*arguments)``, which goes first to every job.
+    """``size`` processes, each started when there is a job for it.
 
     Functions are found by name in the child: define them in modules. Use as a context manager; leaving it ends the processes.
     """
 
-    def __init__(self, size: int, setup: Callable[..., Any] | None = None, arguments: tuple[Any, ...] = ()) -> None:
-        self._setup = (setup, arguments)
+    def __init__(self, size: int) -> None:
         self._waiting: deque[_Task] = deque()
         self._workers: list[_Worker | None] = [None] * size
 
@@ -61,14 +64,14 @@ class Crew:
     @property
     def unfinished(self) -> int:
         """Jobs waiting or running."""
-        return len(self._waiting) + sum(1 for w in self._workers if w and w.task)
+        return len(self._waiting) + sum(1 for w in self._workers if w and w.task and w.task.job is not _ABANDONED)
 
     @property
     def size(self) -> int:
         return len(self._workers)
 
     def collect(self, seconds: float) -> list[Reply]:
-        """Hand out jobs and wait up to so many seconds for the first that ends; every reply there is by then."""
+        """Hand out jobs and wait up to so many seconds for the first that ends; every reply there is by then, maybe none."""
         self._hand_out()
         busy = [w for w in self._workers if w and w.task]
         if not busy:
@@ -78,11 +81,18 @@ class Crew:
         replies = [reply for w in busy if (reply := w.reply(w.pipe in ready))]
         self._workers = [None if w and w.gone else w for w in self._workers]
         self._hand_out()
-        return replies
+        return [reply for reply in replies if reply.job is not _ABANDONED]
 
     def drop_waiting(self) -> None:
         """Forget the jobs that no worker has begun."""
         self._waiting.clear()
+
+    def abandon(self) -> None:
+        """Forget all jobs. Workers end what they have begun, and nobody hears of it."""
+        self.drop_waiting()
+        for worker in self._workers:
+            if worker and worker.task:
+                worker.task = replace(worker.task, job=_ABANDONED)
 
     def close(self) -> None:
         """End every process."""
@@ -104,7 +114,7 @@ class Crew:
                 return
             if worker and worker.task:
                 continue
-            worker = worker or _Worker(*self._setup)
+            worker = worker or _Worker()
             self._workers[place] = worker
             worker.take(self._waiting.popleft())
 
@@ -112,7 +122,7 @@ class Crew:
 class _Worker:
     """One process, what it is doing, and until when it may."""
 
-    def __init__(self, setup: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
+    def __init__(self) -> None:
         mine, theirs = socket.socketpair()
         self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
         code = f"from autotune_db.worker import quiet, serve; quiet({self._printed.fileno()}); serve({theirs.fileno()})"
@@ -128,7 +138,6 @@ class _Worker:
         self.deadline = time.monotonic() + START_SECONDS
         self.gone = False
         self._ready = False
-        self._send((setup, arguments))
 
     def take(self, task: _Task) -> None:
         self.task = task

@@ -4,19 +4,20 @@ The space is ranked by its roofline before anything compiles; only the best of i
 tuning on the chip starts from that short list, and a measurement always goes before it.
 """
 
-import os
 import random
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 from autotune_db import environment, jobs, lookup, model
 from autotune_db.budget import Budget
-from autotune_db.crew import Crew, Reply
+from autotune_db.crew import Reply
 from autotune_db.jobs import COMPILE_SECONDS
 from autotune_db.key import key_of
 from autotune_db.ledger import Ledger, Watch
 from autotune_db.result import Result
 from autotune_db.store import Store
 from autotune_db.trial import Trial
+from autotune_db.workshop import Workshop
 from kpt_dsl.errors import CompileError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, Space, space
@@ -39,7 +40,7 @@ def predict(
     budget: Budget,
     warm: Iterable[Config] = (),
     seed: int = 0,
-    processes: int | None = None,
+    workshop: Workshop | None = None,
     watch: Watch | None = None,
 ) -> Result:
     """The config of a problem that a model takes for the best on a target. Raises CompileError where nothing compiles."""
@@ -49,7 +50,8 @@ def predict(
     first = options.first
     waiting = _shortlist(options, [first, *warm], min(COMPILED, budget.trials), seed)
     interrupted = False
-    with Crew(processes or os.cpu_count() or 1) as compilers:
+    with nullcontext(workshop) if workshop else Workshop() as shop:
+        compilers = shop.compilers
         try:
             while waiting or compilers.unfinished:
                 over = budget.over(len(ledger.trials)) and ledger.best
@@ -62,6 +64,8 @@ def predict(
                     ledger.add(_judged(options, reply))
         except KeyboardInterrupt:
             interrupted = True
+        finally:
+            shop.clear()
     times = {t.config: t.microseconds for t in ledger.trials if t.outcome == "predicted" and t.microseconds}
     if not times:
         trouble = next((f"{t.outcome}: {t.detail}" for t in ledger.trials), "nothing was compiled")

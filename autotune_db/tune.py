@@ -4,11 +4,11 @@ Candidates compile in parallel processes and are timed in one; what a candidate 
 the search, and what it found goes through the rest. The winner is never worse than the first config in the final round.
 """
 
-import os
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
-from autotune_db import environment, jobs, lookup
-from autotune_db.bench import Bench
+from autotune_db import bench, environment, jobs, lookup
+from autotune_db.bench import START_SECONDS, Bench, Seat
 from autotune_db.budget import Budget
 from autotune_db.crew import Crew, Reply
 from autotune_db.jobs import COMPILE_SECONDS
@@ -18,6 +18,7 @@ from autotune_db.result import Result
 from autotune_db.search import Search
 from autotune_db.store import Store
 from autotune_db.trial import Trial
+from autotune_db.workshop import Workshop
 from kpt_dsl.errors import CompileError, InputError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
@@ -46,12 +47,13 @@ def tune(
     warm: Iterable[Config] = (),
     seed: int = 0,
     device: int = 0,
-    processes: int | None = None,
+    workshop: Workshop | None = None,
     watch: Watch | None = None,
 ) -> Result:
     """Find the best config of a problem on device number ``device``, which is of this target.
 
-    ``warm``: configs to try early. Raises InputError for a problem without elements, CompileError where nothing runs.
+    ``warm``: configs to try early. ``workshop``: that of several calls; by default each has its own. Raises InputError for a
+    problem without elements, CompileError where nothing runs.
     """
     if empty := [dim for dim, extent in problem.dims if extent == 0]:
         raise InputError(f"{problem}: {', '.join(empty)} is 0, so there is nothing to time")
@@ -59,19 +61,20 @@ def tune(
     key = key_of(problem, environment.device_name(target), target.backend, environment.compiler(target.backend))
     ledger = Ledger(store, key, "measured", environment.describe(target), watch)
     first = space(problem, target).first
-    with (
-        Crew(processes or os.cpu_count() or 1) as compilers,
-        Crew(1, Bench, (problem, target.name, device, seed)) as timer,
-    ):
+    with nullcontext(workshop) if workshop else Workshop() as shop:
         search = Search(space(problem, target), seed, [first, *warm])
-        hunt = _Hunt(problem, target, first, search, ledger, compilers, timer)
+        seat = Seat(Bench, problem, target.name, device, seed)
+        hunt = _Hunt(seat, first, search, ledger, shop)
         interrupted = False
         try:
-            hunt.run(budget)
-        except KeyboardInterrupt:
-            interrupted = True
-        hunt.finish()
-        winner, times = _final(timer, first, ledger)
+            try:
+                hunt.run(budget)
+            except KeyboardInterrupt:
+                interrupted = True
+            hunt.finish()
+            winner, times = _final(shop.timer, seat, first, ledger)
+        finally:
+            shop.clear()
     microseconds, first_microseconds = times.get(winner), times.get(first)
     ledger.win(winner, microseconds, first_microseconds)
     lookup.forget()
@@ -92,19 +95,10 @@ def tune(
 class _Hunt:
     """The search under way: configs that compile, that wait for the first one's time, and that are being timed."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        target: Target,
-        first: Config,
-        search: Search,
-        ledger: Ledger,
-        compilers: Crew,
-        timer: Crew,
-    ) -> None:
-        self._problem, self._target, self._first = problem, target, first
+    def __init__(self, seat: Seat, first: Config, search: Search, ledger: Ledger, shop: Workshop) -> None:
+        self._seat, self._first = seat, first
         self._search, self._ledger = search, ledger
-        self._compilers, self._timer = compilers, timer
+        self._compilers, self._timer = shop.compilers, shop.timer
         self._reference: Config | None = None
         self._held: list[Config] | None = []
         self._under_way = 0
@@ -112,6 +106,8 @@ class _Hunt:
     def run(self, budget: Budget) -> None:
         """Until the budget is spent or nothing is left to try."""
         exhausted = False
+        # Its arrays are made while the first configs compile.
+        self._timer.submit(self._seat, bench.take, self._seat, seconds=START_SECONDS)
         while True:
             while not exhausted and self._under_way < 2 * self._compilers.size:
                 if budget.over(len(self._ledger.trials) + self._under_way):
@@ -120,7 +116,7 @@ class _Hunt:
                 exhausted = config is None
                 if config is not None:
                     self._compilers.submit(
-                        config, jobs.compile_one, self._problem, self._target.name, config, seconds=COMPILE_SECONDS
+                        config, jobs.compile_one, self._seat.problem, self._seat.target, config, seconds=COMPILE_SECONDS
                     )
                     self._under_way += 1
             # Even a budget that is too short for anything else times the first config.
@@ -133,7 +129,7 @@ class _Hunt:
 
     def finish(self) -> None:
         """What is being timed is timed to its end; what is not is dropped."""
-        self._compilers.close()
+        self._compilers.abandon()
         self._timer.drop_waiting()
         while self._timer.unfinished:
             for reply in self._timer.collect(_POLL_SECONDS):
@@ -153,10 +149,14 @@ class _Hunt:
 
     def _time(self, config: Config) -> None:
         reference = self._first if config == self._first else self._reference
-        self._timer.submit(config, Bench.time, config, reference, seconds=TIME_SECONDS)
+        self._timer.submit(config, bench.at, self._seat, Bench.time, config, reference, seconds=TIME_SECONDS)
 
     def _timed(self, reply: Reply) -> None:
         config = reply.job
+        if config == self._seat:
+            if reply.failure:
+                raise CompileError(f"the process that times configs cannot start: {reply.detail}")
+            return
         assert isinstance(config, Config)
         if reply.failure:
             self._ended(jobs.failed(config, reply))
@@ -176,7 +176,7 @@ class _Hunt:
                 self._time(config)
 
 
-def _final(timer: Crew, first: Config, ledger: Ledger) -> tuple[Config, dict[Config, float]]:
+def _final(timer: Crew, seat: Seat, first: Config, ledger: Ledger) -> tuple[Config, dict[Config, float]]:
     """The winner and the times of the final round, among the cheapest configs that compute the right thing."""
     ledger.enter("verify")
     timed = sorted((t for t in ledger.trials if t.outcome == "timed"), key=lambda t: t.cost)
@@ -185,7 +185,7 @@ def _final(timer: Crew, first: Config, ledger: Ledger) -> tuple[Config, dict[Con
     for config in sorted((t.config for t in timed), key=lambda c: c != first):
         if len(right) > FINALISTS:
             break
-        reply = _ask(timer, Bench.wrong, config, seconds=VERIFY_SECONDS)
+        reply = _ask(timer, seat, Bench.wrong, config, seconds=VERIFY_SECONDS)
         if reply.failure:
             ledger.add(jobs.failed(config, reply))
         elif reply.value:
@@ -194,7 +194,7 @@ def _final(timer: Crew, first: Config, ledger: Ledger) -> tuple[Config, dict[Con
             right.append(config)
     ledger.enter("final")
     while right:
-        reply = _ask(timer, Bench.compare, right, FINAL_SECONDS, seconds=TIME_SECONDS + 10 * FINAL_SECONDS)
+        reply = _ask(timer, seat, Bench.compare, right, FINAL_SECONDS, seconds=TIME_SECONDS + 10 * FINAL_SECONDS)
         if not reply.failure:
             times = dict(zip(right, reply.value, strict=True))
             winner = min(right, key=lambda c: times[c] * (1 - MARGIN if c == first else 1))
@@ -203,8 +203,8 @@ def _final(timer: Crew, first: Config, ledger: Ledger) -> tuple[Config, dict[Con
     raise CompileError(f"no config of {ledger.key.title} runs correctly; the first said: {_first_trouble(ledger)}")
 
 
-def _ask(timer: Crew, function: Callable[..., object], *arguments: object, seconds: float) -> Reply:
-    timer.submit("final", function, *arguments, seconds=seconds)
+def _ask(timer: Crew, seat: Seat, method: Callable[..., object], *arguments: object, seconds: float) -> Reply:
+    timer.submit("final", bench.at, seat, method, *arguments, seconds=seconds)
     while not (replies := timer.collect(seconds)):
         pass
     return replies[0]

@@ -16,17 +16,15 @@ Job = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def serve(fd: int) -> None:
-    """Receives a set-up, then jobs; sends ``("ready",)``, then ``("done", value)`` or ``("failed", detail, kind, ends)``."""
+    """Sends ``("ready",)``, then receives jobs and sends ``("done", value)`` or ``("failed", detail, kind, ends)``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which still needs what this process knows
     parent = Connection(fd)
     try:
-        setup, arguments = parent.recv()
-        state = () if setup is None else (setup(*arguments),)
         parent.send(("ready",))
         while True:
             function, arguments = parent.recv()
             try:
-                answer: tuple[Any, ...] = ("done", function(*state, *arguments))
+                answer: tuple[Any, ...] = ("done", function(*arguments))
             except KptError as error:
                 answer = _failed(error, ends=False)
             except Exception as error:

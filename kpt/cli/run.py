@@ -1,6 +1,5 @@
 """``kpt-tune run``: tunes problems one after another, on a device that is here or for one that is not."""
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ from autotune_db import lookup
 from autotune_db.ledger import Watch
 from autotune_db.result import Result
 from autotune_db.store import Store
+from autotune_db.workshop import Workshop
 from kpt.cli import options, output, parse, select
 from kpt.cli.place import Place, place
 from kpt.cli.progress import Bar
@@ -62,11 +62,11 @@ def run(
     failures: list[tuple[Problem, str]] = []
     if db:
         lookup.use(db)
-    with Store(db) as store, Bar(shown=not json) as bar:
+    with Store(db) as store, Workshop(processes) as workshop, Bar(shown=not json) as bar:
         for number, problem in enumerate(problems, 1):
             watch = bar.of(f"[{number}/{len(problems)}] {problem}", seconds)
             try:
-                results.append(_tuned(problem, where, store, seconds, trials, seed, processes, watch))
+                results.append(_tuned(problem, where, store, seconds, trials, seed, workshop, watch))
             except (CompileError, TargetError, InputError) as error:
                 failures.append((problem, str(error)))
             except KeyboardInterrupt:
@@ -91,7 +91,7 @@ def _tuned(
     seconds: float,
     trials: int,
     seed: int,
-    processes: int | None,
+    workshop: Workshop,
     watch: Watch,
 ) -> Result:
     from autotune_db.budget import Budget
@@ -103,7 +103,7 @@ def _tuned(
         "budget": Budget(seconds, trials),
         "warm": warm_starts(problem, where.target, store),
         "seed": seed,
-        "processes": processes or os.cpu_count(),
+        "workshop": workshop,
         "watch": watch,
     }
     if where.device is None:

@@ -29,6 +29,10 @@ def hang() -> None:
     time.sleep(600)
 
 
+def nap(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 def refuse() -> None:
     raise CompileError("it does not fit")
 
@@ -39,28 +43,6 @@ def fault() -> None:
 
 def pid() -> int:
     return os.getpid()
-
-
-class State:
-    """A state that lives as long as its process."""
-
-    def __init__(self, start: int) -> None:
-        self.count = start
-
-    def next(self) -> int:
-        self.count += 1
-        return self.count
-
-    def crash(self) -> None:
-        crash()
-
-
-class BrokenState:
-    def __init__(self) -> None:
-        raise ValueError("no device")
-
-    def next(self) -> int:
-        return 0
 
 
 def meet(folder: str, number: int, together: int) -> int:

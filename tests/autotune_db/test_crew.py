@@ -87,22 +87,6 @@ def test_a_refusal_keeps_the_process_and_a_fault_does_not() -> None:
     assert replies[0].value == replies[2].value != replies[4].value
 
 
-def test_a_state_lives_as_long_as_its_process() -> None:
-    with Crew(1, crimes.State, (10,)) as workers:
-        for job, method in enumerate((crimes.State.next, crimes.State.next, crimes.State.crash, crimes.State.next)):
-            workers.submit(job, method, seconds=30)
-        replies = done(workers)
-    assert [replies[job].value for job in (0, 1, 3)] == [11, 12, 11]
-
-
-def test_a_state_that_cannot_be_made_fails_each_job() -> None:
-    with Crew(1, crimes.BrokenState) as workers:
-        for job in range(2):
-            workers.submit(job, crimes.BrokenState.next, seconds=30)
-        replies = done(workers)
-    assert [(replies[job].failure, replies[job].detail) for job in (0, 1)] == [("start", "no device")] * 2
-
-
 def test_a_process_that_does_not_start_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "START_SECONDS", 0.0)
     with Crew(1) as workers:
@@ -127,3 +111,17 @@ def test_waiting_jobs_can_be_dropped() -> None:
         workers.submit(1, crimes.add, 1, 1, seconds=30)
         workers.drop_waiting()
         assert set(done(workers)) == {0}
+
+
+def test_nobody_hears_of_abandoned_jobs(tmp_path: Path) -> None:
+    """Their worker goes on to the next job when it is done with them."""
+    with Crew(1) as workers:
+        workers.submit("pid", crimes.pid, seconds=30)
+        child = done(workers)["pid"].value
+        workers.submit("begun", crimes.nap, 0.5, seconds=30)
+        workers.submit("waiting", crimes.leave, seconds=30)
+        workers.collect(0.0)
+        workers.abandon()
+        assert workers.unfinished == 0
+        workers.submit("next", crimes.pid, seconds=30)
+        assert {job: reply.value for job, reply in done(workers).items()} == {"next": child}

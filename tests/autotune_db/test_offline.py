@@ -6,23 +6,30 @@ import pytest
 
 from autotune_db import jobs, lookup, model, offline, warm
 from autotune_db.budget import Budget
-from autotune_db.offline import predict
+from autotune_db.result import Result
 from autotune_db.store import Store
+from autotune_db.workshop import Workshop
 from kpt_dsl import targets
 from kpt_dsl.build import Report
 from kpt_dsl.errors import CompileError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
+from kpt_dsl.targets import Target
 from tests.autotune_db import crimes, problems
 
 H200 = targets.get("nvidia-h200")
+
+
+def predict(problem: Problem, target: Target, store: Store | None, budget: Budget) -> Result:
+    with Workshop(2) as workshop:
+        return offline.predict(problem, target, store, budget=budget, workshop=workshop)
 
 
 @pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])
 def test_a_gpu_that_is_not_here(target: str, database: Path) -> None:
     problem, chip = problems.softmax(), targets.get(target)
     with Store() as store:
-        result = predict(problem, chip, store, budget=Budget(60, 3), processes=2)
+        result = predict(problem, chip, store, Budget(60, 3))
         (entry,) = store.entries()
     assert result.origin == entry.origin == "predicted"
     assert result.key.device == target
@@ -37,7 +44,7 @@ def test_a_gpu_that_is_not_here(target: str, database: Path) -> None:
 
 def test_what_spills_crashes_or_is_refused_does_not_win(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "compile_one", crimes.compile_or_not)
-    result = predict(problems.softmax("f32", M=1000, N=64), targets.get("cpu"), None, budget=Budget(60), processes=1)
+    result = predict(problems.softmax("f32", M=1000, N=64), targets.get("cpu"), None, Budget(60))
     found = {int(t.config["block_M"]): t.outcome for t in result.trials}
     assert found[crimes.REFUSED] == "compile error"
     assert found[crimes.COMPILER_CRASH] == "crash"
@@ -48,7 +55,7 @@ def test_what_spills_crashes_or_is_refused_does_not_win(database: Path, monkeypa
 def test_where_nothing_compiles_that_is_the_error(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "compile_one", crimes.compile_never)
     with pytest.raises(CompileError, match=r"can run on nvidia-h200.*no such instruction"):
-        predict(problems.softmax(), H200, None, budget=Budget(60, 3), processes=1)
+        predict(problems.softmax(), H200, None, Budget(60, 3))
 
 
 def test_the_shortlist_is_the_best_of_the_space_after_what_is_known() -> None:
@@ -66,7 +73,7 @@ def test_predictions_are_where_a_search_on_the_chip_begins(database: Path, monke
     monkeypatch.setattr(jobs, "compile_one", crimes.compile_or_not)
     problem, cpu = problems.softmax("f32", M=1000, N=64), targets.get("cpu")
     with Store() as store:
-        result = predict(problem, cpu, store, budget=Budget(60), processes=1)
+        result = predict(problem, cpu, store, Budget(60))
         begun = warm.warm_starts(problem, cpu, store)
     assert begun[0] == result.config
     assert set(begun) == {t.config for t in result.trials if t.outcome == "predicted"}

@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from autotune_db.budget import Budget
 from autotune_db.ledger import Progress
 from autotune_db.result import Result
 from autotune_db.store import Store
+from autotune_db.workshop import Workshop
 from kpt_dsl import targets
 from kpt_dsl.errors import CompileError, InputError, MissingPackageError
 from kpt_dsl.space import Config, space
@@ -33,8 +35,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tuned(seconds: float = 60.0, trials: int = 50, **more: Any) -> Result:
-    with Store() as store:
-        return tune.tune(PROBLEM, CPU, store, budget=Budget(seconds, trials), processes=1, **more)
+    with Store() as store, Workshop(1) as workshop:
+        return tune.tune(PROBLEM, CPU, store, budget=Budget(seconds, trials), workshop=workshop, **more)
 
 
 def outcomes(result: Result) -> dict[int, str]:
@@ -224,3 +226,19 @@ def test_tuning_again_adds_and_loses_nothing(database: Path) -> None:
 def test_without_elements_there_is_nothing_to_tune(database: Path) -> None:
     with pytest.raises(InputError, match="M is 0"):
         tune.tune(problems.softmax(M=0), CPU, None, budget=Budget())
+
+
+def test_a_workshop_serves_one_key_after_another(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same processes, each key with a bench of its own, and nothing of the first one's work left to the second."""
+    started: list[Any] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **more: started.append(words) or popen(*words, **more))
+    monkeypatch.setattr(tune, "Bench", Bench)
+    other = problems.softmax("f32", M=500, N=96)
+    with Store() as store, Workshop(1) as workshop:
+        tune.tune(PROBLEM, CPU, store, budget=Budget(60, 2), workshop=workshop)
+        assert len(started) == 2
+        found = tune.tune(other, CPU, store, budget=Budget(60, 3), workshop=workshop)
+    assert len(started) == 2
+    assert [t.outcome for t in found.trials] == ["timed"] * 3  # verified, on arrays of its own shape
+    assert found.microseconds is not None
