@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
+TILES_AHEAD = 2
+"""Tiles of which a persistent program has what consumers hold: the one at work, and the next."""
+
 PRODUCER_REGISTERS = 24
 """Registers of a thread that loads: the least that setmaxnreg takes (PTX ISA)."""
 
@@ -83,6 +86,8 @@ class Module:
         self.axes = LaidOutAxes(known, names, tiles(kernel))
         for constant, value in (("CONSUMERS", consumers), ("SLOTS", slots), ("REGISTERS", int(config["registers"]))):
             self.axes.constant(constant, value)
+        if self.persistent:
+            self.axes.constant("AHEAD", TILES_AHEAD)
         columns = (plan.masked.link or plan.masked.product).value.type.shape[1]
         self.loads: dict[ir.Load, str] = {}
         self.expressions = LaidOutExpressions(self.axes, self.loads, row.axis, Product(self.axes.width(columns)))

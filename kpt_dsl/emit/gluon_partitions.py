@@ -41,7 +41,7 @@ class Partitions:
         self._step, self._slot, self._turn = names.new("step"), names.new("slot"), names.new("turn")
         self._before, self._next, self._more = names.new("before"), names.new("next"), names.new("more")
         self._last, self._running, self._left = names.new("last"), names.new("running"), names.new("left")
-        self._done, self._turned = names.new("steps_done"), names.new("turned")
+        self._done, self._taken = names.new("steps_done"), names.new("tiles_done")
         self.number, self.tiles = names.new("tile"), names.new("tiles")
         self.place = Writer(depth=2)  # where the tile of that number is, filled by the module of a persistent program
         self.words = gluon_names.names(gluon_names.installed())
@@ -94,17 +94,24 @@ class Partitions:
             yield
             return
         out.line(f"{self._done} = 0")
-        out.line(f"{self._turned} = 0")
+        if self.shared.held is not None:
+            out.line(f"{self._taken} = 0")
         with out.block(f"for {self.number} in range(program, {self.tiles}, programs):"):
             out.paste(self.place)
             yield
             out.line(f"{self._done} += gl.cdiv({self.end} - {self.begin}, {self.block})")
-            out.line(f"{self._turned} ^= 1")
+            if self.shared.held is not None:
+                out.line(f"{self._taken} += 1")
 
     def _steps(self, start: str) -> str:
         """How many steps the program has taken before the one at ``start``, as text."""
         here = f"({start} - {self.begin}) // {self.block}"
         return f"{self._done} + {here}" if self.module.persistent else here
+
+    @property
+    def _mine(self) -> str:
+        """Which buffer a consumer holds its tile in; a persistent program has that of the next tile loaded meanwhile."""
+        return f"{self._taken} % AHEAD * CONSUMERS + consumer" if self.module.persistent else "consumer"
 
     def _place(self, out: Writer) -> None:
         """Which step this is, and which slots hold its tiles."""
@@ -128,11 +135,12 @@ class Partitions:
     def _load_held(self, held: Tile, out: Writer) -> None:
         """Load what each consumer holds; in a persistent program once it is done with what it held."""
         with out.block("for consumer in gl.static_range(CONSUMERS):"):
-            ready = f"{self.shared.held_ready}.index(consumer)"
+            ready = f"{self.shared.held_ready}.index({self._mine})"
             if self.module.persistent:
-                out.line(f"mbarrier.wait({self.shared.held_free}.index(consumer), {self._turned} ^ 1)")
+                free = f"{self.shared.held_free}.index({self._mine})"
+                out.line(f"mbarrier.wait({free}, {self._taken} // AHEAD & 1 ^ 1)")
             out.line(f"mbarrier.expect({ready}, {held.descriptor}.block_type.nbytes)")
-            self._load(held, ready, f"{held.name}.index(consumer)", out)
+            self._load(held, ready, f"{held.name}.index({self._mine})", out)
 
     def _fill(self, ring: Ring, out: Writer) -> None:
         """Load one slot of a ring, once all consumers are done with it."""
@@ -176,9 +184,9 @@ class Partitions:
     def _chained(self, out: Writer) -> None:
         """Two products a step, the first one issued a step ahead."""
         assert self.shared.held is not None
-        turned = self._turned if self.module.persistent else "0"
-        out.line(f"mbarrier.wait({self.shared.held_ready}.index(consumer), {turned})")
-        out.line(f"{self._held} = {self.shared.held.name}.index(consumer)")
+        turn = f"{self._taken} // AHEAD & 1" if self.module.persistent else "0"
+        out.line(f"mbarrier.wait({self.shared.held_ready}.index({self._mine}), {turn})")
+        out.line(f"{self._held} = {self.shared.held.name}.index({self._mine})")
         if self.module.overlap:
             self._overlapped(out)
         else:
@@ -196,9 +204,9 @@ class Partitions:
         out.line(f"mbarrier.arrive({link.free}.index({slot}), count=1{pred})")
 
     def _release_held(self, out: Writer) -> None:
-        """The producer may load what the next tile holds."""
+        """The producer may load what another tile holds."""
         if self.module.persistent:
-            out.line(f"mbarrier.arrive({self.shared.held_free}.index(consumer), count=1)")
+            out.line(f"mbarrier.arrive({self.shared.held_free}.index({self._mine}), count=1)")
 
     # Overlapped: the work of a step begins while the product of the step before it runs.
     def _overlapped(self, out: Writer) -> None:
