@@ -79,9 +79,7 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
     source = emit(problem, chip, config)
     abi: TritonAbi = source.abi
     if abi.language != "triton":
-        raise ConfigError(
-            f"{source.name}: Triton's interpreter does not run {config}; leave the schedule to the compiler"
-        )
+        raise ConfigError(f"{source.name}: Triton's interpreter does not run {config}; leave the schedule to the compiler")
     programs = abi.tiles(dict(problem.dims))
     if not programs:
         return
