@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
-TILES_AHEAD = 2
-"""Tiles of which a persistent program has what consumers hold: the one at work, and the next."""
-
 PRODUCER_REGISTERS = 24
 """Registers of a thread that loads: the least that setmaxnreg takes (PTX ISA)."""
 
@@ -86,8 +83,6 @@ class Module:
         self.axes = LaidOutAxes(known, names, tiles(kernel))
         for constant, value in (("CONSUMERS", consumers), ("SLOTS", slots), ("REGISTERS", int(config["registers"]))):
             self.axes.constant(constant, value)
-        if self.persistent:
-            self.axes.constant("AHEAD", TILES_AHEAD)
         columns = (plan.masked.link or plan.masked.product).value.type.shape[1]
         self.loads: dict[ir.Load, str] = {}
         self.expressions = LaidOutExpressions(self.axes, self.loads, row.axis, Product(self.axes.width(columns)))
@@ -179,8 +174,8 @@ class Module:
                 self._place(grid, wide, "program", partitions, out)
                 return
             out.line("programs = gl.num_programs(0)")
-            out.line(f"{partitions.tiles} = {grid.total(out)}")
-            self._place(grid, wide, partitions.number, partitions, partitions.place)
+            out.line(f"{partitions.walk.tiles} = {grid.total(out)}")
+            self._place(grid, wide, partitions.walk.number, partitions, partitions.walk.place)
 
     def _place(self, grid: Grid, wide: ir.Tile, number: str, partitions: Partitions, out: Writer) -> None:
         """Write where the tile of a ``number`` is, and the bounds of its loop."""
@@ -189,7 +184,7 @@ class Module:
         with self.tiles(wide) as scopes:
             for stmt in self.plan.scalars:
                 body.line(f"{self.expressions.name(stmt.name)} = {self.expressions.text(stmt.value)}", stmt.loc)
-            self._bounds(partitions.begin, partitions.end, body)
+            self._bounds(partitions.walk.begin, partitions.walk.end, body)
         for scope in scopes:
             define(scope, out)
         out.paste(body)
