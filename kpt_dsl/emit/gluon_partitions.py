@@ -16,6 +16,7 @@ from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_axes import Bounds
 from kpt_dsl.emit.triton_memory import kept_axes
 from kpt_dsl.passes.pipeline import Part, Step, operand
+from kpt_dsl.passes.within import ends_within
 
 if TYPE_CHECKING:
     from kpt_dsl.emit.gluon import Module
@@ -37,6 +38,9 @@ class Partitions:
         # Names of our own, which variables of the author give way to.
         self._turn, self._before, self._next, self._more = (names.new(w) for w in ("turn", "before", "next", "more"))
         self._last, self._running, self._left = names.new("last"), names.new("running"), names.new("left")
+        # Consumers may have less to do than their program, whose last rows see more.
+        trimmed = ends_within(self.plan.scalars, self.plan.loop.stop, module.row.name)
+        self._end = names.new(f"{self.tile.name}_stop") if trimmed else self.walk.end
         self.words = gluon_names.names(gluon_names.installed())
         self._kinds: dict[str, Function] = {}
 
@@ -124,12 +128,17 @@ class Partitions:
         row = self.module.row
         out, body = Writer(depth=1), Writer(depth=2 if self.walk.persistent else 1)
         with self.module.tiles(row) as scopes:
+            if self._end != self.walk.end:
+                self.module.limits(body)
+                body.line(f"{self._end} = {self.module.steps_end(self.walk.begin, counted=True)}")
             self._statements(self.plan.setup, body)
             if self.plan.masked.link is not None:
                 self._chained(body)
             else:
                 self._lone(body)
             self._statements(self.plan.after, body)
+            if self._end != self.walk.end:
+                self._pass_over(body)
         define(self.axes.top, out)
         with self.walk.each_tile(out):
             out.line(f"{self.axes.start(row.name)} += consumer * {self.axes.lanes(row.axis)}")
@@ -139,6 +148,16 @@ class Partitions:
         if self.shared.staged:
             out.line("tma.store_wait(0)")
         return self._function("multiply", ("consumer: gl.constexpr",), out)
+
+    def _pass_over(self, out: Writer) -> None:
+        """The steps that only others have to take: their tiles are free as soon as they are there."""
+        first = f"gl.cdiv({self._end}, {self.walk.block}) * {self.walk.block}"
+        with self.walk.each_step(out, first, self.walk.end):
+            for ring in (self.shared.link, self.shared.product):
+                if ring is not None:
+                    phase = f"{self.walk.step} // SLOTS & 1"
+                    out.line(f"mbarrier.wait({ring.ready}.index({self.walk.slot}), {phase})")
+                    out.line(f"mbarrier.arrive({ring.free}.index({self.walk.slot}), count=1)")
 
     def _chained(self, out: Writer) -> None:
         """Two products a step, the first one issued a step ahead."""
@@ -184,12 +203,12 @@ class Partitions:
         for part in self.plan.parts:
             self._overlapped_part(part, out)
         self._release_held(out)
-        out.line(f"{self._last} = {self.walk.count(f'{self.walk.end} - 1')}")
+        out.line(f"{self._last} = {self.walk.count(f'{self._end} - 1')}")
         out.line(f"mbarrier.wait({product.ready}.index({self._last} % SLOTS), {self._last} // SLOTS & 1)")
         right = self._right(product, f"{self._last} % SLOTS", masked.product)
         out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
         out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
-        if self.walk.persistent:
+        if self.walk.persistent or self._end != self.walk.end:
             out.line(f"mbarrier.arrive({product.free}.index({self._last} % SLOTS), count=1)")
 
     @property
@@ -224,7 +243,7 @@ class Partitions:
     # Compact: products are waited for together, and the work of a step stands once in the code for each kind of step. Three
     # consumers hide each other's waits, and have neither the registers nor the instruction cache for more.
     def _compact(self, out: Writer) -> None:
-        self._first_link(out, f", pred={self.walk.begin} < {self.walk.end}")
+        self._first_link(out, f", pred={self.walk.begin} < {self._end}")
         for part in self.plan.parts:
             self._compact_part(part, out)
         self._release_held(out)
@@ -236,7 +255,7 @@ class Partitions:
         low = self.walk.begin if part is self.plan.parts[0] else self.expressions.text(part.loop.start)
         with self.walk.each_step(out, low, self._high(part), part.loop.loc):
             out.line(f"{self._next} = ({self.walk.step} + 1) % SLOTS")
-            out.line(f"{self._more} = {self.walk.start} + {self.walk.block} < {self.walk.end}")
+            out.line(f"{self._more} = {self.walk.start} + {self.walk.block} < {self._end}")
             self._call(self._function_of(part), part.step, out)
             self._rescale(part.step, out)
             ready = f"{link.ready}.index({self._next})"
@@ -252,7 +271,7 @@ class Partitions:
             out.line(f"mbarrier.arrive({product.free}.index({self.walk.slot}), count=1)")
 
     def _high(self, part: Part) -> str:
-        return self.walk.end if part is self.plan.parts[-1] else self.expressions.text(part.loop.stop)
+        return self._end if part is self.plan.parts[-1] else self.expressions.text(part.loop.stop)
 
     def _function_of(self, part: Part) -> Function:
         clear = part.loop.part == "interior" and "clear" in self._kinds
@@ -263,7 +282,7 @@ class Partitions:
         shared, product = self.shared, self.plan.masked.product
         assert shared.product is not None
         left, right = (t for t in shared.product.tiles)
-        with self.walk.each_step(out, self.walk.begin, self.walk.end, self.plan.loop.loc):
+        with self.walk.each_step(out, self.walk.begin, self._end, self.plan.loop.loc):
             out.line(f"mbarrier.wait({shared.product.ready}.index({self.walk.slot}), {self.walk.step} // SLOTS & 1)")
             a, b = (self._buffer(t, self.walk.slot) for t in (left, right))
             out.line(f"{self._sum} = warpgroup_mma({a}, {b}, {self._sum}, is_async=True)", product.loc)
@@ -272,9 +291,9 @@ class Partitions:
             with out.block(f"if {self.walk.start} > {self.walk.begin}:"):
                 out.line(f"mbarrier.arrive({before}, count=1)")
         out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
-        if self.walk.persistent:
-            last = f"{shared.product.free}.index(({self.walk.count(self.walk.end + ' - 1')}) % SLOTS)"
-            with out.block(f"if {self.walk.begin} < {self.walk.end}:"):
+        if self.walk.persistent or self._end != self.walk.end:
+            last = f"{shared.product.free}.index(({self.walk.count(self._end + ' - 1')}) % SLOTS)"
+            with out.block(f"if {self.walk.begin} < {self._end}:"):
                 out.line(f"mbarrier.arrive({last}, count=1)")
 
     # ------------------------------------------------------------------ products
