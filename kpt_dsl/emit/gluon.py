@@ -185,36 +185,40 @@ class Module:
                 self._place(grid, wide, "program", partitions, out)
                 return
             out.line("programs = gl.num_programs(0)")
-            out.line(f"{partitions.tiles} = {grid.total(out)}")
-            self._place(grid, wide, partitions.number, partitions, partitions.place)
+            out.line(f"{partitions.walk.tiles} = {grid.total(out)}")
+            self._place(grid, wide, partitions.walk.number, partitions, partitions.walk.place)
 
     def _place(self, grid: Grid, wide: ir.Tile, number: str, partitions: Partitions, out: Writer) -> None:
         """Write where the tile of a ``number`` is, and the bounds of its loop."""
         grid.write(number, out)
-        body = Writer(out.depth)
+        body, walk = Writer(out.depth), partitions.walk
         with self.tiles(wide) as scopes:
-            for stmt in self.plan.scalars:
-                body.line(f"{self.expressions.name(stmt.name)} = {self.expressions.text(stmt.value)}", stmt.loc)
-            self._bounds(partitions.begin, partitions.end, body)
+            self.limits(body)
+            start, block = self.plan.loop.start, self.axes.lanes(self.plan.loop.tile.axis)
+            low = self.low if not isinstance(start, ir.Const) else str(start.value)
+            body.line(f"{walk.begin} = {f'{low} // {block} * {block}' if low != '0' else 0}", self.plan.loop.loc)
+            body.line(f"{walk.end} = {self.steps_end(walk.begin, self.persistent)}")
         for scope in scopes:
             define(scope, out)
         out.paste(body)
 
-    def _bounds(self, begin: str, end: str, out: Writer) -> None:
-        """From where to where the loop runs, in whole tiles: over one at least where consumers take the first by itself, and
-        never backwards where steps are counted."""
-        loop, block = self.plan.loop, self.axes.lanes(self.plan.loop.tile.axis)
-        if isinstance(loop.start, ir.Const):
-            first = int(loop.start.value)
-            out.line(f"{begin} = {f'{first} // {block} * {block}' if first else 0}", loop.loc)
-        else:
+    def limits(self, out: Writer) -> None:
+        """Write the scalars of the kernel, and from where to where its loop runs, for the rows that are in scope."""
+        loop = self.plan.loop
+        for stmt in self.plan.scalars:
+            out.line(f"{self.expressions.name(stmt.name)} = {self.expressions.text(stmt.value)}", stmt.loc)
+        if not isinstance(loop.start, ir.Const):
             out.line(f"{self.low} = {self.expressions.text(loop.start)}", loop.loc)
-            out.line(f"{begin} = {self.low} // {block} * {block}")
         if not isinstance(loop.stop, ir.Size):
             out.line(f"{self.high} = {self.expressions.text(loop.stop)}", loop.loc)
-        least = f"{begin} + 1" if self.overlap else begin if self.persistent else ""
+
+    def steps_end(self, begin: str, counted: bool) -> str:
+        """Where the steps of the loop end, as text: after one at least where consumers take the first by itself, and never
+        before they begin where they are ``counted``."""
+        loop = self.plan.loop
+        least = f"{begin} + 1" if self.overlap else begin if counted else ""
         full = isinstance(loop.start, ir.Const) and isinstance(loop.stop, ir.Size)
-        out.line(f"{end} = gl.maximum({self.high}, {least})" if least and not full else f"{end} = {self.high}")
+        return f"gl.maximum({self.high}, {least})" if least and not full else self.high
 
     def _roles(self, partitions: Partitions, out: Writer) -> None:
         consumer, producer = partitions.consumer, partitions.producer

@@ -4,8 +4,6 @@ A consumer of chained products keeps two of them in flight: it issues the first 
 of this step, and works on the first's result while the second runs. The left side of the second stays in registers.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
@@ -13,10 +11,12 @@ from kpt_dsl.emit import gluon_names
 from kpt_dsl.emit.gluon_functions import Function, define
 from kpt_dsl.emit.gluon_layouts import Product
 from kpt_dsl.emit.gluon_shared import Ring, Tile
+from kpt_dsl.emit.gluon_walk import Walk
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_axes import Bounds
 from kpt_dsl.emit.triton_memory import kept_axes
 from kpt_dsl.passes.pipeline import Part, Step, operand
+from kpt_dsl.passes.within import ends_within
 
 if TYPE_CHECKING:
     from kpt_dsl.emit.gluon import Module
@@ -33,17 +33,14 @@ class Partitions:
         self.plan, self.axes, self.shared = module.plan, module.axes, module.shared
         self.expressions = module.expressions
         self.tile = self.plan.loop.tile
-        self.start = self.axes.start(self.tile.name)
-        self.block = self.axes.lanes(self.tile.axis)
+        self.walk = Walk(self.axes, self.tile, module.persistent)
         names = self.axes.names
-        self.begin, self.end = names.new(f"{self.tile.name}_begin"), names.new(f"{self.tile.name}_end")
         # Names of our own, which variables of the author give way to.
-        self._step, self._slot, self._turn = names.new("step"), names.new("slot"), names.new("turn")
-        self._before, self._next, self._more = names.new("before"), names.new("next"), names.new("more")
+        self._turn, self._before, self._next, self._more = (names.new(w) for w in ("turn", "before", "next", "more"))
         self._last, self._running, self._left = names.new("last"), names.new("running"), names.new("left")
-        self._done, self._turned = names.new("steps_done"), names.new("turned")
-        self.number, self.tiles = names.new("tile"), names.new("tiles")
-        self.place = Writer(depth=2)  # where the tile of that number is, filled by the module of a persistent program
+        # Consumers may have less to do than their program, whose last rows see more.
+        trimmed = ends_within(self.plan.scalars, self.plan.loop.stop, module.row.name)
+        self._end = names.new(f"{self.tile.name}_stop") if trimmed else self.walk.end
         self.words = gluon_names.names(gluon_names.installed())
         self._kinds: dict[str, Function] = {}
 
@@ -85,41 +82,14 @@ class Partitions:
         known |= {str(p) for p in self.expressions.layouts}
         return Function(self.axes.names.of(("function", name), name), own, body, frozenset(known))
 
-    # ------------------------------------------------------------------ tiles and steps
-    @contextmanager
-    def _each_tile(self, out: Writer) -> Iterator[None]:
-        """What is written inside is done for the program's tile; in a persistent program for each of its tiles in turn, with
-        the slots of the rings taken in turn across them."""
-        if not self.module.persistent:
-            yield
-            return
-        out.line(f"{self._done} = 0")
-        out.line(f"{self._turned} = 0")
-        with out.block(f"for {self.number} in range(program, {self.tiles}, programs):"):
-            out.paste(self.place)
-            yield
-            out.line(f"{self._done} += gl.cdiv({self.end} - {self.begin}, {self.block})")
-            out.line(f"{self._turned} ^= 1")
-
-    def _steps(self, start: str) -> str:
-        """How many steps the program has taken before the one at ``start``, as text."""
-        here = f"({start} - {self.begin}) // {self.block}"
-        return f"{self._done} + {here}" if self.module.persistent else here
-
-    def _place(self, out: Writer) -> None:
-        """Which step this is, and which slots hold its tiles."""
-        out.line(f"{self._step} = {self._steps(self.start)}")
-        out.line(f"{self._slot} = {self._step} % SLOTS")
-
     # ------------------------------------------------------------------ the producer
     def _load_tiles(self) -> Function:
         out = Writer(depth=1)
-        with self._each_tile(out):
+        with self.walk.each_tile(out):
             if (held := self.shared.held) is not None:
                 self._load_held(held, out)
-            with out.block(f"for {self.start} in range({self.begin}, {self.end}, {self.block}):"):
-                self._place(out)
-                out.line(f"{self._turn} = {self._step} // SLOTS & 1")
+            with self.walk.each_step(out, self.walk.begin, self.walk.end):
+                out.line(f"{self._turn} = {self.walk.step} // SLOTS & 1")
                 for ring in (self.shared.link, self.shared.product):
                     if ring is not None:
                         self._fill(ring, out)
@@ -128,24 +98,25 @@ class Partitions:
     def _load_held(self, held: Tile, out: Writer) -> None:
         """Load what each consumer holds; in a persistent program once it is done with what it held."""
         with out.block("for consumer in gl.static_range(CONSUMERS):"):
-            ready = f"{self.shared.held_ready}.index(consumer)"
-            if self.module.persistent:
-                out.line(f"mbarrier.wait({self.shared.held_free}.index(consumer), {self._turned} ^ 1)")
+            buffer, phase = self.walk.held
+            ready = f"{self.shared.held_ready}.index({buffer})"
+            if self.walk.persistent:
+                out.line(f"mbarrier.wait({self.shared.held_free}.index({buffer}), {phase} ^ 1)")
             out.line(f"mbarrier.expect({ready}, {held.descriptor}.block_type.nbytes)")
-            self._load(held, ready, f"{held.name}.index(consumer)", out)
+            self._load(held, ready, f"{held.name}.index({buffer})", out)
 
     def _fill(self, ring: Ring, out: Writer) -> None:
         """Load one slot of a ring, once all consumers are done with it."""
-        ready = f"{ring.ready}.index({self._slot})"
-        out.line(f"mbarrier.wait({ring.free}.index({self._slot}), {self._turn} ^ 1)")
+        ready = f"{ring.ready}.index({self.walk.slot})"
+        out.line(f"mbarrier.wait({ring.free}.index({self.walk.slot}), {self._turn} ^ 1)")
         sizes = [f"{t.descriptor}.block_type.nbytes" + (" * CONSUMERS" if t.split else "") for t in ring.tiles]
         out.line(f"mbarrier.expect({ready}, {' + '.join(sizes)})")
         for tile in ring.tiles:
             if tile.split:
                 with out.block("for consumer in gl.static_range(CONSUMERS):"):
-                    self._load(tile, ready, f"{tile.name}.index({self._slot} * CONSUMERS + consumer)", out)
+                    self._load(tile, ready, f"{tile.name}.index({self.walk.slot} * CONSUMERS + consumer)", out)
             else:
-                self._load(tile, ready, f"{tile.name}.index({self._slot})", out)
+                self._load(tile, ready, f"{tile.name}.index({self.walk.slot})", out)
 
     def _load(self, tile: Tile, ready: str, buffer: str, out: Writer) -> None:
         loc = tile.operand.load.loc if tile.operand else None
@@ -155,16 +126,21 @@ class Partitions:
     # ------------------------------------------------------------------ a consumer
     def _multiply(self) -> Function:
         row = self.module.row
-        out, body = Writer(depth=1), Writer(depth=2 if self.module.persistent else 1)
+        out, body = Writer(depth=1), Writer(depth=2 if self.walk.persistent else 1)
         with self.module.tiles(row) as scopes:
+            if self._end != self.walk.end:
+                self.module.limits(body)
+                body.line(f"{self._end} = {self.module.steps_end(self.walk.begin, counted=True)}")
             self._statements(self.plan.setup, body)
             if self.plan.masked.link is not None:
                 self._chained(body)
             else:
                 self._lone(body)
             self._statements(self.plan.after, body)
+            if self._end != self.walk.end:
+                self._pass_over(body)
         define(self.axes.top, out)
-        with self._each_tile(out):
+        with self.walk.each_tile(out):
             out.line(f"{self.axes.start(row.name)} += consumer * {self.axes.lanes(row.axis)}")
             for scope in scopes:
                 define(scope, out)
@@ -173,12 +149,22 @@ class Partitions:
             out.line("tma.store_wait(0)")
         return self._function("multiply", ("consumer: gl.constexpr",), out)
 
+    def _pass_over(self, out: Writer) -> None:
+        """The steps that only others have to take: their tiles are free as soon as they are there."""
+        first = f"gl.cdiv({self._end}, {self.walk.block}) * {self.walk.block}"
+        with self.walk.each_step(out, first, self.walk.end):
+            for ring in (self.shared.link, self.shared.product):
+                if ring is not None:
+                    phase = f"{self.walk.step} // SLOTS & 1"
+                    out.line(f"mbarrier.wait({ring.ready}.index({self.walk.slot}), {phase})")
+                    out.line(f"mbarrier.arrive({ring.free}.index({self.walk.slot}), count=1)")
+
     def _chained(self, out: Writer) -> None:
         """Two products a step, the first one issued a step ahead."""
         assert self.shared.held is not None
-        turned = self._turned if self.module.persistent else "0"
-        out.line(f"mbarrier.wait({self.shared.held_ready}.index(consumer), {turned})")
-        out.line(f"{self._held} = {self.shared.held.name}.index(consumer)")
+        buffer, phase = self.walk.held
+        out.line(f"mbarrier.wait({self.shared.held_ready}.index({buffer}), {phase})")
+        out.line(f"{self._held} = {self.shared.held.name}.index({buffer})")
         if self.module.overlap:
             self._overlapped(out)
         else:
@@ -188,24 +174,23 @@ class Partitions:
         """The link of the first step, on its own."""
         link = self.shared.link
         assert link is not None
-        persistent = self.module.persistent
-        slot, turn = (f"{self._done} % SLOTS", f"{self._done} // SLOTS & 1") if persistent else ("0", "0")
-        out.line(f"mbarrier.wait({link.ready}.index({slot}), {turn}{pred})")
+        slot, phase = self.walk.first
+        out.line(f"mbarrier.wait({link.ready}.index({slot}), {phase}{pred})")
         self._issue_link(out, slot)
         out.line(f"{self._score} = warpgroup_mma_wait(0, deps=[{self._score}])")
         out.line(f"mbarrier.arrive({link.free}.index({slot}), count=1{pred})")
 
     def _release_held(self, out: Writer) -> None:
-        """The producer may load what the next tile holds."""
-        if self.module.persistent:
-            out.line(f"mbarrier.arrive({self.shared.held_free}.index(consumer), count=1)")
+        """The producer may load what another tile holds."""
+        if self.walk.persistent:
+            out.line(f"mbarrier.arrive({self.shared.held_free}.index({self.walk.held[0]}), count=1)")
 
     # Overlapped: the work of a step begins while the product of the step before it runs.
     def _overlapped(self, out: Writer) -> None:
         product, masked = self.shared.product, self.plan.masked
         assert product is not None
         out.line("# The first step: no product is under way yet.")
-        out.line(f"{self.start} = {self.begin}")
+        out.line(f"{self.walk.start} = {self.walk.begin}")
         self._first_link(out)
         if "clear" in self._kinds:
             with out.block(f"if {self._starts_clear}:"):
@@ -218,12 +203,12 @@ class Partitions:
         for part in self.plan.parts:
             self._overlapped_part(part, out)
         self._release_held(out)
-        out.line(f"{self._last} = {self._steps(f'{self.end} - 1')}")
+        out.line(f"{self._last} = {self.walk.count(f'{self._end} - 1')}")
         out.line(f"mbarrier.wait({product.ready}.index({self._last} % SLOTS), {self._last} // SLOTS & 1)")
         right = self._right(product, f"{self._last} % SLOTS", masked.product)
         out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
         out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
-        if self.module.persistent:
+        if self.walk.persistent or self._end != self.walk.end:
             out.line(f"mbarrier.arrive({product.free}.index({self._last} % SLOTS), count=1)")
 
     @property
@@ -231,26 +216,25 @@ class Partitions:
         """Whether the first step is one that needs no mask, as text."""
         clear = next(p.loop for p in self.plan.parts if p.loop.part == "interior")
         low, high = self.expressions.text(clear.start), self.expressions.text(clear.stop)
-        begins = "" if isinstance(clear.start, ir.Const) else f"({low} <= {self.begin}) & "
-        return f"{begins}({self.begin} < {high})"
+        begins = "" if isinstance(clear.start, ir.Const) else f"({low} <= {self.walk.begin}) & "
+        return f"{begins}({self.walk.begin} < {high})"
 
     def _overlapped_part(self, part: Part, out: Writer) -> None:
         link, product = self.shared.link, self.shared.product
         assert link is not None
         assert product is not None
-        second = f"{self.begin} + {self.block}"
+        second = f"{self.walk.begin} + {self.walk.block}"
         begins = part.loop.part == "head" or isinstance(part.loop.start, ir.Const)
         low = second if begins else f"gl.maximum({self.expressions.text(part.loop.start)}, {second})"
-        with out.block(f"for {self.start} in range({low}, {self._high(part)}, {self.block}):", part.loop.loc):
-            self._place(out)
-            out.line(f"{self._before} = ({self._step} - 1) % SLOTS")
-            out.line(f"mbarrier.wait({link.ready}.index({self._slot}), {self._step} // SLOTS & 1)")
-            self._issue_link(out, self._slot)
-            out.line(f"mbarrier.wait({product.ready}.index({self._before}), ({self._step} - 1) // SLOTS & 1)")
+        with self.walk.each_step(out, low, self._high(part), part.loop.loc):
+            out.line(f"{self._before} = ({self.walk.step} - 1) % SLOTS")
+            out.line(f"mbarrier.wait({link.ready}.index({self.walk.slot}), {self.walk.step} // SLOTS & 1)")
+            self._issue_link(out, self.walk.slot)
+            out.line(f"mbarrier.wait({product.ready}.index({self._before}), ({self.walk.step} - 1) // SLOTS & 1)")
             right = self._right(product, self._before, part.step.product)
             out.line(f"{self._running} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
             out.line(f"{self._score} = warpgroup_mma_wait(1, deps=[{self._score}])")
-            out.line(f"mbarrier.arrive({link.free}.index({self._slot}), count=1)")
+            out.line(f"mbarrier.arrive({link.free}.index({self.walk.slot}), count=1)")
             self._call(self._function_of(part), part.step, out)
             out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._running}])")
             out.line(f"mbarrier.arrive({product.free}.index({self._before}), count=1)")
@@ -259,7 +243,7 @@ class Partitions:
     # Compact: products are waited for together, and the work of a step stands once in the code for each kind of step. Three
     # consumers hide each other's waits, and have neither the registers nor the instruction cache for more.
     def _compact(self, out: Writer) -> None:
-        self._first_link(out, f", pred={self.begin} < {self.end}")
+        self._first_link(out, f", pred={self.walk.begin} < {self._end}")
         for part in self.plan.parts:
             self._compact_part(part, out)
         self._release_held(out)
@@ -268,27 +252,26 @@ class Partitions:
         link, product = self.shared.link, self.shared.product
         assert link is not None
         assert product is not None
-        low = self.begin if part is self.plan.parts[0] else self.expressions.text(part.loop.start)
-        with out.block(f"for {self.start} in range({low}, {self._high(part)}, {self.block}):", part.loop.loc):
-            self._place(out)
-            out.line(f"{self._next} = ({self._step} + 1) % SLOTS")
-            out.line(f"{self._more} = {self.start} + {self.block} < {self.end}")
+        low = self.walk.begin if part is self.plan.parts[0] else self.expressions.text(part.loop.start)
+        with self.walk.each_step(out, low, self._high(part), part.loop.loc):
+            out.line(f"{self._next} = ({self.walk.step} + 1) % SLOTS")
+            out.line(f"{self._more} = {self.walk.start} + {self.walk.block} < {self._end}")
             self._call(self._function_of(part), part.step, out)
             self._rescale(part.step, out)
             ready = f"{link.ready}.index({self._next})"
-            out.line(f"mbarrier.wait({ready}, ({self._step} + 1) // SLOTS & 1, pred={self._more})")
+            out.line(f"mbarrier.wait({ready}, ({self.walk.step} + 1) // SLOTS & 1, pred={self._more})")
             # Behind the last step there is no tile: what the slot holds is multiplied all the same, and not read.
             self._issue_link(out, self._next)
-            out.line(f"mbarrier.wait({product.ready}.index({self._slot}), {self._step} // SLOTS & 1)")
-            right = self._right(product, self._slot, part.step.product)
+            out.line(f"mbarrier.wait({product.ready}.index({self.walk.slot}), {self.walk.step} // SLOTS & 1)")
+            right = self._right(product, self.walk.slot, part.step.product)
             out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
             out.line(f"{self._score} = warpgroup_mma_wait(1, deps=[{self._score}])")
             out.line(f"mbarrier.arrive({link.free}.index({self._next}), count=1, pred={self._more})")
             out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
-            out.line(f"mbarrier.arrive({product.free}.index({self._slot}), count=1)")
+            out.line(f"mbarrier.arrive({product.free}.index({self.walk.slot}), count=1)")
 
     def _high(self, part: Part) -> str:
-        return self.end if part is self.plan.parts[-1] else self.expressions.text(part.loop.stop)
+        return self._end if part is self.plan.parts[-1] else self.expressions.text(part.loop.stop)
 
     def _function_of(self, part: Part) -> Function:
         clear = part.loop.part == "interior" and "clear" in self._kinds
@@ -299,19 +282,18 @@ class Partitions:
         shared, product = self.shared, self.plan.masked.product
         assert shared.product is not None
         left, right = (t for t in shared.product.tiles)
-        with out.block(f"for {self.start} in range({self.begin}, {self.end}, {self.block}):", self.plan.loop.loc):
-            self._place(out)
-            out.line(f"mbarrier.wait({shared.product.ready}.index({self._slot}), {self._step} // SLOTS & 1)")
-            a, b = (self._buffer(t, self._slot) for t in (left, right))
+        with self.walk.each_step(out, self.walk.begin, self._end, self.plan.loop.loc):
+            out.line(f"mbarrier.wait({shared.product.ready}.index({self.walk.slot}), {self.walk.step} // SLOTS & 1)")
+            a, b = (self._buffer(t, self.walk.slot) for t in (left, right))
             out.line(f"{self._sum} = warpgroup_mma({a}, {b}, {self._sum}, is_async=True)", product.loc)
             out.line(f"{self._sum} = warpgroup_mma_wait(1, deps=[{self._sum}])")
-            before = f"{shared.product.free}.index(({self._step} - 1) % SLOTS)"
-            with out.block(f"if {self.start} > {self.begin}:"):
+            before = f"{shared.product.free}.index(({self.walk.step} - 1) % SLOTS)"
+            with out.block(f"if {self.walk.start} > {self.walk.begin}:"):
                 out.line(f"mbarrier.arrive({before}, count=1)")
         out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
-        if self.module.persistent:
-            last = f"{shared.product.free}.index(({self._steps(self.end + ' - 1')}) % SLOTS)"
-            with out.block(f"if {self.begin} < {self.end}:"):
+        if self.walk.persistent or self._end != self.walk.end:
+            last = f"{shared.product.free}.index(({self.walk.count(self._end + ' - 1')}) % SLOTS)"
+            with out.block(f"if {self.walk.begin} < {self._end}:"):
                 out.line(f"mbarrier.arrive({last}, count=1)")
 
     # ------------------------------------------------------------------ products
@@ -424,7 +406,7 @@ class Partitions:
         value = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
         home = self.expressions.home(value.type.shape)
         assert isinstance(home, Product)
-        if self.module.persistent:
+        if self.walk.persistent:
             out.line("tma.store_wait(0)")
             out.line(f"{self.words['barrier']}()")
         out.line(f"{tile.name}.index(consumer).store({self.expressions.laid_out(value, home)})", stmt.loc)

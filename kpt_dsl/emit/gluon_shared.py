@@ -68,14 +68,17 @@ class Shared:
 
     def allocate(self, out: Writer) -> None:
         """Write the buffers and barriers, barriers ready for use."""
-        tiles = {t.name: t for t in (self.held, *self.staged.values()) if t is not None}
-        for tile in tiles.values():
-            self._buffer(tile, "CONSUMERS", out)
         barriers = {}
+        each = {t.name: t for t in self.staged.values()}
         if self.held is not None:
-            barriers[self.held_ready] = ("CONSUMERS", "1")
+            each.pop(self.held.name, None)
+            count = "AHEAD * CONSUMERS" if self.persistent else "CONSUMERS"
+            self._buffer(self.held, count, out)
+            barriers[self.held_ready] = (count, "1")
             if self.persistent:
-                barriers[self.held_free] = ("CONSUMERS", "1")
+                barriers[self.held_free] = (count, "1")
+        for tile in each.values():
+            self._buffer(tile, "CONSUMERS", out)
         for ring in (self.link, self.product):
             if ring is not None:
                 for tile in ring.tiles:
@@ -106,7 +109,7 @@ class Shared:
 
     def _staged(self, store: ir.Store) -> Tile:
         """Room for a tile on its way out: that of the held one, which nobody reads any more by then, where it fits; in a
-        persistent program the next one is on its way there."""
+        persistent program others are on their way there."""
         if self.held is not None and self.plan.held is not None and not self.persistent:
             load = self.plan.held.value
             same = kept_axes(store.index) == list(load.type.shape)

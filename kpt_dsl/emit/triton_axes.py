@@ -105,9 +105,7 @@ class Axes:
 
     def local(self, axis: ir.Axis) -> str:
         """Lane numbers, from zero."""
-        return self._define(
-            axis, "index" if axis.tile is None else "lane", f"{self.language}.arange(0, {self.lanes(axis)})"
-        )
+        return self._define(axis, "index" if axis.tile is None else "lane", f"{self.language}.arange(0, {self.lanes(axis)})")
 
     def index(self, axis: ir.Axis) -> str:
         """Indices along the dim."""

@@ -185,13 +185,13 @@ def _registers(sizes: GpuSizes, rows: int) -> int:
 
 
 def _shared_bytes(sizes: GpuSizes) -> int:
-    """Rings, the tile that consumers hold, and room for what they store: that of the held one, unless the next is on its way
-    there."""
+    """Rings, the tile that consumers hold, and room for what they store where that is no more; a persistent program has the
+    next held tile too, and no room to share."""
     loads: dict[Access, int] = {}
     for product in sizes.facts.products:
         for load in filter(None, product.loads):
             loads[load] = sizes.bytes(load) * (sizes.stages if load.scope else 1)
     held = max((sizes.bytes(load) for load in loads if not load.scope), default=0)
     stored = sum(sizes.bytes(s) for s in sizes.facts.stores if len(s.axes) == 2)
-    room = stored if sizes.config.get("persistent") else max(0, stored - held)
+    room = stored + held if sizes.config.get("persistent") else max(0, stored - held)
     return sum(loads.values()) + room + BARRIER_BYTES

@@ -14,11 +14,12 @@ ROWS, KEYS, CONSUMERS = 64, 64, 2
 PROGRAMS = 3
 
 
-def keys(row: int, extents: dict[str, int], causal: bool, window: int | None) -> range:
-    """First keys of the tiles that a program loops over whose rows begin at ``row``."""
+def keys(row: int, consumer: int, extents: dict[str, int], causal: bool, window: int | None) -> range:
+    """First keys of the tiles that a consumer loops over whose rows begin at ``row``: from where its program begins, up to the
+    last one that its own rows see."""
     ahead = extents["N"] - extents["M"]
-    first = 0 if window is None else max(0, row + ahead - window + 1)
-    last = min(extents["N"], min(row + ROWS * CONSUMERS, extents["M"]) + ahead) if causal else extents["N"]
+    first = 0 if window is None else max(0, row - consumer * ROWS + ahead - window + 1)
+    last = min(extents["N"], min(row + ROWS, extents["M"]) + ahead) if causal else extents["N"]
     return range(first // KEYS * KEYS, last, KEYS)
 
 
@@ -49,7 +50,7 @@ def test_each_consumer_multiplies_its_tiles(
             multiplied = iter(machine.products[consumer])
             for _, b, h, row, _ in machine.stored[consumer]:
                 g = h // (extents["H"] // extents["G"])
-                seen = keys(row - consumer * ROWS, extents, "causal" in flags, flags.get("window"))
+                seen = keys(row, consumer, extents, "causal" in flags, flags.get("window"))
                 # With overlap there is one step at least; without, one more link is issued behind the last, and not read.
                 steps = list(seen) or [seen.start] * overlap
                 pairs = [next(multiplied) for _ in range(2 * len(steps) + (not overlap))]
