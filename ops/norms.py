@@ -8,8 +8,8 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch
+from kpt.ops.column_sums import column_sums, partial_column_sums
 from kpt.ops.dtypes import FLOATS
-from kpt.ops.norms_kernels import column_sums, partial_column_sums
 
 HELD_BYTES = 32 * 1024
 """Longest row whose gradients one program makes while the sums of its share stay in registers beside it: 16384 elements in half

@@ -2,7 +2,7 @@
 
 With x̂ = (x - mean) * rstd and g = dy * weight, of each row: dx = (g - mean(g) - x̂ * mean(g * x̂)) * rstd; over all rows:
 dweight = sum(dy * x̂), dbias = sum(dy) (Ba, Kiros & Hinton 2016, arXiv:1607.06450). Sums over rows are made in two stages: each
-of P programs sums its share, and ``kpt.ops.norms_kernels.column_sums`` adds the P partial sums, always in the same order.
+of P programs sums its share, and ``kpt.ops.column_sums.column_sums`` adds the P partial sums, always in the same order.
 """
 
 import kpt_dsl as kd

@@ -8,6 +8,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
+from kpt.ops.column_sums import column_sums, partial_column_sums
 from kpt.ops.dtypes import FLOATS
 from kpt.ops.library import define
 from kpt.ops.linear_act import backward_kernels as kernels
@@ -16,7 +17,6 @@ from kpt.ops.linear_act.activations import BACKWARD
 from kpt.ops.linear_act.contract import check_activation
 from kpt.ops.linear_act.saving import linear_act_saving
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, backward_arguments
-from kpt.ops.norms_kernels import column_sums, partial_column_sums
 from kpt.ops.registry import Gradient, Op, Ready
 
 Wanted = Sequence[bool]

@@ -2,7 +2,7 @@
 
 With x̂ = x * rstd and g = dy * weight, of each row: dx = (g - x̂ * mean(g * x̂)) * rstd; over all rows: dweight = sum(dy * x̂)
 (Zhang & Sennrich 2019, arXiv:1910.07467). Sums over rows are made in two stages: each of P programs sums its share, and
-``kpt.ops.norms_kernels.column_sums`` adds the P partial sums, always in the same order.
+``kpt.ops.column_sums.column_sums`` adds the P partial sums, always in the same order.
 """
 
 import kpt_dsl as kd

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import kpt_dsl as kd
+from kpt.ops.column_sums import column_sums, partial_column_sums
 from kpt.ops.flash_attention import backward_kernels as gradients
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
@@ -11,7 +12,6 @@ from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.linear_act import backward_kernels as training
 from kpt.ops.linear_act.activations import ACTIVATIONS, BACKWARD
 from kpt.ops.linear_act.kernels import linear_act_fwd
-from kpt.ops.norms_kernels import column_sums, partial_column_sums
 from kpt.ops.quantize_fp8.kernels import quantize_rows, quantize_with_scale, row_amax
 from kpt.ops.rms_norm import backward_kernels as rms
 from kpt.ops.rms_norm.kernels import rms_norm_fwd

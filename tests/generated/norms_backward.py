@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import hypothesis.strategies as st
 import numpy as np
 
+from kpt.ops.column_sums import column_sums, partial_column_sums
 from kpt.ops.layer_norm import backward_kernels as layer
-from kpt.ops.norms_kernels import column_sums, partial_column_sums
 from kpt.ops.rms_norm import backward_kernels as rms
 from tests.generated.arrays import Layout, empty, exact, layouts, place, random
 from tests.generated.case import Array, Case, Close

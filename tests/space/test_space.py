@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kpt.ops.norms_kernels import column_sums
+from kpt.ops.column_sums import column_sums
 from kpt_dsl import targets
 from kpt_dsl.emit import triton_facts
 from kpt_dsl.errors import ConfigError, TargetError

@@ -1,4 +1,4 @@
-"""Sums of columns that the gradients of both norms end with, written once for every device: always added in the same order."""
+"""Sums of columns, which gradients of weights and biases end with, written once for every device: always in the same order."""
 
 import kpt_dsl as kd
 
