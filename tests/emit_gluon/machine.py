@@ -72,12 +72,14 @@ class Described:
 
 @dataclass
 class Machine:
-    """Runs one program. ``products``: the pairs of tiles that each consumer multiplied, in order; ``stored``: what it wrote."""
+    """Runs one program. ``products``: the pairs of tiles that each consumer multiplied, in order; ``stored``: what
+    it wrote; ``worked``: which work it did between products, "masked" or "clear"."""
 
     program: int
     programs: int
     products: dict[int, list[tuple[Any, Any]]] = field(default_factory=dict)
     stored: dict[int, list[Any]] = field(default_factory=dict)
+    worked: dict[int, list[str]] = field(default_factory=dict)
     changed: threading.Condition = field(default_factory=threading.Condition)
     failures: list[str] = field(default_factory=list)
 
@@ -85,11 +87,10 @@ class Machine:
         """Run the program; raises AssertionError where a warpgroup waits forever or fails."""
         text = re.sub(r"^from .*$", "", source.text, flags=re.MULTILINE)
         # The work between products is on values only, and gives as many as it names.
-        text = re.sub(r"(def s_\w+\([^)]*\):\n)(?:    .*\n)*?    return (.*)\n", self._values, text)
+        text = re.sub(r"(def s_(\w+)\([^)]*\):\n)(?:    .*\n)*?    return (.*)\n", self._noted, text)
         scope: dict[str, Any] = {
             "gluon": self, "gl": self, "mbarrier": self, "tma": self, "fence_async_shared": ANYTHING,
             "warpgroup_mma": self.multiply, "warpgroup_mma_wait": lambda _, deps: deps[0],
-            "ANYTHING": ANYTHING,
         }  # fmt: skip
         exec(text, scope)
         scope[source.name](*(self._argument(a, extents, scalars) for a in source.abi.arguments))
@@ -106,8 +107,8 @@ class Machine:
         return ANYTHING
 
     @staticmethod
-    def _values(found: "re.Match[str]") -> str:
-        return f"{found[1]}    return {', '.join('ANYTHING' for _ in found[2].split(','))}\n"
+    def _noted(found: "re.Match[str]") -> str:
+        return f'{found[1]}    return gl.work("{found[2]}", {found[3].count(",") + 1})\n'
 
     # ------------------------------------------------------------------ the language
     def __getattr__(self, name: str) -> Any:
@@ -151,7 +152,8 @@ class Machine:
                     self.failures.append(f"{name}: {error!r}")
 
         threads = [threading.Thread(target=run, args=(f"{i}", *p), name=f"{i}") for i, p in enumerate(partitions)]
-        self.products, self.stored = {i: [] for i in range(len(threads))}, {i: [] for i in range(len(threads))}
+        for notes in (self.products, self.stored, self.worked):
+            notes.update({i: [] for i in range(len(threads))})
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -188,6 +190,10 @@ class Machine:
 
     def async_store(self, tensor: Described, corner: list[int], _: Slot) -> None:
         self.stored[int(threading.current_thread().name)].append((tensor.tensor, *corner))
+
+    def work(self, kind: str, results: int) -> tuple[Anything, ...]:
+        self.worked[int(threading.current_thread().name)].append(kind)
+        return (ANYTHING,) * results
 
     async_copy_global_to_shared, async_copy_shared_to_global = async_load, async_store
 

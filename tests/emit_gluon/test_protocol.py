@@ -23,6 +23,14 @@ def keys(row: int, consumer: int, extents: dict[str, int], causal: bool, window:
     return range(first // KEYS * KEYS, last, KEYS)
 
 
+def clear(row: int, key: int, extents: dict[str, int], causal: bool, window: int | None) -> bool:
+    """Whether every row of a consumer sees every key of a tile."""
+    ahead = extents["N"] - extents["M"]
+    last = min(row + ROWS, extents["M"]) - 1 + ahead
+    seen = key + KEYS <= (min(extents["N"], row + ahead + 1) if causal else extents["N"])
+    return seen and (window is None or key > last - window)
+
+
 @pytest.mark.parametrize("slots", [2, 3])
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("persistent", [True, False])
@@ -47,16 +55,19 @@ def test_each_consumer_multiplies_its_tiles(
         machine = Machine(program, programs)
         machine.run(source, extents, window=flags.get("window", 0))
         for consumer in range(CONSUMERS):
-            multiplied = iter(machine.products[consumer])
+            multiplied, worked = iter(machine.products[consumer]), iter(machine.worked[consumer])
             for _, b, h, row, _ in machine.stored[consumer]:
                 g = h // (extents["H"] // extents["G"])
-                seen = keys(row, consumer, extents, "causal" in flags, flags.get("window"))
+                mask = {"causal": "causal" in flags, "window": flags.get("window")}
+                seen = keys(row, consumer, extents, **mask)
                 # With overlap there is one step at least; without, one more link is issued behind the last, and not read.
                 steps = list(seen) or [seen.start] * overlap
                 pairs = [next(multiplied) for _ in range(2 * len(steps) + (not overlap))]
                 links = [p for p in pairs if p[0] is not None][: len(steps)]
                 assert links == [(("q", b, h, row, 0), ("k", b, g, key, 0)) for key in steps]
                 assert [p for p in pairs if p[0] is None] == [(None, ("v", b, g, key, 0)) for key in steps]
+                kinds = [next(worked) for _ in steps]
+                assert kinds == ["clear" if clear(row, key, extents, **mask) else "masked" for key in steps]
             assert next(multiplied, None) is None
             stored += machine.stored[consumer]
     assert len(stored) == len(set(stored)) == tiles * CONSUMERS
