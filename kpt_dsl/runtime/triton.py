@@ -1,14 +1,15 @@
 """Running generated Triton source: on the GPU that holds the tensors, or under Triton's interpreter for tensors of the CPU."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import ir, targets
-from kpt_dsl.emit import emit
+from kpt_dsl.emit import Source, emit
 from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Scalar, TritonAbi
-from kpt_dsl.errors import ConfigError, InputError, TargetError
+from kpt_dsl.errors import InputError, TargetError
+from kpt_dsl.runtime.numpy import as_numpy
 from kpt_dsl.runtime.triton_interpreter import interpret
 from kpt_dsl.runtime.triton_launch import Launch, maker, numbers
 from kpt_dsl.runtime.triton_module import function
@@ -78,14 +79,15 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
 
     source = emit(problem, chip, config)
     abi: TritonAbi = source.abi
-    if abi.language != "triton":
-        raise ConfigError(f"{source.name}: Triton's interpreter does not run {config}; leave the schedule to the compiler")
     programs = abi.tiles(dict(problem.dims))
     if not programs:
         return
     if abi.persistent:
         programs = min(programs, INTERPRETED_CORES)
     known = iter(numbers(abi, problem))
+    if abi.language == "gluon":
+        _interpret_gluon(source, programs, arrays, known)
+        return
     values: list[Any] = []
     for a in abi.arguments:
         match a:
@@ -102,6 +104,26 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
             case _:
                 values.append(next(known))
     interpret(function(source), programs, values)
+
+
+def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], known: Iterator[int]) -> None:
+    """Triton's interpreter does not know Gluon; one of our own does."""
+    from kpt_dsl.runtime import gluon_interpreter as gluon
+
+    values: list[Any] = []
+    for a in source.abi.arguments:
+        match a:
+            case Pointer():
+                tensor = arrays[a.tensor].detach()
+                length = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+                values.append(gluon.Pointer(as_numpy(a.tensor, tensor.as_strided((length,), (1,)))))
+            case Descriptor():
+                values.append(gluon.Described(as_numpy(a.tensor, arrays[a.tensor]), a.block))
+            case Scalar():
+                values.append(arrays[a.scalar])
+            case _:
+                values.append(next(known))
+    gluon.interpret(source, programs, values)
 
 
 def _with_precision(problem: "Problem", config: "Config", chip: "Target") -> "Config":

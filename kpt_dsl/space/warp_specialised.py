@@ -35,9 +35,9 @@ MAX_COLUMNS = 256
 OPERAND_BITS = 16
 SPARE_REGISTERS = 20
 """Registers of a thread beside those of tiles: row statistics, addresses, barriers (compiled for sm_90)."""
-MASK = 0.15
+MASK = 0.18
 """Words an element that each mask of the author's holds (compiled for sm_90)."""
-MASK_BEYOND = 0.35
+MASK_BEYOND = 0.6
 """What the one of lanes beyond the loop holds, which is needed again after the exponentials (compiled for sm_90)."""
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 BARRIER_BYTES = 1024

@@ -1,0 +1,105 @@
+"""What generated Gluon computes, against float64: every structure of the schedule on ugly lengths, each warpgroup a thread."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import Phase, given, seed, settings
+
+from kpt_dsl import targets
+from kpt_dsl.emit import Source, emit
+from kpt_dsl.emit.triton import WARP_SPECIALISED
+from kpt_dsl.errors import CompileError
+from kpt_dsl.problem import Problem
+from kpt_dsl.runtime import gluon_interpreter
+from kpt_dsl.runtime.triton import interpret_for
+from kpt_dsl.space import Config, space
+from tests.generated.attention import Attention
+
+H200 = targets.get("nvidia-h200")
+TESTS, DRAWN = 4, 20
+COMPACT = Config(
+    schedule=WARP_SPECIALISED, block_M=64, block_N=128, consumers=3, num_stages=2, registers=160, overlap=False, group=4,
+    persistent=True,
+)  # fmt: skip
+LENGTHS = [64, 65, 100, 127, 128, 192, 199, 256, 300, 385]
+
+CASES = st.builds(
+    Attention,
+    B=st.sampled_from([1, 2]), groups=st.sampled_from([1, 1, 3]), M=st.sampled_from(LENGTHS),
+    N=st.sampled_from([1, 37, *LENGTHS, 520]), D=st.sampled_from([64, 64, 80, 128]), dtype=st.sampled_from(["bf16", "f16"]),
+    causal=st.booleans(), window=st.sampled_from([None, None, 1, 30, 100, 130, 300]),
+    magnitude=st.sampled_from([1.0, 30.0]), seed=st.integers(0, 1 << 20),
+)  # fmt: skip
+
+
+def any_schedule(problem: Problem, number: int) -> Config:
+    """A random legal config with a producer and consumers."""
+    options, chance = space(problem, H200), random.Random(number)
+    variant = next(v for v in options.variants if v.choices.get("schedule") == WARP_SPECIALISED)
+    while True:
+        config = variant.choices | {name: chance.choice(values) for name, values in variant.knobs.items()}
+        if options.why_illegal(config) is None:
+            return config
+
+
+def check(case: Attention) -> None:
+    arguments = case.arguments()
+    expected = case.expected(arguments, cuda=False)
+    problem = Problem.bind(case.kernel, arguments)
+    config = any_schedule(problem, case.seed)
+    try:
+        interpret_for(H200, problem, arguments, config)
+        for name in case.outputs:
+            expected[name].check(arguments[name], name)
+    except Exception as error:
+        error.add_note(f"config: {config}")
+        raise
+
+
+@pytest.mark.parametrize("number", range(TESTS))
+def test_drawn_cases(number: int) -> None:
+    profile = settings()
+
+    @settings(max_examples=DRAWN if profile.derandomize else profile.max_examples, phases=[Phase.generate])
+    @given(CASES)
+    def each(case: Attention) -> None:
+        check(case)
+
+    (seed(number)(each) if profile.derandomize else each)()
+
+
+PLANTS = {
+    "a slot that is never freed": ("mbarrier.arrive(v_free.index(slot), count=1)", "pass", "waited for"),
+    "queries that are never given back": ("mbarrier.arrive(q_free", "mbarrier.wait(q_free", "failed"),
+    "a product that is not waited for": ("acc = warpgroup_mma_wait(0, deps=[acc])", "pass", "failed"),
+    "a mask one key off": ("n_index[None, :] <= position", "n_index[None, :] <= position + 1", "elements are off"),
+    "a tile left out": ("range(n_clear_stop, n_stop, BLOCK_N)", "range(n_clear_stop, n_stop - BLOCK_N, BLOCK_N)", "waited for|elements are off"),
+    "a turn that is wrong": ("tiles_done // AHEAD & 1)", "(tiles_done + 1) // AHEAD & 1)", "waited for|elements are off|failed"),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_broken_schedule_is_found(plant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a chip would make wrong results or a hang of."""
+    right, wrong, told = PLANTS[plant]
+
+    def broken(*given: Any) -> Source:
+        source = emit(*given)
+        assert right in source.text
+        return replace(source, text=source.text.replace(right, wrong))
+
+    case = Attention(M=1100, N=1100, D=64, dtype="bf16", causal=True, groups=2)
+    arguments = case.arguments()
+    expected = case.expected(arguments, cuda=False)
+    problem = Problem.bind(case.kernel, arguments)
+    interpret_for(H200, problem, arguments, COMPACT)
+    expected["o"].check(arguments["o"], "o")
+
+    monkeypatch.setattr(gluon_interpreter, "SECONDS", 1.0)
+    monkeypatch.setattr("kpt_dsl.runtime.triton.emit", broken)
+    with pytest.raises((AssertionError, CompileError), match=told):  # noqa: PT012 (either may find it)
+        interpret_for(H200, problem, arguments, COMPACT)
+        expected["o"].check(arguments["o"], "o")
