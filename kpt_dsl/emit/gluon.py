@@ -26,7 +26,6 @@ from kpt_dsl.emit.triton_memory import Memory
 from kpt_dsl.emit.triton_names import Names
 from kpt_dsl.errors import ConfigError
 from kpt_dsl.passes.bounds import settle
-from kpt_dsl.passes.level import level_loops
 from kpt_dsl.passes.padding import guard
 from kpt_dsl.passes.pipeline import Pipeline, Unfit, pipeline
 
@@ -48,24 +47,14 @@ def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
     kernel = settle(kernel)
     known = facts(problem, kernel, config)
     row = row_tile(kernel)
-    if row is not None:
-        known = _of_all_consumers(known, row, kernel, dict(problem.dims), int(config["consumers"]))
+    if row is not None and dict(problem.dims)[row.dim] % (known.lanes[row.axis] * int(config["consumers"])):
+        known = replace(known, ragged=known.ragged | {row.axis})
     try:
         plan = pipeline(guard(kernel, known.padded, known.level))
     except Unfit as reason:
         raise ConfigError(f"{kernel.name} has no warp-specialised schedule: {reason}") from None
     assert row is not None, "a pipeline has a product with rows"
     return Module(kernel, plan, row, known, target, config).source()
-
-
-def _of_all_consumers(
-    known: Facts, row: ir.Tile, kernel: ir.Kernel, extents: dict[str, int], consumers: int
-) -> Facts:
-    """The facts where a program's rows are those of all its consumers."""
-    blocks = {tile.name: known.lanes[tile.axis] for tile in tiles(kernel).values()}
-    blocks[row.name] *= consumers
-    ragged = {row.axis} if extents[row.dim] % blocks[row.name] else set()
-    return replace(known, ragged=known.ragged | ragged, level=level_loops(kernel, extents, blocks))
 
 
 def row_tile(kernel: ir.Kernel) -> ir.Tile | None:

@@ -76,8 +76,8 @@ PLANTS = {
     "queries that are never given back": ("mbarrier.arrive(q_free", "mbarrier.wait(q_free", "failed"),
     "a product that is not waited for": ("acc = warpgroup_mma_wait(0, deps=[acc])", "pass", "failed"),
     "a mask one key off": ("n_index[None, :] <= position", "n_index[None, :] <= position + 1", "elements are off"),
-    "a tile left out": ("range(n_clear_stop, n_stop, BLOCK_N)", "range(n_clear_stop, n_stop - BLOCK_N, BLOCK_N)", "waited for|elements are off"),
-    "a turn that is wrong": ("tiles_done // AHEAD & 1)", "(tiles_done + 1) // AHEAD & 1)", "waited for|elements are off|failed"),
+    "a tile left out": ("range(n_clear_stop, n_stop, ", "range(n_clear_stop, n_stop - BLOCK_N, ", "waited for|are off"),
+    "a turn that is wrong": ("tiles_done // AHEAD & 1)", "(tiles_done + 1) // AHEAD & 1)", "waited for|are off|failed"),
 }
 
 

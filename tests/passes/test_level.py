@@ -97,12 +97,3 @@ def test_masks_that_are_left(config: Config, masked: bool) -> None:
     text = emit(attention(causal=True), targets.get("nvidia-h200"), config).text
     assert ("n_valid" in text) is masked
     assert "n_index[None, :] <= position" in text
-
-
-@pytest.mark.parametrize(("consumers", "masked"), [(1, True), (2, False), (3, True)])
-def test_a_program_has_the_rows_of_all_its_consumers(consumers: int, masked: bool) -> None:
-    config = Config(
-        schedule="warp_specialised", block_M=64, block_N=128, consumers=consumers, num_stages=2, registers=160,
-        overlap=True, group=1,
-    )  # fmt: skip
-    assert ("n_valid" in emit(attention(causal=True), targets.get("nvidia-h200"), config).text) is masked
