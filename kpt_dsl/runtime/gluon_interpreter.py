@@ -9,7 +9,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from types import CodeType
 from typing import Any
 
 import ml_dtypes
@@ -29,15 +30,15 @@ def interpret(source: Source, programs: int, arguments: Sequence[Any]) -> None:
 
     Raises CompileError where a warpgroup fails or waits for ever.
     """
-    text = "\n".join("" if line in gluon_names.IMPORTS else line for line in source.text.splitlines())
-    code = compile(text, f"<kpt {source.name} {source.digest}>", "exec")
     for program in range(programs):
-        machine = _Machine(program, programs)
-        modules = dict.fromkeys(("gluon", "gl", "mbarrier", "tma"), machine)
-        functions = ("fence_async_shared", "warpgroup_mma", "warpgroup_mma_wait")
-        scope: dict[str, Any] = modules | {name: getattr(machine, name) for name in functions}
-        exec(code, scope)
-        scope[source.name](*arguments)
+        Machine(program, programs).run(source, arguments)
+
+
+@lru_cache(maxsize=64)
+def _code(source: Source) -> CodeType:
+    """A module without its imports: whoever runs it brings the names."""
+    text = "\n".join("" if line in gluon_names.IMPORTS else line for line in source.text.splitlines())
+    return compile(text, f"<kpt {source.name} {source.digest}>", "exec")
 
 
 # ------------------------------------------------------------------ values and memory
@@ -142,7 +143,7 @@ def _now(x: Any) -> Any:
 
 # ------------------------------------------------------------------ the language
 @dataclass
-class _Machine:
+class Machine:
     """One program: the names that a generated module takes from Gluon, and who waits for what."""
 
     program: int
@@ -150,6 +151,14 @@ class _Machine:
     failures: list[Exception] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
     mine: threading.local = field(default_factory=threading.local)
+
+    def run(self, source: Source, arguments: Sequence[Any]) -> None:
+        """Run the program of a module. Raises CompileError."""
+        modules = dict.fromkeys(("gluon", "gl", "mbarrier", "tma"), self)
+        functions = ("fence_async_shared", "warpgroup_mma", "warpgroup_mma_wait")
+        scope: dict[str, Any] = modules | {name: getattr(self, name) for name in functions}
+        exec(_code(source), scope)
+        scope[source.name](*arguments)
 
     # -------------------------------------------------------------- values
     float32, float16, bfloat16, int32, int64, int1 = "float32", "float16", "bfloat16", "int32", "int64", "bool"
@@ -222,18 +231,20 @@ class _Machine:
                 with np.errstate(all="ignore"):
                     function(*arguments)
             except Exception as error:
+                error.add_note(f"in warpgroup {threading.current_thread().name}")
                 with self.changed:
                     self.failures.append(error)
                     self.changed.notify_all()
 
-        threads = [threading.Thread(target=run, args=p, daemon=True) for p in partitions]
+        threads = [threading.Thread(target=run, args=p, name=f"{i}", daemon=True) for i, p in enumerate(partitions)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         if self.failures:
             first = self.failures[0]
-            raise CompileError(f"a warpgroup failed: {type(first).__name__}: {first}") from first
+            where = first.__notes__[-1]
+            raise CompileError(f"it failed {where}: {type(first).__name__}: {first}") from first
 
     def barrier(self) -> None:
         """Of the threads of a warpgroup, which are one here."""

@@ -1,203 +1,86 @@
-"""A machine that runs the skeleton of a generated Gluon module: barriers, copies and products, each warpgroup a thread.
+"""The interpreter of Gluon taking notes: which tiles its warpgroups move and multiply, and their work between products."""
 
-It knows nothing of values. A tile is the tensor and the corner that it was loaded from, a product notes which tiles it read.
-"""
-
-import re
+import math
 import threading
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from kpt_dsl.emit import Source
-from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Scalar
+from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Scalar
+from kpt_dsl.problem import Problem
+from kpt_dsl.runtime import gluon_interpreter
+from kpt_dsl.runtime.gluon_interpreter import Described
+from kpt_dsl.runtime.triton_launch import numbers
 
-SECONDS = 20.0
-"""A wait that lasts so long is a deadlock."""
-
-
-class Anything:
-    """A value that nobody looks at: all operations give it back."""
-
-    def _itself(self, *_: Any, **__: Any) -> "Anything":
-        return self
-
-    __call__ = __getitem__ = _itself
-    __add__ = __radd__ = __sub__ = __mul__ = __rmul__ = __truediv__ = __lt__ = _itself
-
-    def __getattr__(self, name: str) -> "Anything":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
+Notes = defaultdict[int, list[Any]]
 
 
-ANYTHING = Anything()
+def notes() -> Notes:
+    return defaultdict(list)
 
 
 @dataclass
-class Slot:
-    """Room for a tile, or a barrier."""
+class Machine(gluon_interpreter.Machine):
+    """Runs one program. ``products``: the pairs of tiles that each consumer multiplied, in order; ``stored``: what
+    it wrote; ``worked``: which work it did between products, "masked" or "clear". A tile is its tensor and its corner."""
 
-    holds: Any = None
-    count: int = 0
-    arrived: int = 0
-    bytes: int = 0
-    phase: int = 0
+    products: Notes = field(default_factory=notes)
+    stored: Notes = field(default_factory=notes)
+    worked: Notes = field(default_factory=notes)
+    names: dict[int, str] = field(default_factory=dict)
+    held: dict[int, tuple[Any, ...]] = field(default_factory=dict)
 
-    def permute(self, _: Any) -> "Slot":
-        return self
-
-    def store(self, _: Any) -> None:
-        self.holds = "written"
-
-
-@dataclass
-class Slots:
-    each: list[Slot]
-
-    def index(self, i: int) -> Slot:
-        return self.each[i]
-
-
-@dataclass
-class Described:
-    """A tensor descriptor; its blocks are one byte long."""
-
-    tensor: str
-    nbytes: int = 1
+    def on_zeros(self, source: Source, problem: Problem, **scalars: int) -> None:
+        """Run the program on tensors of zeros."""
+        known, arguments = iter(numbers(source.abi, problem)), []
+        for a in source.abi.arguments:
+            match a:
+                case Descriptor():
+                    described = Described(np.zeros(problem.shape(a.tensor), np.float16), a.block)
+                    self.names[id(described.array)] = a.tensor
+                    arguments.append(described)
+                case Pointer():
+                    arguments.append(gluon_interpreter.Pointer(np.zeros(math.prod(problem.shape(a.tensor)), np.float32)))
+                case Scalar():
+                    arguments.append(scalars.get(a.scalar, 1.0))
+                case _:
+                    arguments.append(next(known))
+        self.run(source, arguments)
 
     @property
-    def block_type(self) -> "Described":
-        return self
+    def me(self) -> int:
+        return int(threading.current_thread().name)
 
+    def jit(self, function: Any) -> Any:
+        kind = function.__name__.removeprefix("s_")
+        if kind not in ("masked", "clear"):
+            return function
 
-@dataclass
-class Machine:
-    """Runs one program. ``products``: the pairs of tiles that each consumer multiplied, in order; ``stored``: what
-    it wrote; ``worked``: which work it did between products, "masked" or "clear"."""
+        def noted(*given: Any) -> Any:
+            self.worked[self.me].append(kind)
+            return function(*given)
 
-    program: int
-    programs: int
-    products: dict[int, list[tuple[Any, Any]]] = field(default_factory=dict)
-    stored: dict[int, list[Any]] = field(default_factory=dict)
-    worked: dict[int, list[str]] = field(default_factory=dict)
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    failures: list[str] = field(default_factory=list)
+        return noted
 
-    def run(self, source: Source, extents: dict[str, int], **scalars: int) -> None:
-        """Run the program; raises AssertionError where a warpgroup waits forever or fails."""
-        text = re.sub(r"^from .*$", "", source.text, flags=re.MULTILINE)
-        # The work between products is on values only, and gives as many as it names.
-        text = re.sub(r"(def s_(\w+)\([^)]*\):\n)(?:    .*\n)*?    return (.*)\n", self._noted, text)
-        scope: dict[str, Any] = {
-            "gluon": self, "gl": self, "mbarrier": self, "tma": self, "fence_async_shared": ANYTHING,
-            "warpgroup_mma": self.multiply, "warpgroup_mma_wait": lambda _, deps: deps[0],
-        }  # fmt: skip
-        exec(text, scope)
-        scope[source.name](*(self._argument(a, extents, scalars) for a in source.abi.arguments))
+    def async_load(self, tensor: Described, corner: list[int], barrier: Any, tile: Any) -> None:
+        self.held[address(tile)] = (self.names[id(tensor.array)], *corner)
+        super().async_load(tensor, corner, barrier, tile)
 
-    @staticmethod
-    def _argument(a: Argument, extents: dict[str, int], scalars: dict[str, int]) -> Any:
-        match a:
-            case Descriptor():
-                return Described(a.tensor)
-            case Extent():
-                return extents[a.dim]
-            case Scalar():
-                return scalars.get(a.scalar, ANYTHING)
-        return ANYTHING
-
-    @staticmethod
-    def _noted(found: "re.Match[str]") -> str:
-        return f'{found[1]}    return gl.work("{found[2]}", {found[3].count(",") + 1})\n'
-
-    # ------------------------------------------------------------------ the language
-    def __getattr__(self, name: str) -> Any:
-        return ANYTHING
-
-    def jit(self, fn: Any) -> Any:
-        return fn
-
-    def constexpr(self, value: Any) -> Any:
-        return value
-
-    def program_id(self, _: int) -> int:
-        return self.program
-
-    def num_programs(self, _: int) -> int:
-        return self.programs
-
-    def cdiv(self, a: int, b: int) -> int:
-        return -(-a // b)
-
-    def minimum(self, a: Any, b: Any) -> Any:
-        return min(a, b)
-
-    def maximum(self, a: Any, b: Any) -> Any:
-        return max(a, b)
-
-    def where(self, condition: Any, a: Any, b: Any) -> Any:
-        return a if condition is True else b
-
-    static_range = range
-
-    def allocate_shared_memory(self, _: Any, shape: list[int], __: Any) -> Slots:
-        return Slots([Slot() for _ in range(shape[0])])
-
-    def warp_specialize(self, partitions: list[tuple[Any, tuple[Any, ...]]], *_: Any) -> None:
-        def run(name: str, fn: Any, arguments: tuple[Any, ...]) -> None:
-            try:
-                fn(*arguments)
-            except Exception as error:
-                with self.changed:
-                    self.failures.append(f"{name}: {error!r}")
-
-        threads = [threading.Thread(target=run, args=(f"{i}", *p), name=f"{i}") for i, p in enumerate(partitions)]
-        for notes in (self.products, self.stored, self.worked):
-            notes.update({i: [] for i in range(len(threads))})
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not self.failures, self.failures
-
-    # ------------------------------------------------------------------ barriers and copies
-    def init(self, barrier: Slot, count: int) -> None:
-        barrier.count = count
-
-    def _turn(self, barrier: Slot) -> None:
-        if barrier.arrived == barrier.count and not barrier.bytes:
-            barrier.phase, barrier.arrived = barrier.phase + 1, 0
-            self.changed.notify_all()
-
-    def wait(self, barrier: Slot, phase: int, pred: bool = True) -> None:
-        with self.changed:
-            assert not pred or self.changed.wait_for(lambda: barrier.phase % 2 != phase, SECONDS), "waits forever"
-
-    def arrive(self, barrier: Slot, count: int, pred: bool = True) -> None:
-        with self.changed:
-            barrier.arrived += count if pred else 0
-            self._turn(barrier)
-
-    def expect(self, barrier: Slot, size: int) -> None:
-        with self.changed:
-            barrier.arrived, barrier.bytes = barrier.arrived + 1, barrier.bytes + size
-
-    def async_load(self, tensor: Described, corner: list[int], barrier: Slot, slot: Slot) -> None:
-        with self.changed:
-            slot.holds = (tensor.tensor, *corner)
-            barrier.bytes -= tensor.nbytes
-            self._turn(barrier)
-
-    def async_store(self, tensor: Described, corner: list[int], _: Slot) -> None:
-        self.stored[int(threading.current_thread().name)].append((tensor.tensor, *corner))
-
-    def work(self, kind: str, results: int) -> tuple[Anything, ...]:
-        self.worked[int(threading.current_thread().name)].append(kind)
-        return (ANYTHING,) * results
+    def async_store(self, tensor: Described, corner: list[int], tile: Any) -> None:
+        self.stored[self.me].append((self.names[id(tensor.array)], *corner))
+        super().async_store(tensor, corner, tile)
 
     async_copy_global_to_shared, async_copy_shared_to_global = async_load, async_store
 
-    def multiply(self, a: Any, b: Slot, *_: Any, **__: Any) -> Anything:
-        left = a.holds if isinstance(a, Slot) else None
-        self.products[int(threading.current_thread().name)].append((left, b.holds))
-        return ANYTHING
+    def warpgroup_mma(self, a: Any, b: Any, c: Any, **more: Any) -> Any:
+        left = None if isinstance(a, np.ndarray) else self.held[address(a)]
+        self.products[self.me].append((left, self.held.get(address(b))))  # none: behind the last step, and not read
+        return super().warpgroup_mma(a, b, c, **more)
+
+
+def address(tile: Any) -> int:
+    """Where a tile is in memory, transposed or not."""
+    return int(tile.data.__array_interface__["data"][0])

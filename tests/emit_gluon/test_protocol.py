@@ -53,7 +53,7 @@ def test_each_consumer_multiplies_its_tiles(
     programs = PROGRAMS if persistent else tiles
     for program in range(programs):
         machine = Machine(program, programs)
-        machine.run(source, extents, window=flags.get("window", 0))
+        machine.on_zeros(source, problem, window=flags.get("window", 0))
         for consumer in range(CONSUMERS):
             multiplied, worked = iter(machine.products[consumer]), iter(machine.worked[consumer])
             for _, b, h, row, _ in machine.stored[consumer]:
