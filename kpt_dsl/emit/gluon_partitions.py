@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from kpt_dsl import ir
 from kpt_dsl.emit import gluon_names
 from kpt_dsl.emit.gluon_functions import Function, define
-from kpt_dsl.emit.gluon_layouts import Product
 from kpt_dsl.emit.gluon_shared import Ring, Tile
+from kpt_dsl.emit.gluon_statements import Statements
 from kpt_dsl.emit.gluon_walk import Walk
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_axes import Bounds
-from kpt_dsl.emit.triton_memory import kept_axes
 from kpt_dsl.passes.pipeline import Part, Step, operand
 from kpt_dsl.passes.within import ends_within
 
@@ -42,6 +41,7 @@ class Partitions:
         trimmed = ends_within(self.plan.scalars, self.plan.loop.stop, module.row.name)
         self._end = names.new(f"{self.tile.name}_stop") if trimmed else self.walk.end
         self.words = gluon_names.names(gluon_names.installed())
+        self.statements = Statements(module, self.words)
         self._kinds: dict[str, Function] = {}
 
     def functions(self) -> list[Function]:
@@ -131,12 +131,12 @@ class Partitions:
             if self._end != self.walk.end:
                 self.module.limits(body)
                 body.line(f"{self._end} = {self.module.steps_end(self.walk.begin, counted=True)}")
-            self._statements(self.plan.setup, body)
+            self.statements.write(self.plan.setup, body)
             if self.plan.masked.link is not None:
                 self._chained(body)
             else:
                 self._lone(body)
-            self._statements(self.plan.after, body)
+            self.statements.write(self.plan.after, body)
             if self._end != self.walk.end:
                 self._pass_over(body)
         define(self.axes.top, out)
@@ -351,7 +351,7 @@ class Partitions:
         bounds = Bounds(low, high, ragged, ragged and self.module.facts.padded(self.tile.axis), natural)
         body, out = Writer(depth=1), Writer(depth=1)
         with self.module.tiles(row) as scopes, self.axes.tile(self.tile, bounds) as columns:
-            self._statements(step.between, body)
+            self.statements.write(step.between, body)
             assert isinstance(step.product.value, ir.Dot)
             left = self.expressions.at_home(step.product.value.a)
             body.line(f"{self._left} = gl.convert_layout({left}, {LEFT})", step.product.loc)
@@ -370,46 +370,3 @@ class Partitions:
 
     def _call(self, function: Function, step: Step, out: Writer) -> None:
         out.line(f"{', '.join(self._results(step))} = {function.name}({', '.join(function.arguments())})")
-
-    # ------------------------------------------------------------------ statements
-    def _statements(self, body: tuple[ir.Stmt, ...], out: Writer) -> None:
-        for stmt in body:
-            self._statement(stmt, out)
-
-    def _statement(self, stmt: ir.Stmt, out: Writer) -> None:
-        self._vectors(stmt, out)
-        match stmt:
-            case ir.Assign():
-                out.line(f"{self.expressions.name(stmt.name)} = {self.expressions.at_home(stmt.value)}", stmt.loc)
-            case ir.Store() if stmt in self.shared.staged:
-                self._store(stmt, self.shared.staged[stmt], out)
-            case ir.Store():
-                home = self.expressions.home(stmt.value.type.shape)
-                axis = kept_axes(stmt.index)[0]
-                with self.expressions.wanting(home), self.expressions.vectors(home, axis):
-                    self.module.memory.store(stmt, out)
-
-    def _vectors(self, stmt: ir.Stmt, out: Writer) -> None:
-        """Write the loads of vectors inside a statement."""
-        for top in ir.expressions(stmt):
-            for e in ir.walk(top):
-                if isinstance(e, ir.Load) and e not in self.module.loads and len(e.type.shape) == 1:
-                    home = self.expressions.home(e.type.shape)
-                    name = self.axes.names.of(("loaded", e), f"{e.tensor}_tile")
-                    with self.expressions.wanting(home), self.expressions.vectors(home, e.type.shape[0]):
-                        self.module.memory.load(e, out, stmt.loc, name)
-                    self.module.loads[e] = name
-
-    def _store(self, stmt: ir.Store, tile: Tile, out: Writer) -> None:
-        """A tile through shared memory to its tensor; what lies beyond the tensor is not written."""
-        dtype = self.module.kernel.tensor(stmt.tensor).dtype
-        value = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
-        home = self.expressions.home(value.type.shape)
-        assert isinstance(home, Product)
-        if self.walk.persistent:
-            out.line("tma.store_wait(0)")
-            out.line(f"{self.words['barrier']}()")
-        out.line(f"{tile.name}.index(consumer).store({self.expressions.laid_out(value, home)})", stmt.loc)
-        out.line("fence_async_shared()")
-        out.line(f"{self.words['barrier']}()")
-        out.line(f"{self.words['store']}({tile.descriptor}, {self.shared.corner(tile)}, {tile.name}.index(consumer))")
