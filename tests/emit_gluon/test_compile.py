@@ -63,6 +63,16 @@ def test_attention_compiles_without_spills(problem: Problem, knobs: dict[str, An
     assert report.shared_bytes <= H200.shared_bytes
 
 
+@pytest.mark.parametrize(
+    ("flags", "consumers"),
+    [({"causal": True}, 3), ({"window": 100}, 2), ({"causal": True, "window": 100}, 2)],
+    ids=["causal", "window", "both"],
+)
+def test_three_consumers_have_registers_for_one_mask(flags: dict[str, Any], consumers: int) -> None:
+    """Of the author's, which is enough for a causal loop; with more, and one of lanes beyond it, 160 registers spill."""
+    assert config(attention(64, **flags))["consumers"] == consumers
+
+
 def test_the_schedule_is_in_what_is_compiled() -> None:
     problem = attention(128, causal=True)
     compiled = binary(emit(problem, H200, config(problem)), H200.arch, H200.warp_lanes)

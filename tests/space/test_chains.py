@@ -67,6 +67,15 @@ def test_first_configs_fill_the_matrix_unit(kernel: Kernel, D: int, causal: bool
     assert found.first["descriptors"] or not crowded
 
 
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", [flash_attention_dq, flash_attention_dkdv], ids=lambda k: k.name)
+def test_results_that_wait_for_each_other_are_narrow(kernel: Kernel, D: int, causal: bool) -> None:
+    """128 x 128 of scores and of their gradients fit, and were measured slower than 128 x 64."""
+    first = space(problem(kernel, D, causal), H200).first
+    assert int(first["block_N" if kernel is flash_attention_dq else "block_M"]) <= 64
+
+
 def test_two_accumulators_are_no_more_than_one_to_an_epilogue() -> None:
     """dk and dv of 128 keys, 64 registers a thread each, are stored one after the other."""
     assert space(problem(flash_attention_dkdv), H200).first["block_N"] == 128

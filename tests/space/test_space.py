@@ -21,7 +21,7 @@ from kpt_dsl.space.descriptors import describable
 from kpt_dsl.space.gpu_sizes import GpuSizes
 from tests.space import problems
 
-H200, A100 = targets.get("nvidia-h200"), targets.get("nvidia-a100")
+H200, H100, A100 = (targets.get(f"nvidia-{name}") for name in ("h200", "h100", "a100"))
 MI300X, V6E, CPU = targets.get("amd-mi300x"), targets.get("tpu-v6e"), targets.get("cpu")
 
 
@@ -227,7 +227,7 @@ def test_strangers_have_a_legal_first_config(m: int, n: int, dtype: str, name: s
 
 
 KNOWN_GOOD = (
-    # Measured best on an H200, or published by the vendor for its own kernels.
+    # Measured best on an H100 or H200, or published by the vendor for its own kernels.
     (H200, problems.linear(8192, 14336, 4096), {
         "block_M": 128, "block_N": 256, "block_K": 64, "num_warps": 8, "num_stages": 3, "persistent": True,
         "descriptors": True, "epilogue": 2,
@@ -240,6 +240,12 @@ KNOWN_GOOD = (
     }),
     (H200, problems.attention(16384, 16384, 64), {
         "schedule": "warp_specialised", "block_M": 64, "block_N": 128, "consumers": 3, "registers": 160,
+    }),
+    (H100, problems.attention(4096, 4096, 64, b=4, h=32, g=32, causal=True), {
+        "schedule": "warp_specialised", "block_M": 64, "block_N": 128, "consumers": 3, "overlap": False, "persistent": True,
+    }),
+    (H100, problems.attention(16384, 16384, causal=True), {
+        "schedule": "warp_specialised", "block_M": 64, "block_N": 128, "consumers": 2, "overlap": True,
     }),
     (H200, problems.attention(1, 8192), {"block_M": 16}),
     (H200, problems.layer_norm(4096, 16384), {"whole_row": True, "block_M": 1, "num_warps": 16}),
