@@ -1,7 +1,9 @@
 """Times the candidates of one case in turns and makes a row of the report of them."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,18 +17,37 @@ from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
 from kpt_dsl.targets import Target
 
+if TYPE_CHECKING:
+    from autotune_db.workshop import Workshop
+
 LARGEST_DIFFERENCE = 0.05
 """Between what kpt and a peer compute, as a part of its norm: some times what bfloat16 makes of gradients, and no more."""
 
 
-def row(case: Case | OpCase, target: Target, clock: Clock, tune_seconds: float, seconds: float) -> dict[str, Any]:
-    """Times one case. ``tune_seconds``: tunes each of its kernels for so long first. Raises KptError where kpt differs.
+Choose = Callable[[Problem, Target], tuple[Config, str]]
+"""Says which config a kernel runs with, and where it comes from."""
+
+
+@contextmanager
+def chooser(tune_seconds: float) -> Iterator[Choose]:
+    """What dispatch would choose; with ``tune_seconds``, after each kernel was tuned for so long, and that was stored."""
+    if not tune_seconds:
+        yield configs.choose
+        return
+    from autotune_db.workshop import Workshop
+
+    with Workshop() as workshop:
+        yield partial(_tuned, seconds=tune_seconds, workshop=workshop)
+
+
+def row(case: Case | OpCase, target: Target, clock: Clock, choose: Choose, seconds: float) -> dict[str, Any]:
+    """Times one case. Raises KptError where kpt differs.
 
     Must run on the clock's stream, as the case must have been made on it.
     """
     tuned = {}
     for problem in (case.problem,) if isinstance(case, Case) else case.problems:
-        tuned[problem] = _tuned(problem, target, tune_seconds) if tune_seconds else configs.choose(problem, target)
+        tuned[problem] = choose(problem, target)
     if isinstance(case, Case):
         config, provenance = tuned[case.problem]
         first = space(case.problem, target).first
@@ -73,14 +94,14 @@ def _ratio(taken: Mapping[str, float], best: str | None, name: str) -> float | N
     return None if best is None else round(taken[best] / taken[name], 4)
 
 
-def _tuned(problem: Problem, target: Target, seconds: float) -> tuple[Config, str]:
+def _tuned(problem: Problem, target: Target, seconds: float, workshop: "Workshop") -> tuple[Config, str]:
     from autotune_db.budget import Budget
     from autotune_db.store import Store
     from autotune_db.tune import tune
 
     chosen, _ = configs.choose(problem, target)
     with Store() as store:
-        config = tune(problem, target, store, budget=Budget(seconds=seconds), warm=[chosen]).config
+        config = tune(problem, target, store, budget=Budget(seconds=seconds), warm=[chosen], workshop=workshop).config
     autotune_db.forget()  # the next call reads what was stored
     return config, "measured"
 

@@ -19,7 +19,8 @@ from benchmarks import __main__ as command
 from benchmarks import attention, attention_backward, linear, linear_training, norms_backward, peers, report, timing
 from benchmarks.case import Case, OpCase
 from kpt.ops import backends
-from kpt_dsl import KptError, targets
+from kpt_dsl import KptError, configs, targets
+from tests.autotune_db.problems import softmax
 
 CPU = targets.get("cpu")
 
@@ -40,7 +41,8 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def timed(case: Case | OpCase) -> dict[str, Any]:
-    return timing.row(case, CPU, measure.clock(CPU), 0.0, 0.01)
+    with timing.chooser(0.0) as choose:
+        return timing.row(case, CPU, measure.clock(CPU), choose, 0.01)
 
 
 @pytest.mark.parametrize("suite", TINY)
@@ -159,3 +161,14 @@ def test_a_case_that_fails_costs_its_own_row_only(
     printed = capsys.readouterr()
     assert "no such case" in printed.err
     assert "24x40x16" in printed.out
+
+
+def test_kernels_are_tuned_first_where_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was found is stored, where dispatch finds it."""
+    monkeypatch.setenv("KPT_DB", str(tmp_path / "kpt.sqlite"))
+    autotune_db.forget()
+    kernels = [softmax("f32", M=200, N=n) for n in (48, 96)]
+    with timing.chooser(0.5) as choose:
+        found = [choose(problem, CPU) for problem in kernels]
+    assert [origin for _, origin in found] == ["measured", "measured"]
+    assert [configs.choose(problem, CPU) for problem in kernels] == found
