@@ -19,7 +19,7 @@ from autotune_db.search import Search
 from autotune_db.store import Store
 from autotune_db.trial import Trial
 from autotune_db.workshop import Workshop
-from kpt_dsl.errors import CompileError, InputError
+from kpt_dsl.errors import CompileError, InputError, MissingPackageError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
 from kpt_dsl.targets import Target
@@ -154,6 +154,8 @@ class _Hunt:
     def _timed(self, reply: Reply) -> None:
         config = reply.job
         if config == self._seat:
+            if reply.kind == "MissingPackageError":
+                raise MissingPackageError(reply.detail)
             if reply.failure:
                 raise CompileError(f"the process that times configs cannot start: {reply.detail}")
             return

@@ -141,8 +141,9 @@ class Kernel:
             ) from None
         bound.apply_defaults()
         for name in self.positive:
-            if not (value := bound.arguments[name]) > 0:
-                raise InputError(f"{self.name}: {name} is {value!r}; it must be above zero")
+            if not (value := bound.arguments[name]) >= language.SMALLEST_POSITIVE:
+                least = f"it must be above zero, {language.SMALLEST_POSITIVE:.3g} or more (a normal float32)"
+                raise InputError(f"{self.name}: {name} is {value!r}; {least}")
         return dict(bound.arguments)
 
     def __call__(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:

@@ -88,8 +88,15 @@ class Float(Value):
     """A float32 scalar argument."""
 
 
+SMALLEST_POSITIVE = 2.0**-126
+"""The least that ``Positive`` takes: the smallest normal float32."""
+
+
 class Positive(Float):
-    """A float32 scalar argument above zero: what is minus infinity stays so when it is scaled by it, and spares masks."""
+    """A float32 scalar argument above zero, and no subnormal number, which devices take for zero.
+
+    What is minus infinity stays so when it is scaled by it, and spares masks.
+    """
 
 
 class Int(Value):

@@ -18,8 +18,8 @@ OPERAND_ROW_BYTES = (128, 256)
 LINK_COLUMNS = 128
 """Most columns of a product whose result goes into another product: wider ones leave no registers for the second."""
 LINKS_COLUMNS = 64
-"""The same where several results wait for each other: with 128, attention's gradient of the queries took 1.1 to 1.3 times as
-long as the best of 40 at head dim 128, and 1.3 to 1.5 times at 64, on an H100."""
+"""The same where several results wait for each other: with 128, attention's gradient of the queries took 1.15 to 1.27 times as
+long as the best that was tried at head dim 128, and 1.28 to 1.55 times at 64, on an H100."""
 DEPTHS = (2, 3, 4)
 """Pipeline depths worth considering, the least first. Where copies pass through registers, a chain of products leaves none
 for them: one stage then (AMD's own attention kernels)."""

@@ -5,6 +5,7 @@ A block of the row tile is what one consumer holds; a program has one for each o
 
 import itertools
 import math
+from collections.abc import Mapping
 
 from kpt_dsl import ir
 from kpt_dsl.passes import pipeline
@@ -116,7 +117,8 @@ def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     searched = {name: values for name, values in knobs.items() if name not in ruled}
     points = (dict(zip(searched, values, strict=True)) for values in itertools.product(*searched.values()))
     candidates = (Config(point | ruled) for point in points)
-    legal = (c for c in candidates if why_illegal(facts, target, c) is None and _roomy(facts, target, c))
+    beyond = {ragged: _masked_beyond(facts, ragged) for ragged in (False, True)}
+    legal = (c for c in candidates if why_illegal(facts, target, c) is None and _roomy(facts, target, c, beyond))
     # Of equals the one with the most registers: what it does not need costs nothing.
     best = min(legal, key=lambda c: (seconds(facts, target, c), -int(c["registers"])), default=None)
     return None if best is None else Config({name: best[name] for name in knobs})
@@ -130,17 +132,18 @@ def _ruled(facts: Facts) -> dict[str, Value]:
     if any(facts.extent(p.n) >= WIDE for p in facts.products if p.carried):
         return {"group": 4, "overlap": True, "persistent": False}
     # Their masked steps want the code small, and short programs the next one's loads begun. Causal attention of head dim 64
-    # took 629 us so at 4096 keys (16 heads in turn), 652 in programs of a tile each and 724 as the compiler pipelines it, and
-    # 2203, 2148 and 2612 us at 16384 keys, on an H100.
+    # took 629 us so at 4096 keys (16 heads in turn), 652 in programs of a tile each and 724 as the compiler pipelines it; at
+    # 16384 keys 2203, and 2148 in programs of a tile each, on an H100.
     return {"group": 8, "overlap": False, "persistent": True, "num_stages": 3}
 
 
-def _roomy(facts: Facts, target: Target, config: Config) -> bool:
-    """Whether registers are left for masks, in steps that have some."""
+def _roomy(facts: Facts, target: Target, config: Config, beyond: Mapping[bool, bool]) -> bool:
+    """Whether registers are left for masks, in steps that have some. ``beyond``: whether one is of lanes beyond the loop, by
+    whether a dim is ragged."""
     sizes = _sizes(facts, target, config)
     ragged = any(facts.dims[loop.tile.dim] % sizes.lanes(loop.tile.axis) for loop in facts.loops)
     compared = sum(op in COMPARISONS for a in facts.arithmetic if a.scope and len(a.axes) == 2 for op in a.operations)
-    masks = MASK * compared + MASK_BEYOND * _masked_beyond(facts, ragged)
+    masks = MASK * compared + MASK_BEYOND * beyond[ragged]
     columns = max(sizes.lanes(p.n) for p in facts.products if not p.carried)
     rows = int(config[_block_of_row(facts)])
     return _registers(sizes, rows) + rows * columns * masks // CONSUMER_THREADS <= int(config["registers"])

@@ -7,6 +7,7 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import wide_dtype
 from kpt.ops.dtypes import FLOATS
+from kpt_dsl.language import SMALLEST_POSITIVE
 
 LARGEST_HEAD_DIM = 256
 """The kernels keep a whole head of queries, keys and outputs on chip."""
@@ -39,7 +40,7 @@ def why_not(q: torch.Tensor, scale: float | None) -> str | None:
     """Why the kernels do not serve a call, or None."""
     if q.shape[3] > LARGEST_HEAD_DIM:
         return f"the head dim is above {LARGEST_HEAD_DIM}"
-    if scale is not None and scale <= 0:
+    if scale is not None and not scale >= SMALLEST_POSITIVE:  # NaN is not either
         return "scale is not positive"
     return wide_dtype(q)
 

@@ -118,6 +118,11 @@ class NoDevice(MadeUpBench):
         raise RuntimeError("CUDA out of memory. Tried to allocate 300 GiB")
 
 
+class NoPackage(MadeUpBench):
+    def __init__(self, problem: Problem, target: str, device: int, seed: int) -> None:
+        raise MissingPackageError("this takes the package jax")
+
+
 class AllAreWrong(MadeUpBench):
     def wrong(self, config: Config) -> str:
         return "y: NaN"

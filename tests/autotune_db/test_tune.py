@@ -157,6 +157,12 @@ def test_a_bench_that_cannot_be_set_up_is_an_error_at_once(database: Path, monke
         tuned()
 
 
+def test_a_bench_whose_package_is_missing_says_so(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "Bench", crimes.NoPackage)
+    with pytest.raises(MissingPackageError, match="the package jax"):
+        tuned()
+
+
 def test_budgets_end_the_search(database: Path) -> None:
     assert len(tuned(trials=3).trials) == 3
     started = time.monotonic()

@@ -50,9 +50,9 @@ def test_what_is_minus_infinity_stays_so(tmp_path: Path, exponent: str, proven: 
     assert masked == [not proven]
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-40, float("nan")])
 def test_a_positive_argument_is_checked(tmp_path: Path, value: float) -> None:
     positive = snippet(tmp_path, "s * scale")
-    with pytest.raises(InputError, match=r"scale is .*; it must be above zero"):
+    with pytest.raises(InputError, match=r"scale is .*; it must be above zero, 1.18e-38 or more"):
         positive.bind(None, None, None, value, 1.0)
     assert positive.bind(None, None, None, 1e-3, -1.0)["scale"] == 1e-3

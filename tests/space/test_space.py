@@ -336,7 +336,7 @@ def test_first_configs_of_streams(m: int, n: int, again: bool, programs: int) ->
     found = space(problems.layer_norm_backward(m, n), H200)
     first = found.first
     assert first["read_again"] is again
-    assert (int(first["num_stages"]) > 1) is not again
+    assert (int(first["num_stages"]) > 2) is not again  # 8192 x 8192 had 2.7 TB/s with three on an H100, and less with two
     variant = next(v for v in found.variants if v.choices["read_again"] is again)
     assert GpuSizes(variant.facts, H200, first).resident >= programs
 
