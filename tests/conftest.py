@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis profiles, a cache and a database of their own, random numbers."""
+"""What all tests share: hypothesis profiles, a cache and a database of their own, random numbers, where generated code runs."""
 
 import os
 import signal
@@ -21,6 +21,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, and so all that it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where cases of generated code run")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """Where cases of generated code run: in interpreters on the CPU, or on a GPU."""
+    return str(request.config.getoption("--device"))
 
 
 @pytest.fixture(scope="session", autouse=True)

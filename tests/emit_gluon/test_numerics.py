@@ -1,14 +1,19 @@
-"""What generated Gluon computes, against float64: every structure of the schedule on ugly lengths, each warpgroup a thread."""
+"""What generated Gluon computes, against float64: every structure of the schedule on ugly lengths, each warpgroup a thread.
 
+``python -m pytest tests/emit_gluon/test_numerics.py --device cuda`` runs the same cases on a Hopper GPU.
+"""
+
+import math
 import random
 from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from hypothesis import Phase, given, seed, settings
 
-from kpt_dsl import targets
+from kpt_dsl import runtime, targets
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.emit.triton import WARP_SPECIALISED
 from kpt_dsl.errors import CompileError
@@ -16,10 +21,13 @@ from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import gluon_interpreter
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import Config, space
+from tests.generated.arrays import to_device
 from tests.generated.attention import Attention
 
 H200 = targets.get("nvidia-h200")
 TESTS, DRAWN = 4, 20
+SEVERAL_TURNS = 300
+"""Tiles of a case on a GPU: more than it has programs, so that persistent ones take several."""
 COMPACT = Config(
     schedule=WARP_SPECIALISED, block_M=64, block_N=128, consumers=3, num_stages=2, registers=160, overlap=False, group=4,
     persistent=True,
@@ -45,28 +53,35 @@ def any_schedule(problem: Problem, number: int) -> Config:
             return config
 
 
-def check(case: Attention) -> None:
+def check(case: Attention, device: str) -> None:
+    if device == "cuda":
+        heads = case.G * case.groups * math.ceil(case.M / 192)
+        case = replace(case, B=math.ceil(SEVERAL_TURNS / heads))
     arguments = case.arguments()
-    expected = case.expected(arguments, cuda=False)
-    problem = Problem.bind(case.kernel, arguments)
+    expected = case.expected(arguments, cuda=device == "cuda")
+    given = {name: to_device(a, device) if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
+    problem = Problem.bind(case.kernel, given)
     config = any_schedule(problem, case.seed)
     try:
-        interpret_for(H200, problem, arguments, config)
+        if device == "cuda":
+            runtime.run(problem, given, config, "triton")
+        else:
+            interpret_for(H200, problem, given, config)
         for name in case.outputs:
-            expected[name].check(arguments[name], name)
+            expected[name].check(given[name], name)
     except Exception as error:
         error.add_note(f"config: {config}")
         raise
 
 
 @pytest.mark.parametrize("number", range(TESTS))
-def test_drawn_cases(number: int) -> None:
+def test_drawn_cases(number: int, device: str) -> None:
     profile = settings()
 
     @settings(max_examples=DRAWN if profile.derandomize else profile.max_examples, phases=[Phase.generate])
     @given(CASES)
     def each(case: Attention) -> None:
-        check(case)
+        check(case, device)
 
     (seed(number)(each) if profile.derandomize else each)()
 
