@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from kpt.ops.autocast import Off, cast
 from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, preferred
-from kpt.ops.eager import PLAIN, is_plain
+from kpt.ops.eager import PLAIN, is_autocasting, is_plain
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.configs import generation
 from kpt_dsl.errors import KptError
@@ -75,9 +76,16 @@ class Dispatcher:
 
     def __call__(self, *arguments: Any) -> Any:
         """The public functions' way in: straight to the implementation where nothing would intercept the call."""
-        if is_plain():
+        if not is_plain():
+            return self.through_torch(*arguments)
+        if not is_autocasting():
             return self._run(arguments, torch.is_grad_enabled())
-        return self.through_torch(*arguments)
+        device = next((a.device.type for a in arguments if type(a) in PLAIN), "cpu")
+        policy = self.op.autocast.get(device)
+        if policy is None or not torch.is_autocast_enabled(device):
+            return self._run(arguments, torch.is_grad_enabled())
+        with Off(device):
+            return self._run(tuple(cast(policy, device, arguments)), torch.is_grad_enabled())
 
     def below_autograd(self, *arguments: Any) -> Any:
         """The way in from PyTorch's dispatcher, which has seen to autograd already."""

@@ -21,7 +21,8 @@ def _question(path: str) -> Callable[[], Any]:
     return found if callable(found) else lambda: True
 
 
-_autocast = _question("_is_any_autocast_enabled")
+is_autocasting = _question("_is_any_autocast_enabled")
+"""Whether torch.autocast is on for any device, or may be."""
 _dispatch_modes = _question("_len_torch_dispatch_stack")
 _function_modes = _question("_is_torch_function_mode_enabled")
 _tracing = _question("_get_tracing_state")
@@ -29,10 +30,9 @@ _functorch_level = _question("_functorch.maybe_current_level")
 
 
 def is_plain() -> bool:
-    """True where nothing would intercept an op: no torch.compile, autocast, mode, tracing or function transform."""
+    """True where nothing but autocast would intercept an op: no torch.compile, mode, tracing or function transform."""
     return not (
         is_compiling()
-        or _autocast()
         or _dispatch_modes()
         or _function_modes()
         or _tracing() is not None

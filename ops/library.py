@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
+from kpt.ops.autocast import Off, cast
 from kpt.ops.dispatch import DISPATCHERS, Dispatcher
 from kpt.ops.eager import forward_mode
 from kpt.ops.registry import AutocastPolicy, Op, register
@@ -42,15 +43,8 @@ def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
 
 
 def _autocast(dispatcher: Dispatcher, device: str, policy: AutocastPolicy, *arguments: Any) -> Any:
-    """What torch.autocast does to PyTorch's equivalents: cast the floating inputs of that device (not float64), then run."""
-    dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)
-
-    def cast(value: Any) -> Any:
-        eligible = isinstance(value, torch.Tensor) and value.is_floating_point() and value.device.type == device
-        return value.to(dtype) if eligible and value.dtype != torch.float64 else value
-
-    with torch.autocast(device, enabled=False):
-        return dispatcher.through_torch(*(arguments if policy == "keep" else [cast(a) for a in arguments]))
+    with Off(device):
+        return dispatcher.through_torch(*cast(policy, device, arguments))
 
 
 def _checked_fake(op: Op) -> Callable[..., Any]:

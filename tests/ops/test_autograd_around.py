@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import kpt
 from kpt.ops import linear_act, prefer
+from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.registry import get
 from tests.ops.calls import served
 from tests.ops.gradients import assert_all_close, gelu, gradients, in_float64, leaves, linear_leaves
@@ -40,6 +41,36 @@ def test_autocast(dtype: torch.dtype) -> None:
     got = torch.autograd.grad(y.float().square().sum(), given)
     assert {g.dtype for g in got} == {torch.float32}
     assert_all_close(got, in_float64(gelu, given), "bf16")
+
+
+@pytest.mark.parametrize("implementation", ["numpy", "reference"])
+def test_autocast_needs_no_dispatcher(implementation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager calls go straight to their implementation, cast as the dispatcher would, with autocast off inside and on behind."""
+    given = linear_leaves()
+    with prefer(implementation), torch.autocast("cpu", torch.bfloat16):
+        through = torch.ops.kpt.linear_act(*given, "gelu", False)
+
+    def stop(*_: Any) -> None:
+        pytest.fail("the dispatcher was asked")
+
+    monkeypatch.setattr(DISPATCHERS["linear_act"], "through_torch", stop)
+    before = served("linear_act").get(implementation, 0)
+    with prefer(implementation), torch.autocast("cpu", torch.bfloat16):
+        direct = gelu(*given)
+        assert torch.is_autocast_enabled("cpu")
+        with pytest.raises(kpt.KptError):
+            linear_act(given[0], given[1][:, :-1])
+        assert torch.is_autocast_enabled("cpu")
+    assert served("linear_act")[implementation] == before + 1
+    assert direct.dtype == torch.bfloat16
+    assert torch.equal(direct, through)
+    assert all(map(torch.equal, *(torch.autograd.grad(y.float().sum(), given) for y in (direct, through))))
+
+
+def test_autocast_of_another_device_changes_nothing() -> None:
+    given = linear_leaves()
+    with prefer("numpy"), torch.autocast("cuda", torch.bfloat16, enabled=True):
+        assert gelu(*given).dtype == torch.float32
 
 
 @pytest.mark.parametrize("implementation", ["numpy", "reference"])

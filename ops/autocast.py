@@ -1,0 +1,42 @@
+"""What torch.autocast does to an op: casts its floating inputs as the op's policy says, and nothing inside again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kpt.ops.registry import AutocastPolicy
+
+
+def cast(policy: AutocastPolicy, device: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    """The arguments as an op of this policy takes them: floating tensors of the device cast, all but float64."""
+    if policy == "keep":
+        return arguments
+    dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)
+    return [
+        a.to(dtype)
+        if isinstance(a, torch.Tensor)
+        and a.is_floating_point()
+        and a.device.type == device
+        and a.dtype not in (dtype, torch.float64)
+        else a
+        for a in arguments
+    ]
+
+
+class Off:
+    """Autocast off inside, on a device where it is on.
+
+    ``torch.autocast(device, enabled=False)`` asks the device first, which takes longer than many a kernel.
+    """
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        torch.set_autocast_enabled(self._device, False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_autocast_enabled(self._device, True)
