@@ -27,6 +27,8 @@ INSTRUCTION_BYTES = 32
 """Bytes along k of the operands of one matrix instruction."""
 INSTRUCTION_ROWS = 16
 """Rows of the smallest matrix instruction: warps beyond a tile's rows share them."""
+WORDS_AHEAD = 0.4
+"""Registers for each byte that a stream is ahead where copies pass through registers, addresses too (compiled for gfx942)."""
 TEMPORARIES = 1.25
 """Tiles that a streaming loop makes on the way, beside those that it keeps across its sums (norm gradients, all GPUs)."""
 EARLY = 0.25
@@ -53,7 +55,7 @@ def wished(sizes: "GpuSizes") -> float:
     facts = sizes.facts
     if facts.streams:
         extra = TEMPORARIES * max(_made(sizes, scope) for scope in range(len(facts.loops) + 1))
-        extra += 0 if sizes.target.async_copies else sizes.ahead_bytes / 4
+        extra += 0 if sizes.target.async_copies else WORDS_AHEAD * sizes.ahead_bytes
     elif facts.products:
         extra = max(_masks(sizes, p) + _read(sizes, p) for p in facts.products) + _columns(sizes) + _added(sizes)
     else:  # a row stays while another is made of it
