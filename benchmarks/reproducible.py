@@ -16,7 +16,8 @@ the configs that dispatch uses for a large shape:
       --like "B=4,H=16,G=16,M=4096,N=4096,D=128"
   compute-sanitizer --tool racecheck --error-exitcode 9 python -m benchmarks.reproducible ... (the same)
 
-Without its cache PyTorch gives each tensor memory of its own, so that memcheck sees what runs over its end.
+Without its cache PyTorch gives each tensor memory of its own, so that memcheck sees what runs over its end. Of warp-specialised
+kernels racecheck names the bytes in which Triton tells warps what to run, one a warp, and nothing else (docs/decisions.md).
 """
 
 import argparse

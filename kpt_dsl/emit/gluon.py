@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kpt_dsl import ir
 from kpt_dsl.emit import Source, gluon_names
 from kpt_dsl.emit.gluon_functions import define
-from kpt_dsl.emit.gluon_layouts import GROUP_WARPS, LaidOutAxes, LaidOutExpressions, Product
+from kpt_dsl.emit.gluon_layouts import GROUP_WARPS, INSTRUCTION_BYTES, LaidOutAxes, LaidOutExpressions, Product
 from kpt_dsl.emit.gluon_partitions import Partitions
 from kpt_dsl.emit.gluon_shared import Shared
 from kpt_dsl.emit.text import Writer
@@ -84,8 +84,11 @@ class Module:
         for constant, value in (("CONSUMERS", consumers), ("SLOTS", slots), ("REGISTERS", int(config["registers"]))):
             self.axes.constant(constant, value)
         columns = (plan.masked.link or plan.masked.product).value.type.shape[1]
+        product = plan.masked.product.value
+        assert isinstance(product, ir.Dot)
+        wide = Product(self.axes.width(columns), INSTRUCTION_BYTES // product.a.type.dtype.bytes)
         self.loads: dict[ir.Load, str] = {}
-        self.expressions = LaidOutExpressions(self.axes, self.loads, row.axis, Product(self.axes.width(columns)))
+        self.expressions = LaidOutExpressions(self.axes, self.loads, row.axis, wide)
         self.memory = Memory(kernel, self.expressions, descriptors=False, emulate=frozenset(), relaxed={})
         self.shared = Shared(kernel, self.axes, self.memory, plan, row.axis, consumers, slots, self.persistent)
         loop = plan.loop

@@ -7,7 +7,7 @@ in another is converted. Between tiles of the same rows a conversion of row vect
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kpt_dsl import ir
 from kpt_dsl.emit.triton_axes import Axes
@@ -15,8 +15,8 @@ from kpt_dsl.emit.triton_expr import ATOM, Expressions, Text
 from kpt_dsl.emit.triton_facts import Facts
 from kpt_dsl.emit.triton_names import Names
 
-INSTRUCTION_COLUMNS = 256
-"""Most columns of one wgmma instruction (PTX ISA, wgmma.mma_async)."""
+INSTRUCTION_COLUMNS, INSTRUCTION_BYTES = 256, 32
+"""Most columns of one wgmma instruction, and bytes along k that it multiplies (PTX ISA, wgmma.mma_async)."""
 
 GROUP_WARPS = 4
 """Warps of a warpgroup, which issue wgmma together."""
@@ -24,16 +24,18 @@ GROUP_WARPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """As wgmma leaves a product of so many columns, in the registers of one warpgroup."""
+    """As wgmma leaves a product of so many columns, in the registers of one warpgroup. ``depth``: elements along k of one
+    instruction."""
 
     columns: int
+    depth: int
 
     def __str__(self) -> str:
         return f"PRODUCT_{self.columns}"
 
     @property
     def definition(self) -> str:
-        shape = [16, min(self.columns, INSTRUCTION_COLUMNS), 16]
+        shape = [16, min(self.columns, INSTRUCTION_COLUMNS), self.depth]
         return f"gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[{GROUP_WARPS}, 1], instr_shape={shape})"
 
 
@@ -99,7 +101,7 @@ class LaidOutExpressions(Expressions):
         return self._of(shape[1])
 
     def _of(self, columns: ir.Axis) -> Product:
-        return self._noted(self._wide if columns == ir.UNIT else Product(self.axes.width(columns)))
+        return self._noted(self._wide if columns == ir.UNIT else replace(self._wide, columns=self.axes.width(columns)))
 
     def _noted(self, layout: Product) -> Product:
         self.layouts.add(layout)

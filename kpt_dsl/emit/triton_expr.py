@@ -21,7 +21,7 @@ UNARY = {
     "neg": ("-{x}", SIGN), "not": ("~{x}", SIGN), "abs": ("{tl}.abs({x})", LOOSE), "exp": ("{tl}.exp({x})", LOOSE),
     "exp2": ("{tl}.exp2({x})", LOOSE), "log": ("{tl}.log({x})", LOOSE), "log2": ("{tl}.log2({x})", LOOSE),
     "sqrt": ("{tl}.sqrt({x})", LOOSE), "rsqrt": ("{tl}.rsqrt({x})", LOOSE), "erf": ("{tl}.erf({x})", LOOSE),
-    "sigmoid": ("{tl}.sigmoid({x})", LOOSE), "floor": ("{tl}.floor({x})", LOOSE), "tanh": ("tanh({x})", LOOSE),
+    "sigmoid": ("sigmoid({x})", LOOSE), "floor": ("{tl}.floor({x})", LOOSE), "tanh": ("tanh({x})", LOOSE),
 }  # fmt: skip
 """Op -> its text (``tl``: the language module), and how strongly the operand must bind."""
 

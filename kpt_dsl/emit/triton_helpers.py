@@ -1,6 +1,12 @@
 """Functions that a generated Triton module carries when it uses them: what Triton lacks, or rounds otherwise than tile IR."""
 
 HELPERS = {
+    "sigmoid": '''
+@triton.jit
+def sigmoid(x):
+    """Gluon has none of its own."""
+    return 1.0 / (1.0 + tl.exp(-x))
+''',
     "tanh": '''
 @triton.jit
 def tanh(x):

@@ -5,6 +5,7 @@ betrays a missing wait soonest: a copy to shared memory writes when it is issued
 reads when it is waited for. A wait that nothing ends is an error. Layouts, which say where values live, are not looked at.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -49,8 +50,12 @@ class _Values(Array):
         return self.astype(_dtype(dtype)).view(_Values)
 
 
+NARROW = {"float8e4nv": "float8_e4m3fn", "float8e5": "float8_e5m2"}
+"""What ml_dtypes calls types that it names otherwise."""
+
+
 def _dtype(name: str) -> Any:
-    return np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name)
+    return np.dtype(getattr(ml_dtypes, NARROW.get(name, name), name))
 
 
 @dataclass(frozen=True)
@@ -162,10 +167,14 @@ class Machine:
 
     # -------------------------------------------------------------- values
     float32, float16, bfloat16, int32, int64, int1 = "float32", "float16", "bfloat16", "int32", "int64", "bool"
+    float8e4nv, float8e5 = NARROW
 
     def __getattr__(self, name: str) -> Any:
         """Functions that NumPy has under the same name."""
         return getattr(np, name)
+
+    def erf(self, x: Any) -> Any:
+        return np.vectorize(math.erf, otypes=[np.float32])(x).view(_Values)
 
     def jit(self, function: Any) -> Any:
         return function

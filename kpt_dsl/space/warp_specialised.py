@@ -1,6 +1,7 @@
 """Space rules of the warp-specialised schedule: one warp loads, one to three warpgroups multiply rows of their own.
 
-A block of the row tile is what one consumer holds; a program has one for each of its consumers. Measured on an H200.
+A block of the row tile is what one consumer holds; a program has one for each of its consumers. Measured on an H200, lone
+products on an H100.
 """
 
 import itertools
@@ -14,7 +15,7 @@ from kpt_dsl.passes.padding import guard
 from kpt_dsl.space import descriptors
 from kpt_dsl.space.config import Config, Value
 from kpt_dsl.space.facts import Access, Facts
-from kpt_dsl.space.gpu_model import product_seconds
+from kpt_dsl.space.gpu_model import L2_BYTES_PER_CLOCK, product_seconds
 from kpt_dsl.space.gpu_sizes import GpuSizes, least_lanes
 from kpt_dsl.space.instructions import instructions
 from kpt_dsl.space.sized import powers, up_to_power
@@ -33,13 +34,16 @@ PRODUCER_THREADS = 128
 CONSUMER_THREADS = 128
 MAX_COLUMNS = 256
 """Most columns of a tile in one instruction, and most rows that one copy moves."""
-OPERAND_BITS = 16
+INSTRUCTION_REGISTERS = 26
+"""Of a thread, beside the results of one instruction: ptxas takes them from those that a thread is launched with."""
 SPARE_REGISTERS = 20
 """Registers of a thread beside those of tiles: row statistics, addresses, barriers (compiled for sm_90)."""
 MASK = 0.18
 """Words an element that each mask of the author's holds (compiled for sm_90)."""
 MASK_BEYOND = 0.6
 """What the one of lanes beyond the loop holds, which is needed again after the exponentials (compiled for sm_90)."""
+ERF = 1.4
+"""Words that the error function of an element holds beside it (compiled for sm_90)."""
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 BARRIER_BYTES = 1024
 """Of shared memory, for barriers and what the compiler keeps there."""
@@ -53,6 +57,13 @@ PROGRAM_SECONDS = 4e-6
 """What a program spends before its first product and after its last one."""
 HIDDEN_SECONDS = 1e-6
 """How much of it goes on beside the tile before where programs are persistent (head dim 64, causal, on an H100)."""
+LONE_HIDDEN_SECONDS = 2.7e-6
+"""The same where one product a step is all there is: nothing but stores is then left between tiles (fitted on an H100)."""
+FILL_SECONDS = 0.85e-6
+"""From a free slot to its data (fitted on an H100: products of 8192 x 8192 x 8192, of two and three consumers and slots)."""
+LONE_HANDICAP = 1.2
+"""How much more ``gpu_model`` overrates the time of lone products in the compiler's pipeline, which is what they are compared
+with: by 1.25 to 1.34 on an H100, where this model is at 1.01 to 1.18."""
 WIDE = 128
 """Columns of an accumulator from which products are long enough to hide what large code costs."""
 
@@ -60,8 +71,7 @@ WIDE = 128
 def knobs(facts: Facts, target: Target) -> Knobs:
     """Knobs of one variant; none where the kernel has no such schedule."""
     row = _row(facts)
-    # A lone product does no better than as the compiler pipelines it (0.96 of that, linear + gelu on an H200).
-    if row is None or facts.extent(row) < target.mma_rows or not _chained(facts) or why_not(facts) is not None:
+    if row is None or facts.extent(row) < target.mma_rows or why_not(facts) is not None:
         return {}
     found: Knobs = {}
     for block, axes in facts.blocks.items():
@@ -69,10 +79,10 @@ def knobs(facts: Facts, target: Target) -> Knobs:
         extent = up_to_power(max(facts.extent(axis) for axis in axes))
         rows = (target.mma_rows,)
         found[block] = rows if row in axes else powers(max(low, 64), max(low, 64, min(MAX_COLUMNS, extent)))
-    return found | {
-        "consumers": CONSUMERS, "num_stages": SLOTS, "registers": REGISTERS, "overlap": (False, True), "group": GROUPS,
-        "persistent": (False, True),
-    }  # fmt: skip
+    found |= {"consumers": CONSUMERS, "num_stages": SLOTS, "registers": REGISTERS}
+    if _chained(facts):
+        found["overlap"] = (False, True)
+    return found | {"group": GROUPS, "persistent": (False, True)}
 
 
 def why_not(facts: Facts) -> str | None:
@@ -80,10 +90,14 @@ def why_not(facts: Facts) -> str | None:
     reason = pipeline.why_not(guard(settle(facts.kernel), lambda _: True))
     if reason is not None:
         return reason
-    moved = [a for a in (*facts.loads, *facts.stores) if len(a.axes) == 2]
-    for access in moved:
-        if access.tensor.dtype.bits != OPERAND_BITS:
-            return f"{access.tensor.name} is {access.tensor.dtype}; tiles of 16-bit floats only"
+    inner = {} if _chained(facts) else {load.axes: p.k for p in facts.products for load in p.loads if load}
+    for access in (a for a in (*facts.loads, *facts.stores) if len(a.axes) == 2):
+        dtype = access.tensor.dtype
+        if dtype.bits == 8 and access.axes in inner:
+            if access.axes[1] != inner[access.axes]:
+                return f"{access.tensor.name} is {dtype}, which is multiplied along its last dim only"
+        elif dtype.bits != 16:
+            return f"{access.tensor.name} is {dtype}; tiles of 16-bit floats, or lone products of 8-bit ones"
         if not descriptors.describable(facts.problem, access.tensor.name):
             return f"no tensor descriptor can hold {access.tensor.name}"
     return None
@@ -100,7 +114,12 @@ def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
     for product in facts.products:
         if sizes.lanes(product.n) > MAX_COLUMNS or sizes.lanes(product.k) > MAX_COLUMNS:
             return f"a product of {sizes.lanes(product.n)} columns over {sizes.lanes(product.k)}; {MAX_COLUMNS} at most"
-    need = _registers(sizes, int(config[_block_of_row(facts)]))
+    rows = int(config[_block_of_row(facts)])
+    launched = target.registers // (PRODUCER_THREADS + consumers * CONSUMER_THREADS)
+    widest = max(sizes.lanes(p.n) for p in facts.products)
+    if rows * widest // CONSUMER_THREADS + INSTRUCTION_REGISTERS > launched:
+        return f"products of {widest} columns take more registers than the {launched} that a thread is launched with"
+    need = _registers(sizes, rows)
     if need > int(config["registers"]):
         return f"tiles need about {need} registers a thread; consumers have {config['registers']}"
     shared = _shared_bytes(sizes)
@@ -126,6 +145,8 @@ def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
 
 def _ruled(facts: Facts) -> dict[str, Value]:
     """The knobs that follow from what kind of loop it is."""
+    if not _chained(facts):
+        return {"group": 8, "persistent": True}
     if not facts.uneven:
         return {"group": 1, "overlap": True, "persistent": False}
     # Programs that differ run longest first, some heads in turn.
@@ -138,14 +159,20 @@ def _ruled(facts: Facts) -> dict[str, Value]:
 
 
 def _roomy(facts: Facts, target: Target, config: Config, beyond: Mapping[bool, bool]) -> bool:
-    """Whether registers are left for masks, in steps that have some. ``beyond``: whether one is of lanes beyond the loop, by
-    whether a dim is ragged."""
+    """Whether registers are left for masks, in steps that have some, or for what ends a lone product.
+
+    ``beyond``: whether one mask is of lanes beyond the loop, by whether a dim is ragged.
+    """
     sizes = _sizes(facts, target, config)
+    rows = int(config[_block_of_row(facts)])
+    if not _chained(facts):  # it has no masks: what lies beyond is loaded as zeros
+        words = ERF * any("erf" in a.operations for a in facts.arithmetic)
+        widest = max(sizes.lanes(p.n) for p in facts.products)
+        return _registers(sizes, rows) + rows * widest * words // CONSUMER_THREADS <= int(config["registers"])
     ragged = any(facts.dims[loop.tile.dim] % sizes.lanes(loop.tile.axis) for loop in facts.loops)
     compared = sum(op in COMPARISONS for a in facts.arithmetic if a.scope and len(a.axes) == 2 for op in a.operations)
     masks = MASK * compared + MASK_BEYOND * beyond[ragged]
     columns = max(sizes.lanes(p.n) for p in facts.products if not p.carried)
-    rows = int(config[_block_of_row(facts)])
     return _registers(sizes, rows) + rows * columns * masks // CONSUMER_THREADS <= int(config["registers"])
 
 
@@ -163,12 +190,24 @@ def seconds(facts: Facts, target: Target, config: Config) -> float:
         tensor += times * sum(product_seconds(sizes, p) for p in facts.products if p.scope == scope)
         work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
         vector += times * work / (target.vector_flops_per_s / 2 / target.cores)
-    busy = max(tensor, vector) + min(1.0, EXPOSED / int(config["consumers"])) * min(tensor, vector)
-    busy += sum(sizes.steps[1:]) * STEP_SECONDS
+    steps = sum(sizes.steps[1:])
+    if _chained(facts):
+        busy = max(tensor, vector) + min(1.0, EXPOSED / int(config["consumers"])) * min(tensor, vector)
+        busy += steps * STEP_SECONDS
+        hidden = HIDDEN_SECONDS
+    else:
+        moved = sum(sizes.steps[load.scope] * sizes.bytes(load) for load in facts.loads)
+        multiplied = max(tensor, moved / L2_BYTES_PER_CLOCK / target.clock_hz)
+        # A slot is filled, multiplied, and free when the next one was multiplied.
+        busy = max(multiplied, (steps * FILL_SECONDS + 2 * multiplied) / sizes.stages)
+        hidden = LONE_HIDDEN_SECONDS
     rounds = sizes.programs / target.cores
     rounds = rounds + 0.5 if facts.uneven and rounds > 1 else math.ceil(rounds)
-    alone = PROGRAM_SECONDS - (HIDDEN_SECONDS if config["persistent"] else 0)
-    return max(rounds * (alone + busy), sizes.compulsory_seconds)
+    alone = PROGRAM_SECONDS - (hidden if config["persistent"] else 0)
+    run = rounds * (alone + busy)
+    if not _chained(facts):
+        run = LONE_HANDICAP * (run + PROGRAM_SECONDS - alone)  # nothing hides the first tile's
+    return max(run, sizes.compulsory_seconds)
 
 
 # ------------------------------------------------------------------ sizes

@@ -1,4 +1,4 @@
-"""Gluon for Hopper: attention compiles for sm_90 without a GPU, within its budgets, and the schedule is there in the result."""
+"""Gluon for Hopper: attention and lone products compile for sm_90 without a GPU, within its budgets, and by the schedule."""
 
 import re
 from typing import Any
@@ -23,6 +23,12 @@ def attention(
 ) -> Problem:
     dims = {"B": 2, "H": heads, "G": 2, "M": m, "N": n, "D": head_dim}
     return registry.get("flash_attention").problems(dims, dtype, **flags)[0]
+
+
+def product(op: str, m: int, n: int, k: int, kernel: str = "", dtype: str = "bf16", **flags: Any) -> Problem:
+    """A problem of an op of M, N and K: its only one, or that of a kernel."""
+    found = registry.get(op).problems({"M": m, "N": n, "K": k}, dtype, **flags)
+    return next(p for p in found if p.kernel.name.endswith(kernel))
 
 
 def config(problem: Problem, **knobs: Any) -> Config:
@@ -50,11 +56,21 @@ CASES = [
     pytest.param(attention(128, causal=True), {"persistent": True}, id="D128-causal-persistent"),
     pytest.param(attention(128, causal=True), {"persistent": True, "overlap": False}, id="D128-compact-persistent"),
     pytest.param(attention(128, 760, 199, causal=True, window=100), {"persistent": True}, id="D128-window-persistent"),
+    *(
+        pytest.param(product("linear_act", 8192, 4096, 4096, activation=name), {}, id=name)
+        for name in ("none", "gelu", "gelu_tanh", "silu")
+    ),
+    pytest.param(product("linear_act", 199, 760, 104, activation="silu", dtype="f16"), {}, id="product-ragged"),
+    pytest.param(product("linear_act_saving", 8192, 4096, 4096, activation="gelu_tanh"), {}, id="saving"),
+    pytest.param(product("linear_act_backward", 8192, 4096, 4096, "_dx", activation="silu"), {}, id="dx"),
+    pytest.param(product("linear_act_backward", 8192, 4096, 4096, "_dw", activation="silu"), {}, id="dw"),
+    pytest.param(product("fp8_matmul", 8192, 4096, 4096, dtype="fp8"), {}, id="fp8"),
+    pytest.param(product("fp8_matmul", 8192, 4096, 4096, dtype="fp8"), {"persistent": False}, id="fp8-once"),
 ]
 
 
 @pytest.mark.parametrize(("problem", "knobs"), CASES)
-def test_attention_compiles_without_spills(problem: Problem, knobs: dict[str, Any]) -> None:
+def test_compiles_without_spills(problem: Problem, knobs: dict[str, Any]) -> None:
     chosen = config(problem, **knobs)
     space(problem, H200).check(chosen)
     report = build.compile(problem, H200, chosen)
