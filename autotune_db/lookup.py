@@ -107,8 +107,8 @@ def _known(problem: Problem, target: Target, device: str) -> Answer:
     ):
         for key in _same_device(wanted, winners, target):
             entry = winners.get(key.digest, origin)  # type: ignore[arg-type]
-            if entry and not legal.why_illegal(entry.config):
-                return Answer(entry.config, provenance, entry)  # type: ignore[arg-type]
+            if entry and (config := _fitting(entry, legal)):
+                return Answer(config, provenance, entry)  # type: ignore[arg-type]
     near = _siblings(wanted, exact_dims(problem), legal, user, ours)
     return near[0] if near else Answer(legal.first, "rule")
 
@@ -124,6 +124,15 @@ def _same_device(wanted: Key, winners: Winners, target: Target) -> Iterator[Key]
             yield replace(wanted, device=device)
 
 
+def _fitting(entry: Entry, legal: Space) -> Config | None:
+    """The config of an entry in the words of a space, None where it is illegal there.
+
+    Where one space has a choice, a schedule, that the other does not have, its name comes or goes; the program is the same.
+    """
+    config = legal.canonical(entry.config)
+    return None if legal.why_illegal(config) else config
+
+
 def _siblings(wanted: Key, exact: frozenset[str], legal: Space, user: Winners, ours: Winners) -> list[Answer]:
     """Siblings whose config is legal here, the nearest first; of equally near ones the user's."""
     found: list[tuple[float, Answer]] = []
@@ -133,10 +142,10 @@ def _siblings(wanted: Key, exact: frozenset[str], legal: Space, user: Winners, o
     )
     for winners, provenance in sources:
         for entry in winners.of_kernel(wanted.kernel):
-            if environment.is_of_target(entry.key.device, legal.target) and not legal.why_illegal(entry.config):
+            if environment.is_of_target(entry.key.device, legal.target) and (config := _fitting(entry, legal)):
                 same = entry.key.device == wanted.device or wanted.device == legal.target.name
                 if near := sibling(wanted, exact, entry, same):
-                    answer = Answer(entry.config, provenance[entry.origin], entry, near.difference)
+                    answer = Answer(config, provenance[entry.origin], entry, near.difference)
                     found.append((near.distance, answer))
     return [answer for _, answer in sorted(found, key=lambda pair: pair[0])]
 

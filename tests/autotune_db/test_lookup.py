@@ -95,6 +95,22 @@ def test_illegal_configs_from_files_are_passed_over() -> None:
     assert answer() == (SHIPPED, "shipped")
 
 
+def test_the_name_of_a_schedule_comes_and_goes_with_the_choice() -> None:
+    """Where only the compiler's schedule serves a problem, no config names it; of a sibling the program is the same."""
+    named = Config(
+        schedule="pipelined", block_M=64, block_N=64, block_K=32, num_warps=4, num_stages=3, group=1, persistent=False,
+        descriptors=False, epilogue=1,
+    )  # fmt: skip
+    unnamed = Config({name: value for name, value in named.items() if name != "schedule"})
+    enough, few = problems.linear(M=128), problems.linear(M=40)  # warpgroups multiply 64 rows or more
+    store(entry(enough, unnamed))
+    assert answer(enough) == (named, "measured")
+    store(entry(enough, named))
+    assert answer(few) == (unnamed, "measured (sibling: M=65..128)")
+    store(entry(enough, named | {"schedule": "warp_specialised"}))
+    assert answer(enough)[1] == "rule"  # what is missing are knobs
+
+
 def test_another_extent_of_the_bucket_is_the_same_entry() -> None:
     store(entry(problems.softmax(M=4096), USER))
     assert answer(problems.softmax(M=2500)) == (USER, "measured")
