@@ -80,7 +80,10 @@ class Dispatcher:
             return self.through_torch(*arguments)
         if not is_autocasting():
             return self._run(arguments, torch.is_grad_enabled())
-        device = next((a.device.type for a in arguments if type(a) in PLAIN), "cpu")
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        if not all(type(t) in PLAIN for t in tensors):
+            return self.through_torch(*arguments)  # a subclass may want to see what came in
+        device = tensors[0].device.type if tensors else "cpu"
         policy = self.op.autocast.get(device)
         if policy is None or not torch.is_autocast_enabled(device):
             return self._run(arguments, torch.is_grad_enabled())

@@ -67,10 +67,32 @@ def test_autocast_needs_no_dispatcher(implementation: Any, monkeypatch: pytest.M
     assert all(map(torch.equal, *(torch.autograd.grad(y.float().sum(), given) for y in (direct, through))))
 
 
+def test_a_subclass_sees_what_came_in_under_autocast() -> None:
+    seen = []
+
+    class Tagged(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append((str(func), args[0].dtype if args else None, torch.is_autocast_enabled("cpu")))
+            return super().__torch_function__(func, types, args, kwargs)
+
+    x, weight, bias = (t.detach() for t in linear_leaves())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = gelu(x, weight.as_subclass(Tagged), bias)
+        assert torch.equal(y.as_subclass(torch.Tensor), gelu(x, weight, bias))
+    assert ("kpt.linear_act.default", torch.float32, True) in seen
+
+
 def test_autocast_of_another_device_changes_nothing() -> None:
     given = linear_leaves()
-    with prefer("numpy"), torch.autocast("cuda", torch.bfloat16, enabled=True):
-        assert gelu(*given).dtype == torch.float32
+    torch.set_autocast_enabled("cuda", True)  # the context manager would turn it off again where there is no such device
+    try:
+        assert torch._C._is_any_autocast_enabled()
+        with prefer("numpy"):
+            assert gelu(*given).dtype == torch.float32
+        assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", False)
 
 
 @pytest.mark.parametrize("implementation", ["numpy", "reference"])
