@@ -48,7 +48,7 @@ def predict(
     ledger = Ledger(store, key, "predicted", environment.describe(target), watch)
     options = space(problem, target)
     first = options.first
-    waiting = _shortlist(options, [first, *warm], min(COMPILED, budget.trials), seed)
+    waiting = _shortlist(options, [*options.firsts, *warm], min(COMPILED, budget.trials), seed)
     interrupted = False
     with nullcontext(workshop) if workshop else Workshop() as shop:
         compilers = shop.compilers

@@ -60,9 +60,9 @@ def tune(
     environment.look_for_devices()
     key = key_of(problem, environment.device_name(target), target.backend, environment.compiler(target.backend))
     ledger = Ledger(store, key, "measured", environment.describe(target), watch)
-    first = space(problem, target).first
+    first, *others = space(problem, target).firsts
     with nullcontext(workshop) if workshop else Workshop() as shop:
-        search = Search(space(problem, target), seed, [first, *warm])
+        search = Search(space(problem, target), seed, [first, *others, *warm])
         seat = Seat(Bench, problem, target.name, device, seed)
         hunt = _Hunt(seat, first, search, ledger, shop)
         interrupted = False

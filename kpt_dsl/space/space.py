@@ -132,9 +132,14 @@ class Space:
             where = f"{self.problem.kernel.name} on {self.target.name}"
             raise ConfigError(f"{where}: config {Config(config)} is illegal: {reason}")
 
-    @cached_property
+    @property
     def first(self) -> Config:
         """The config to begin with, by rule. Raises TargetError where no config is legal."""
+        return self.firsts[0]
+
+    @cached_property
+    def firsts(self) -> tuple[Config, ...]:
+        """The config to begin with, and behind it that of every other variant, the quickest by the model first."""
         candidates = [
             (variant, found)
             for variant in self.variants
@@ -142,8 +147,8 @@ class Space:
         ]
         if not candidates:
             raise TargetError(f"no config of {self.problem} is legal on {self.target.name}")
-        variant, config = min(candidates, key=lambda c: c[0].rules.seconds(c[0].facts, self.target, c[1]))
-        return variant.choices | config
+        candidates.sort(key=lambda c: c[0].rules.seconds(c[0].facts, self.target, c[1]))
+        return tuple(variant.choices | config for variant, config in candidates)
 
     def seconds(self, config: Config) -> float:
         """A rough model of how long a legal config takes: good enough to rank candidates, not to predict a clock."""

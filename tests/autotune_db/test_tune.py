@@ -18,6 +18,7 @@ from autotune_db.ledger import Progress
 from autotune_db.result import Result
 from autotune_db.store import Store
 from autotune_db.workshop import Workshop
+from kpt.ops import registry
 from kpt_dsl import targets
 from kpt_dsl.errors import CompileError, InputError, MissingPackageError
 from kpt_dsl.space import Config, space
@@ -191,6 +192,16 @@ def test_ctrl_c_keeps_what_was_found(database: Path) -> None:
 def test_warm_starts_come_right_after_the_first_config(database: Path) -> None:
     result = tuned(trials=2, warm=[Config(block_M=7), Config(block_M=32)])
     assert [t.config for t in result.trials] == [FIRST, Config(block_M=32)]
+
+
+def test_every_way_to_compute_has_its_first_config_tried(database: Path) -> None:
+    """Before anything is drawn: a schedule or an algorithm that chance would find late."""
+    problem = registry.get("layer_norm").problems({"M": 8, "N": 64}, "f32")[0]
+    firsts = space(problem, CPU).firsts
+    assert {c["whole_row"] for c in firsts} == {True, False}
+    with Workshop(1) as workshop:
+        result = tune.tune(problem, CPU, None, budget=Budget(60.0, 2), workshop=workshop)
+    assert [t.config for t in result.trials] == list(firsts)
 
 
 def test_a_database_that_fails_midway_does_not_end_the_tuning(database: Path) -> None:

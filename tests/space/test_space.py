@@ -269,6 +269,14 @@ def test_first_config_where_a_good_one_is_known(
     assert {name: first[name] for name in expected} == expected
 
 
+def test_every_variant_has_a_config_to_begin_with() -> None:
+    found = space(problems.linear(8192, 14336, 4096), H200)
+    assert found.firsts[0] == found.first
+    assert [c["schedule"] for c in found.firsts] == ["pipelined", "warp_specialised"]
+    assert [found.why_illegal(c) for c in found.firsts] == [None, None]
+    assert found.seconds(found.firsts[0]) <= found.seconds(found.firsts[1])
+
+
 def test_small_grids_get_smaller_tiles() -> None:
     """A product that would leave most cores idle is cut finer than a large one."""
     large, small = (space(problems.linear(m, 2048, 4096), H200).first for m in (8192, 128))
