@@ -27,7 +27,7 @@ from training.run import Place
 def main(words: list[str] | None = None) -> int:
     given = _parser().parse_args(words)
     gpu = torch.cuda.is_available()
-    name = given.preset or ("h200" if gpu else "miniature")
+    name = given.preset or ("large" if gpu else "miniature")
     preset = PRESETS[name]
     if given.steps is not None:
         preset = replace(preset, steps=given.steps)

@@ -33,7 +33,7 @@ class Preset:
 
 
 PRESETS = {
-    "h200": Preset(Size(12, 1024, 16, 4, 2816, 2048), 8, 200, 3e-4, ("topics", "docstrings"), 10),
+    "large": Preset(Size(12, 1024, 16, 4, 2816, 2048), 8, 200, 3e-4, ("topics", "docstrings"), 10),
     "miniature": Preset(Size(2, 64, 4, 2, 160, 64), 2, 8, 1e-3, ("topics",), 1),
 }
 
