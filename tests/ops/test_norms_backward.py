@@ -292,19 +292,19 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("rows", "width", "dtype", "held", "count"),
     [
-        (32768, 1024, torch.bfloat16, True, 4 * 132),
-        (8192, 4096, torch.bfloat16, True, 2 * 132),
+        (32768, 1024, torch.bfloat16, True, 2 * 132),
+        (8192, 4096, torch.bfloat16, True, 132),
         (8192, 8192, torch.bfloat16, True, 132),
         (4096, 16384, torch.bfloat16, True, 132),
         (4096, 16384, torch.float32, False, 33),
         (512, 65536, torch.bfloat16, False, 8),
         (16, 4096, torch.bfloat16, True, 16),
         (1, 262_144, torch.float32, False, 1),
-        (1 << 20, 1, torch.float32, True, 528),
+        (1 << 20, 1, torch.float32, True, 264),
     ],
 )
 def test_shares(rows: int, width: int, dtype: torch.dtype, held: bool, count: int) -> None:
-    """A program for each multiprocessor of an H200 at least, as many as have room for their sums."""
+    """A program for each multiprocessor of an H200, two where rows are narrow."""
     matrix = torch.empty(rows, width, dtype=dtype, device="meta")
     assert norms.is_held(matrix) == held
     assert norms.shares(matrix, held) == count
