@@ -13,6 +13,7 @@ from kpt_dsl.emit.triton import WARP_SPECIALISED
 from kpt_dsl.errors import ConfigError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
+from kpt_dsl.space.warp_sizes import BARRIER_BYTES, WarpSizes
 from kpt_dsl.space.warp_specialised import CONSUMERS
 
 H200 = targets.get("nvidia-h200")
@@ -107,9 +108,7 @@ def test_shared_memory_is_judged_before_compiling(consumers: int, persistent: bo
     chosen = config(problem, consumers=consumers, registers=160, persistent=persistent)
     report = build.compile(problem, H200, chosen)
     variant = next(v for v in space(problem, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
-    from kpt_dsl.space.warp_specialised import BARRIER_BYTES, _shared_bytes, _sizes
-
-    judged = _shared_bytes(_sizes(variant.facts, H200, chosen))
+    judged = WarpSizes.of(variant.facts, H200, chosen).shared_bytes
     assert report.shared_bytes is not None
     assert judged - BARRIER_BYTES <= report.shared_bytes <= judged
 

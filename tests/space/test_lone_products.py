@@ -1,0 +1,42 @@
+"""Lone products of the warp-specialised schedule: what is legal, and which schedule they begin with."""
+
+from dataclasses import replace
+
+from kpt.ops import registry
+from kpt_dsl import targets
+from kpt_dsl.space import Config, space
+from tests.space import problems
+
+H200, H100, A100 = (targets.get(f"nvidia-{name}") for name in ("h200", "h100", "a100"))
+LONE = Config(
+    schedule="warp_specialised", block_M=64, block_N=128, block_K=64, consumers=3, num_stages=4, registers=160, group=8,
+    persistent=True,
+)  # fmt: skip
+
+
+def test_a_lone_product_may_have_a_producer_and_consumers() -> None:
+    found = space(problems.linear(8192, 14336, 4096), H200)
+    assert found.why_illegal(LONE) is None
+    assert "there is no knob schedule" in str(space(problems.linear(8192, 14336, 4096), A100).why_illegal(LONE))
+    assert "there is no knob schedule" in str(space(problems.linear(32, 14336, 4096), H200).why_illegal(LONE))
+    assert "there is no knob overlap" in str(found.why_illegal(LONE | {"overlap": True}))
+    assert "products of 256 columns" in str(found.why_illegal(LONE | {"block_N": 256}))
+    assert found.why_illegal(LONE | {"block_N": 256, "consumers": 2, "num_stages": 3, "registers": 240}) is None
+
+
+def test_operands_of_eight_bits_lie_along_what_is_summed() -> None:
+    """wgmma reads them no other way (PTX ISA)."""
+    dense = problems.fp8_matmul(8192, 8192, 8192)
+    assert space(dense, H200).why_illegal(LONE | {"block_K": 128}) is None
+    across = replace(dense, strides=tuple((name, s[::-1] if name == "b" else s) for name, s in dense.strides))
+    assert space(across, H200).why_illegal(LONE | {"block_K": 128})
+
+
+def test_the_schedule_of_a_lone_product_follows_from_its_tiles() -> None:
+    """A weight gradient of 2816 x 1024 fills an H100 in tiles of 192 x 128: 132 us for 159 as the compiler pipelines it; beside
+    two outputs slots have no room: 1,482 us for 1,304."""
+    gradient = registry.get("linear_act_backward").problems({"M": 16384, "N": 2816, "K": 1024}, "bf16", activation="silu")
+    dw = next(p for p in gradient if p.kernel.name == "linear_act_bwd_dw")
+    (saving,) = registry.get("linear_act_saving").problems({"M": 8192, "N": 14336, "K": 4096}, "bf16", activation="gelu_tanh")
+    assert space(dw, H100).first["schedule"] == "warp_specialised"
+    assert space(saving, H100).first["schedule"] == "pipelined"
