@@ -1,24 +1,24 @@
 """How long a compiled config would take on a chip that is not here, in seconds: for ranking, never shown as measured.
 
 On GPUs the roofline of the space (waves, occupancy, the three rates), with the registers and shared memory that the compiler
-really gave in place of estimates. On TPUs the compiler's own cycles, where it tells them.
+really gave in place of estimates; a schedule with a model of its own is taken at its word. On TPUs the compiler's own cycles,
+where it tells them.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
 from kpt_dsl.build import Report
-from kpt_dsl.space import Config, Space, gpu_model
+from kpt_dsl.space import Config, Space, gpu, gpu_model
 from kpt_dsl.space.gpu_sizes import GpuSizes
-from kpt_dsl.targets import GPU_RULES
 
 
 def seconds(space: Space, config: Config, report: Report) -> float:
     """Of one launch."""
     if report.cycles:
         return report.cycles / space.target.clock_hz
-    if space.target.rules == GPU_RULES and report.registers:
-        variant = next(v for v in space.variants if all(config[name] == value for name, value in v.choices.items()))
+    variant = next(v for v in space.variants if all(config[name] == value for name, value in v.choices.items()))
+    if variant.rules is gpu and report.registers:
         return gpu_model.seconds(_Compiled(variant.facts, space.target, config, report))
     return space.seconds(config)
 

@@ -42,6 +42,12 @@ def test_a_gpu_that_is_not_here(target: str, database: Path) -> None:
     assert (answer.config, answer.provenance) == (result.config, "predicted")
 
 
+def test_every_schedule_has_a_time_beside_the_others(database: Path) -> None:
+    result = predict(problems.linear(), H200, None, Budget(60, 2))
+    found = {t.config["schedule"]: t.outcome for t in result.trials}
+    assert found == {"pipelined": "predicted", "warp_specialised": "predicted"}
+
+
 def test_what_spills_crashes_or_is_refused_does_not_win(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "compile_one", crimes.compile_or_not)
     result = predict(problems.softmax("f32", M=1000, N=64), targets.get("cpu"), None, Budget(60))
