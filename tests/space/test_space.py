@@ -343,12 +343,12 @@ def test_a_row_beside_its_sums_takes_registers() -> None:
 )
 def test_first_configs_of_streams(m: int, n: int, again: bool, programs: int) -> None:
     """All programs that the op starts run at once, and the next row is fetched while one is worked on, where it fits."""
-    found = space(problems.layer_norm_backward(m, n), H200)
+    found = space(problems.layer_norm_backward(m, n), H100)
     first = found.first
     assert first["read_again"] is again
-    assert (int(first["num_stages"]) > 2) is not again  # 8192 x 8192 had 2.7 TB/s with three on an H100, and less with two
+    assert first["num_stages"] == (1 if again else 3)  # two rows ahead; one or three took longer on an H100
     variant = next(v for v in found.variants if v.choices["read_again"] is again)
-    assert GpuSizes(variant.facts, H200, first).resident >= programs
+    assert GpuSizes(variant.facts, H100, first).resident >= programs
 
 
 @pytest.mark.parametrize("op", ["layer_norm_backward", "rms_norm_backward"])
