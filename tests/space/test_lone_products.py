@@ -1,9 +1,9 @@
 """Lone products of the warp-specialised schedule: what is legal, and which schedule they begin with."""
 
-from dataclasses import replace
-
 from kpt.ops import registry
+from kpt.ops.linear_act.backward_kernels import linear_act_bwd_dx
 from kpt_dsl import targets
+from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
 from tests.space import problems
 
@@ -28,8 +28,10 @@ def test_operands_of_eight_bits_lie_along_what_is_summed() -> None:
     """wgmma reads them no other way (PTX ISA)."""
     dense = problems.fp8_matmul(8192, 8192, 8192)
     assert space(dense, H200).why_illegal(LONE | {"block_K": 128}) is None
-    across = replace(dense, strides=tuple((name, s[::-1] if name == "b" else s) for name, s in dense.strides))
-    assert space(across, H200).why_illegal(LONE | {"block_K": 128})
+    extents, narrow = {"M": 8192, "N": 8192, "K": 8192}, {"dz": "f8e4m3", "weight": "f8e4m3", "dx": "bf16"}
+    across = Problem.of_shapes(linear_act_bwd_dx, extents, narrow)  # sums over N, and a row of its weight lies along K
+    assert "schedule" not in space(across, H200).knobs
+    assert "schedule" in space(Problem.of_shapes(linear_act_bwd_dx, extents, dict.fromkeys(narrow, "bf16")), H200).knobs
 
 
 def test_the_schedule_of_a_lone_product_follows_from_its_tiles() -> None:
