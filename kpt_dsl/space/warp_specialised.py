@@ -109,15 +109,10 @@ def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     searched = {name: values for name, values in knobs.items() if name not in ruled}
     points = (dict(zip(searched, values, strict=True)) for values in itertools.product(*searched.values()))
     legal = (c for c in (Config(point | ruled) for point in points) if why_illegal(facts, target, c) is None)
-    roomy = (sizes for c in legal if worth.is_roomy(sizes := WarpSizes.of(facts, target, c)))
+    roomy = ((c, sizes) for c in legal if worth.is_roomy(sizes := WarpSizes.of(facts, target, c)))
     # Of equals the one with the most registers: what it does not need costs nothing.
-    best = min(roomy, key=lambda sizes: (worth.seconds(sizes), -sizes.granted), default=None)
-    if best is None:
-        return None
-    row = row_of(facts)
-    assert row is not None
-    block = facts.block_of[row]
-    return Config({name: best.rows if name == block else best.config[name] for name in knobs})
+    best, _ = min(roomy, key=lambda pair: (worth.seconds(pair[1]), -pair[1].granted), default=(None, None))
+    return None if best is None else Config({name: best[name] for name in knobs})
 
 
 def seconds(facts: Facts, target: Target, config: Config) -> float:
