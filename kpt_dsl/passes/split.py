@@ -47,7 +47,7 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
     """The mask-free part of a loop of a guarded kernel; None when no mask depends on its tile. ``padded`` as above."""
     axis = loop.tile.axis
     definitions = _definitions(kernel)
-    body_names = {s.name for s in ir.statements(loop.body) if isinstance(s, ir.Assign)}
+    inside = _named_by(loop)
     uppers: list[Expr] = []
     lowers: list[Expr] = []
     known: dict[Expr, Expr] = {}
@@ -56,8 +56,8 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
         if isinstance(node, ir.Valid) and node.axis == axis:
             known[node] = fold.TRUE
         elif isinstance(node, ir.Binary):
-            bound = affine.bound(node, axis, definitions, body_names)
-            if bound is not None:
+            lanes = (affine.Lane(axis, i) for i, a in enumerate(node.type.shape) if a == axis)
+            for bound in filter(None, (affine.bound(node, lane, definitions, inside) for lane in lanes)):
                 known[node] = fold.TRUE
                 (uppers if bound.upper else lowers).append(bound.value)
     touched = bool(known) or any(axis in m for m in _masked_axes(loop.body))
@@ -104,14 +104,25 @@ def _split_loop(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool])
 
 
 def _definitions(kernel: ir.Kernel) -> dict[str, Expr]:
-    """Variables that are assigned exactly once in the kernel's text."""
+    """Variables that are assigned exactly once in the kernel's text, and read none that is assigned again."""
     found: dict[str, Expr] = {}
     count: Counter[str] = Counter()
     for stmt in ir.statements(kernel.body):
         if isinstance(stmt, ir.Assign):
             found[stmt.name] = stmt.value
             count[stmt.name] += 1
-    return {name: value for name, value in found.items() if count[name] == 1}
+
+    def lasts(value: Expr) -> bool:
+        return all(count[e.name] == 1 for e in ir.walk(value) if isinstance(e, ir.Var))
+
+    return {name: value for name, value in found.items() if count[name] == 1 and lasts(value)}
+
+
+def _named_by(loop: ir.For) -> set[str]:
+    """What has other values in each step of a loop: its tile, and the variables and tiles of its body."""
+    inner = list(ir.statements(loop.body))
+    tiles = {s.tile.name for s in (loop, *inner) if isinstance(s, ir.For)}
+    return tiles | {s.name for s in inner if isinstance(s, ir.Assign)}
 
 
 # ------------------------------------------------------------------ taking masks away
