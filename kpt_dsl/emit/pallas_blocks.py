@@ -60,6 +60,8 @@ class Blocks:
             for bound in (phase.loop.start, phase.loop.stop):
                 for load in (e for e in ir.walk(bound) if isinstance(e, ir.Load)):
                     self._input(load, None)
+        for tensor in (t for t in plan.kernel.tensors if t.role == "out" and t.name not in self._outputs):
+            raise TargetError(f"{plan.kernel.name} never stores to {tensor.name}; a TPU kernel writes each of its outputs")
         for tensor in self.scalars:
             if any(tensor.name == name for name, _ in self._inputs):
                 raise TargetError(

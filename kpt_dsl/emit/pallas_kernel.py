@@ -58,7 +58,7 @@ class KernelText:
         body = self._body().rstrip()
         header = Writer()
         header.call(f"def {self.kernel.name}_kernel(", refs, tail="):")
-        return f"{header.text()}{self._head(body)}{body}"
+        return f"{header.text()}{self._head(body)}{body}" if body else f"{header.text()}    pass"
 
     def _head(self, body: str) -> str:
         """Program ids, tile numbers, and the scalars that the body uses."""

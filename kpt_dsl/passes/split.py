@@ -54,11 +54,11 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
     touched = False
     for node in ir.every_expr(loop.body):
         if isinstance(node, ir.Valid) and node.axis == axis:
-            known[node] = fold.TRUE
+            known[node] = fold.truth(True, node)
         elif isinstance(node, ir.Binary):
             lanes = (affine.Lane(axis, i) for i, a in enumerate(node.type.shape) if a == axis)
             for bound in filter(None, (affine.bound(node, lane, definitions, inside) for lane in lanes)):
-                known[node] = fold.TRUE
+                known[node] = fold.truth(True, node)
                 (uppers if bound.upper else lowers).append(bound.value)
     touched = bool(known) or any(axis in m for m in _masked_axes(loop.body))
     if not touched:
@@ -87,8 +87,8 @@ def _split_loop(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool])
     clear = interior(kernel, loop, padded)
     if clear is None:
         return [replace(loop, part="interior")]
-    name, loc = loop.tile.name, loop.loc
-    first, last = (ir.Var(f"{name}_clear_{end}", type=_I32) for end in ("start", "stop"))
+    loc, taken = loop.loc, {s.name for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)}
+    first, last = (ir.Var(_fresh(f"{loop.tile.name}_clear_{end}", taken), type=_I32) for end in ("start", "stop"))
     done: list[ir.Stmt] = []
     low = clear.start
     if clear.head:
@@ -101,6 +101,11 @@ def _split_loop(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool])
     done.append(replace(loop, start=low, stop=last, body=clear.body, part="interior"))
     done.append(replace(loop, start=last, part="tail"))
     return done
+
+
+def _fresh(wanted: str, taken: set[str]) -> str:
+    """A variable's name that the author has not given to one."""
+    return wanted if wanted not in taken else _fresh(f"{wanted}_", taken)
 
 
 def _definitions(kernel: ir.Kernel) -> dict[str, Expr]:
