@@ -184,6 +184,9 @@ def _check(kernel: ir.Kernel, found: Pipeline) -> None:
                 raise Unfit("it transposes a computed tile")
     shared = {o.load for o in (*found.link, *found.product)} | ({found.held.value} if found.held else set())
     for e in ir.every_expr(kernel.body):
+        axes = [a for a in e.type.shape if a != ir.UNIT]
+        if len(e.type.shape) > 2 or len(set(axes)) < len(axes):
+            raise Unfit("a tile has more than two axes, or one dim along both")
         if isinstance(e, ir.Load) and len(e.type.shape) > 1 and e not in shared:
             raise Unfit("it loads a tile that no product reads")
 
