@@ -125,6 +125,8 @@ def _moved(form: Form, to: Callable[[int], int]) -> Form:
 def _names(x: Expr) -> str | None:
     """The variable, tile or index whose value an expression is; how many lanes a tile has never changes."""
     match x:
-        case ir.Var(name=name) | ir.Index(name=name) | ir.Start(tile=name) | ir.Stop(tile=name):
+        case ir.Var(name=name) | ir.Index(name=name):
+            return name
+        case ir.Start(tile=name) | ir.Stop(tile=name) | ir.Count(tile=name) | ir.Before(tile=name):
             return name
     return None

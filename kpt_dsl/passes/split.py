@@ -13,6 +13,7 @@ from kpt_dsl import ir
 from kpt_dsl.dtypes import i32
 from kpt_dsl.ir import Axis, Expr, Type
 from kpt_dsl.passes import affine, fold
+from kpt_dsl.passes.padding import whole
 
 _I32 = Type(i32)
 _ZERO = ir.scalar(0)
@@ -44,24 +45,29 @@ def split_masks(kernel: ir.Kernel, padded: Callable[[Axis], bool] = _always) -> 
 
 
 def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _always) -> Interior | None:
-    """The mask-free part of a loop of a guarded kernel; None when no mask depends on its tile. ``padded`` as above."""
+    """The mask-free part of a loop of a guarded kernel; None when nothing depends on where its tiles are cut short.
+
+    ``padded`` as above.
+    """
     axis = loop.tile.axis
     definitions = _definitions(kernel)
     inside = _named_by(loop)
     uppers: list[Expr] = []
     lowers: list[Expr] = []
     known: dict[Expr, Expr] = {}
-    touched = False
+    cut = False
     for node in ir.every_expr(loop.body):
         if isinstance(node, ir.Valid) and node.axis == axis:
             known[node] = fold.truth(True, node)
+        elif isinstance(node, ir.Start | ir.Stop | ir.Count | ir.Before) and node.tile == axis.tile:
+            cut = True
         elif isinstance(node, ir.Binary):
             lanes = (affine.Lane(axis, i) for i, a in enumerate(node.type.shape) if a == axis)
             for bound in filter(None, (affine.bound(node, lane, definitions, inside) for lane in lanes)):
                 known[node] = fold.truth(True, node)
                 (uppers if bound.upper else lowers).append(bound.value)
-    touched = bool(known) or any(axis in m for m in _masked_axes(loop.body))
-    if not touched:
+    cut = cut and (padded(axis) or not (loop.share or whole(loop)))
+    if not known and not cut and not any(axis in m for m in _masked_axes(loop.body)):
         return None
     stop = fold.largest(fold.smallest(loop.stop, *uppers), _ZERO) if uppers or not _is_size(loop.stop) else loop.stop
     start = fold.largest(loop.start, *lowers) if lowers else loop.start
@@ -77,7 +83,8 @@ def _split_block(kernel: ir.Kernel, block: tuple[ir.Stmt, ...], padded: Callable
     done: list[ir.Stmt] = []
     for stmt in block:
         if isinstance(stmt, ir.For):
-            done.extend(_split_loop(kernel, replace(stmt, body=_split_block(kernel, stmt.body, padded)), padded))
+            stmt = replace(stmt, body=_split_block(kernel, stmt.body, padded))
+            done.extend(_split_loop(kernel, stmt, padded) if isinstance(stmt.over, ir.Tile) else [stmt])
         else:
             done.append(stmt)
     return tuple(done)
@@ -124,10 +131,10 @@ def _definitions(kernel: ir.Kernel) -> dict[str, Expr]:
 
 
 def _named_by(loop: ir.For) -> set[str]:
-    """What has other values in each step of a loop: its tile, and the variables and tiles of its body."""
+    """What has other values in each step of a loop: its tile, and the variables, tiles and indices of its body."""
     inner = list(ir.statements(loop.body))
-    tiles = {s.tile.name for s in (loop, *inner) if isinstance(s, ir.For)}
-    return tiles | {s.name for s in inner if isinstance(s, ir.Assign)}
+    loops = {s.over.name for s in (loop, *inner) if isinstance(s, ir.For)}
+    return loops | {s.name for s in inner if isinstance(s, ir.Assign)}
 
 
 # ------------------------------------------------------------------ taking masks away
