@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -215,6 +215,25 @@ class Machine:
             return a if condition else b
         wide = np.result_type(*(x for x in (a, b) if isinstance(x, np.ndarray)))
         return np.where(condition, a, b).astype(wide).view(_Values)
+
+    # NumPy's maxima keep NaN; Gluon's do where they are told to.
+    PropagateNan = SimpleNamespace(ALL=True)
+
+    def maximum(self, a: Any, b: Any, propagate_nan: bool = False) -> Any:
+        return (np.maximum if propagate_nan else np.fmax)(a, b)
+
+    def minimum(self, a: Any, b: Any, propagate_nan: bool = False) -> Any:
+        return (np.minimum if propagate_nan else np.fmin)(a, b)
+
+    def max(self, x: Any, axis: int) -> Any:
+        return np.fmax.reduce(x, axis)
+
+    def min(self, x: Any, axis: int) -> Any:
+        return np.fmin.reduce(x, axis)
+
+    def reduce(self, x: Any, axis: int, combine: Any) -> Any:
+        """By one of the functions that generated modules carry."""
+        return {"max_or_nan": np.max, "min_or_nan": np.min}[combine.__name__](x, axis)
 
     def load(self, pointer: Pointer, mask: Any = True, other: Any = 0) -> Any:
         if not isinstance(pointer.offset, np.ndarray):

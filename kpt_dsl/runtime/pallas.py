@@ -28,6 +28,9 @@ INTERPRETING = {"xla_disable_hlo_passes": "algsimp", "xla_backend_optimization_l
 """How XLA compiles what is interpreted: without algebraic simplification, which turns (x/n)(x/n) into xx/(nn), infinite for
 large x; and without much optimisation, since such runs are short and compiling takes most of their time."""
 
+WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+"""YNNPACK, to which XLA hands fusions on CPUs, drops NaN in maxima, minima and clips (seen with JAX 0.10.2)."""
+
 JaxFunction = Callable[..., Any]
 
 
@@ -128,9 +131,20 @@ def _call(
 
 @lru_cache(maxsize=256)
 def _jitted(source: Source, interpret: Any) -> JaxFunction:
-    options = INTERPRETING if interpret else None
+    options = _interpreting() if interpret else None
     function: JaxFunction = jax_package().jit(_generated(source, interpret), compiler_options=options)
     return function
+
+
+@lru_cache(maxsize=1)
+def _interpreting() -> dict[str, Any]:
+    """``INTERPRETING``, without YNNPACK where this version of XLA has it."""
+    jax = jax_package()
+    try:
+        jax.jit(lambda x: x, compiler_options=WITHOUT_YNN).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return INTERPRETING
+    return INTERPRETING | WITHOUT_YNN
 
 
 def _generated(source: Source, interpret: Any) -> JaxFunction:
