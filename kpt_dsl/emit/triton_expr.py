@@ -182,7 +182,7 @@ class Expressions:
         if to.name in self._emulate:
             return self._call(f"f32_to_{to.name}", wide)
         limit = FP8_LIMITS[to.name]
-        clamped = f"{self.axes.language}.clamp({wide}, -{limit}, {limit}, propagate_nan={self.axes.language}.PropagateNan.ALL)"
+        clamped = f"{self.axes.language}.clamp({wide}, -{limit}, {limit}, propagate_nan=tl.PropagateNan.ALL)"
         return f"{clamped}.to({self.dtype(to)})"
 
     def _half(self, x: ir.Expr) -> str:
