@@ -45,7 +45,7 @@ def _rounded(number: Number, dtype: DType) -> float:
     try:
         value = float(number)
     except OverflowError:
-        value = math.copysign(math.inf, number)
+        value = math.inf if number > 0 else -math.inf
     if math.isfinite(value):
         unit = math.ldexp(1.0, max(math.frexp(value)[1] - precision, least))
         value = math.copysign(round(value / unit) * unit, value)

@@ -170,7 +170,7 @@ class Expressions:
             return (half if to == f16 else f"{half}.to({self.dtype(to)})"), ATOM
         if x.type.dtype == f32 and to.kind == "int":
             return self._call(f"f32_to_{to.name}", self.text(x)), ATOM
-        if not e.type.shape:
+        if not e.type.shape and not to.is_fp8:
             return f"{self.axes.language}.cast({self.text(x)}, {self.dtype(to)})", ATOM
         return self.cast_text(self.text(x, LOOSE if to.is_fp8 else ATOM), x.type.dtype, to), ATOM
 

@@ -1,4 +1,4 @@
-"""Running a kernel on torch tensors of the CPU by each backend: as NumPy, and what is generated for GPUs and TPUs interpreted."""
+"""Running a kernel on torch tensors of the CPU by each backend: NumPy, and what is made for GPUs and TPUs, interpreted."""
 
 from typing import Any
 
