@@ -167,9 +167,10 @@ class Load(Expr):
 
 UnaryOp = Literal["neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "floor"]
 BinaryOp = Literal[
-    "add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "lt", "le", "gt", "ge", "eq", "ne", "and", "or"
-]
-ReduceOp = Literal["sum", "max", "min"]
+    "add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "maxnum", "minnum",
+    "lt", "le", "gt", "ge", "eq", "ne", "and", "or",
+]  # fmt: skip
+ReduceOp = Literal["sum", "max", "min", "maxnum", "minnum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,8 @@ class Binary(Expr):
     """Elementwise; operands have the same dtype (comparisons give bool) and the same rank, or one is a scalar.
 
     ``div`` is true division of floats; ``floordiv`` and ``mod`` take integers and round towards minus infinity.
-    ``max`` and ``min`` of floats may drop a NaN.
+    ``max`` and ``min`` of floats are NaN where an operand is; ``maxnum`` and ``minnum``, of floats only, may be the other
+    operand there.
     """
 
     op: BinaryOp
@@ -200,7 +202,11 @@ class Where(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Cast(Expr):
-    """To ``type.dtype``, rounding to nearest even; floats that overflow fp8 saturate."""
+    """To ``type.dtype``, rounding to nearest even; floats that overflow fp8 saturate.
+
+    Integers are made of f32 (by truncation; what is too large saturates, NaN is 0), of other integers (wrapping) and of
+    conditions; floats other than f32 of floats only. To a condition nothing is cast: it is compared with zero.
+    """
 
     x: Expr
 
@@ -229,7 +235,7 @@ class Transpose(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Reduce(Expr):
-    """Over one axis, which disappears. Floats reduce in f32."""
+    """Over one axis, which disappears. Floats reduce in f32; NaN is kept and may be dropped as in ``Binary``."""
 
     op: ReduceOp
     x: Expr

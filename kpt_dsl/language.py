@@ -187,23 +187,26 @@ def sum(x: Value, axis: int) -> Value:
     _never("sum")
 
 
-def max(x: Value, axis: int) -> Value:
-    """Largest element along one axis; -inf (or the least integer) where there is none."""
+def max(x: Value, axis: int, *, drop_nan: bool = False) -> Value:
+    """Largest element along one axis; -inf (or the least integer) where there is none, and NaN where an element is NaN.
+
+    ``drop_nan``: a NaN may be passed over, or not. That saves instructions on some devices; for where it cannot matter.
+    """
     _never("max")
 
 
-def min(x: Value, axis: int) -> Value:
-    """Smallest element along one axis; inf (or the greatest integer) where there is none."""
+def min(x: Value, axis: int, *, drop_nan: bool = False) -> Value:
+    """Smallest element along one axis; inf (or the greatest integer) where there is none. NaN: as in ``max``."""
     _never("min")
 
 
-def maximum(a: Any, b: Any) -> Value:
-    """The larger of two, element by element."""
+def maximum(a: Any, b: Any, *, drop_nan: bool = False) -> Value:
+    """The larger of two, element by element; NaN where one of them is NaN. ``drop_nan``: there it may be the other one."""
     _never("maximum")
 
 
-def minimum(a: Any, b: Any) -> Value:
-    """The smaller of two, element by element."""
+def minimum(a: Any, b: Any, *, drop_nan: bool = False) -> Value:
+    """The smaller of two, element by element. NaN: as in ``maximum``."""
     _never("minimum")
 
 

@@ -72,6 +72,9 @@ _INFIX = {
 _SCALAR_INFIX = _INFIX | {"or": ("or", _OR), "and": ("and", _AND)}
 _TILE_INFIX = _INFIX | {"or": ("|", _BIT_OR), "and": ("&", _BIT_AND)}
 
+_EXTREMES = {"max": "max", "min": "min", "maxnum": "max", "minnum": "min"}
+"""NumPy's maxima and minima keep NaN, which is right for those that may drop it too."""
+
 _BUILTINS = ("np", "ml_dtypes", "math", "max", "min", "range", "slice", "float")
 """Names that generated text means as Python and its imports mean them."""
 
@@ -103,6 +106,13 @@ def saturate(x, dtype):
     """Clipped to what an fp8 dtype can hold, not rounded."""
     largest = float(ml_dtypes.finfo(dtype).max)
     return np.clip(x, -largest, largest)''',
+    "to_int": '''\
+def to_int(x, dtype):
+    """Towards zero; what is too large saturates, and NaN becomes 0."""
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    wide = np.asarray(x, np.float64)
+    inside = np.where((wide >= low) & (wide < -float(low)), wide, 0).astype(dtype)
+    return np.where(wide < low, low, np.where(wide >= -float(low), high, inside))[()]''',
     "erf": "erf = np.vectorize(math.erf, otypes=[REAL])",
 }
 
@@ -313,8 +323,9 @@ class _Emitter:
         raise AssertionError(node)  # Valid: only passes write it, and none runs before this emitter
 
     def _binary(self, op: str, a: ir.Expr, b: ir.Expr, scalar: bool) -> tuple[str, int]:
-        if op in ("max", "min"):
-            name = op if scalar else {"max": "np.maximum", "min": "np.minimum"}[op]
+        if op in _EXTREMES:
+            whole = scalar and not a.type.dtype.is_float  # Python's own drop a NaN, or not, by its place
+            name = _EXTREMES[op] if whole else {"max": "np.maximum", "min": "np.minimum"}[_EXTREMES[op]]
             return f"{name}({self.expr(a)}, {self.expr(b)})", _ATOM
         symbol, strength = (_SCALAR_INFIX if scalar else _TILE_INFIX)[op]
         left = strength + 1 if strength == _COMPARE else strength  # comparisons would chain
@@ -326,6 +337,8 @@ class _Emitter:
             return f"{helper}({self.expr(x)}, {_DTYPES[to.name]})", _ATOM
         if self.exact and to.is_float and x.type.dtype.is_float:
             return self._format(x)
+        if to.kind == "int" and x.type.dtype.is_float:
+            return f"{self.helper('to_int')}({self.expr(x)}, {_DTYPES[to.name]})", _ATOM
         if x.type.shape:
             return f"{self.expr(x, _ATOM)}.astype({self.dtype(to)})", _ATOM
         return f"{self.dtype(to)}({self.expr(x)})", _ATOM
@@ -348,8 +361,8 @@ class _Emitter:
         elif node.x.type.shape[node.axis].tile is None:  # a whole dim may be empty; a tile never is
             limits = f"np.iinfo({self.dtype(dtype)})"
             low, high = ("-np.inf", "np.inf") if dtype.is_float else (f"{limits}.min", f"{limits}.max")
-            extra = f", initial={low if node.op == 'max' else high}"
-        return f"np.{node.op}({self.expr(node.x)}, axis={node.axis}{extra})", _ATOM
+            extra = f", initial={low if _EXTREMES[node.op] == 'max' else high}"
+        return f"np.{_EXTREMES.get(node.op, node.op)}({self.expr(node.x)}, axis={node.axis}{extra})", _ATOM
 
     def _dot(self, node: ir.Dot) -> tuple[str, int]:
         if self.exact or node.a.type.dtype == f32:

@@ -11,9 +11,9 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from kpt_dsl import ir, language
+from kpt_dsl import arithmetic, ir, language
 from kpt_dsl.dtypes import DType, f32, i32
 from kpt_dsl.frontend import typing as ty
 from kpt_dsl.frontend.source import Source, fail
@@ -91,6 +91,9 @@ _UNARY_FUNCTIONS: dict[Any, ir.UnaryOp] = {
 }  # fmt: skip
 _BINARY_FUNCTIONS: dict[Any, ir.BinaryOp] = {language.maximum: "max", language.minimum: "min"}
 _REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max", language.min: "min"}
+_NAN_DROPPED: dict[Any, Literal["maxnum", "minnum"]] = {
+    language.maximum: "maxnum", language.max: "maxnum", language.minimum: "minnum", language.min: "minnum",
+}  # fmt: skip
 _TILE_PARTS = ("index", "count", "before", "start", "stop", "size")
 
 
@@ -386,11 +389,13 @@ class Expressions:
             return ty.unary(_UNARY_FUNCTIONS[fn], self.operand(given["x"], loc), loc)
         if fn in _BINARY_FUNCTIONS:
             a, b = self.operand(given["a"], loc), self.operand(given["b"], loc)
+            drop_nan = self.drops_nan(given, loc)
             if not isinstance(a, Expr) and not isinstance(b, Expr):
-                return max(a, b) if fn is language.maximum else min(a, b)
-            return ty.binary(_BINARY_FUNCTIONS[fn], a, b, loc)
+                return arithmetic.larger(a, b) if fn is language.maximum else arithmetic.smaller(a, b)
+            return ty.binary(_NAN_DROPPED[fn] if drop_nan else _BINARY_FUNCTIONS[fn], a, b, loc)
         if fn in _REDUCTIONS:
-            return ty.reduce(_REDUCTIONS[fn], self.value(given["x"], loc), given["axis"], loc)
+            op = _NAN_DROPPED[fn] if self.drops_nan(given, loc) else _REDUCTIONS[fn]
+            return ty.reduce(op, self.value(given["x"], loc), given["axis"], loc)
         if fn is language.dot:
             acc = given.get("acc")
             return ty.dot(self.value(given["a"], loc), self.value(given["b"], loc),
@@ -415,6 +420,14 @@ class Expressions:
             f"kd.{getattr(fn, '__name__', fn)} cannot stand here",
             "kd.parallel and kd.sequential head a `for` loop",
         )
+
+    @staticmethod
+    def drops_nan(given: dict[str, Any], loc: Loc) -> bool:
+        """Whether a maximum or minimum was said to be free to drop a NaN."""
+        said = given.get("drop_nan", False)
+        if not isinstance(said, bool):
+            fail(loc, f"drop_nan is {describe(said)}", "it is True or False, known before the kernel runs")
+        return said
 
     def value(self, x: Any, loc: Loc) -> Expr:
         """An operand that must be a tile or a scalar of the kernel."""

@@ -2,8 +2,8 @@
 
 Triton decides at import (TRITON_INTERPRET=1) whether ``@triton.jit`` makes functions to compile or to interpret. Here the
 compiled kind is interpreted all the same: while a kernel runs, ``tl`` is patched as Triton's interpreter does it, device
-functions call their Python, and two of its conversions are replaced, for it rounds halves up and loses carries. One kernel at
-a time.
+functions call their Python, and two of its conversions are replaced, for it rounds halves up and loses carries. It reduces by
+functions that it does not know an element at a time; NumPy does what ours do. One kernel at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,6 +44,7 @@ def _interpreting() -> Iterator[None]:
         patch.object(JITFunction, "__call__", lambda self, *args, **kwargs: self.fn(*args, **kwargs)),
         patch.object(interpreter, "_convert_float", _convert_float),
         patch.object(interpreter.InterpreterBuilder, "create_dot", _dot),
+        patch.object(interpreter.ReduceOps, "generic_reduce", _reduce),
     ):
         scope = interpreter._patch_lang(everywhere)
         # NumPy 2.4 no longer takes an array of one element for a number, as the interpreter of Triton 3.6 has it.
@@ -83,6 +84,14 @@ def _convert_float(data: Any, from_type: Any, to_type: Any, rounding_mode: Any) 
     found = _as_torch(data, from_type).to(torch.float32).to(_torch_dtype(to_type))
     bits = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}[to_type.primitive_bitwidth]
     return found.view(bits).numpy().view(f"u{to_type.primitive_bitwidth // 8}").reshape(data.shape)
+
+
+def _reduce(self: Any, inputs: Any) -> Any:
+    """A reduction by one of the functions that generated modules carry; in place of the interpreter's, which takes any."""
+    import numpy as np
+
+    reduction = {"max_or_nan": np.max, "min_or_nan": np.min}[self.combine_fn.fn.__name__]
+    return self.min_max(inputs[0], val_reduce_op=reduction)
 
 
 def _dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
