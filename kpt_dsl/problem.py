@@ -158,10 +158,14 @@ class Problem:
         for known in self._lowered:
             if all(given.get(name, options[0]) == known.taken[name] for name, options in known.kernel.choices):
                 return known.kernel
-        kernel = indices.check(lower(self._specialisation(given)), dict(self.dims))
+        kernel = indices.check(self.unchecked(given), dict(self.dims))
         taken = {name: given.get(name, options[0]) for name, options in kernel.choices}
         self._lowered.append(_Lowered(taken, kernel))
         return kernel
+
+    def unchecked(self, choices: Mapping[str, Any]) -> ir.Kernel:
+        """The same of any extents: nothing is known of its indices."""
+        return lower(self._specialisation(dict(choices)))
 
     def _specialisation(self, choices: dict[str, Any]) -> Specialisation:
         kernel, statics = self.kernel, dict(self.statics)

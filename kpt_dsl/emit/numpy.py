@@ -6,6 +6,7 @@ With ``precision="f64"`` every float is computed in float64 and rounded only whe
 Knows no device and runs nothing.
 """
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -292,7 +293,8 @@ class _Emitter:
             case ir.Load():
                 return self._load(node)
             case ir.Checked(x, _, dim):
-                return f'{self.helper("at")}({self.expr(x)}, {dim}, "{indices.place(self.kernel, node)}")', _ATOM
+                where = json.dumps(indices.place(self.kernel, node), ensure_ascii=False)
+                return f"{self.helper('at')}({self.expr(x)}, {dim}, {where})", _ATOM
             case ir.Unary(op, x):
                 text, place, strength = (_SCALAR_UNARY if scalar else _TILE_UNARY)[op]
                 if op == "erf":

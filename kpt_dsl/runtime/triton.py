@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import ir, targets
 from kpt_dsl.emit import Source, emit
-from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Scalar, TritonAbi
+from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Report, Scalar, TritonAbi
 from kpt_dsl.errors import InputError, TargetError
 from kpt_dsl.runtime.numpy import as_numpy
 from kpt_dsl.runtime.triton_interpreter import interpret
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 STAND_IN = "nvidia-h200"
 """Whose code the interpreter runs for tensors of the CPU."""
+
+CHECKED = {"checked": True}
+"""The knob of kernels that check their indices: always under the interpreter, on a device where that is asked for."""
 
 INTERPRETED_CORES = 4
 """How many programs a persistent kernel has under the interpreter."""
@@ -77,7 +80,7 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
     import torch
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    source = emit(problem, chip, config)
+    source = emit(problem, chip, config | CHECKED)
     abi: TritonAbi = source.abi
     programs = abi.tiles(dict(problem.dims))
     if not programs:
@@ -89,8 +92,11 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
         _interpret_gluon(source, programs, arrays, known)
         return
     values: list[Any] = []
+    report = torch.zeros(1, dtype=torch.int64)
     for a in abi.arguments:
         match a:
+            case Report():
+                values.append(report)
             case Pointer():
                 tensor = arrays[a.tensor].detach()
                 values.append(tensor.view(torch.uint8) if a.bits else tensor)
@@ -104,6 +110,8 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
             case _:
                 values.append(next(known))
     interpret(function(source), programs, values)
+    if word := int(report):
+        raise abi.bad_index(word, dict(problem.dims))
 
 
 def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], known: Iterator[int]) -> None:
