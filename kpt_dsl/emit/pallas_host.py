@@ -65,10 +65,7 @@ def _arguments(made: KernelText) -> list[str]:
 def _spec(made: KernelText, block: Block) -> list[str]:
     """A block's shape, and which block a step sees: an index map takes the step's place in the grid, then all scalars."""
     place = made.blocks.place(block, made.text, made.calls)
-    every = ", ".join(made.prefetched)
-    rest = [] if not every else ["*_"]
-    if every and every in place:
-        place, rest = place.replace(every, "*scalars"), ["*scalars"]
+    rest = ["*_"] if made.prefetched else []
     if not words(place).isdisjoint(made.prefetched):
         rest = made.prefetched
     return [made.blocks.shape(block, made.text), f"lambda {', '.join([*made.axes, *rest])}: {place}"]
