@@ -240,7 +240,8 @@ class Text:
         """A block's value. A narrow one-axis one is masked in float32 (``wide``: and stays so): Mosaic masks no narrow rows."""
         if not node.type.shape:
             where = ", ".join(self.expr(i) for i in node.index if isinstance(i, Expr))
-            return f"{node.tensor}_ref[{where}]", ATOM
+            text = f"{node.tensor}_ref[{where}]"
+            return (f"{text} != 0", _COMPARE) if node.type.dtype.kind == "bool" else (text, ATOM)
         text = self.block(node)
         kept = [a for a in node.index if isinstance(a, Axis)]
         masks: list[str] = []
