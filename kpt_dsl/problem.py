@@ -13,6 +13,7 @@ from kpt_dsl.dtypes import DType, dtype, f32, i32
 from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.expressions import Helper
 from kpt_dsl.frontend.lower import Specialisation, lower
+from kpt_dsl.passes import indices
 
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
@@ -150,16 +151,21 @@ class Problem:
     def lower(self, choices: Mapping[str, Any] | None = None) -> ir.Kernel:
         """The tile IR for these dtypes and statics under algorithm choices, or a config that holds them.
 
-        Choices that are not given take their first option.
+        Choices that are not given take their first option. Raises IndexRangeError for an index that a dim of this extent does
+        not have.
         """
         given = dict(choices or {})
         for known in self._lowered:
             if all(given.get(name, options[0]) == known.taken[name] for name, options in known.kernel.choices):
                 return known.kernel
-        kernel = lower(self._specialisation(given))
+        kernel = indices.check(self.unchecked(given), dict(self.dims))
         taken = {name: given.get(name, options[0]) for name, options in kernel.choices}
         self._lowered.append(_Lowered(taken, kernel))
         return kernel
+
+    def unchecked(self, choices: Mapping[str, Any]) -> ir.Kernel:
+        """The same of any extents: nothing is known of its indices."""
+        return lower(self._specialisation(dict(choices)))
 
     def _specialisation(self, choices: dict[str, Any]) -> Specialisation:
         kernel, statics = self.kernel, dict(self.statics)

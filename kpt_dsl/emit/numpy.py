@@ -6,6 +6,7 @@ With ``precision="f64"`` every float is computed in float64 and rounded only whe
 Knows no device and runs nothing.
 """
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from kpt_dsl.dtypes import DType, f32
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.errors import ConfigError
+from kpt_dsl.passes import indices
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -75,7 +77,7 @@ _TILE_INFIX = _INFIX | {"or": ("|", _BIT_OR), "and": ("&", _BIT_AND)}
 _EXTREMES = {"max": "max", "min": "min", "maxnum": "max", "minnum": "min"}
 """NumPy's maxima and minima keep NaN, which is right for those that may drop it too."""
 
-_BUILTINS = ("np", "ml_dtypes", "math", "max", "min", "range", "slice", "float")
+_BUILTINS = ("np", "ml_dtypes", "math", "max", "min", "range", "slice", "float", "IndexRangeError")
 """Names that generated text means as Python and its imports mean them."""
 
 # Functions that generated text uses, written above it when it does; REAL is the dtype of arithmetic.
@@ -92,6 +94,12 @@ def length(tile):
     "indices": """\
 def indices(tile):
     return np.arange(tile.start, tile.stop, dtype=np.int32)""",
+    "at": '''\
+def at(index, extent, place):
+    """The index, which may be none of a dim of this extent."""
+    if not 0 <= index < extent:
+        raise IndexRangeError.at(place, index, extent)
+    return index''',
     "dot": '''\
 def dot(a, b):
     """The product of two narrow tiles, in REAL."""
@@ -165,7 +173,8 @@ class _Emitter:
         head = f'"""{kernel.name} on NumPy, in {width}: what the kernel means, tile by tile."""\n\n'
         head += "import math\n\n" if "math." in code else ""
         head += "import ml_dtypes\n" if "ml_dtypes." in code else ""
-        return f"{head}import numpy as np\n\n\n{code}"
+        ours = "\nfrom kpt_dsl.errors import IndexRangeError\n" if "at" in self.helpers else ""
+        return f"{head}import numpy as np\n{ours}\n\n{code}"
 
     def _prologue(self) -> None:
         """Block sizes, extents and scalars."""
@@ -199,7 +208,9 @@ class _Emitter:
                     used.add(dim)
                 case ir.Lanes(axis) if axis.tile is None:
                     used.add(axis.dim)
-                case ir.Full():
+                case ir.Checked(dim=dim):
+                    used.add(dim)
+                case ir.Full() | ir.Load(when=ir.Expr()):
                     used.update(a.dim for a in node.type.shape if a.tile is None)
         return used
 
@@ -290,9 +301,11 @@ class _Emitter:
                 if axis.tile is None:
                     return f"np.arange({axis.dim}, dtype=np.int32)", _ATOM
                 return f"{self.helper('indices')}({self.name(axis.tile)})", _ATOM
-            case ir.Load(tensor, index):
-                load = f"{self.name(tensor)}{self._index(index)}"
-                return f"{load}.astype(np.float64)" if self.exact and node.type.dtype.is_float else load, _ATOM
+            case ir.Load():
+                return self._load(node)
+            case ir.Checked(x, _, dim):
+                where = json.dumps(indices.place(self.kernel, node), ensure_ascii=False)
+                return f"{self.helper('at')}({self.expr(x)}, {dim}, {where})", _ATOM
             case ir.Unary(op, x):
                 text, place, strength = (_SCALAR_UNARY if scalar else _TILE_UNARY)[op]
                 if op == "erf":
@@ -321,6 +334,17 @@ class _Emitter:
             case ir.Dot():
                 return self._dot(node)
         raise AssertionError(node)  # Valid: only passes write it, and none runs before this emitter
+
+    def _load(self, node: ir.Load) -> tuple[str, int]:
+        text = f"{self.name(node.tensor)}{self._index(node.index)}"
+        if self.exact and node.type.dtype.is_float:
+            text += ".astype(np.float64)"
+        if node.when is None:
+            return text, _ATOM
+        zero = f"{self.dtype(node.type.dtype)}(0)"
+        if node.type.shape:
+            zero, _ = self._full(ir.scalar(0), node.type)
+        return f"{text} if {self.expr(node.when, _OR)} else {zero}", _IF
 
     def _binary(self, op: str, a: ir.Expr, b: ir.Expr, scalar: bool) -> tuple[str, int]:
         if op in _EXTREMES:

@@ -45,6 +45,7 @@ class Array:
 @dataclass(frozen=True)
 class Abi:
     """How a generated function is called: ``function(*inputs, *scalars)`` gives the outputs, a tuple where there are several.
+    Last among the inputs are what the outputs hold of which only a part is stored.
 
     For estimates: ``steps`` is how often the kernel's body runs, ``visits`` how often each part of it that runs under a
     condition, in order; ``moved_bytes`` what the pipeline copies between HBM and VMEM; ``flops`` those of products, by dtype.
@@ -137,7 +138,10 @@ def _abi(made: KernelText) -> Abi:
     kernel, plan = made.kernel, made.plan
     arrays = {t: Array(t.name, tuple(plan.dims[d] for d in t.dims), t.dtype.name) for t in kernel.tensors}
     return Abi(
-        inputs=tuple(a for t, a in arrays.items() if t.role == "in"),
+        inputs=(
+            *(a for t, a in arrays.items() if t.role == "in"),
+            *(arrays[block.tensor] for block in made.blocks.kept),
+        ),
         scalars=tuple(Array(s.name, (), s.dtype.name) for s in kernel.scalars),
         outputs=tuple(a for t, a in arrays.items() if t.role == "out"),
         steps=programs(plan) * max(1, plan.steps),

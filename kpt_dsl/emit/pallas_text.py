@@ -146,6 +146,8 @@ class Text:
                 return self._turned(self.variable(node), node, self.own_side(node), side)
             case ir.Load():
                 return self._load(node, side)
+            case ir.Checked(x, _, dim):
+                return f"jnp.clip({self.expr(x)}, 0, {dim} - 1)", ATOM
             case ir.Unary(op, x):
                 if op in ("neg", "not"):
                     return f"{'-' if op == 'neg' else '~'}{self.expr(x, _NEGATE, side)}", _NEGATE

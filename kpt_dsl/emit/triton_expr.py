@@ -128,6 +128,8 @@ class Expressions:
                 return self.axes.valid(axis), ATOM
             case ir.Load():
                 return self._loaded(e), ATOM
+            case ir.Checked(x=x):
+                return self._show(x)
             case ir.Unary(op=op, x=x):
                 return self._unary(op, x)
             case ir.Binary(op=op, a=a, b=b):

@@ -228,6 +228,8 @@ def _tpu(arrays: Mapping[str, Any]) -> Any:
 
 def _as_jax(name: str, array: Any) -> Any:
     jax = jax_package()
+    if isinstance(array, jax.ShapeDtypeStruct):  # an output of which a part is stored
+        return jax.numpy.zeros(array.shape, array.dtype)
     if dtype(array.dtype) == i64:
         array = _narrowed(name, array)
     if _is_jax(array):
