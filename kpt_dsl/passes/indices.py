@@ -50,7 +50,7 @@ class _Check:
 
     def __init__(self, kernel: ir.Kernel, extents: Mapping[str, int]) -> None:
         self.kernel, self.extents = kernel, extents
-        loops = [*kernel.grid, *(s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
+        loops = [*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
         self.indices = {loop.name: extents[loop.dim] for loop in loops if not isinstance(loop, ir.Tile)}
         self.tiles = {loop.name: extents[loop.dim] for loop in loops if isinstance(loop, ir.Tile)}
         assigned = [s for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)]
@@ -71,7 +71,7 @@ class _Check:
                 return replace(stmt, index=index, value=self.expr(stmt.value))
             case ir.For():
                 start, stop = self.expr(stmt.start), self.expr(stmt.stop)
-                body = self.block(stmt.body) if self.extents[stmt.tile.dim] else stmt.body  # else it never runs
+                body = self.block(stmt.body) if self.extents[stmt.over.dim] else stmt.body  # else it never runs
                 return replace(stmt, start=start, stop=stop, body=body)
         raise AssertionError(stmt)
 
@@ -97,7 +97,7 @@ class _Check:
         x, at = (given.x, given.loc) if isinstance(given, ir.Checked) else (given, given.loc)
         low, high = self.span(x)
         extent = self.extents[dim]
-        if 0 <= low and high < extent:
+        if low >= 0 and high < extent:
             return x
         if low == high and when is None:
             allowed = f"indices of {dim} go from 0 to {extent - 1}" if extent else f"{dim} has no index"
@@ -122,8 +122,10 @@ class _Check:
                 return 0, self.indices[name] - 1
             case ir.Start(tile=tile):
                 return 0, self.tiles[tile] - 1
-            case ir.Stop(tile=tile):
+            case ir.Stop(tile=tile) | ir.Count(tile=tile):
                 return 1, self.tiles[tile]
+            case ir.Before(tile=tile):
+                return 0, self.tiles[tile] - 1
             case ir.Var(name=name) if name in self.definitions:
                 return self.span(self.definitions[name])
             case ir.Checked(x=x):
@@ -158,5 +160,5 @@ def _combined(op: ir.BinaryOp, a: Span, b: Span) -> Span:
         case "floordiv" if b[0] > 0:
             return _hull(*(x // y for x in a for y in b))
         case "mod" if b[0] > 0:
-            return a if 0 <= a[0] and a[1] < b[0] else (0, b[1] - 1)
+            return a if a[0] >= 0 and a[1] < b[0] else (0, b[1] - 1)
     return ANY
