@@ -13,15 +13,15 @@ _SCALAR = {"float": "jnp.float32", "int": "jnp.int32", "bool": "jnp.int32"}
 def host(made: KernelText, vmem_bytes: int) -> str:
     """The text of the function; the kernel may use ``vmem_bytes`` of vector memory."""
     kernel, plan, out = made.kernel, made.plan, Writer()
-    inputs = [made.name(t.name) for t in kernel.tensors if t.role == "in"]
-    scalars = [made.name(s.name) for s in kernel.scalars]
-    results = [made.name(b.tensor.name) for b in made.blocks.written]
+    inputs = [t.name for t in kernel.tensors if t.role == "in"]
+    scalars = [s.name for s in kernel.scalars]
+    results = [b.tensor.name for b in made.blocks.written]
     grid = [g.dim if isinstance(g, ir.Each) else f"pl.cdiv({g.dim}, {g.block})" for g in kernel.grid]
     semantics = ['"parallel"'] * len(grid)
     if plan.steps:
         grid.append(str(plan.steps))
         semantics.append('"arbitrary"')
-    with out.block(f"def {made.name(kernel.name)}({', '.join([*inputs, *scalars, 'interpret=False'])}):"):
+    with out.block(f"def {kernel.name}({', '.join([*inputs, *scalars, 'interpret=False'])}):"):
         shapes = [f"{b.tensor.name} ({', '.join(b.tensor.dims)}) {b.tensor.dtype}" for b in made.blocks.written]
         out.line(f'"""Gives {", ".join(shapes)}."""')
         with out.block(f"{_tuple(results)} = pl.pallas_call("):
@@ -57,9 +57,9 @@ def host(made: KernelText, vmem_bytes: int) -> str:
 
 def _arguments(made: KernelText) -> list[str]:
     """What the kernel is called on: scalars first, which index maps may read."""
-    elements = [f"{made.name(t.name)}.astype({_SCALAR[t.dtype.kind]})" for t in made.blocks.scalars]
-    scalars = [f"jnp.asarray({made.name(s.name)}, {JAX_DTYPES[s.dtype.name]}).reshape(1)" for s in made.kernel.scalars]
-    return elements + scalars + [made.blocks.array(b, made.name(b.tensor.name)) for b in made.blocks.read]
+    elements = [f"{t.name}.astype({_SCALAR[t.dtype.kind]})" for t in made.blocks.scalars]
+    scalars = [f"jnp.asarray({s.name}, {JAX_DTYPES[s.dtype.name]}).reshape(1)" for s in made.kernel.scalars]
+    return elements + scalars + [made.blocks.array(b, b.tensor.name) for b in made.blocks.read]
 
 
 def _spec(made: KernelText, block: Block) -> list[str]:
