@@ -7,6 +7,7 @@ Knows no device and runs nothing.
 """
 
 import json
+import keyword
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -154,9 +155,12 @@ class _Emitter:
         self.uncut = {t.name for t in kernel.grid} | {
             loop.over.name for loop in ir.tile_loops(kernel.body) if loop.start == ir.scalar(0) or loop.share
         }
-        blocks = {t.block for t in self.tiles.values()}
-        self.taken = {*_BUILTINS, *_HELPERS, *self._used_dims(), *blocks}
-        self.names: dict[str, str] = {}
+        self.taken = {*_BUILTINS, *_HELPERS, *keyword.kwlist}
+        self.names: dict[tuple[str, str], str] = {}
+        for dim in (d for t in kernel.tensors for d in t.dims if d in self._used_dims()):
+            self.extent(dim)
+        for tile in self.tiles.values():
+            self.block(tile)
 
     # -------------------------------------------------------------- the module
     def module(self) -> str:
@@ -179,21 +183,21 @@ class _Emitter:
     def _prologue(self) -> None:
         """Block sizes, extents and scalars."""
         for tile in {t.block: t for t in self.tiles.values()}.values():
-            self.out.line(f"{tile.block} = {self._block(tile)}")
+            self.out.line(f"{self.block(tile)} = {self._size(tile)}")
         used, known = self._used_dims(), set[str]()
         for tensor in self.kernel.tensors:
             new = [d for d in tensor.dims if d in used and d not in known]
             if new == list(tensor.dims) and len(new) == len(set(new)) > 1:
-                self.out.line(f"{', '.join(new)} = {self.name(tensor.name)}.shape")
+                self.out.line(f"{', '.join(map(self.extent, new))} = {self.name(tensor.name)}.shape")
             else:
                 for dim in dict.fromkeys(new):
-                    self.out.line(f"{dim} = {self.name(tensor.name)}.shape[{tensor.dims.index(dim)}]")
+                    self.out.line(f"{self.extent(dim)} = {self.name(tensor.name)}.shape[{tensor.dims.index(dim)}]")
             known.update(new)
         for scalar in self.kernel.scalars:
             name = self.name(scalar.name)
             self.out.line(f"{name} = {self.dtype(scalar.dtype)}({name})")
 
-    def _block(self, tile: ir.Tile) -> int:
+    def _size(self, tile: ir.Tile) -> int:
         size = self.config.get(tile.block)
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ConfigError(f"{tile.block} is {size!r}, but tiles of {tile.dim} need a length: a positive integer")
@@ -214,15 +218,23 @@ class _Emitter:
                     used.update(a.dim for a in node.type.shape if a.tile is None)
         return used
 
-    def name(self, name: str) -> str:
+    def name(self, name: str, kind: str = "value") -> str:
         """The Python name of an argument, variable or tile: its own, unless this text uses that for something else."""
-        if name not in self.names:
+        if (kind, name) not in self.names:
             free = name
             while free in self.taken:
                 free += "_"
             self.taken.add(free)
-            self.names[name] = free
-        return self.names[name]
+            self.names[kind, name] = free
+        return self.names[kind, name]
+
+    def extent(self, dim: str) -> str:
+        """The Python name of a dim's extent."""
+        return self.name(dim, "extent")
+
+    def block(self, tile: ir.Tile) -> str:
+        """The Python name of the length of a tile."""
+        return self.name(tile.block, "block")
 
     # -------------------------------------------------------------- statements
     def _grid(self, grid: tuple[ir.Each | ir.Tile, ...]) -> None:
@@ -230,7 +242,7 @@ class _Emitter:
             self._body(self.kernel.body)
             return
         loop, *inner = grid
-        with self.out.block(self._header(loop, "0", loop.dim)):
+        with self.out.block(self._header(loop, "0", self.extent(loop.dim))):
             self._grid(tuple(inner))
 
     def _body(self, body: tuple[ir.Stmt, ...]) -> None:
@@ -250,7 +262,7 @@ class _Emitter:
     def _header(self, loop: ir.Tile | ir.Each, start: str, stop: str) -> str:
         """The first line of a loop over [start, stop)."""
         if isinstance(loop, ir.Tile):
-            return f"for {self.name(loop.name)} in {self.helper('tiles')}({start}, {stop}, {loop.block}):"
+            return f"for {self.name(loop.name)} in {self.helper('tiles')}({start}, {stop}, {self.block(loop)}):"
         bounds = stop if start == "0" else f"{start}, {stop}"
         return f"for {self.name(loop.name)} in range({bounds}):"
 
@@ -282,16 +294,16 @@ class _Emitter:
             case ir.Param(name) | ir.Var(name) | ir.Index(name):
                 return self.name(name), _ATOM
             case ir.Size(dim):
-                return dim, _ATOM
+                return self.extent(dim), _ATOM
             case ir.Start(tile) if tile in self.uncut:
                 return f"{self.name(tile)}.start", _ATOM
             case ir.Start(tile):
-                block = self.tiles[tile].block
+                block = self.block(self.tiles[tile])
                 return f"{self.name(tile)}.start // {block} * {block}", _MULTIPLY
             case ir.Stop(tile):
                 return f"{self.name(tile)}.stop", _ATOM
             case ir.Block(tile):
-                return self.tiles[tile].block, _ATOM
+                return self.block(self.tiles[tile]), _ATOM
             case ir.Count(tile):
                 return f"{self.helper('length')}({self.name(tile)})", _ATOM
             case ir.Before(tile, begin):
@@ -299,13 +311,13 @@ class _Emitter:
                 return (first, _ATOM) if begin == ir.scalar(0) else (f"{first} - {self.expr(begin, _MULTIPLY)}", _ADD)
             case ir.Lanes(axis):
                 if axis.tile is None:
-                    return f"np.arange({axis.dim}, dtype=np.int32)", _ATOM
+                    return f"np.arange({self.extent(axis.dim)}, dtype=np.int32)", _ATOM
                 return f"{self.helper('indices')}({self.name(axis.tile)})", _ATOM
             case ir.Load():
                 return self._load(node)
             case ir.Checked(x, _, dim):
                 where = json.dumps(indices.place(self.kernel, node), ensure_ascii=False)
-                return f"{self.helper('at')}({self.expr(x)}, {dim}, {where})", _ATOM
+                return f"{self.helper('at')}({self.expr(x)}, {self.extent(dim)}, {where})", _ATOM
             case ir.Unary(op, x):
                 text, place, strength = (_SCALAR_UNARY if scalar else _TILE_UNARY)[op]
                 if op == "erf":
@@ -375,7 +387,7 @@ class _Emitter:
         return f"np.full({shape}, {self.expr(value)}, {self.dtype(kind.dtype)})", _ATOM
 
     def _width(self, axis: ir.Axis) -> str:
-        return axis.dim if axis.tile is None else f"{self.helper('length')}({self.name(axis.tile)})"
+        return self.extent(axis.dim) if axis.tile is None else f"{self.helper('length')}({self.name(axis.tile)})"
 
     def _reduce(self, node: ir.Reduce) -> tuple[str, int]:
         dtype = node.type.dtype

@@ -15,6 +15,7 @@ from kpt_dsl.emit import Source
 from kpt_dsl.emit.pallas_counts import flops, moved_bytes, programs
 from kpt_dsl.emit.pallas_host import host
 from kpt_dsl.emit.pallas_kernel import KernelText, words
+from kpt_dsl.emit.pallas_names import renamed
 from kpt_dsl.emit.pallas_plan import plan, settled, unrolled
 from kpt_dsl.emit.pallas_text import HELPERS
 from kpt_dsl.errors import ConfigError, TargetError
@@ -78,10 +79,11 @@ def emit_kernel(
     """
     for node in ir.every_expr(kernel.body):
         _check_width(kernel.name, node)
-    tiles = ir.tiles(kernel)
     if empty := [d for t in kernel.tensors for d in t.dims if not dims[d]]:
         raise ConfigError(f"{kernel.name}: dim {empty[0]} is empty; a Pallas kernel needs an element of each dim")
-    lanes = {t.dim: min(_block(t, config), dims[t.dim]) for t in tiles}
+    named = renamed(kernel)
+    lanes = named.dims({t.dim: min(_block(t, config), dims[t.dim]) for t in ir.tiles(kernel)})
+    kernel, dims = named.kernel, named.dims(dims)
 
     def single(loop: ir.For) -> bool:
         return isinstance(loop.over, ir.Tile) and whole(loop) and lanes[loop.tile.dim] == dims[loop.tile.dim]
@@ -89,9 +91,10 @@ def emit_kernel(
     def padded(axis: ir.Axis) -> bool:
         return axis.tile is not None and dims[axis.dim] % lanes[axis.dim] != 0
 
+    tiles = {t.name: t for t in ir.tiles(kernel)}
     kernel = guard(replace(kernel, body=unrolled(settled(kernel.body, dims), single)), padded)
-    made = KernelText(plan(kernel, dims, lanes, {t.name: t for t in tiles}), products)
-    return Source("pallas", made.name(kernel.name), _module(made, vmem_bytes), _abi(made))
+    made = KernelText(plan(kernel, dims, lanes, tiles), products)
+    return Source("pallas", kernel.name, _module(made, vmem_bytes), _abi(made, named.arguments))
 
 
 def _block(tile: ir.Tile, config: Mapping[str, Any]) -> int:
@@ -134,15 +137,16 @@ def _module(made: KernelText, vmem_bytes: int) -> str:
     return "\n\n\n".join([head, *helpers, code]) + "\n"
 
 
-def _abi(made: KernelText) -> Abi:
+def _abi(made: KernelText, authors: Mapping[str, str]) -> Abi:
+    """``authors``: the author's name of each argument."""
     kernel, plan = made.kernel, made.plan
-    arrays = {t: Array(t.name, tuple(plan.dims[d] for d in t.dims), t.dtype.name) for t in kernel.tensors}
+    arrays = {t: Array(authors[t.name], tuple(plan.dims[d] for d in t.dims), t.dtype.name) for t in kernel.tensors}
     return Abi(
         inputs=(
             *(a for t, a in arrays.items() if t.role == "in"),
             *(arrays[block.tensor] for block in made.blocks.kept),
         ),
-        scalars=tuple(Array(s.name, (), s.dtype.name) for s in kernel.scalars),
+        scalars=tuple(Array(authors[s.name], (), s.dtype.name) for s in kernel.scalars),
         outputs=tuple(a for t, a in arrays.items() if t.role == "out"),
         steps=programs(plan) * max(1, plan.steps),
         visits=tuple(made.visits),

@@ -14,16 +14,15 @@ def host(made: KernelText, vmem_bytes: int) -> str:
     """The text of the function; the kernel may use ``vmem_bytes`` of vector memory."""
     kernel, plan, out = made.kernel, made.plan, Writer()
     kept = made.blocks.kept
-    inputs = [made.name(t.name) for t in kernel.tensors if t.role == "in"]
-    inputs += [made.name(b.tensor.name) for b in kept]
-    scalars = [made.name(s.name) for s in kernel.scalars]
-    results = [made.name(b.tensor.name) for b in made.blocks.written]
+    inputs = [t.name for t in kernel.tensors if t.role == "in"] + [b.tensor.name for b in kept]
+    scalars = [s.name for s in kernel.scalars]
+    results = [b.tensor.name for b in made.blocks.written]
     grid = [g.dim if isinstance(g, ir.Each) else f"pl.cdiv({g.dim}, {g.block})" for g in kernel.grid]
     semantics = ['"parallel"'] * len(grid)
     if plan.steps:
         grid.append(str(plan.steps))
         semantics.append('"arbitrary"')
-    with out.block(f"def {made.name(kernel.name)}({', '.join([*inputs, *scalars, 'interpret=False'])}):"):
+    with out.block(f"def {kernel.name}({', '.join([*inputs, *scalars, 'interpret=False'])}):"):
         shapes = [f"{b.tensor.name} ({', '.join(b.tensor.dims)}) {b.tensor.dtype}" for b in made.blocks.written]
         out.line(f'"""Gives {", ".join(shapes)}."""')
         with out.block(f"{_tuple(results)} = pl.pallas_call("):
@@ -66,10 +65,10 @@ def host(made: KernelText, vmem_bytes: int) -> str:
 
 def _arguments(made: KernelText) -> list[str]:
     """What the kernel is called on: scalars first, which index maps may read."""
-    elements = [f"{made.name(t.name)}.astype({_SCALAR[t.dtype.kind]})" for t in made.blocks.scalars]
-    scalars = [f"jnp.asarray({made.name(s.name)}, {JAX_DTYPES[s.dtype.name]}).reshape(1)" for s in made.kernel.scalars]
+    elements = [f"{t.name}.astype({_SCALAR[t.dtype.kind]})" for t in made.blocks.scalars]
+    scalars = [f"jnp.asarray({s.name}, {JAX_DTYPES[s.dtype.name]}).reshape(1)" for s in made.kernel.scalars]
     blocks = [*made.blocks.read, *made.blocks.kept]
-    return elements + scalars + [made.blocks.array(b, made.name(b.tensor.name)) for b in blocks]
+    return elements + scalars + [made.blocks.array(b, b.tensor.name) for b in blocks]
 
 
 def _spec(made: KernelText, block: Block) -> list[str]:

@@ -58,9 +58,9 @@ class _Emitter:
     def __init__(self, kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") -> None:
         self.kernel, self.facts, self.target, self.config = kernel, known, target, config
         names = Names()
-        self.entry = names.new(kernel.name)
         for helper in HELPERS:
             names.new(helper)
+        self.entry = names.new(kernel.name)
         self.axes = Axes(known, names, tiles(kernel))
         emulate = frozenset(t.dtype.name for t in kernel.tensors) - target.dtypes
         precision = str(config.get("precision", "ieee"))
