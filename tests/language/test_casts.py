@@ -235,7 +235,7 @@ def test_a_scalar_of_extents(backend: str) -> None:
 NARROW = [(bf16, ml_dtypes.bfloat16), (f16, np.float16), (f8e4m3, ml_dtypes.float8_e4m3fn), (f32, np.float32)]
 
 
-@pytest.mark.parametrize(("dtype", "numpy"), NARROW, ids=lambda d: str(d))
+@pytest.mark.parametrize(("dtype", "numpy"), NARROW, ids=str)
 def test_numbers_round_as_arrays_do(dtype: Any, numpy: Any) -> None:
     generator = np.random.default_rng(0)
     for value in (generator.standard_normal(2000) * 10.0 ** generator.integers(-12, 12, 2000)).tolist():
