@@ -1,4 +1,4 @@
-"""Checks of indices in a generated Triton module: what may be of no element is compared with its dim, and the first is reported.
+"""Checks of indices in a generated Triton module: what may be of no element is compared with its dim, and reported.
 
 A device cannot raise. A bad index is not followed, and goes with the number of its place to a word in memory, for whoever
 launched the kernel to read; ``device_assert`` would end the whole program's use of the device.

@@ -1,8 +1,8 @@
 """Indices that may be of no element: which of a kernel's scalar indices are seen to lie within their dims, and which are not.
 
-Where an index can only be one value, that decides it here: a literal beyond its dim is an error before anything runs. Others are
-followed as intervals (``h // kd.group("H", "G")`` stays below G, ``kd.minimum(i, kd.size("V") - 1)`` below V); what is loaded or
-given with the call may be anything, and stays ``ir.Checked``: every backend sees to that in its own way.
+Where an index can only be one value, that decides it here: a literal beyond its dim is an error before anything runs. Others
+are followed as intervals (``h // kd.group("H", "G")`` stays below G, ``kd.minimum(i, kd.size("V") - 1)`` below V); what is
+loaded or given with the call may be anything, and stays ``ir.Checked``: every backend sees to that in its own way.
 """
 
 from collections import Counter
@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from kpt_dsl import ir
+from kpt_dsl.dtypes import i32
 from kpt_dsl.errors import IndexRangeError
 from kpt_dsl.ir import Expr
+from kpt_dsl.passes.intervals import Interval, around, of_one, of_two
 
-Span = tuple[int, int]
-"""The least and the greatest value that an i32 may have."""
-
-ANY: Span = (-(2**31), 2**31 - 1)
+ANY: Interval = (-(2**31), 2**31 - 1)
+"""Of an i32 of which nothing is known."""
 
 
 def check(kernel: ir.Kernel, extents: Mapping[str, int]) -> ir.Kernel:
@@ -107,12 +107,12 @@ class _Check:
         return ir.Checked(x, tensor, dim, type=x.type, loc=at if isinstance(given, ir.Checked) else loc)
 
     # -------------------------------------------------------------- intervals
-    def span(self, e: Expr) -> Span:
+    def span(self, e: Expr) -> Interval:
         """The least and greatest value of an i32 scalar."""
         low, high = self._span(e)
         return (low, high) if ANY[0] <= low and high <= ANY[1] else ANY  # what does not fit may be anything
 
-    def _span(self, e: Expr) -> Span:
+    def _span(self, e: Expr) -> Interval:
         match e:
             case ir.Const(value=value):
                 return int(value), int(value)
@@ -131,34 +131,9 @@ class _Check:
             case ir.Checked(x=x):
                 return self.span(x)
             case ir.Where(a=a, b=b):
-                return _hull(*self.span(a), *self.span(b))
-            case ir.Unary(op="neg", x=x):
-                low, high = self.span(x)
-                return -high, -low
-            case ir.Binary(op=op, a=a, b=b):
-                return _combined(op, self.span(a), self.span(b))
+                return around([self.span(a), self.span(b)]) or ANY
+            case ir.Unary(op=op, x=x) if x.type.dtype == i32:
+                return of_one(op, self.span(x)) or ANY
+            case ir.Binary(op=op, a=a, b=b) if a.type.dtype == i32:
+                return of_two(op, self.span(a), self.span(b)) or ANY
         return ANY
-
-
-def _hull(*values: int) -> Span:
-    return min(values), max(values)
-
-
-def _combined(op: ir.BinaryOp, a: Span, b: Span) -> Span:
-    """What an operation makes of two intervals."""
-    match op:
-        case "add":
-            return a[0] + b[0], a[1] + b[1]
-        case "sub":
-            return a[0] - b[1], a[1] - b[0]
-        case "mul":
-            return _hull(*(x * y for x in a for y in b))
-        case "min":
-            return min(a[0], b[0]), min(a[1], b[1])
-        case "max":
-            return max(a[0], b[0]), max(a[1], b[1])
-        case "floordiv" if b[0] > 0:
-            return _hull(*(x // y for x in a for y in b))
-        case "mod" if b[0] > 0:
-            return a if a[0] >= 0 and a[1] < b[0] else (0, b[1] - 1)
-    return ANY

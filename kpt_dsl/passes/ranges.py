@@ -15,10 +15,8 @@ from kpt_dsl.dtypes import i32
 from kpt_dsl.errors import InputError
 from kpt_dsl.ir import Expr
 from kpt_dsl.passes import fold
+from kpt_dsl.passes.intervals import Interval, around, of_one, of_two
 from kpt_dsl.passes.split import interior
-
-Interval = tuple[int, int]
-"""The least and the greatest number that an expression may come to."""
 
 LARGEST_BLOCK = 1 << 16
 """More lanes than a tile has on any machine."""
@@ -103,7 +101,7 @@ def _made_of(kernel: ir.Kernel, expr: Expr) -> list[str]:
     for stmt in ir.statements(kernel.body):
         if isinstance(stmt, ir.Assign):
             values.setdefault(stmt.name, []).append(stmt.value)
-    tiles = {g.name: g.dim for g in (*kernel.grid, *(s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For)))}
+    tiles = {g.name: g.dim for g in (*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For)))}
     found: dict[str, None] = {}
 
     def visit(top: Expr) -> None:
@@ -111,7 +109,9 @@ def _made_of(kernel: ir.Kernel, expr: Expr) -> list[str]:
             match node:
                 case ir.Param(name=name) | ir.Size(dim=name) | ir.Lanes(axis=ir.Axis(dim=name)):
                     found[name] = None
-                case ir.Index(name=name) | ir.Start(tile=name) | ir.Stop(tile=name):
+                case ir.Index(name=name):
+                    found[tiles[name]] = None
+                case ir.Start(tile=name) | ir.Stop(tile=name) | ir.Count(tile=name) | ir.Before(tile=name):
                     found[tiles[name]] = None
                 case ir.Var(name=name):
                     for value in values.pop(name, []):
@@ -145,7 +145,7 @@ class _Walk:
         return None
 
     def loop(self, loop: ir.For) -> Beyond | None:
-        self.dim_of[loop.tile.name] = loop.tile.dim
+        self.dim_of[loop.over.name] = loop.over.dim
         self.known |= dict.fromkeys(loop.carried)
         before = dict(self.known)
         found = self.block(loop.body)  # what the author wrote is told of before what is made of it
@@ -161,6 +161,8 @@ class _Walk:
     def ends(self, loop: ir.For) -> tuple[Expr, ...]:
         """The scalars that are computed to find where a loop needs no masks. Padding, which is not in this IR yet, may have its
         start rounded up where no mask of the author's does."""
+        if not isinstance(loop.over, ir.Tile):
+            return ()
         clear = interior(self.kernel, loop)
         return (clear.start, clear.stop) if clear is not None else (fold.round_up(loop.start, loop.tile.name),)
 
@@ -187,9 +189,9 @@ class _Walk:
                 return self.known.get(name)
             case ir.Size(dim=dim):
                 return self.dims[dim], self.dims[dim]
-            case ir.Index(name=name) | ir.Start(tile=name):
+            case ir.Index(name=name) | ir.Start(tile=name) | ir.Before(tile=name):
                 return self.indices(self.dim_of[name])
-            case ir.Stop(tile=name):
+            case ir.Stop(tile=name) | ir.Count(tile=name):
                 return 0, self.dims[self.dim_of[name]]
             case ir.Lanes(axis=axis):
                 return self.indices(axis.dim)
@@ -198,14 +200,14 @@ class _Walk:
             case ir.Full() | ir.Expand() | ir.Transpose() | ir.Reduce(op="max" | "min"):
                 return parts[0]
             case ir.Where():
-                return _around(parts[1:])
+                return around(parts[1:])
             case ir.Unary(op=op):
-                return None if parts[0] is None else _OF_ONE[op](*parts[0])
+                return None if parts[0] is None else of_one(op, parts[0])
             case ir.Binary(op="mul", a=ir.Binary(op="floordiv", a=x, b=ir.Block() as block), b=ir.Block() as by) if block == by:
                 return self.rounded(x, block)
             case ir.Binary(op=op):
                 left, right = parts
-                return None if left is None or right is None else _of_two(op, left, right)
+                return None if left is None or right is None else of_two(op, left, right)
         return None
 
     def rounded(self, x: Expr, block: ir.Block) -> Interval | None:
@@ -219,41 +221,6 @@ class _Walk:
 
     def indices(self, dim: str) -> Interval:
         return 0, max(self.dims[dim] - 1, 0)
-
-
-_OF_ONE = {
-    "neg": lambda low, high: (-high, -low),
-    "abs": lambda low, high: (max(low, -high, 0), max(-low, high)),
-}
-
-
-def _around(intervals: list[Interval | None]) -> Interval | None:
-    """The least interval that holds all."""
-    known = [i for i in intervals if i is not None]
-    if len(known) < len(intervals):
-        return None
-    return min(low for low, _ in known), max(high for _, high in known)
-
-
-def _of_two(op: str, a: Interval, b: Interval) -> Interval | None:
-    """The interval of a binary operation; None where a divisor may be zero."""
-    match op:
-        case "add":
-            return a[0] + b[0], a[1] + b[1]
-        case "sub":
-            return a[0] - b[1], a[1] - b[0]
-        case "max":
-            return max(a[0], b[0]), max(a[1], b[1])
-        case "min":
-            return min(a[0], b[0]), min(a[1], b[1])
-    if op != "mul" and b[0] <= 0 <= b[1]:
-        return None
-    if op == "mod":
-        if b[0] > 0:
-            return (a[0], a[1]) if a[0] >= 0 and a[1] < b[0] else (0, b[1] - 1)
-        return b[0] + 1, 0
-    corners = [x * y if op == "mul" else x // y for x in a for y in b]
-    return min(corners), max(corners)
 
 
 def check_dims(name: str, dims: Mapping[str, int]) -> None:

@@ -57,7 +57,7 @@ def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", ta
 
 
 def prepare(problem: "Problem", config: "Config", device: int) -> Launch:
-    """A launch of a problem on a CUDA or ROCm device, compiled if it has to be; one that checks indices while that is asked for.
+    """A launch of a problem on a CUDA or ROCm device, compiled if it has to be; it checks indices while that is asked for.
 
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
     """
