@@ -21,7 +21,8 @@ ANY: Span = (-(2**31), 2**31 - 1)
 
 
 def check(kernel: ir.Kernel, extents: Mapping[str, int]) -> ir.Kernel:
-    """``kernel`` with those scalar indices in ``Checked`` that are not seen to be within their dims, at these extents.
+    """``kernel`` with those scalar indices in ``Checked`` that are not seen to be within their dims, at these extents, and with
+    starts of loops that do not lie beyond the dim, whatever was loaded for them.
 
     Raises IndexRangeError for an index that cannot be, unless no program runs or its load has a condition.
     """
@@ -55,6 +56,7 @@ class _Check:
         self.tiles = {loop.name: extents[loop.dim] for loop in loops if isinstance(loop, ir.Tile)}
         assigned = [s for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)]
         count = Counter(s.name for s in assigned)
+        self.values = {name: [s.value for s in assigned if s.name == name] for name in count}
         # Of a variable that is assigned once, what it is holds wherever it is read.
         self.definitions = {s.name: s.value for s in assigned if count[s.name] == 1}
 
@@ -71,6 +73,10 @@ class _Check:
                 return replace(stmt, index=index, value=self.expr(stmt.value))
             case ir.For():
                 start, stop = self.expr(stmt.start), self.expr(stmt.stop)
+                if self.span(start)[1] > self.extents[stmt.tile.dim] and self.given(start):
+                    # Rounded up to a tile's start, it would not fit in 32 bits.
+                    size = ir.Size(stmt.tile.dim, type=start.type, loc=stmt.loc)
+                    start = ir.Binary("min", start, size, type=start.type, loc=stmt.loc)
                 body = self.block(stmt.body) if self.extents[stmt.tile.dim] else stmt.body  # else it never runs
                 return replace(stmt, start=start, stop=stop, body=body)
         raise AssertionError(stmt)
@@ -105,6 +111,19 @@ class _Check:
             place = at if at != ir.NOWHERE else loc
             raise IndexRangeError(place.explain(f"{self.kernel.name}: {what}", allowed))
         return ir.Checked(x, tensor, dim, type=x.type, loc=at if isinstance(given, ir.Checked) else loc)
+
+    def given(self, e: Expr, computed: bool = False, seen: frozenset[str] = frozenset()) -> bool:
+        """Whether a bound is, or is computed from, what is loaded; or is an argument as it was given."""
+        match e:
+            case ir.Load():
+                return True
+            case ir.Param():
+                return not computed
+            case ir.Var(name=name):
+                return name not in seen and any(self.given(v, computed, seen | {name}) for v in self.values.get(name, []))
+            case ir.Where(a=a, b=b) | ir.Binary(op="min" | "max", a=a, b=b):
+                return self.given(a, computed, seen) or self.given(b, computed, seen)
+        return any(self.given(x, True, seen) for x in ir.children(e))
 
     # -------------------------------------------------------------- intervals
     def span(self, e: Expr) -> Span:
