@@ -6,7 +6,7 @@ given with the call may be anything, and stays ``ir.Checked``: every backend see
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +34,23 @@ def check(kernel: ir.Kernel, extents: Mapping[str, int]) -> ir.Kernel:
 def checked(kernel: ir.Kernel) -> bool:
     """Whether a kernel has an index that may be of no element."""
     return any(isinstance(e, ir.Checked) for e in ir.every_expr(kernel.body))
+
+
+def indexed_with(kernel: ir.Kernel) -> Iterator[tuple[str, str]]:
+    """The tensors and scalar arguments that such indices are made of, each with a dim that it indexes."""
+    values: dict[str, list[Expr]] = {}
+    for stmt in ir.statements(kernel.body):
+        if isinstance(stmt, ir.Assign):
+            values.setdefault(stmt.name, []).append(stmt.value)
+    for index in (e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Checked)):
+        todo, seen = [index.x], set[str]()
+        while todo:
+            for e in ir.walk(todo.pop()):
+                if isinstance(e, ir.Load | ir.Param):
+                    yield e.tensor if isinstance(e, ir.Load) else e.name, index.dim
+                elif isinstance(e, ir.Var) and e.name not in seen:
+                    seen.add(e.name)
+                    todo += values.get(e.name, [])
 
 
 def place(kernel: ir.Kernel, index: ir.Checked) -> str:
