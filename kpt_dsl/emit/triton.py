@@ -13,8 +13,8 @@ from kpt_dsl import ir
 from kpt_dsl.emit import Source, gluon, triton_epilogue
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
-from kpt_dsl.emit.triton_checks import Checks
 from kpt_dsl.emit.triton_axes import Axes, Bounds, Scope
+from kpt_dsl.emit.triton_checks import Checks
 from kpt_dsl.emit.triton_expr import Expressions
 from kpt_dsl.emit.triton_facts import Facts, facts, tiles
 from kpt_dsl.emit.triton_grid import Grid

@@ -66,9 +66,7 @@ class Memory:
         checked = [] if self.checks is None else self.checks.write(index, "".join(given), out, loc)
         return given + checked
 
-    def _load_repeated(
-        self, e: ir.Load, asked: list[str], zero: str, out: Writer, loc: ir.Loc, name: str
-    ) -> None:
+    def _load_repeated(self, e: ir.Load, asked: list[str], zero: str, out: Writer, loc: ir.Loc, name: str) -> None:
         """A tile whose elements are all the same one: a scalar in one register, where a tile would take many."""
         kept, dtype, tl = kept_axes(e.index), self.expressions.dtype(e.type.dtype), self.expressions.axes.language
         index = tuple(i if isinstance(i, ir.Expr) else ir.scalar(0) for i in e.index)

@@ -1,8 +1,8 @@
 """Indices that may be of no element: which of a kernel's scalar indices are seen to lie within their dims, and which are not.
 
-Where an index can only be one value, that decides it here: a literal beyond its dim is an error before anything runs. Others are
-followed as intervals (``h // kd.group("H", "G")`` stays below G, ``kd.minimum(i, kd.size("V") - 1)`` below V); what is loaded or
-given with the call may be anything, and stays ``ir.Checked``: every backend sees to that in its own way.
+An index that can only have one value is decided here: a literal beyond its dim is an error before anything runs. Others are
+followed as intervals (``h // kd.group("H", "G")`` stays below G); what is loaded or given with the call may be anything, and
+stays ``ir.Checked``: every backend sees to that in its own way.
 """
 
 from collections import Counter
@@ -120,7 +120,7 @@ class _Check:
         x, at = (given.x, given.loc) if isinstance(given, ir.Checked) else (given, given.loc)
         low, high = self.span(x)
         extent = self.extents[dim]
-        if 0 <= low and high < extent:
+        if low >= 0 and high < extent:
             return x
         if low == high and when is None:
             allowed = f"indices of {dim} go from 0 to {extent - 1}" if extent else f"{dim} has no index"
@@ -137,7 +137,9 @@ class _Check:
             case ir.Param():
                 return not computed
             case ir.Var(name=name):
-                return name not in seen and any(self.given(v, computed, seen | {name}) for v in self.values.get(name, []))
+                return name not in seen and any(
+                    self.given(v, computed, seen | {name}) for v in self.values.get(name, [])
+                )
             case ir.Where(a=a, b=b) | ir.Binary(op="min" | "max", a=a, b=b):
                 return self.given(a, computed, seen) or self.given(b, computed, seen)
         return any(self.given(x, True, seen) for x in ir.children(e))
@@ -194,5 +196,5 @@ def _combined(op: ir.BinaryOp, a: Span, b: Span) -> Span:
         case "floordiv" if b[0] > 0:
             return _hull(*(x // y for x in a for y in b))
         case "mod" if b[0] > 0:
-            return a if 0 <= a[0] and a[1] < b[0] else (0, b[1] - 1)
+            return a if a[0] >= 0 and a[1] < b[0] else (0, b[1] - 1)
     return ANY

@@ -13,7 +13,9 @@ def whole(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def run(kernel: kd.Kernel, backend: str, shapes: dict[str, Any], block: int | None = None, **inputs: Any) -> dict[str, Any]:
+def run(
+    kernel: kd.Kernel, backend: str, shapes: dict[str, Any], block: int | None = None, **inputs: Any
+) -> dict[str, Any]:
     """The outputs; ``shapes``: of each, a tensor to be like or a tuple. ``block``: of every tiled dim."""
     if backend == "pallas":
         import pytest

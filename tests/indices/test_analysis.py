@@ -36,7 +36,10 @@ UNPROVEN = {
     "bounded on one side": ("row[m] = w[kd.minimum(shift, 5)]", "w[checked(min(shift, 5))]"),
     "what wraps": ("row[m] = w[kd.minimum(m * 1000000000, 5)]", "w[checked(min(m * 1000000000, 5))]"),
     "a remainder by what may be zero": ("row[m] = w[5 % shift]", "w[checked(5 % shift)]"),
-    "a variable with two values": ("i = kd.minimum(kd.maximum(shift, 0), 5)\n    i = i + shift\n    row[m] = w[i]", "w[checked(i)]"),
+    "a variable with two values": (
+        "i = kd.minimum(kd.maximum(shift, 0), 5)\n    i = i + shift\n    row[m] = w[i]",
+        "w[checked(i)]",
+    ),
     "a store": ("y[shift, m] = 1.0", "y[checked(shift), m]"),
 }
 
@@ -63,7 +66,11 @@ def test_conditions_stay_only_where_an_index_needs_them(tmp_path: Path) -> None:
     assert "when" not in str(lower(tmp_path, vector))
 
 
-OPS = [(name, dict(shape.dims), shape.dtype, dict(shape.flags)) for name, op in registry.OPS.items() for shape in op.shapes[:4]]
+OPS = [
+    (name, dict(shape.dims), shape.dtype, dict(shape.flags))
+    for name, op in registry.OPS.items()
+    for shape in op.shapes[:4]
+]
 
 
 @pytest.mark.parametrize(("name", "dims", "dtype", "flags"), OPS, ids=lambda x: x if isinstance(x, str) else "")
@@ -73,7 +80,9 @@ def test_every_op_is_proven(name: str, dims: dict[str, int], dtype: str, flags: 
 
 
 def problem(D: int = 64) -> Problem:
-    return Problem.of_shapes(kernels.rows_or, {"V": 100, "D": D, "M": 8}, {"table": "bf16", "index": "i32", "y": "bf16"})
+    return Problem.of_shapes(
+        kernels.rows_or, {"V": 100, "D": D, "M": 8}, {"table": "bf16", "index": "i32", "y": "bf16"}
+    )
 
 
 @pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])

@@ -1,4 +1,4 @@
-"""Indices on every backend: right where they are some; where they are none, an error that says which, or the nearest on Pallas."""
+"""Indices on every backend: right where they are some, else an error that says which; on Pallas the nearest that is."""
 
 import pytest
 import torch
@@ -9,7 +9,12 @@ from tests.indices.running import BACKENDS, run, whole
 from tests.tolerances import assert_close
 
 TABLE = torch.arange(12.0).reshape(6, 2)
-BAD = [(whole(0, 6, 2), 6), (whole(0, 1, -1), -1), (whole(2**31 - 1, 0, 0), 2**31 - 1), (whole(-(2**31), 0, 0), -(2**31))]
+BAD = [
+    (whole(0, 6, 2), 6),
+    (whole(0, 1, -1), -1),
+    (whole(2**31 - 1, 0, 0), 2**31 - 1),
+    (whole(-(2**31), 0, 0), -(2**31)),
+]
 CHECKING = ("numpy", "triton")
 
 
@@ -169,6 +174,8 @@ def test_scalars_of_every_kind(backend: str, dtype: torch.dtype) -> None:
 def test_scalars_that_loops_carry(backend: str) -> None:
     x = torch.full((4, 300), -2.0)
     x[0, 299], x[1, 10], x[1, 299] = 5.0, 0.5, 9.0
-    got = run(kernels.largest, backend, {"y": (4,), "found": whole(0, 0, 0, 0)}, block=128, x=x, stop=whole(300, 200, 0, -7))
+    got = run(
+        kernels.largest, backend, {"y": (4,), "found": whole(0, 0, 0, 0)}, block=128, x=x, stop=whole(300, 200, 0, -7)
+    )
     assert got["y"].tolist() == [5.0, 0.5, -torch.inf, -torch.inf]
     assert got["found"].tolist() == [1, 0, 0, 0]
