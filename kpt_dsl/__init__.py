@@ -12,7 +12,7 @@ def softmax(x: kd.In, out: kd.Out) -> None:
 
 from typing import TYPE_CHECKING, Any
 
-from kpt_dsl.checking import checking
+from kpt_dsl.checks import checking
 from kpt_dsl.dtypes import DType, bf16, f8e4m3, f8e5m2, f16, f32, i32, i64
 from kpt_dsl.errors import (
     CompileError,

@@ -57,7 +57,10 @@ class Value:
 
 
 class In:
-    """A tensor argument that is read: ``x[m, :]`` loads a tile, with one index a dim (tile, scalar, or ``:`` for all of it)."""
+    """A tensor argument that is read: ``x[m, :]`` loads a tile, with one index a dim (tile, scalar, or ``:`` for all of it).
+
+    A scalar index must be one of its dim, from 0 up: IndexRangeError says where it is not (on GPUs within ``kd.checking()``).
+    """
 
     def __getitem__(self, index: Any) -> Value:
         _never("In")
@@ -178,7 +181,10 @@ def dot(a: Value, b: Value, acc: Value | None = None) -> Value:
 
 
 def where(cond: Any, a: Any, b: Any) -> Value:
-    """``a`` where the condition holds, else ``b``, element by element."""
+    """``a`` where the condition holds, else ``b``, element by element.
+
+    With a scalar condition, what is loaded in ``a`` or ``b`` is loaded only where that one is taken.
+    """
     _never("where")
 
 

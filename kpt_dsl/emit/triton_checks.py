@@ -1,4 +1,4 @@
-"""Checks of indices in a generated Triton module: what may be of no element is compared with its dim, and reported.
+"""Checks of indices in a generated Triton module: each is compared with its dim, and the first that is none of it is reported.
 
 A device cannot raise. A bad index is not followed, and goes with the number of its place to a word in memory, for whoever
 launched the kernel to read; ``device_assert`` would end the whole program's use of the device.
@@ -37,9 +37,7 @@ class Checks:
         names = expressions.axes.names
         return cls(kernel, expressions, names.new("report"), names.new("is_inside"))
 
-    def write(
-        self, index: tuple[ir.Axis | ir.Expr, ...], when: str, out: Writer, loc: ir.Loc
-    ) -> list[str]:
+    def write(self, index: tuple[ir.Axis | ir.Expr, ...], when: str, out: Writer, loc: ir.Loc) -> list[str]:
         """Write the checks of an index that is used where ``when`` holds (empty: always); the names of their outcomes."""
         axes, outcomes = self.expressions.axes, []
         for position, entry in enumerate(index):

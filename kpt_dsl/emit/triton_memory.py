@@ -12,7 +12,7 @@ from kpt_dsl import ir
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Pointer, Stride
 from kpt_dsl.emit.triton_checks import Checks
-from kpt_dsl.emit.triton_expr import ADD, ATOM, LOOSE, MULTIPLY, Expressions
+from kpt_dsl.emit.triton_expr import AND, ATOM, LOOSE, MULTIPLY, Expressions
 from kpt_dsl.emit.triton_facts import TMA_BYTES, TMA_ROWS
 
 Index = tuple[ir.Axis | ir.Expr, ...]
@@ -62,13 +62,11 @@ class Memory:
 
     def _asked(self, index: Index, when: ir.Expr | None, out: Writer, loc: ir.Loc) -> list[str]:
         """The conditions, scalars all, under which an index is used; checks of it are written first."""
-        given = [] if when is None else [self.expressions.text(when, ADD)]
+        given = [] if when is None else [self.expressions.text(when, AND)]
         checked = [] if self.checks is None else self.checks.write(index, "".join(given), out, loc)
         return given + checked
 
-    def _load_repeated(
-        self, e: ir.Load, asked: list[str], zero: str, out: Writer, loc: ir.Loc, name: str
-    ) -> None:
+    def _load_repeated(self, e: ir.Load, asked: list[str], zero: str, out: Writer, loc: ir.Loc, name: str) -> None:
         """A tile whose elements are all the same one: a scalar in one register, where a tile would take many."""
         kept, dtype, tl = kept_axes(e.index), self.expressions.dtype(e.type.dtype), self.expressions.axes.language
         index = tuple(i if isinstance(i, ir.Expr) else ir.scalar(0) for i in e.index)

@@ -1,12 +1,12 @@
 """Indices that may be of no element: which of a kernel's scalar indices are seen to lie within their dims, and which are not.
 
-Where an index can only be one value, that decides it here: a literal beyond its dim is an error before anything runs. Others
-are followed as intervals (``h // kd.group("H", "G")`` stays below G, ``kd.minimum(i, kd.size("V") - 1)`` below V); what is
-loaded or given with the call may be anything, and stays ``ir.Checked``: every backend sees to that in its own way.
+An index that can only have one value is decided here: a literal beyond its dim is an error before anything runs. Others are
+followed as intervals (``h // kd.group("H", "G")`` stays below G); what is loaded or given with the call may be anything, and
+stays ``ir.Checked``: every backend sees to that in its own way.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,8 @@ ANY: Interval = (-(2**31), 2**31 - 1)
 
 
 def check(kernel: ir.Kernel, extents: Mapping[str, int]) -> ir.Kernel:
-    """``kernel`` with those scalar indices in ``Checked`` that are not seen to be within their dims, at these extents.
+    """``kernel`` with those scalar indices in ``Checked`` that are not seen to be within their dims, at these extents, and with
+    starts of loops that do not lie beyond the dim, whatever was loaded for them.
 
     Raises IndexRangeError for an index that cannot be, unless no program runs or its load has a condition.
     """
@@ -33,6 +34,23 @@ def check(kernel: ir.Kernel, extents: Mapping[str, int]) -> ir.Kernel:
 def checked(kernel: ir.Kernel) -> bool:
     """Whether a kernel has an index that may be of no element."""
     return any(isinstance(e, ir.Checked) for e in ir.every_expr(kernel.body))
+
+
+def indexed_with(kernel: ir.Kernel) -> Iterator[tuple[str, str]]:
+    """The tensors and scalar arguments that such indices are made of, each with a dim that it indexes."""
+    values: dict[str, list[Expr]] = {}
+    for stmt in ir.statements(kernel.body):
+        if isinstance(stmt, ir.Assign):
+            values.setdefault(stmt.name, []).append(stmt.value)
+    for index in (e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Checked)):
+        todo, seen = [index.x], set[str]()
+        while todo:
+            for e in ir.walk(todo.pop()):
+                if isinstance(e, ir.Load | ir.Param):
+                    yield e.tensor if isinstance(e, ir.Load) else e.name, index.dim
+                elif isinstance(e, ir.Var) and e.name not in seen:
+                    seen.add(e.name)
+                    todo += values.get(e.name, [])
 
 
 def place(kernel: ir.Kernel, index: ir.Checked) -> str:
@@ -55,6 +73,7 @@ class _Check:
         self.tiles = {loop.name: extents[loop.dim] for loop in loops if isinstance(loop, ir.Tile)}
         assigned = [s for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)]
         count = Counter(s.name for s in assigned)
+        self.values = {name: [s.value for s in assigned if s.name == name] for name in count}
         # Of a variable that is assigned once, what it is holds wherever it is read.
         self.definitions = {s.name: s.value for s in assigned if count[s.name] == 1}
 
@@ -71,6 +90,10 @@ class _Check:
                 return replace(stmt, index=index, value=self.expr(stmt.value))
             case ir.For():
                 start, stop = self.expr(stmt.start), self.expr(stmt.stop)
+                if self.span(start)[1] > self.extents[stmt.over.dim] and self.given(start):
+                    # Rounded up to a tile's start, it would not fit in 32 bits.
+                    size = ir.Size(stmt.over.dim, type=start.type, loc=stmt.loc)
+                    start = ir.Binary("min", start, size, type=start.type, loc=stmt.loc)
                 body = self.block(stmt.body) if self.extents[stmt.over.dim] else stmt.body  # else it never runs
                 return replace(stmt, start=start, stop=stop, body=body)
         raise AssertionError(stmt)
@@ -106,6 +129,21 @@ class _Check:
             raise IndexRangeError(place.explain(f"{self.kernel.name}: {what}", allowed))
         return ir.Checked(x, tensor, dim, type=x.type, loc=at if isinstance(given, ir.Checked) else loc)
 
+    def given(self, e: Expr, computed: bool = False, seen: frozenset[str] = frozenset()) -> bool:
+        """Whether a bound is, or is computed from, what is loaded; or is an argument as it was given."""
+        match e:
+            case ir.Load():
+                return True
+            case ir.Param():
+                return not computed
+            case ir.Var(name=name):
+                return name not in seen and any(
+                    self.given(v, computed, seen | {name}) for v in self.values.get(name, [])
+                )
+            case ir.Where(a=a, b=b) | ir.Binary(op="min" | "max", a=a, b=b):
+                return self.given(a, computed, seen) or self.given(b, computed, seen)
+        return any(self.given(x, True, seen) for x in ir.children(e))
+
     # -------------------------------------------------------------- intervals
     def span(self, e: Expr) -> Interval:
         """The least and greatest value of an i32 scalar."""
@@ -137,3 +175,27 @@ class _Check:
             case ir.Binary(op=op, a=a, b=b) if a.type.dtype == i32:
                 return of_two(op, self.span(a), self.span(b)) or ANY
         return ANY
+
+
+def _hull(*values: int) -> Span:
+    return min(values), max(values)
+
+
+def _combined(op: ir.BinaryOp, a: Span, b: Span) -> Span:
+    """What an operation makes of two intervals."""
+    match op:
+        case "add":
+            return a[0] + b[0], a[1] + b[1]
+        case "sub":
+            return a[0] - b[1], a[1] - b[0]
+        case "mul":
+            return _hull(*(x * y for x in a for y in b))
+        case "min":
+            return min(a[0], b[0]), min(a[1], b[1])
+        case "max":
+            return max(a[0], b[0]), max(a[1], b[1])
+        case "floordiv" if b[0] > 0:
+            return _hull(*(x // y for x in a for y in b))
+        case "mod" if b[0] > 0:
+            return a if a[0] >= 0 and a[1] < b[0] else (0, b[1] - 1)
+    return ANY

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import ir, targets
-from kpt_dsl.checking import is_on
+from kpt_dsl.checks import is_on
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Report, Scalar, TritonAbi
 from kpt_dsl.errors import InputError, TargetError
@@ -57,7 +57,7 @@ def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", ta
 
 
 def prepare(problem: "Problem", config: "Config", device: int) -> Launch:
-    """A launch of a problem on a CUDA or ROCm device, compiled if it has to be; it checks indices while that is asked for.
+    """A launch of a problem on a CUDA or ROCm device, compiled if it has to be; checked while ``kpt_dsl.checking`` asks for it.
 
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
     """

@@ -21,9 +21,9 @@ def is_on() -> bool:
 def checking() -> Iterator[None]:
     """Within the block, kernels on GPUs check indices that are loaded or given with a call, in every thread of the process.
 
-    A launch of such a kernel then waits for it, and raises IndexRangeError for the first index that it met and that is none;
-    the load or store was left out, and the device stays usable. Kernels are compiled anew for it, and cannot be captured in graphs.
-    NumPy and the interpreters always check; Pallas never does. ``KPT_CHECK=1`` in the environment does the same everywhere.
+    A launch of such a kernel then waits for it, and raises IndexRangeError for the first index it met that is none; the load or
+    store was left out, and the device stays usable. Kernels are compiled anew for it, and cannot be captured in CUDA graphs.
+    NumPy and the interpreters always check; Pallas never does. ``KPT_CHECK=1`` in the environment does the same.
     """
     _change(1)
     try:
