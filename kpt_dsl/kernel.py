@@ -5,25 +5,19 @@ Knows the front end and the door to the runtime; a backend is found only when a 
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any, Literal
 
 from kpt_dsl import language
 from kpt_dsl.errors import InputError, KernelError
-from kpt_dsl.frontend.expressions import Helper
-from kpt_dsl.frontend.source import Source, fail, fingerprint, read
+from kpt_dsl.frontend.outside import Helper, Meaning, Outside
+from kpt_dsl.frontend.source import fail, read
 
 Role = Literal["in", "out"]
 
 
-def _helper_source(value: Any) -> Source | None:
-    return value.source if isinstance(value, Helper) else None
-
-
 def function(fn: Callable[..., Any]) -> Helper:
     """A helper for kernels: inlined where a kernel calls it, so one GELU serves every kernel. It ends with ``return``."""
-    source = read(fn)
-    return Helper(fn.__name__, fingerprint(source, _helper_source), source)
+    return Helper(read(fn))
 
 
 def kernel(**dims: str) -> Callable[[Callable[..., Any]], "Kernel"]:
@@ -52,6 +46,8 @@ class Kernel:
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
         self.source = read(fn)
+        self.now: Callable[[], Meaning] = Outside(self.source).now
+        """The kernel's text with what its names from outside mean now."""
         self.tensors: dict[str, tuple[str, ...]] = {}
         self.roles: dict[str, Role] = {}
         self.scalars: dict[str, Literal["float", "int"]] = {}
@@ -96,10 +92,10 @@ class Kernel:
         if "out" not in self.roles.values():
             fail(whole, f"kernel {self.name} has no output", "annotate the tensors it writes with kd.Out")
 
-    @cached_property
+    @property
     def source_hash(self) -> str:
-        """Of the kernel's text, the helpers it inlines and the constants it names, without layout and comments."""
-        return fingerprint(self.source, _helper_source)
+        """Of the kernel's text, the helpers it inlines and what it names from outside now, without layout and comments."""
+        return self.now().hash
 
     @property
     def dim_names(self) -> tuple[str, ...]:

@@ -4,15 +4,16 @@ Reads the few attributes that array libraries share (shape, dtype, strides); imp
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import ir
 from kpt_dsl.dtypes import DType, dtype, f32, i32
 from kpt_dsl.errors import InputError
-from kpt_dsl.frontend.expressions import Helper
 from kpt_dsl.frontend.lower import Specialisation, lower
+from kpt_dsl.frontend.outside import Helper, Meaning
+from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
@@ -35,16 +36,25 @@ class Problem:
 
     ``dtypes``: tensor parameter -> dtype name, None for an absent optional tensor. ``dims``: every symbolic dim -> extent.
     ``strides``: tensor -> strides in elements. ``statics``: static argument -> value, and absent optional scalars -> None.
-    ``aligned``: the tensors whose base address is 16-byte aligned.
+    ``aligned``: the tensors whose base address is 16-byte aligned. ``meaning``: the kernel's text with what it named from
+    outside when the problem was bound; ``functions`` the same of static arguments that are functions.
     """
 
     kernel: "Kernel"
     dtypes: tuple[tuple[str, str | None], ...]
     dims: tuple[tuple[str, int], ...]
     strides: tuple[tuple[str, tuple[int, ...]], ...]
-    statics: tuple[tuple[str, Any], ...]
+    statics: tuple[tuple[str, Any], ...] = field(compare=False)
     aligned: frozenset[str]
+    meaning: Meaning = field(compare=False, repr=False)
+    functions: Mapping[str, Meaning] = field(compare=False, repr=False)
+    _exactly: Hashable = field(init=False, repr=False)
     _lowered: "list[_Lowered]" = field(default_factory=list, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        values = {name: self.functions.get(name, value) for name, value in self.statics}
+        exactly = (self.meaning.hash, *((name, told_apart(value)) for name, value in values.items()))
+        object.__setattr__(self, "_exactly", exactly)
 
     @staticmethod
     def bind(kernel: "Kernel", arguments: Mapping[str, Any]) -> "Problem":
@@ -81,9 +91,10 @@ class Problem:
             strides.append((name, _strides(array)))
             if _aligned(array):
                 aligned.add(name)
+        statics = kernel.static_values(arguments)
         return Problem(
             kernel, tuple(dtypes), tuple((d, n) for d, (n, _) in dims.items()), tuple(strides),
-            kernel.static_values(arguments), frozenset(aligned),
+            statics, frozenset(aligned), kernel.now(), _functions(statics),
         )  # fmt: skip
 
     @staticmethod
@@ -117,17 +128,17 @@ class Problem:
         for name in present:
             shape = [dims[d] for d in kernel.tensors[name]]
             strides.append((name, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))))
+        values = kernel.static_values(statics, partial=True)
         return Problem(
             kernel,
             tuple((t, None if dtypes[t] is None else dtype(dtypes[t]).name) for t in kernel.tensors),
-            tuple((d, int(dims[d])) for d in needed), tuple(strides), kernel.static_values(statics, partial=True),
-            frozenset(present),
+            tuple((d, int(dims[d])) for d in needed), tuple(strides), values,
+            frozenset(present), kernel.now(), _functions(values),
         )  # fmt: skip
 
     def with_dims(self, **extents: int) -> "Problem":
         """The same problem with other extents, contiguous."""
-        dims = dict(self.dims) | extents
-        return Problem.of_shapes(self.kernel, dims, dict(self.dtypes), dict(self.statics))
+        return self._like(Problem.of_shapes(self.kernel, dict(self.dims) | extents, dict(self.dtypes)))
 
     def dim(self, name: str) -> int:
         """Extent of a dim."""
@@ -154,7 +165,10 @@ class Problem:
         """
         given = dict(choices or {})
         for known in self._lowered:
-            if all(given.get(name, options[0]) == known.taken[name] for name, options in known.kernel.choices):
+            if all(
+                told_apart(given.get(name, options[0])) == told_apart(known.taken[name])
+                for name, options in known.kernel.choices
+            ):
                 return known.kernel
         kernel = lower(self._specialisation(given))
         taken = {name: given.get(name, options[0]) for name, options in kernel.choices}
@@ -176,17 +190,29 @@ class Problem:
             if name not in statics
         )
         known = frozenset(d for t in tensors for d in t.dims)
-        return Specialisation(kernel.name, kernel.source, tensors, scalars, {**absent, **statics}, known, choices)
+        outside = {key: value for each in self.functions.values() for key, value in each.values.items()}
+        return Specialisation(
+            kernel.name, self.meaning.source, tensors, scalars, {**absent, **statics}, known, choices,
+            outside | dict(self.meaning.values),
+        )  # fmt: skip
 
     def contiguous(self) -> "Problem":
         """The same problem on contiguous, aligned tensors."""
-        return replace(Problem.of_shapes(self.kernel, dict(self.dims), dict(self.dtypes)), statics=self.statics)
+        return self._like(Problem.of_shapes(self.kernel, dict(self.dims), dict(self.dtypes)))
+
+    def _like(self, other: "Problem") -> "Problem":
+        """Another problem of the kernel with the static arguments and the meaning of this one."""
+        return replace(other, statics=self.statics, meaning=self.meaning, functions=self.functions)
 
     def __str__(self) -> str:
         dims = ",".join(f"{d}={n}" for d, n in self.dims)
         dtypes = ",".join(dict.fromkeys(t for _, t in self.dtypes if t is not None))
         statics = "".join(f" {k}={v.name if isinstance(v, Helper) else v}" for k, v in self.statics)
         return f"{self.kernel.name}[{dims} {dtypes}{statics}]"
+
+
+def _functions(statics: tuple[tuple[str, Any], ...]) -> dict[str, Meaning]:
+    return {name: value.now() for name, value in statics if isinstance(value, Helper)}
 
 
 def _strides(array: Any) -> tuple[int, ...]:

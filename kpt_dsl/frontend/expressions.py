@@ -5,19 +5,20 @@ An expression's value is tile IR (``ir.Expr``), a tensor argument, a tile, or a 
 
 import ast
 import difflib
-import importlib
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, cast
 
 from kpt_dsl import ir, language
 from kpt_dsl.dtypes import DType, f32, i32
 from kpt_dsl.frontend import typing as ty
+from kpt_dsl.frontend.outside import Helper, Outside, Unfollowed, Values
 from kpt_dsl.frontend.source import Source, fail
 from kpt_dsl.ir import Expr, Loc
+from kpt_dsl.values import told_apart
 
 
 @dataclass
@@ -35,29 +36,6 @@ class TileRef:
 
     dim: str
     tile: ir.Tile | None = None
-
-
-@dataclass(frozen=True)
-class Helper:
-    """A @kd.function: inlined where it is called. ``hash`` covers its text and what that inlines."""
-
-    name: str
-    hash: str
-    source: Source = field(compare=False, repr=False)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """For editors and type checkers: a value, or a tuple of them."""
-        language._never(self.name)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
-        """By name: another process reads the helper from its own source."""
-        return _helper_of, (self.source.fn.__module__, self.source.fn.__qualname__)
-
-
-def _helper_of(module: str, name: str) -> "Helper":
-    found = getattr(importlib.import_module(module), name)
-    assert isinstance(found, Helper)
-    return found
 
 
 def describe(value: Any) -> str:
@@ -91,14 +69,18 @@ _UNARY_FUNCTIONS: dict[Any, ir.UnaryOp] = {
 }  # fmt: skip
 _BINARY_FUNCTIONS: dict[Any, ir.BinaryOp] = {language.maximum: "max", language.minimum: "min"}
 _REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max", language.min: "min"}
+_UNKNOWN: Any = object()
 _TILE_PARTS = ("index", "start", "stop", "size")
 
 
 class Expressions:
     """Evaluates expressions in a scope; ``options`` collects the algorithm choices met."""
 
-    def __init__(self, source: Source, local: Local, dims: frozenset[str], choices: Mapping[str, Any]) -> None:
+    def __init__(
+        self, source: Source, local: Local, dims: frozenset[str], choices: Mapping[str, Any], outside: Values
+    ) -> None:
         self.source = source
+        self.outside = dict(outside)
         self.local = local
         self.dims = dims
         self.choices = choices
@@ -120,7 +102,12 @@ class Expressions:
             case ast.List(elts=elts):
                 return [self.expr(e) for e in elts]
             case ast.Attribute(value=base, attr=attr):
-                return self.attribute(self.expr(base), attr, loc)
+                inner = self.expr(base)
+                return (
+                    self.of_module(inner, node, loc)
+                    if isinstance(inner, ModuleType)
+                    else self.attribute(inner, attr, loc)
+                )
             case ast.UnaryOp(op=op, operand=operand):
                 return self.unary(op, self.expr(operand), loc)
             case ast.BinOp(left=left, op=op, right=right):
@@ -153,13 +140,41 @@ class Expressions:
         if name in self.local.ended:
             fail(loc, f"{name} is used outside the loop (line {self.local.ended[name].line}) that defines it",
                  f"define {name} before the loop, so that the loop carries it out")  # fmt: skip
-        try:
-            return self.source.resolve(name)
-        except KeyError:
+        if name in self.source.own:
+            whose = self.source.fn.__name__
+            fail(loc, f"{name} has no value here",
+                 f"assign it on every way here: as in Python, {name} is {whose}'s own everywhere in it")  # fmt: skip
+        if (found := self.from_outside(name, loc)) is _UNKNOWN:
             close = difflib.get_close_matches(name, [*self.local.values, *self.source.fn.__globals__], n=1)
             fail(
                 loc, f"{name} is not defined", f"did you mean {close[0]}?" if close else "assign it first, or import it"
             )
+        return found
+
+    def from_outside(self, name: str, loc: Loc) -> Any:
+        """What a name, dotted where it goes through modules, meant when the kernel was bound."""
+        fn = self.source.fn
+        if (fn, "") not in self.outside:  # a helper that a Python function made
+            self.outside |= Outside(self.source).now().values
+        found = self.outside.get((fn, name), _UNKNOWN)
+        if isinstance(found, Unfollowed):
+            fail(loc, f"{name} is {found.what}: what is in it may change unseen, so a kernel cannot read it",
+                 "name numbers, strings, dtypes, lists and dictionaries of them; pass arrays as arguments")  # fmt: skip
+        return found
+
+    def of_module(self, module: ModuleType, node: ast.Attribute, loc: Loc) -> Any:
+        """An attribute of a module, which is written out with it."""
+        if (found := self.from_outside(ast.unparse(node), loc)) is not _UNKNOWN:
+            return found
+        if hasattr(module, node.attr):
+            fail(loc, f"{node.attr} of the module {module.__name__}, which has another name here",
+                 f"write out the name by which {module.__name__} was imported")  # fmt: skip
+        close = difflib.get_close_matches(node.attr, dir(module), n=1)
+        fail(
+            loc,
+            f"{module.__name__} has no {node.attr}",
+            f"did you mean {close[0]}?" if close else "see kpt_dsl.language",
+        )
 
     def attribute(self, base: Any, attr: str, loc: Loc) -> Any:
         if isinstance(base, TileRef) and base.tile is not None:
@@ -181,13 +196,6 @@ class Expressions:
                 return _Method(base)
             fail(
                 loc, f"a value has no .{attr}", "it has .T and .to(dtype); functions are kd.exp(x), kd.sum(x, axis=1) …"
-            )
-        if isinstance(base, ModuleType):
-            if hasattr(base, attr):
-                return getattr(base, attr)
-            close = difflib.get_close_matches(attr, dir(base), n=1)
-            fail(
-                loc, f"{base.__name__} has no {attr}", f"did you mean {close[0]}?" if close else "see kpt_dsl.language"
             )
         fail(
             loc,
@@ -237,6 +245,8 @@ class Expressions:
 
     def compare(self, op: ast.cmpop, a: Any, b: Any, loc: Loc) -> Any:
         name, fn = _COMPARE[type(op)]
+        if isinstance(a, Helper) and isinstance(b, Helper) and isinstance(op, ast.Is | ast.IsNot):
+            return (a == b) == isinstance(op, ast.Is)  # one that was defined again with the same text is the same
         if name is None or not (isinstance(a, Expr) or isinstance(b, Expr)):
             return self.python(fn, a, b, loc=loc)
         return ty.binary(name, self.operand(a, loc), self.operand(b, loc), loc)
@@ -441,8 +451,14 @@ class Expressions:
         name, options = args[0], tuple(args[1:])
         if self.options.setdefault(name, options) != options:
             fail(loc, f"choice {name!r} has other options elsewhere in this kernel", "give it a name of its own")
+        if len(set(options)) != len(options):
+            fail(
+                loc,
+                f"two options of choice {name!r} are equal: {', '.join(map(repr, options))}",
+                "give each another value",
+            )
         taken = self.choices.get(name, options[0])
-        if taken not in options:
+        if told_apart(taken) not in map(told_apart, options):
             fail(loc, f"choice {name!r} cannot be {taken!r}", f"its options are {', '.join(map(repr, options))}")
         return taken
 

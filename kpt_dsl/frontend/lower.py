@@ -6,6 +6,7 @@ Whatever is known before the kernel runs (static arguments, absent optional ones
 """
 
 import ast
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,15 @@ from kpt_dsl import ir, language
 from kpt_dsl.dtypes import f32, i32
 from kpt_dsl.frontend import typing as ty
 from kpt_dsl.frontend.expressions import Expressions, Local, TileRef, describe
+from kpt_dsl.frontend.outside import Values
 from kpt_dsl.frontend.source import Source, fail
 from kpt_dsl.ir import Expr, Loc
 
 
 @dataclass(frozen=True)
 class Specialisation:
-    """What a kernel is lowered for: its parameters as IR or static values, all known dims, and the choices taken."""
+    """What a kernel is lowered for: its parameters as IR or static values, all known dims, the choices taken, and what its
+    names from outside mean."""
 
     name: str
     source: Source
@@ -29,6 +32,7 @@ class Specialisation:
     statics: Mapping[str, Any]
     dims: frozenset[str]
     choices: Mapping[str, Any]
+    outside: Values
 
 
 def lower(spec: Specialisation) -> ir.Kernel:
@@ -58,7 +62,7 @@ class _Lowering(Expressions):
         values: dict[str, Any] = dict(spec.statics)
         values |= {t.name: t for t in spec.tensors}
         values |= {s.name: ir.Param(s.name, type=ir.Type(s.dtype)) for s in spec.scalars}
-        super().__init__(spec.source, Local(values, {}), spec.dims, spec.choices)
+        super().__init__(spec.source, Local(values, {}), spec.dims, spec.choices, spec.outside)
         self.spec = spec
         self.types: dict[str, ir.Type] = {}
         self.block: list[ir.Stmt] = []
@@ -394,7 +398,9 @@ class _Lowering(Expressions):
         loc = self.source.loc(node)
         if self.inlining > 20:
             fail(loc, f"{helper.name} calls itself", "helpers are inlined, so they cannot recurse")
-        bound = self.arguments(node, helper.source.fn)
+        parameters = inspect.signature(helper.source.fn).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        bound = defaults | self.arguments(node, helper.source.fn)
         prefix = f"{self.local.prefix}{helper.name}_"
         held = {}
         for name, value in bound.items():

@@ -1,17 +1,16 @@
-"""The source text of a kernel or helper function: its syntax tree, places in it, errors that point at them, its hash.
+"""The source text of a kernel or helper function: its syntax tree, places in it, errors that point at them.
 
 Knows nothing of the IR beyond ``Loc``.
 """
 
 import ast
-import hashlib
 import inspect
 import linecache
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 from kpt_dsl.errors import KernelError
@@ -20,7 +19,7 @@ from kpt_dsl.ir import Loc
 
 @dataclass(frozen=True)
 class Source:
-    """A function's text: where it stands, its tree (columns and lines relative to ``text``) and how to resolve its names."""
+    """A function's text: where it stands, its tree (columns and lines relative to ``text``) and which names are its own."""
 
     fn: Callable[..., Any]
     file: str
@@ -39,13 +38,11 @@ class Source:
         end = getattr(node, "end_col_offset", column + 1) if same_line else len(text)
         return Loc(self.file, self.first_line + line - 1, column, end, text)
 
-    def resolve(self, name: str) -> Any:
-        """The Python value of a name that is not local to the function; raises KeyError."""
-        closure = inspect.getclosurevars(self.fn)
-        for scope in (closure.nonlocals, closure.globals, closure.builtins):
-            if name in scope:
-                return scope[name]
-        return self.fn.__globals__[name]
+    @cached_property
+    def own(self) -> frozenset[str]:
+        """The names that are the function's own, everywhere in it, as in Python: its parameters and what it assigns."""
+        stored = {n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        return frozenset(stored | {n.arg for n in ast.walk(self.tree.args) if isinstance(n, ast.arg)})
 
 
 def read(fn: Callable[..., Any]) -> Source:
@@ -79,34 +76,3 @@ def fail(loc: Loc, message: str, remedy: str = "") -> NoReturn:
     if remedy:
         shown.append(f"  {remedy}")
     raise KernelError("\n".join(shown))
-
-
-def fingerprint(source: Source, inline: Callable[[Any], Source | None]) -> str:
-    """A hash of everything that a function's text means: its tree without layout or comments, the helpers it inlines
-    (``inline`` gives a helper's source) and the values of the constants that it names."""
-    parts: list[str] = []
-    seen: set[Callable[..., Any]] = set()
-
-    def add(one: Source) -> None:
-        if one.fn in seen:
-            return
-        seen.add(one.fn)
-        body = one.tree.body[1:] if ast.get_docstring(one.tree) else one.tree.body
-        parts.extend([ast.dump(one.tree.args), *(ast.dump(d) for d in one.tree.decorator_list), *map(ast.dump, body)])
-        names = {ast.unparse(n) for n in ast.walk(one.tree) if isinstance(n, ast.Name | ast.Attribute)}
-        for name in sorted(names):
-            root, *path = name.split(".")
-            try:
-                value = one.resolve(root)
-                for attribute in path:
-                    value = getattr(value, attribute)
-            except (KeyError, AttributeError):
-                continue
-            helper = inline(value)
-            if helper is not None:
-                add(helper)
-            elif not isinstance(value, ModuleType) and not callable(value):
-                parts.append(f"{name}={value!r}")
-
-    add(source)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

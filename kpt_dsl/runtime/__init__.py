@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs
 from kpt_dsl.errors import InputError
+from kpt_dsl.frontend.outside import Helper
 from kpt_dsl.problem import ALIGNMENT, Problem
 from kpt_dsl.space import Config
+from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
@@ -91,9 +93,10 @@ def _problem(kernel: "Kernel", arguments: Mapping[str, Any]) -> Problem:
     """``Problem.bind``, remembered: binding anew on each call would cost more than launching."""
     key = (
         kernel,
-        tuple(_layout(arguments[name]) for name in kernel.tensors),
-        tuple(arguments[name] is None for name in kernel.scalars),
-        tuple(arguments[name] for name in kernel.statics),
+        tuple([_layout(arguments[name]) for name in kernel.tensors]),
+        tuple([arguments[name] is None for name in kernel.scalars]),
+        kernel.now().hash,
+        tuple([_static(arguments[name]) for name in kernel.statics]),
     )
     try:
         known = _problems.get(key)
@@ -104,6 +107,11 @@ def _problem(kernel: "Kernel", arguments: Mapping[str, Any]) -> Problem:
             _problems.clear()
         known = _problems[key] = Problem.bind(kernel, arguments)
     return known
+
+
+def _static(value: Any) -> Hashable:
+    """All that a problem keeps of a static argument."""
+    return value.now() if isinstance(value, Helper) else told_apart(value)
 
 
 def _layout(array: Any) -> Hashable:
