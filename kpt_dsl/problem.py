@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from kpt_dsl import ir
+from kpt_dsl import arrays, ir
 from kpt_dsl.dtypes import DType, dtype, f32, i32
 from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.lower import Specialisation, lower
@@ -17,10 +17,6 @@ from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
-
-ALIGNMENT = 16
-"""Bytes to which a base address must be aligned for wide loads and descriptors (CUDA programming guide, tensor maps)."""
-
 
 @dataclass(frozen=True)
 class _Lowered:
@@ -60,7 +56,8 @@ class Problem:
     def bind(kernel: "Kernel", arguments: Mapping[str, Any]) -> "Problem":
         """From arrays (torch, JAX, NumPy, or anything with shape and dtype), scalars and static arguments.
 
-        Raises InputError for a missing argument, a wrong rank, dims that disagree, or an unknown dtype.
+        Raises InputError for a missing argument, a wrong rank, dims that disagree, an unknown dtype, or memory that is not
+        what it seems (sparse, masked, byte-swapped; outputs that are read-only or whose elements overlap).
         """
         dims: dict[str, tuple[int, str]] = {}
         dtypes: list[tuple[str, str | None]] = []
@@ -71,25 +68,18 @@ class Problem:
             if array is None:
                 dtypes.append((name, None))
                 continue
-            shape = getattr(array, "shape", None)
-            if shape is None:
-                raise InputError(
-                    f"{kernel.name}: {name} is {array!r}, but must be a tensor with dims ({', '.join(names)})"
-                )
-            if len(shape) != len(names):
-                raise InputError(
-                    f"{kernel.name}: {name} has shape {tuple(shape)}, but needs {len(names)} dims ({', '.join(names)})"
-                )
-            for dim, extent in zip(names, shape, strict=True):
+            if trouble := arrays.why_unfit(name, array, names, kernel.roles[name] == "out"):
+                raise InputError(f"{kernel.name}: {name} {trouble}")
+            for dim, extent in zip(names, array.shape, strict=True):
                 known = dims.setdefault(dim, (int(extent), name))
                 if known[0] != extent:
                     raise InputError(
                         f"{kernel.name}: dim {dim} is {known[0]} in {known[1]} but {extent} in {name} "
-                        f"(shape {tuple(shape)} for ({', '.join(names)}))"
+                        f"(shape {tuple(array.shape)} for ({', '.join(names)}))"
                     )
             dtypes.append((name, dtype(array.dtype).name))
-            strides.append((name, _strides(array)))
-            if _aligned(array):
+            strides.append((name, arrays.strides(array)))
+            if arrays.aligned(array):
                 aligned.add(name)
         statics = kernel.static_values(arguments)
         return Problem(
@@ -213,22 +203,3 @@ class Problem:
 
 def _functions(statics: tuple[tuple[str, Any], ...]) -> dict[str, Meaning]:
     return {name: value.now() for name, value in statics if isinstance(value, Helper)}
-
-
-def _strides(array: Any) -> tuple[int, ...]:
-    """Strides in elements: torch gives them so, NumPy in bytes, JAX arrays and shape specs are contiguous."""
-    stride = getattr(array, "stride", None)
-    if callable(stride):
-        return tuple(stride())
-    strides, itemsize = getattr(array, "strides", None), getattr(array, "itemsize", None)
-    if isinstance(strides, tuple) and itemsize:
-        return tuple(s // itemsize for s in strides)
-    return tuple(math.prod(array.shape[i + 1 :]) for i in range(len(array.shape)))
-
-
-def _aligned(array: Any) -> bool:
-    pointer = getattr(array, "data_ptr", None)
-    if callable(pointer):
-        return bool(pointer() % ALIGNMENT == 0)
-    interface = getattr(array, "__array_interface__", None)
-    return interface is None or interface["data"][0] % ALIGNMENT == 0

@@ -5,18 +5,18 @@ name where arrays cannot be written in place; ``launcher(problem, arrays, config
 ``kpt_dsl.runtime.<backend>``; a package adds its own through an entry point of the group ``kpt.runtimes``.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs
+from kpt_dsl.arrays import library
 from kpt_dsl.errors import InputError
-from kpt_dsl.frontend.outside import Helper
-from kpt_dsl.problem import ALIGNMENT, Problem
+from kpt_dsl.problem import Problem
+from kpt_dsl.runtime.binding import bind
 from kpt_dsl.space import Config
-from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
@@ -26,9 +26,6 @@ OWN = ("triton", "pallas", "numpy")
 
 Outputs = dict[str, Any] | None
 """The outputs by name, where the arrays given cannot be written in place."""
-
-_PROBLEMS_KEPT = 4096
-_problems: dict[Hashable, Problem] = {}
 
 
 def call(
@@ -42,7 +39,7 @@ def call(
     Raises InputError for arguments or a backend that do not fit, CompileError where a compiler or device refuses.
     """
     backend = backend or backend_of(arguments)
-    problem = _problem(kernel, arguments)
+    problem, arguments = bind(kernel, arguments)
     found, _ = chosen(problem, arguments, backend)
     return run(problem, arguments, found | config if config else found, backend)
 
@@ -81,45 +78,9 @@ def runtime(backend: str) -> Any:
 def backend_of(arguments: Mapping[str, Any]) -> str:
     """The backend that serves arrays where they are: GPU tensors "triton", JAX arrays "pallas", the rest "numpy"."""
     for array in arguments.values():
-        library = type(array).__module__.partition(".")[0]
-        if library == "torch" and hasattr(array, "device"):
+        kind = library(type(array))
+        if kind == "torch" and hasattr(array, "device"):
             return "triton" if array.device.type == "cuda" else "numpy"
-        if library in ("jax", "jaxlib"):
+        if kind == "jax":
             return "pallas"
     return "numpy"
-
-
-def _problem(kernel: "Kernel", arguments: Mapping[str, Any]) -> Problem:
-    """``Problem.bind``, remembered: binding anew on each call would cost more than launching."""
-    key = (
-        kernel,
-        tuple([_layout(arguments[name]) for name in kernel.tensors]),
-        tuple([arguments[name] is None for name in kernel.scalars]),
-        kernel.now().hash,
-        tuple([_static(arguments[name]) for name in kernel.statics]),
-    )
-    try:
-        known = _problems.get(key)
-    except TypeError:  # an unhashable argument; binding says which
-        return Problem.bind(kernel, arguments)
-    if known is None:
-        if len(_problems) >= _PROBLEMS_KEPT:
-            _problems.clear()
-        known = _problems[key] = Problem.bind(kernel, arguments)
-    return known
-
-
-def _static(value: Any) -> Hashable:
-    """All that a problem keeps of a static argument."""
-    return value.now() if isinstance(value, Helper) else told_apart(value)
-
-
-def _layout(array: Any) -> Hashable:
-    """All that a problem keeps of an array."""
-    address = getattr(array, "data_ptr", None)
-    if address is not None:
-        return array.dtype, array.shape, array.stride(), address() % ALIGNMENT
-    if array is None:
-        return None
-    interface = getattr(array, "__array_interface__", {"data": (0,)})
-    return str(array.dtype), tuple(array.shape), getattr(array, "strides", None), interface["data"][0] % ALIGNMENT

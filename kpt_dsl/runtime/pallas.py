@@ -12,9 +12,12 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import targets
+from kpt_dsl.arrays import library
 from kpt_dsl.dtypes import dtype
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import InputError, MissingPackageError, TargetError
+from kpt_dsl.runtime.memory import refuse_shared_outputs
+from kpt_dsl.runtime.numpy import as_numpy
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -61,12 +64,16 @@ def run(
     """Run a problem on its arguments by name; the outputs by name where they are JAX's, else they are written in place.
 
     ``interpret``: True or ``pltpu.InterpretParams(...)``; by default only where there is no TPU.
-    Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU.
+    Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU, and for outputs that share memory.
     """
     if 0 in dict(problem.dims).values():
         return _run_empty(problem, arrays, config)
+    written = {name: arrays[name] for name, role in problem.kernel.roles.items() if role == "out"}
+    in_place = {name: a for name, a in written.items() if a is not None and not _is_jax(a)}
+    refuse_shared_outputs(problem.kernel, {name: as_numpy(name, array) for name, array in in_place.items()})
     found = _call(problem, arrays, config, target(arrays), interpret)()
-    in_place = {name: arrays[name] for name in found if not _is_jax(arrays[name])}
+    if in_place:
+        jax_package().block_until_ready(found)  # inputs, which may share memory with outputs, have been read
     for name, array in in_place.items():
         _copy_back(array, found[name])
     return {name: array for name, array in found.items() if name not in in_place} or None
@@ -176,12 +183,8 @@ def _jax_dtype(name: str) -> Any:
     }[name]  # fmt: skip
 
 
-def _library(array: Any) -> str:
-    return type(array).__module__.partition(".")[0]
-
-
 def _is_jax(array: Any) -> bool:
-    return _library(array) in ("jax", "jaxlib")
+    return library(type(array)) == "jax"
 
 
 def _tpu(arrays: Mapping[str, Any]) -> Any:
@@ -200,10 +203,12 @@ def _tpu(arrays: Mapping[str, Any]) -> Any:
 
 def _as_jax(name: str, array: Any) -> Any:
     jax = jax_package()
+    if isinstance(array, jax.ShapeDtypeStruct):
+        raise InputError(f"{name} is a ShapeDtypeStruct, which holds no values; only outputs may be given so")
     if _is_jax(array):
         return array
-    if _library(array) != "torch":
-        return jax.numpy.asarray(array)
+    if library(type(array)) != "torch":
+        return jax.numpy.asarray(as_numpy(name, array))
     if array.device.type != "cpu":
         raise InputError(
             f"{name} is on {array.device}; backend pallas takes JAX arrays and tensors of the CPU: {name}.cpu()"
@@ -220,7 +225,7 @@ def _as_jax(name: str, array: Any) -> Any:
 
 def _copy_back(out: Any, result: Any) -> None:
     """Write a JAX array into a torch tensor of the CPU or a NumPy array."""
-    if _library(out) != "torch":
+    if library(type(out)) != "torch":
         out[...] = result
         return
     import torch.utils.dlpack

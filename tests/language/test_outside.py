@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kpt_dsl as kd
-from kpt_dsl import runtime
+from kpt_dsl.runtime.binding import bind
 from kpt_dsl.frontend.outside import Helper
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
@@ -133,11 +133,11 @@ def test_a_change_is_seen(name: str, tmp_path: Path, settings: Any) -> None:
     found, space = made(tmp_path, value)
     assert result(found) == pytest.approx(before)
     first = found.source_hash
-    kept = runtime._problem(found, {"x": ONE, "y": np.zeros_like(ONE)})
+    kept = bind(found, {"x": ONE, "y": np.zeros_like(ONE)})[0]
     change(space)
     assert result(found) == pytest.approx(after)
     assert found.source_hash != first
-    now = runtime._problem(found, {"x": ONE, "y": np.zeros_like(ONE)})
+    now = bind(found, {"x": ONE, "y": np.zeros_like(ONE)})[0]
     assert now != kept and kept.meaning.hash == first
 
 
@@ -263,15 +263,15 @@ def snippet(x: kd.In, y: kd.Out, how: kd.Static) -> None:
     space, y = found.fn.__globals__, np.zeros_like(ONE)
     by = space["by"]
     bound = found.bind(ONE, y, by)
-    first = runtime._problem(found, bound)
+    first = bind(found, bound)[0]
     found(ONE, y, by)
     assert y[0] == 3
     space["FACTOR"] = 4.0
     found(ONE, y, by)
     assert y[0] == 4
-    assert runtime._problem(found, bound) != first and first.functions["how"] != by.now()
+    assert bind(found, bound)[0] != first and first.functions["how"] != by.now()
     space["FACTOR"] = 3.0
-    assert runtime._problem(found, bound) == first
+    assert bind(found, bound)[0] == first
 
 
 def test_functions_that_are_told_apart_by_their_names_only(tmp_path: Path, settings: Any) -> None:
@@ -365,9 +365,9 @@ def snippet(x: kd.In, y: kd.Out, flag: kd.Static) -> None:
         y[n] = x[n]
 """
     found = kernel(tmp_path, text)
-    problems = [runtime._problem(found, {"x": ONE, "y": np.zeros_like(ONE), "flag": flag}) for flag in STATICS]
+    problems = [bind(found, {"x": ONE, "y": np.zeros_like(ONE), "flag": flag})[0] for flag in STATICS]
     assert len(set(problems)) == len(STATICS)
     for flag, problem in zip(STATICS, problems, strict=True):
         assert str(problem.statics[0][1]) == str(flag)
         same = None if flag is None else type(flag)(flag)
-        assert runtime._problem(found, {"x": ONE, "y": np.zeros_like(ONE), "flag": same}) == problem
+        assert bind(found, {"x": ONE, "y": np.zeros_like(ONE), "flag": same})[0] == problem
