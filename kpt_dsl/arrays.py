@@ -5,7 +5,6 @@ Imports no array library: an array's library is known by the modules that its ty
 
 import math
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
 from typing import Any
 
 from kpt_dsl.dtypes import dtype
@@ -21,14 +20,19 @@ _NOWHERE = -1
 """Stands for the alignment of an address that is none."""
 
 
-@lru_cache(maxsize=1024)
-def library(kind: type) -> str:
-    """Whose arrays a type's instances are: "torch", "jax", "numpy", or "" for none that kpt knows."""
-    for base in kind.__mro__:
-        name = base.__module__.partition(".")[0]
-        if name in ("torch", "jax", "jaxlib", "numpy"):
-            return name.removesuffix("lib")
-    return ""
+_libraries: dict[type, str] = {}
+"""What is known of types so far."""
+
+
+def library(array: Any) -> str:
+    """Whose array a value is: "torch", "jax", "numpy", or "" for none that kpt knows."""
+    kind = type(array)
+    found = _libraries.get(kind)
+    if found is None:
+        names = (base.__module__.partition(".")[0] for base in kind.__mro__)
+        found = next((n.removesuffix("lib") for n in names if n in ("torch", "jax", "jaxlib", "numpy")), "")
+        _libraries[kind] = found
+    return found
 
 
 def layout(array: Any) -> Hashable:
@@ -74,7 +78,7 @@ def aligned(array: Any) -> bool:
 
 def why_unfit(name: str, array: Any, dims: Sequence[str], written: bool) -> str | None:
     """What makes an array unfit for the argument ``name`` of these dims, in words that follow the name, or None."""
-    kind = library(type(array))
+    kind = library(array)
     if kind == "torch" and (trouble := _torch_trouble(name, array)):
         return trouble
     if getattr(array, "shape", None) is None or getattr(array, "dtype", None) is None:
@@ -101,7 +105,7 @@ def why_unfit(name: str, array: Any, dims: Sequence[str], written: bool) -> str 
 def why_no_memory(array: Any) -> str | None:
     """What makes an array one that cannot be read or written now, in words that follow its name, or None."""
     kind = type(array).__name__
-    if library(type(array)) == "jax" or 0 in array.shape or not hasattr(array, "data_ptr"):
+    if library(array) == "jax" or 0 in array.shape or not hasattr(array, "data_ptr"):
         return None
     try:
         address = array.data_ptr()

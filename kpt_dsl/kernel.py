@@ -3,29 +3,39 @@
 Knows the front end and the door to the runtime; a backend is found only when a kernel is called.
 """
 
+import ast
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from keyword import iskeyword
+from typing import Any, Literal, Never, cast
 
 from kpt_dsl import language
 from kpt_dsl.errors import InputError, KernelError
 from kpt_dsl.frontend.outside import Helper, Meaning, Outside
-from kpt_dsl.frontend.source import fail, read
+from kpt_dsl.frontend.source import fail, place, read
+from kpt_dsl.ir import Loc
 
 Role = Literal["in", "out"]
 
 
-def function(fn: Callable[..., Any]) -> Helper:
+def function(fn: Callable[..., Any] | None = None) -> Helper:
     """A helper for kernels: inlined where a kernel calls it, so one GELU serves every kernel. It ends with ``return``."""
-    return Helper(read(fn))
+    return Helper(read(fn, "@kd.function"))
 
 
-def kernel(**dims: str) -> Callable[[Callable[..., Any]], "Kernel"]:
+def kernel(*misplaced: Never, **dims: str) -> Callable[[Callable[..., Any]], "Kernel"]:
     """Make a kernel of a function; each keyword names the dims of one tensor argument: ``@kd.kernel(x="M N", out="M N")``.
 
     Arguments are annotated kd.In, kd.Out, kd.Float and so on. Raises KernelError where the declaration is wrong;
     the body is read when the kernel is first used.
     """
+    for given in cast(tuple[Any, ...], misplaced):
+        what = "without parentheses" if callable(given) else f"with {given!r}, which names no argument"
+        raise KernelError(
+            f"{place(given)}@kd.kernel is written {what}; name the dims of each tensor argument: "
+            '@kd.kernel(x="M N", out="M N")'
+        )
 
     def decorate(fn: Callable[..., Any]) -> "Kernel":
         return Kernel(fn, dims)
@@ -40,12 +50,12 @@ class Kernel:
     """
 
     def __init__(self, fn: Callable[..., Any], dims: Mapping[str, str]) -> None:
+        self.source = read(fn, "@kd.kernel(...)")
         self.fn = fn
         self.name = fn.__name__
         self.qualname = f"{fn.__module__}:{fn.__qualname__}"
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
-        self.source = read(fn)
         self.now: Callable[[], Meaning] = Outside(self.source).now
         """The kernel's text with what its names from outside mean now."""
         self.tensors: dict[str, tuple[str, ...]] = {}
@@ -57,21 +67,43 @@ class Kernel:
         self.signature = inspect.Signature(
             [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in inspect.signature(fn).parameters.values()]
         )
+        self._names = tuple(self.signature.parameters)
 
-    def _declare(self, dims: Mapping[str, str]) -> None:
-        parameters = inspect.signature(self.fn, eval_str=True).parameters
-        places = {a.arg: self.source.loc(a) for a in self.source.tree.args.args}
+    def _declare(self, dims: Mapping[str, Any]) -> None:
+        parameters = inspect.signature(self.fn).parameters
+        places = {a.arg: self.source.loc(a) for a in ast.walk(self.source.tree.args) if isinstance(a, ast.arg)}
         whole = self.source.loc(self.source.tree)
+        optional = ""
         for name, parameter in parameters.items():
-            loc = places.get(name, whole)
-            kind = parameter.annotation
+            loc = places[name]
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                fail(
+                    loc,
+                    f"argument {parameter} takes any number of values",
+                    "write the arguments out, each with its kind",
+                )
+            if parameter.default is not parameter.empty:
+                optional = name
+            elif optional:
+                fail(loc, f"argument {name} has no default, but {optional} has one", f"write {name} before {optional}")
+            kind = self._kind(parameter, loc)
             if kind in (language.In, language.Out):
-                if not isinstance(dims.get(name), str) or not dims[name].split():
+                given = dims.get(name, "")
+                if not isinstance(given, str):
+                    named = " ".join(map(str, given)) if isinstance(given, list | tuple) else "M N"
+                    fail(
+                        loc, f"dims of {name} are {given!r}", f'write them as one string: @kd.kernel({name}="{named}")'
+                    )
+                if not given.split():
                     fail(loc, f"tensor {name} has no dims", f'name them in the decorator: @kd.kernel({name}="M N")')
-                self.tensors[name] = tuple(dims[name].split())
+                self.tensors[name] = tuple(given.split())
                 self.roles[name] = "in" if kind is language.In else "out"
-                if bad := [d for d in self.tensors[name] if not d.isidentifier()]:
-                    fail(loc, f"{bad[0]!r} cannot name a dim of {name}", 'dims are identifiers: "B H M D"')
+                if bad := [d for d in self.tensors[name] if not d.isidentifier() or iskeyword(d)]:
+                    fail(
+                        loc,
+                        f"{bad[0]!r} cannot name a dim of {name}",
+                        'dims are identifiers with spaces between: "B H M D"',
+                    )
                 if len(set(self.tensors[name])) != len(self.tensors[name]):
                     fail(loc, f"dims of {name} repeat: {dims[name]!r}", "give each dim a name of its own")
             elif kind in (language.Float, language.Positive, language.Int):
@@ -91,6 +123,19 @@ class Kernel:
                  f"tensor arguments are {', '.join(self.tensors) or 'none'}")  # fmt: skip
         if "out" not in self.roles.values():
             fail(whole, f"kernel {self.name} has no output", "annotate the tensors it writes with kd.Out")
+
+    def _kind(self, parameter: inspect.Parameter, loc: Loc) -> Any:
+        """An argument's annotation, which is a string under ``from __future__ import annotations``."""
+        kind = parameter.annotation
+        closure = zip(self.fn.__code__.co_freevars, self.fn.__closure__ or (), strict=True)
+        try:
+            known = {name: cell.cell_contents for name, cell in closure}
+            while isinstance(kind, str):
+                kind = eval(kind, self.fn.__globals__, known)
+        except Exception as error:
+            fail(loc, f"the kind of {parameter.name} cannot be read: {error}",
+                 "write it as kd.In, with kd imported in this module or used in the kernel")  # fmt: skip
+        return kind
 
     @property
     def source_hash(self) -> str:
@@ -129,18 +174,30 @@ class Kernel:
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Arguments by name. Raises InputError where they do not fit the signature."""
-        try:
-            bound = self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise InputError(
-                f"{self.name}: {error}; its arguments are {', '.join(self.signature.parameters)}"
-            ) from None
-        bound.apply_defaults()
+        if len(args) == len(self._names) and not kwargs:
+            arguments = dict(zip(self._names, args, strict=True))  # a tenth of what the signature would take
+        else:
+            try:
+                bound = self.signature.bind(*args, **kwargs)
+            except TypeError as error:
+                why = self._why_unbound(kwargs, error)
+                raise InputError(f"{self.name}: {why}; its arguments are {', '.join(self._names)}") from None
+            bound.apply_defaults()
+            arguments = dict(bound.arguments)
         for name in self.positive:
-            if not (value := bound.arguments[name]) >= language.SMALLEST_POSITIVE:
+            if not (value := arguments[name]) >= language.SMALLEST_POSITIVE:
                 least = f"it must be above zero, {language.SMALLEST_POSITIVE:.3g} or more (a normal float32)"
                 raise InputError(f"{self.name}: {name} is {value!r}; {least}")
-        return dict(bound.arguments)
+        return arguments
+
+    def _why_unbound(self, keywords: Mapping[str, Any], error: TypeError) -> str:
+        """Why arguments do not fit the signature, and what a misspelt one may have meant."""
+        accepted = [*self._names, "config", "backend"]
+        unknown = next((name for name in keywords if name not in accepted), None)
+        if unknown is None:
+            return str(error)
+        close = difflib.get_close_matches(unknown, accepted, n=1)
+        return f"there is no argument {unknown!r}" + (f"; did you mean {close[0]}?" if close else "")
 
     def __call__(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
         """Run the kernel: torch tensors on their device (CUDA: Triton; CPU: NumPy), JAX arrays through Pallas.

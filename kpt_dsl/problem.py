@@ -181,9 +181,10 @@ class Problem:
         )
         known = frozenset(d for t in tensors for d in t.dims)
         outside = {key: value for each in self.functions.values() for key, value in each.values.items()}
+        nowhere = {name: kernel.tensors.get(name, ()) for name in (*absent, *(s for s in kernel.scalars if s in statics))}
         return Specialisation(
             kernel.name, self.meaning.source, tensors, scalars, {**absent, **statics}, known, choices,
-            outside | dict(self.meaning.values),
+            outside | dict(self.meaning.values), nowhere,
         )  # fmt: skip
 
     def contiguous(self) -> "Problem":

@@ -4,7 +4,6 @@ An expression's value is tile IR (``ir.Expr``), a tensor argument, a tile, or a 
 """
 
 import ast
-import difflib
 import inspect
 import operator
 from collections.abc import Callable, Mapping
@@ -14,20 +13,13 @@ from typing import Any, cast
 
 from kpt_dsl import ir, language
 from kpt_dsl.dtypes import DType, f32, i32
+from kpt_dsl.errors import InputError
 from kpt_dsl.frontend import typing as ty
-from kpt_dsl.frontend.outside import Helper, Outside, Unfollowed, Values
+from kpt_dsl.frontend.names import WORDS, Local, Names
+from kpt_dsl.frontend.outside import Helper, Values
 from kpt_dsl.frontend.source import Source, fail
 from kpt_dsl.ir import Expr, Loc
 from kpt_dsl.values import told_apart
-
-
-@dataclass
-class Local:
-    """Names of one scope: what they mean now, which ended with a loop, and the prefix of variables made here."""
-
-    values: dict[str, Any]
-    ended: dict[str, Loc]
-    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,10 @@ def describe(value: Any) -> str:
             return f"a tile of {dim}" if tile is None else f"the tile {tile.name} of {dim}"
         case Helper():
             return f"the function {value.name}"
+        case ModuleType():
+            return f"the module {value.__name__}"
+    if callable(value):
+        return f"the Python {'class' if isinstance(value, type) else 'function'} {getattr(value, '__name__', value)}"
     return f"{value!r} ({type(value).__name__})"
 
 
@@ -69,23 +65,21 @@ _UNARY_FUNCTIONS: dict[Any, ir.UnaryOp] = {
 }  # fmt: skip
 _BINARY_FUNCTIONS: dict[Any, ir.BinaryOp] = {language.maximum: "max", language.minimum: "min"}
 _REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max", language.min: "min"}
-_UNKNOWN: Any = object()
 _TILE_PARTS = ("index", "start", "stop", "size")
 
 
-class Expressions:
+class Expressions(Names):
     """Evaluates expressions in a scope; ``options`` collects the algorithm choices met."""
 
     def __init__(
         self, source: Source, local: Local, dims: frozenset[str], choices: Mapping[str, Any], outside: Values
     ) -> None:
-        self.source = source
-        self.outside = dict(outside)
-        self.local = local
+        super().__init__(source, local, outside)
         self.dims = dims
         self.choices = choices
         self.options: dict[str, tuple[object, ...]] = {}
         self.tiles: set[str] = set()
+        self.without_extents: Mapping[str, tuple[str, ...]] = {}
 
     def inline(self, helper: Helper, node: ast.Call) -> Any:
         raise AssertionError("statements know how to inline")
@@ -131,49 +125,6 @@ class Expressions:
             loc,
             f"`{ast.unparse(node)}` cannot be used in a kernel",
             "see docs/language.md for what expressions may hold",
-        )
-
-    # -------------------------------------------------------------- names
-    def name(self, name: str, loc: Loc) -> Any:
-        if name in self.local.values:
-            return self.local.values[name]
-        if name in self.local.ended:
-            fail(loc, f"{name} is used outside the loop (line {self.local.ended[name].line}) that defines it",
-                 f"define {name} before the loop, so that the loop carries it out")  # fmt: skip
-        if name in self.source.own:
-            whose = self.source.fn.__name__
-            fail(loc, f"{name} has no value here",
-                 f"assign it on every way here: as in Python, {name} is {whose}'s own everywhere in it")  # fmt: skip
-        if (found := self.from_outside(name, loc)) is _UNKNOWN:
-            close = difflib.get_close_matches(name, [*self.local.values, *self.source.fn.__globals__], n=1)
-            fail(
-                loc, f"{name} is not defined", f"did you mean {close[0]}?" if close else "assign it first, or import it"
-            )
-        return found
-
-    def from_outside(self, name: str, loc: Loc) -> Any:
-        """What a name, dotted where it goes through modules, meant when the kernel was bound."""
-        fn = self.source.fn
-        if (fn, "") not in self.outside:  # a helper that a Python function made
-            self.outside |= Outside(self.source).now().values
-        found = self.outside.get((fn, name), _UNKNOWN)
-        if isinstance(found, Unfollowed):
-            fail(loc, f"{name} is {found.what}: what is in it may change unseen, so a kernel cannot read it",
-                 "name numbers, strings, dtypes, lists and dictionaries of them; pass arrays as arguments")  # fmt: skip
-        return found
-
-    def of_module(self, module: ModuleType, node: ast.Attribute, loc: Loc) -> Any:
-        """An attribute of a module, which is written out with it."""
-        if (found := self.from_outside(ast.unparse(node), loc)) is not _UNKNOWN:
-            return found
-        if hasattr(module, node.attr):
-            fail(loc, f"{node.attr} of the module {module.__name__}, which has another name here",
-                 f"write out the name by which {module.__name__} was imported")  # fmt: skip
-        close = difflib.get_close_matches(node.attr, dir(module), n=1)
-        fail(
-            loc,
-            f"{module.__name__} has no {node.attr}",
-            f"did you mean {close[0]}?" if close else "see kpt_dsl.language",
         )
 
     def attribute(self, base: Any, attr: str, loc: Loc) -> Any:
@@ -265,6 +216,7 @@ class Expressions:
         """An operand of arithmetic: an expression or a Python number."""
         if isinstance(x, Expr | int | float):
             return x
+        self.present(x, loc)
         self.no_reference(x, loc)
         fail(loc, f"arithmetic with {describe(x)}", "use numbers and tiles")
 
@@ -290,6 +242,7 @@ class Expressions:
 
     # -------------------------------------------------------------- indexing
     def subscript(self, base: Any, node: ast.expr, loc: Loc) -> Any:
+        self.present(base, loc)
         if isinstance(base, ir.Tensor):
             if base.role == "out":
                 fail(loc, f"{base.name} is declared kd.Out, so it cannot be loaded", "keep the value in a variable")
@@ -348,6 +301,9 @@ class Expressions:
 
     def check_dim(self, dim: Any, loc: Loc) -> str:
         if not isinstance(dim, str) or dim not in self.dims:
+            if without := [name for name, dims in self.without_extents.items() if dim in dims]:
+                fail(loc, f"argument {without[0]} is None, and nothing else says how long dim {dim} is",
+                     f"pass {without[0]}", InputError)  # fmt: skip
             fail(loc, f"{dim!r} is not a dim of this kernel", f"its dims are {', '.join(sorted(self.dims))}")
         return dim
 
@@ -381,8 +337,9 @@ class Expressions:
         if callable(fn) and not node.keywords and not any(isinstance(v, Expr | ir.Tensor | TileRef) for v in values):
             return self.python(fn, *values, loc=loc)
         name = ast.unparse(node.func)
+        word = f"kd.{name}" if name in WORDS else "kd's own functions"
         fail(loc, f"{name} is a Python function and cannot take tiles", f"if {name} is yours, decorate it with "
-             "@kd.function to inline it; else use kd's own functions")  # fmt: skip
+             f"@kd.function to inline it; else use {word}")  # fmt: skip
 
     def builtin(self, fn: Any, given: dict[str, Any], loc: Loc) -> Any:
         if fn in _UNARY_FUNCTIONS:

@@ -6,14 +6,14 @@ Knows nothing of the IR beyond ``Loc``.
 import ast
 import inspect
 import linecache
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NoReturn
 
-from kpt_dsl.errors import KernelError
+from kpt_dsl.errors import KernelError, KptError
 from kpt_dsl.ir import Loc
 
 
@@ -45,9 +45,16 @@ class Source:
         return frozenset(stored | {n.arg for n in ast.walk(self.tree.args) if isinstance(n, ast.arg)})
 
 
-def read(fn: Callable[..., Any]) -> Source:
-    """The source of a Python function. Raises KernelError where there is none (an interactive prompt, exec)."""
-    file = inspect.getsourcefile(fn) or "<unknown>"
+def read(fn: Any, decorator: str) -> Source:
+    """The source of a Python function. Raises KernelError for anything else, and where there is none (a prompt, exec)."""
+    if fn is None:
+        raise KernelError(f"{decorator} is written with parentheses or given nothing; it stands alone above a function")
+    if not isinstance(fn, FunctionType) or hasattr(fn, "__wrapped__"):
+        kind = "the class" if isinstance(fn, type) else f"a {type(fn).__name__},"
+        what = "what another decorator made of" if isinstance(fn, FunctionType) else kind
+        name = getattr(fn, "__qualname__", repr(fn))
+        raise KernelError(f"{place(fn)}{decorator} was given {what} {name}; it stands directly above a function's def")
+    file = inspect.getsourcefile(fn) or fn.__code__.co_filename
     linecache.checkcache(file)
     try:
         lines, first = inspect.getsourcelines(fn)
@@ -55,17 +62,30 @@ def read(fn: Callable[..., Any]) -> Source:
         raise KernelError(
             f"the source of {fn.__qualname__} cannot be read ({error}); kernels must be written in a file or a notebook cell"
         ) from None
-    raw = "".join(lines)
-    text = textwrap.dedent(raw)
     indent = len(lines[0]) - len(lines[0].lstrip())
-    tree = ast.parse(text).body[0]
+    text = "".join(line if line[:indent].strip() else line[indent:] or "\n" for line in lines)
+    try:
+        tree = ast.parse(text).body[0]
+    except SyntaxError:  # a lambda somewhere in a statement
+        tree = None
     if not isinstance(tree, ast.FunctionDef):
-        raise KernelError(f"{file}:{first}: a kernel is a plain function written with def, not {type(tree).__name__}")
+        kind = "an async function" if isinstance(tree, ast.AsyncFunctionDef) else "a lambda"
+        raise KernelError(f"{place(fn)}{decorator} takes a plain function written with def, not {kind}")
+    if tree.name != fn.__name__:
+        raise KernelError(
+            f"{place(fn)}here stands {tree.name}, not {fn.__name__}: the file has changed since it was imported"
+        )
     return Source(fn, file, first, indent, text, tree)
 
 
-def fail(loc: Loc, message: str, remedy: str = "") -> NoReturn:
-    """Raise KernelError with file, line, the line's text, a caret under the culprit, and what to write instead."""
+def place(fn: Any) -> str:
+    """Where a function's text stands, to begin a message with; "" of what has none."""
+    code = getattr(inspect.unwrap(fn) if callable(fn) else fn, "__code__", None)
+    return "" if code is None else f"{Path(code.co_filename).name}:{code.co_firstlineno}: "
+
+
+def fail(loc: Loc, message: str, remedy: str = "", error: type[KptError] = KernelError) -> NoReturn:
+    """Raise an error with file, line, the line's text, a caret under the culprit, and what to write instead."""
     number = str(loc.line)
     caret = " " * loc.column + "^" * max(1, loc.end_column - loc.column)
     shown = [
@@ -75,4 +95,4 @@ def fail(loc: Loc, message: str, remedy: str = "") -> NoReturn:
     ]
     if remedy:
         shown.append(f"  {remedy}")
-    raise KernelError("\n".join(shown))
+    raise error("\n".join(shown))

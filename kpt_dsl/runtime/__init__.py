@@ -6,7 +6,7 @@ name where arrays cannot be written in place; ``launcher(problem, arrays, config
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from kpt_dsl.arrays import library
 from kpt_dsl.errors import InputError
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.binding import bind
-from kpt_dsl.space import Config
+from kpt_dsl.space import Config, space
 
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
@@ -36,12 +36,22 @@ def call(
 ) -> Outputs:
     """Run a kernel on its arguments by name. ``config``: knobs over those that the database or the rule gives.
 
-    Raises InputError for arguments or a backend that do not fit, CompileError where a compiler or device refuses.
+    Raises InputError for arguments or a backend that do not fit, ConfigError for knobs that there are none of or values that
+    they cannot have, CompileError where a compiler or device refuses.
     """
-    backend = backend or backend_of(arguments)
+    backend = backend_of(arguments) if backend is None else backend
+    if not isinstance(backend, str):
+        raise InputError(f"backend is {backend!r}; it is a string, one of {', '.join(OWN)}")
     problem, arguments = bind(kernel, arguments)
     found, _ = chosen(problem, arguments, backend)
-    return run(problem, arguments, found | config if config else found, backend)
+    if config is not None and config != {}:
+        found = _overridden(problem, runtime(backend).target(arguments), found, Config(config))
+    return run(problem, arguments, found, backend)
+
+
+@lru_cache(maxsize=512)
+def _overridden(problem: Problem, target: "Target", found: Config, knobs: Config) -> Config:
+    return space(problem, target).overridden(found, knobs)
 
 
 def run(problem: Problem, arrays: Mapping[str, Any], config: Config, backend: str) -> Outputs:
@@ -72,13 +82,14 @@ def runtime(backend: str) -> Any:
         return import_module(f"kpt_dsl.runtime.{backend}")
     for found in entry_points(group="kpt.runtimes", name=backend):
         return found.load()
-    raise InputError(f"backend is {backend!r}; accepted are {', '.join(OWN)}, and what installed packages add")
+    cuda = "; CUDA and ROCm tensors run by triton" if backend in ("cuda", "gpu", "rocm", "hip") else ""
+    raise InputError(f"backend is {backend!r}; accepted are {', '.join(OWN)}, and what installed packages add{cuda}")
 
 
 def backend_of(arguments: Mapping[str, Any]) -> str:
     """The backend that serves arrays where they are: GPU tensors "triton", JAX arrays "pallas", the rest "numpy"."""
     for array in arguments.values():
-        kind = library(type(array))
+        kind = library(array)
         if kind == "torch" and hasattr(array, "device"):
             return "triton" if array.device.type == "cuda" else "numpy"
         if kind == "jax":

@@ -69,7 +69,7 @@ def _static(value: Any) -> Hashable:
 
 def _first(kernel: "Kernel", arguments: Mapping[str, Any]) -> _Bound:
     present = {name: arguments[name] for name in kernel.tensors if arguments[name] is not None}
-    torch = {name: tensor for name, tensor in present.items() if arrays.library(type(tensor)) == "torch"}
+    torch = {name: tensor for name, tensor in present.items() if arrays.library(tensor) == "torch"}
     negated = tuple(name for name, tensor in torch.items() if tensor.is_neg())
     if outputs := [name for name in negated if kernel.roles[name] == "out"]:
         raise InputError(

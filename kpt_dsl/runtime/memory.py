@@ -23,7 +23,7 @@ def refuse_shared_outputs(kernel: "Kernel", views: Mapping[str, "Array"]) -> Non
 
     for one, other in combinations((name for name in views if kernel.roles[name] == "out"), 2):
         try:
-            shared = np.shares_memory(views[one], views[other], max_work=_WORK)
+            shared = np.shares_memory(views[one], views[other], max_work=_WORK)  # type: ignore[arg-type]  # NumPy's stubs know 0 and -1
         except np.exceptions.TooHardError:
             shared = True
         if shared:

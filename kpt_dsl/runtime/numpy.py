@@ -68,7 +68,7 @@ def as_numpy(name: str, array: Any) -> "Array":
 
     if isinstance(array, np.ndarray):
         return np.asarray(array)  # without the operators of a subclass
-    if library(type(array)) != "torch":
+    if library(array) != "torch":
         raise InputError(
             f"{name} is {type(array).__name__}; backend numpy takes NumPy arrays and torch tensors of the CPU"
         )

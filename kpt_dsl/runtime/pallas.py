@@ -184,7 +184,7 @@ def _jax_dtype(name: str) -> Any:
 
 
 def _is_jax(array: Any) -> bool:
-    return library(type(array)) == "jax"
+    return library(array) == "jax"
 
 
 def _tpu(arrays: Mapping[str, Any]) -> Any:
@@ -207,7 +207,7 @@ def _as_jax(name: str, array: Any) -> Any:
         raise InputError(f"{name} is a ShapeDtypeStruct, which holds no values; only outputs may be given so")
     if _is_jax(array):
         return array
-    if library(type(array)) != "torch":
+    if library(array) != "torch":
         return jax.numpy.asarray(as_numpy(name, array))
     if array.device.type != "cpu":
         raise InputError(
@@ -225,7 +225,7 @@ def _as_jax(name: str, array: Any) -> Any:
 
 def _copy_back(out: Any, result: Any) -> None:
     """Write a JAX array into a torch tensor of the CPU or a NumPy array."""
-    if library(type(out)) != "torch":
+    if library(out) != "torch":
         out[...] = result
         return
     import torch.utils.dlpack

@@ -60,7 +60,11 @@ def summed(x: kd.In, y: kd.Out) -> None:
 
 # ------------------------------------------------------------------ negated views
 def negated() -> list[torch.Tensor]:
-    return [torch.randn(4, 8, dtype=torch.complex64).conj().imag, torch._neg_view(X.clone()), torch._neg_view(X.clone()).T.clone().T]
+    return [
+        torch.randn(4, 8, dtype=torch.complex64).conj().imag,
+        torch._neg_view(X.clone()),
+        torch._neg_view(X.clone()).T.clone().T,
+    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -103,8 +107,8 @@ def test_an_output_whose_elements_overlap_is_refused(output: torch.Tensor, backe
 
 @pytest.mark.parametrize(
     "output",
-    [torch.empty(4, 8), torch.empty(8, 4).T, torch.empty(99).as_strided((4, 8), (1, 5)), torch.empty(199).as_strided((4, 8), (9, 5)),
-     np.empty((4, 8), np.float32)[::-1, ::-1]],
+    [torch.empty(4, 8), torch.empty(8, 4).T, torch.empty(99).as_strided((4, 8), (1, 5)),
+     torch.empty(199).as_strided((4, 8), (9, 5)), np.empty((4, 8), np.float32)[::-1, ::-1]],
     ids=str,
 )  # fmt: skip
 def test_an_output_with_gaps_or_in_another_order_is_written(output: Any) -> None:
@@ -122,7 +126,9 @@ def test_an_expanded_input_is_read() -> None:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-7, 7)), max_size=4))
 def test_overlap_is_exact(axes: list[tuple[int, int]]) -> None:
     shape, strides = [n for n, _ in axes], [s for _, s in axes]
-    places = [sum(i * s for i, s in zip(index, strides, strict=True)) for index in itertools.product(*map(range, shape))]
+    places = [
+        sum(i * s for i, s in zip(index, strides, strict=True)) for index in itertools.product(*map(range, shape))
+    ]
     assert overlaps(shape, strides) == (len(set(places)) != len(places))
 
 
@@ -175,9 +181,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "string": (lambda: "x", "is 'x', but must be a tensor"),
     "tensor without dims": (lambda: torch.tensor(1.0), r"has shape \(\), but needs 2 dims \(M, N\)"),
     "NumPy scalar": (lambda: np.float32(1.0), r"has shape \(\), but needs 2 dims"),
-    "sparse COO": (lambda: X.to_sparse(), r"is a sparse_coo tensor.*: {}.to_dense\(\)"),
-    "sparse CSR": (lambda: X.to_sparse_csr(), r"is a sparse_csr tensor.*: {}.to_dense\(\)"),
-    "mkldnn": (lambda: X.to_mkldnn(), r"is a mkldnn tensor.*: {}.to_dense\(\)"),
+    "sparse COO": (X.to_sparse, r"is a sparse_coo tensor.*: {}.to_dense\(\)"),
+    "sparse CSR": (X.to_sparse_csr, r"is a sparse_csr tensor.*: {}.to_dense\(\)"),
+    "mkldnn": (X.to_mkldnn, r"is a mkldnn tensor.*: {}.to_dense\(\)"),
     "nested": (lambda: torch.nested.nested_tensor([X[0], X[1, :3]]), "is a nested tensor.*to_padded_tensor"),
     "jagged": (lambda: torch.nested.nested_tensor([X[0], X[1, :3]], layout=torch.jagged), "is a nested tensor"),
     "quantised": (lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), r"is a quantised tensor.*{}.dequantize\(\)"),
@@ -186,7 +192,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "wrapper": (lambda: Wrapper(X), "is a Wrapper .*without memory"),
     "freed": (freed, "is a Tensor on cpu without memory"),
     "gradient": (lambda: X.clone().requires_grad_(), r"requires grad.*torch.no_grad\(\).*{}.detach\(\)"),
-    "float64": (lambda: X.double(), "cannot be served: dtype 'float64'"),
+    "float64": (X.double, "cannot be served: dtype 'float64'"),
     "complex": (lambda: X.to(torch.complex64), "cannot be served: dtype 'complex64'"),
     "other byte order": (lambda: np.ones((4, 8), ">f4"), r"has dtype >f4.*{}.astype\('float32'\)"),
     "masked": (lambda: np.ma.ones((4, 8), "f4"), r"is a MaskedArray.*{}.filled"),
@@ -277,7 +283,7 @@ def views(memory: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_load_sees_what_was_there_before(how: str, kernel: kd.Kernel, backend: str, dtype: torch.dtype) -> None:
     if kernel is swapped and backend == "pallas":
-        pytest.skip("a Pallas kernel writes whole blocks")
+        pytest.skip("a Pallas kernel stores an output whole")
     memory = (torch.rand(8, 20, generator=torch.Generator().manual_seed(20)) + 1).to(dtype)
     x, y = views(memory)[how]
     apart, expected = x.clone(), y.clone()

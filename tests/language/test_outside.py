@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import kpt_dsl as kd
-from kpt_dsl.runtime.binding import bind
 from kpt_dsl.frontend.outside import Helper
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
+from kpt_dsl.runtime.binding import bind
 from tests.language.snippets import kernel
 
 ONE = np.ones(3, np.float32)
