@@ -30,13 +30,14 @@ def converted(value: Number, dtype: DType) -> Number:
     """What a cast makes of a number. Floats round to nearest even, and fp8 saturates. Integers are made of floats by
     truncation: what is too large saturates, and NaN is 0; of integers they wrap. A condition is true of all but zero."""
     if dtype.kind == "bool":
-        return value != 0
+        return bool(value)
     if dtype.is_float:
         return _rounded(value, dtype)
     low, high = limits(dtype)
     if isinstance(value, float):
         return 0 if value != value else low if value <= low else high if value >= high else int(value)
-    return (int(value) - low) % 2**dtype.bits + low
+    wrapped: int = (int(value) - low) % 2**dtype.bits + low
+    return wrapped
 
 
 def _rounded(number: Number, dtype: DType) -> float:

@@ -214,7 +214,7 @@ class Machine:
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         if not isinstance(condition, np.ndarray):
             return a if condition else b
-        arrays = [x for x in (a, b) if isinstance(x, np.ndarray)]
+        arrays: list[Any] = [x for x in (a, b) if isinstance(x, np.ndarray)]
         numbers = np.int32 if isinstance(a, int) and isinstance(b, int) else np.float32
         return np.where(condition, a, b).astype(np.result_type(*arrays or [numbers])).view(_Values)
 
