@@ -254,7 +254,7 @@ class Expressions:
                 break
         return result
 
-    def operand(self, x: Any, loc: Loc) -> Expr | ty.Number:
+    def operand(self, x: Any, loc: Loc) -> Expr | arithmetic.Number:
         """An operand of arithmetic: an expression or a Python number."""
         if isinstance(x, Expr | int | float):
             return x

@@ -35,9 +35,7 @@ Pads = Mapping[Axis, Held]
 """Padded axis -> what its padding holds; an axis that is absent may hold anything there."""
 
 
-def guard(
-    kernel: ir.Kernel, padded: Callable[[Axis], bool], level: Collection[Axis] = frozenset()
-) -> ir.Kernel:
+def guard(kernel: ir.Kernel, padded: Callable[[Axis], bool], level: Collection[Axis] = frozenset()) -> ir.Kernel:
     """``kernel`` with masks. ``padded`` says of a whole dim or a tile over all of its dim whether its lanes may outnumber its
     elements; a loop with bounds of its own always has padding, but those along ``level`` axes (``passes.level``)."""
     return replace(kernel, body=_Guard(kernel, padded, level).block(kernel.body, frozenset()))

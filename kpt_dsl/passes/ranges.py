@@ -103,7 +103,9 @@ def _made_of(kernel: ir.Kernel, expr: Expr) -> list[str]:
     for stmt in ir.statements(kernel.body):
         if isinstance(stmt, ir.Assign):
             values.setdefault(stmt.name, []).append(stmt.value)
-    tiles = {g.name: g.dim for g in (*kernel.grid, *(s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For)))}
+    tiles = {
+        g.name: g.dim for g in (*kernel.grid, *(s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For)))
+    }
     found: dict[str, None] = {}
 
     def visit(top: Expr) -> None:
@@ -201,7 +203,9 @@ class _Walk:
                 return _around(parts[1:])
             case ir.Unary(op=op):
                 return None if parts[0] is None else _OF_ONE[op](*parts[0])
-            case ir.Binary(op="mul", a=ir.Binary(op="floordiv", a=x, b=ir.Block() as block), b=ir.Block() as by) if block == by:
+            case ir.Binary(op="mul", a=ir.Binary(op="floordiv", a=x, b=ir.Block() as block), b=ir.Block() as by) if (
+                block == by
+            ):
                 return self.rounded(x, block)
             case ir.Binary(op=op):
                 left, right = parts
@@ -261,4 +265,6 @@ def check_dims(name: str, dims: Mapping[str, int]) -> None:
     greatest = limits(i32)[1]
     for dim, extent in dims.items():
         if extent > greatest:
-            raise InputError(f"{name}: dim {dim} is {extent}; indices are int32, so that extents are {greatest} at most")
+            raise InputError(
+                f"{name}: dim {dim} is {extent}; indices are int32, so that extents are {greatest} at most"
+            )
