@@ -3,6 +3,9 @@
 Many have the form that warp-specialised schedules take: 16-bit operands that descriptors can hold, no other tiles loaded.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tests.generated.arrays import Layout
 from tests.programs import values as v
 from tests.programs.program import Tensor
@@ -78,16 +81,25 @@ class Products(Statements):
         self.branches = 1 - self.grid
         self.seen = [(loop.dim, loop.tiled, 0) for loop in self.loops]
 
+    @contextmanager
+    def around(self, name: str, dim: str, bounds: str) -> Iterator[None]:
+        """Lines in a loop over tiles."""
+        self.line(f'for {name} in kd.sequential(kd.tile("{dim}"){bounds}):')
+        self.seen.append((dim, True, len(self.loops)))
+        self.loops.append(Loop(name, dim, True))
+        yield
+        self.loops.pop()
+
     def lone(self) -> None:
         """y = epilogue(a @ b)"""
-        for dim, extents in (("M", ROWS), ("N", SIDES), ("K", SIDES)):
+        dtype = self.pick(["bf16", "f16", "bf16", "f16", "bf16", "f8e4m3", "f8e5m2", "f32"])
+        flipped = (self.upto(1) == 1, self.upto(1) == 1) if not dtype.startswith("f8") or self.upto(1) else (False, False)
+        for dim, extents in (("M", SIDES if flipped[0] else ROWS), ("N", SIDES), ("K", SIDES)):
             self.extents[dim] = self.pick(extents)
         if self.empty:
             self.extents[self.pick(["K", "M", "N"])] = 0
-        dtype = self.pick(["bf16", "f16", "bf16", "f16", "f8e4m3", "f8e5m2", "f32"])
         batch = self.may("batch", 20)
         first = ("B",) * batch
-        flipped = (self.upto(1) == 1, self.upto(1) == 1)
         self.matrix("a", (*first, "K", "M") if flipped[0] else (*first, "M", "K"), dtype)
         self.matrix("c", (*first, "K", "N") if flipped[1] else (*first, "N", "K"), dtype)
         self.grid_line(batch, [("m", "M"), ("n", "N")])
@@ -96,16 +108,12 @@ class Products(Statements):
         right = f"c[{at}k, n]" if flipped[1] else f"c[{at}n, k].T"
         self.line("acc = kd.zeros([m, n])")
         bounds = f", {self.pick(['start', 'stop'])}={self.pick([16, 0, 20, 1000])}" if self.may("bounds", 20) else ""
-        with self.branch(f'for k in kd.sequential(kd.tile("K"){bounds}):'):
-            self.seen.append(("K", True, len(self.loops)))
+        with self.around("k", "K", bounds):
             self.line(f"acc = kd.dot({left}, {right}, acc)")
         odd = any(t.odd for t in self.tensors)
         acc = Expr("acc", "f32", ("m", "n"), 4.0 * self.extents["K"], 0, odd=odd)
         x = self.elementwise(acc, self.upto(4))
-        out = self.new_tensor((*first, "M", "N"), self.out_type(x), role="out", off=x.off)
-        if self.upto(3):
-            self.change(out, layout=Layout(tuple(range(len(out.dims)))))
-        self.line(f"{out.name}[{at}m, n] = {x.text}")
+        self.result((*first, "M", "N"), f"{at}m, n", x, "bf16" if dtype.startswith("f8") else dtype)
 
     def chain(self) -> None:
         """o = f(q @ k.T) @ v, whose middle is exact: small whole numbers, or a softmax, which is not."""
@@ -125,8 +133,7 @@ class Products(Statements):
         if softmax:
             self.line("top = kd.full([m], -kd.inf)")
         bounds, mask = self.masked(batch)
-        self.seen.append(("N", True, len(self.loops)))
-        with self.branch(f'for n in kd.sequential(kd.tile("N"){bounds}):'):
+        with self.around("n", "N", bounds):
             self.line(f"scores = kd.dot(query, k[{at}n, :].T)")
             if softmax:
                 self.online(mask)
@@ -134,7 +141,7 @@ class Products(Statements):
                 self.line(f"p = {self.small(mask)}")
             self.line("total = total + kd.sum(p, axis=1)")
             to = "" if dtype == "f32" else f".to(kd.{dtype})"
-            self.line(f"acc = kd.dot(p{to}, w[{at}n, :], acc)")
+            self.line(f"acc = kd.dot(p{to}, w[{at}n, :], {'acc * keep[:, None]' if softmax else 'acc'})")
         if softmax:
             x = Expr("(acc / kd.where(total == 0.0, 1.0, total)[:, None])", "f32", ("m", "D"), 1.0, 0,
                      2.0**-6 if dtype != "f32" else 2.0**-14)  # fmt: skip
@@ -142,10 +149,15 @@ class Products(Statements):
             odd = any(t.odd for t in self.tensors)
             x = Expr("(acc + total[:, None])", "f32", ("m", "D"), 8.0 * 2 * self.extents["N"], -1, odd=odd)
             x = self.elementwise(x, self.upto(2))
-        out = self.new_tensor((*first, "M", "D"), self.out_type(x), role="out", off=x.off)
-        if self.upto(3):
-            self.change(out, layout=Layout(tuple(range(len(out.dims)))))
-        self.line(f"{out.name}[{at}m, :] = {x.text}")
+        self.result((*first, "M", "D"), f"{at}m, :", x, dtype)
+
+    def result(self, dims: tuple[str, ...], place: str, x: Expr, dtype: str) -> None:
+        """The store, of the operands' type in most cases, as they are."""
+        plain = self.upto(4) < 4 and x.most <= v.LARGEST[dtype]
+        out = self.new_tensor(dims, dtype if plain else self.out_type(x), role="out", off=x.off)
+        if plain:
+            self.change(out, layout=Layout(tuple(range(len(dims)))))
+        self.line(f"{out.name}[{place}] = {x.text}")
 
     def masked(self, batch: bool) -> tuple[str, str]:
         """Bounds of a chain's loop, and the mask that goes with them."""
@@ -180,5 +192,4 @@ class Products(Statements):
         self.line("p = kd.exp(scores - shift[:, None])")
         self.line("keep = kd.exp(top - shift)")
         self.line("total = total * keep")
-        self.line("acc = acc * keep[:, None]")
         self.line("top = above")
