@@ -196,7 +196,7 @@ def read(file: Path) -> Program:
     """A program that ``Program.module`` wrote."""
     scope: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
     text = file.read_text()
-    kernel = text[text.index("import kpt_dsl as kd") : text.index("\nCALL = ")]
+    kernel = text[text.index("import kpt_dsl as kd") : text.index("\nCALL = ")].rstrip("\n") + "\n"
     code = text[text.index("\nCALL = ") :]
     exec(compile("from tests.generated.arrays import Layout\nfrom tests.programs.program import Call, Tensor\n" + code,
                  str(file), "exec"), scope)  # fmt: skip
