@@ -59,7 +59,7 @@ def _exact(kernel: ir.Kernel) -> frozenset[str]:
     whole = {axis.dim for a in accesses for axis in a.index if isinstance(axis, ir.Axis) and not axis.tile}
     batch = next((t.dims[0] for t in kernel.tensors if t.dims), None)
     weights = {dim for t in kernel.tensors if t.role == "in" and batch not in t.dims for dim in t.dims}
-    walked = {s.tile.dim for s in ir.statements(kernel.body) if isinstance(s, ir.For) and not s.share}
+    walked = {s.over.dim for s in ir.statements(kernel.body) if isinstance(s, ir.For) and not s.share}
     added = ir.added(kernel)
     stored = {dim for t in kernel.tensors if t.role == "out" and t.name not in added for dim in t.dims}
     return frozenset(whole | weights | (walked & stored))

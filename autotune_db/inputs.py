@@ -49,6 +49,6 @@ def make(problem: Problem, device: str, seed: int) -> dict[str, Any]:
 
 def _longest(problem: Problem) -> int:
     """The largest value that is safe as a count of elements: the shortest dim that is looped over, for those are counted."""
-    loops = [s.tile.dim for s in ir.statements(problem.lower({}).body) if isinstance(s, ir.For)]
+    loops = [s.over.dim for s in ir.statements(problem.lower({}).body) if isinstance(s, ir.For)]
     extents = dict(problem.dims)
     return max(1, min((extents[dim] for dim in loops), default=min(extents.values())))

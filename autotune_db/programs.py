@@ -18,7 +18,7 @@ from kpt_dsl.space import Config
 PROGRAMS = 6
 """How many places of a grid are looked at."""
 
-Loop = ir.GridIndex | ir.Tile
+Loop = ir.Each | ir.Tile
 Write = tuple[str, Any, Any]
 """An output's name, an index into it, and the values that belong there."""
 
@@ -46,7 +46,7 @@ def reach(loop: Loop, step: int, problem: Problem, config: Config) -> tuple[int,
 def at(kernel: ir.Kernel, problem: Problem, config: Config, steps: Mapping[str, int]) -> ir.Kernel:
     """The kernel with some loops of its grid, by name, left at one step: written as constants and loops of one step."""
     fixed = [loop for loop in kernel.grid if loop.name in steps]
-    known = {loop.name: ir.scalar(steps[loop.name]) for loop in fixed if isinstance(loop, ir.GridIndex)}
+    known = {loop.name: ir.scalar(steps[loop.name]) for loop in fixed if isinstance(loop, ir.Each)}
     body = tuple(_fixed(stmt, known) for stmt in kernel.body)
     for loop in reversed(fixed):
         if isinstance(loop, ir.Tile):

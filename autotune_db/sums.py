@@ -66,7 +66,7 @@ def _along(kernel: ir.Kernel, tensor: str) -> tuple[Loop | None, ...]:
     stores = [s for s in ir.statements(kernel.body) if isinstance(s, ir.Store) and s.tensor == tensor]
     loops: dict[str, Loop] = {loop.name: loop for loop in kernel.grid}
     inner = (s for s in ir.statements(kernel.body) if isinstance(s, ir.For))
-    loops |= {loop.tile.name: loop.tile for loop in inner if not loop.share and not _carries(loop, tensor)}
+    loops |= {loop.over.name: loop.over for loop in inner if not loop.share and not _carries(loop, tensor)}
     return tuple(_same(set(indices), loops) for indices in zip(*(store.index for store in stores), strict=True))
 
 
@@ -109,9 +109,9 @@ def _cut(body: tuple[ir.Stmt, ...], inside: Mapping[str, Bounds]) -> tuple[ir.St
 
 def _cut_loop(loop: ir.For, inside: Mapping[str, Bounds]) -> ir.For:
     body = _cut(loop.body, inside)
-    if loop.tile.name not in inside:
+    if loop.over.name not in inside:
         return replace(loop, body=body)
-    start, stop = map(ir.scalar, inside[loop.tile.name])
+    start, stop = map(ir.scalar, inside[loop.over.name])
     return replace(loop, start=fold.largest(loop.start, start), stop=fold.smallest(loop.stop, stop), body=body)
 
 

@@ -49,9 +49,12 @@ def _flops(facts: Facts, product: Product) -> float:
     scope = product.scope
     while scope:
         loop, scope = facts.loops[scope - 1], facts.outer[scope - 1]
-        if loop.tile.axis in extents:
-            extents[loop.tile.axis] = mean_span(loop, facts.variables, facts.dims, {})
+        span = mean_span(loop, facts.variables, facts.dims, {})
+        if isinstance(loop.over, ir.Each):
+            repeats *= span
+        elif loop.tile.axis in extents:
+            extents[loop.tile.axis] = span
     for index in facts.kernel.grid:
-        if isinstance(index, ir.GridIndex):
+        if isinstance(index, ir.Each):
             repeats *= facts.dims[index.dim]
     return 2.0 * repeats * math.prod(extents.values())

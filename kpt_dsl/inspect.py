@@ -83,7 +83,7 @@ def example(
 
 def _extents(kernel: ir.Kernel) -> dict[str, int]:
     """Example extents by how each dim is used."""
-    loops = [*kernel.grid, *(s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
+    loops = [*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
     found = {g.dim: EXAMPLE_EXTENT["tiled" if isinstance(g, ir.Tile) else "index"] for g in loops}
     for node in ir.every_expr(kernel.body):
         if isinstance(node, ir.Dot):

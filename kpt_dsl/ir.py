@@ -97,7 +97,7 @@ class Var(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Index(Expr):
-    """The index of an untiled parallel loop (i32 scalar)."""
+    """The index of a loop over each index of a dim (i32 scalar)."""
 
     name: str
 
@@ -121,6 +121,21 @@ class Block(Expr):
     """How many lanes a tile has (i32 scalar, known once a config is)."""
 
     tile: str
+
+
+@dataclass(frozen=True, slots=True)
+class Count(Expr):
+    """How many elements a tile has (i32 scalar)."""
+
+    tile: str
+
+
+@dataclass(frozen=True, slots=True)
+class Before(Expr):
+    """How many elements a loop visits before a tile of it (i32 scalar). ``begin``: the first of them all."""
+
+    tile: str
+    begin: Expr
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +290,16 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Each:
+    """A loop over every index of a dim, one at a time."""
+
+    name: str
+    dim: str
+
+
+@dataclass(frozen=True, slots=True)
 class For(Stmt):
-    """Sequential loop over the tiles that touch the indices [start, stop) of ``tile.dim``, in ascending order.
+    """Sequential loop over the indices [start, stop) of ``over.dim``, or the tiles that touch them, in ascending order.
 
     Tile starts are multiples of the block; lanes outside [start, stop) are padding. ``carried`` are the variables
     assigned before the loop and again in it. ``part`` is what mask splitting made of it: the ``interior`` has no padding
@@ -284,13 +307,19 @@ class For(Stmt):
     deal out whole tiles, so that start is a multiple of the block and only the dim's last tile can have padding.
     """
 
-    tile: Tile
+    over: Tile | Each
     start: Expr
     stop: Expr
     body: tuple[Stmt, ...]
     carried: tuple[str, ...] = ()
     part: Literal["whole", "head", "interior", "tail"] = "whole"
     share: bool = False
+
+    @property
+    def tile(self) -> Tile:
+        """Of a loop over tiles."""
+        assert isinstance(self.over, Tile), f"{self.over.name} has no tiles"
+        return self.over
 
 
 # ------------------------------------------------------------------ kernels
@@ -314,14 +343,6 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class GridIndex:
-    """A parallel loop over every index of a dim, one at a time."""
-
-    name: str
-    dim: str
-
-
-@dataclass(frozen=True, slots=True)
 class Kernel:
     """One specialisation of a kernel: dtypes, presence of optional arguments, static arguments and choices are fixed.
 
@@ -332,7 +353,7 @@ class Kernel:
     name: str
     tensors: tuple[Tensor, ...]
     scalars: tuple[Scalar, ...]
-    grid: "tuple[GridIndex | Tile, ...]"
+    grid: tuple[Each | Tile, ...]
     body: tuple[Stmt, ...]
     choices: tuple[tuple[str, tuple[object, ...]], ...] = ()
     loc: Loc = field(default=NOWHERE, compare=False, repr=False)
@@ -384,6 +405,16 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
         yield stmt
         if isinstance(stmt, For):
             yield from statements(stmt.body)
+
+
+def tile_loops(body: tuple[Stmt, ...]) -> Iterator[For]:
+    """The loops over tiles, outer ones before those inside them."""
+    return (s for s in statements(body) if isinstance(s, For) and isinstance(s.over, Tile))
+
+
+def tiles(kernel: Kernel) -> tuple[Tile, ...]:
+    """Every tile variable of a kernel: those of its grid, then those of its loops."""
+    return (*(g for g in kernel.grid if isinstance(g, Tile)), *(loop.tile for loop in tile_loops(kernel.body)))
 
 
 def every_expr(body: tuple[Stmt, ...]) -> Iterator[Expr]:

@@ -112,12 +112,16 @@ class Tile:
 
     index: Value
     """The indices, an int32 vector."""
+    count: Value
+    """How many elements the tile has."""
+    before: Value
+    """How many elements its loop visits before it: with ``count`` it merges what was found so far with what is found now."""
     start: Value
-    """The first index."""
+    """The first index, for the bounds of loops only: where a tile begins is the config's choice."""
     stop: Value
-    """One past the last index that holds an element."""
+    """One past the last index that holds an element, for the bounds of loops only."""
     size: Value
-    """How many lanes the tile has, elements or not."""
+    """How many lanes the tile has, elements or not, for the bounds of loops only."""
 
 
 def tile(dim: str) -> Tile:
@@ -130,12 +134,15 @@ def parallel(*dims: "str | Tile") -> Iterator[Any]:
     _never("parallel")
 
 
-def sequential(tile: Tile, *, start: Any = 0, stop: Any = None, share: Any = None) -> Iterator[Any]:
-    """A loop over tiles in ascending order that visits the indices [start, stop), by default the whole dim.
+def sequential(over: "Tile | str", *, start: Any = 0, stop: Any = None, share: Any = None) -> Iterator[Any]:
+    """A loop in ascending order that visits the indices [start, stop) of a dim, by default all of them.
 
-    Both bounds may be computed, also from loaded scalars, and need not be multiples of anything. ``share``, instead of bounds,
-    is the index of an untiled parallel loop: the dim's tiles are dealt out evenly among its indices, a run of whole tiles each
-    (none, where there are fewer tiles), and this index's run is visited. So a program makes partial sums over its share.
+    ``kd.sequential(kd.tile("N"))`` goes through tiles; ``kd.sequential("N")`` through one index after the other, and its
+    variable is a scalar. Both bounds may be computed, also from loaded scalars, and need not be multiples of anything; what
+    they name beyond the dim is not visited. What a loop over tiles computes must not depend on how wide they are.
+    ``share``, instead of bounds of a loop over tiles, is the index of an untiled parallel loop: the dim's tiles are dealt out
+    evenly among its indices, a run of whole tiles each (none, where there are fewer tiles), and this index's run is visited.
+    So a program makes partial sums over its share.
     """
     _never("sequential")
 

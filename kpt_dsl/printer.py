@@ -37,7 +37,7 @@ def format_kernel(kernel: ir.Kernel) -> str:
         out.add(1, f"choice {name}: {', '.join(map(str, options))}")
     depth = 1
     if kernel.grid:
-        out.add(depth, f"parallel {', '.join(map(_grid_loop, kernel.grid))}:")
+        out.add(depth, f"parallel {', '.join(map(_loop_over, kernel.grid))}:")
         depth += 1
     _add_body(out, kernel.body, depth)
     return out.text()
@@ -73,9 +73,9 @@ def _parameters(kernel: ir.Kernel) -> list[str]:
     return tensors + [f"{s.name}: {'positive ' if s.positive else ''}{s.dtype}" for s in kernel.scalars]
 
 
-def _grid_loop(loop: ir.GridIndex | ir.Tile) -> str:
+def _loop_over(loop: ir.Each | ir.Tile) -> str:
     match loop:
-        case ir.GridIndex(name, dim):
+        case ir.Each(name, dim):
             return f"{name} in {dim}"
         case ir.Tile(name, dim, block):
             return f"{name} in tile({dim}, {block})"
@@ -101,7 +101,7 @@ def _loop(loop: ir.For) -> str:
     part += "share " if loop.share else ""
     carried = f" carrying {', '.join(loop.carried)}" if loop.carried else ""
     span = f"{format_expr(loop.start)} to {format_expr(loop.stop)}"
-    return f"for {part}{_grid_loop(loop.tile)} from {span}{carried}:"
+    return f"for {part}{_loop_over(loop.over)} from {span}{carried}:"
 
 
 # ------------------------------------------------------------------ expressions
@@ -126,6 +126,10 @@ def _format(node: ir.Expr) -> tuple[str, int]:
             return f"{tile}.stop", _ATOM
         case ir.Block(tile):
             return f"{tile}.size", _ATOM
+        case ir.Count(tile):
+            return f"{tile}.count", _ATOM
+        case ir.Before(tile):
+            return f"{tile}.before", _ATOM
         case ir.Lanes(axis):
             return f"{axis}.index", _ATOM
         case ir.Valid(axis):

@@ -4,6 +4,7 @@ import ast
 import builtins
 import textwrap
 from dataclasses import dataclass
+from functools import cached_property
 
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_axes import Scope
@@ -19,9 +20,9 @@ class Function:
     shared: frozenset[str]
     """Names that the whole module knows."""
 
-    @property
+    @cached_property
     def parameters(self) -> list[str]:
-        """Names of all parameters, without annotations."""
+        """Names of all parameters, without annotations; the body is read once, when they are first asked for."""
         own = [p.partition(":")[0] for p in self.own]
         found: dict[str, None] = {}
         _read(ast.parse(textwrap.dedent(self.body.text())).body, {*own, *self.shared, *dir(builtins)}, found)
@@ -43,7 +44,8 @@ def _read(body: list[ast.stmt], made: set[str], found: dict[str, None]) -> None:
     """Add the names that statements read before anything gives them a value, in order of appearance."""
     for stmt in body:
         inner = stmt.body if isinstance(stmt, ast.For | ast.If) else []
-        names = [n for n in ast.walk(stmt) if isinstance(n, ast.Name) and not any(n in ast.walk(s) for s in inner)]
+        inside = {n for s in inner for n in ast.walk(s)}
+        names = [n for n in ast.walk(stmt) if isinstance(n, ast.Name) and n not in inside]
         names.sort(key=lambda n: (n.lineno, n.col_offset))
         updated = {stmt.target.id} if isinstance(stmt, ast.AugAssign) and isinstance(stmt.target, ast.Name) else set()
         found |= dict.fromkeys(

@@ -131,12 +131,10 @@ class _Emitter:
         self.real = "np.float64" if self.exact else "np.float32"
         self.out = Writer()
         self.helpers: set[str] = set()
-        self.tiles = {t.name: t for t in _tiles(kernel)}
+        self.tiles = {t.name: t for t in ir.tiles(kernel)}
         # Tiles that start where their block starts; a loop that begins anywhere may cut its first tile.
         self.uncut = {t.name for t in kernel.grid} | {
-            s.tile.name
-            for s in ir.statements(kernel.body)
-            if isinstance(s, ir.For) and (s.start == ir.scalar(0) or s.share)
+            loop.over.name for loop in ir.tile_loops(kernel.body) if loop.start == ir.scalar(0) or loop.share
         }
         blocks = {t.block for t in self.tiles.values()}
         self.taken = {*_BUILTINS, *_HELPERS, *self._used_dims(), *blocks}
@@ -206,17 +204,12 @@ class _Emitter:
         return self.names[name]
 
     # -------------------------------------------------------------- statements
-    def _grid(self, grid: tuple[ir.GridIndex | ir.Tile, ...]) -> None:
+    def _grid(self, grid: tuple[ir.Each | ir.Tile, ...]) -> None:
         if not grid:
             self._body(self.kernel.body)
             return
         loop, *inner = grid
-        match loop:
-            case ir.GridIndex(name, dim):
-                header = f"for {self.name(name)} in range({dim}):"
-            case ir.Tile():
-                header = f"for {self.name(loop.name)} in {self._tiles(loop, '0', loop.dim)}:"
-        with self.out.block(header):
+        with self.out.block(self._header(loop, "0", loop.dim)):
             self._grid(tuple(inner))
 
     def _body(self, body: tuple[ir.Stmt, ...]) -> None:
@@ -227,15 +220,18 @@ class _Emitter:
                 case ir.Store(tensor, index, value, add=add):
                     sign = "+=" if add else "="
                     self.out.line(f"{self.name(tensor)}{self._index(index)} {sign} {self.expr(value)}", stmt.loc)
-                case ir.For(tile, start, stop, inner):
-                    header = f"for {self.name(tile.name)} in {self._tiles(tile, self.expr(start), self.expr(stop))}:"
-                    with self.out.block(header, stmt.loc):
+                case ir.For(over, start, stop, inner):
+                    with self.out.block(self._header(over, self.expr(start), self.expr(stop)), stmt.loc):
                         self._body(inner)
                 case _:
                     raise AssertionError(stmt)
 
-    def _tiles(self, tile: ir.Tile, start: str, stop: str) -> str:
-        return f"{self.helper('tiles')}({start}, {stop}, {tile.block})"
+    def _header(self, loop: ir.Tile | ir.Each, start: str, stop: str) -> str:
+        """The first line of a loop over [start, stop)."""
+        if isinstance(loop, ir.Tile):
+            return f"for {self.name(loop.name)} in {self.helper('tiles')}({start}, {stop}, {loop.block}):"
+        bounds = stop if start == "0" else f"{start}, {stop}"
+        return f"for {self.name(loop.name)} in range({bounds}):"
 
     def helper(self, name: str) -> str:
         self.helpers.add(name)
@@ -275,6 +271,11 @@ class _Emitter:
                 return f"{self.name(tile)}.stop", _ATOM
             case ir.Block(tile):
                 return self.tiles[tile].block, _ATOM
+            case ir.Count(tile):
+                return f"{self.helper('length')}({self.name(tile)})", _ATOM
+            case ir.Before(tile, begin):
+                first = f"{self.name(tile)}.start"
+                return (first, _ATOM) if begin == ir.scalar(0) else (f"{first} - {self.expr(begin, _MULTIPLY)}", _ADD)
             case ir.Lanes(axis):
                 if axis.tile is None:
                     return f"np.arange({axis.dim}, dtype=np.int32)", _ATOM
@@ -371,12 +372,6 @@ class _Emitter:
 
 def _arguments(kernel: ir.Kernel) -> tuple[ir.Tensor | ir.Scalar, ...]:
     return (*kernel.tensors, *kernel.scalars)
-
-
-def _tiles(kernel: ir.Kernel) -> list[ir.Tile]:
-    """Every tile variable of a kernel, of its grid and of its loops."""
-    grid = [loop for loop in kernel.grid if isinstance(loop, ir.Tile)]
-    return grid + [stmt.tile for stmt in ir.statements(kernel.body) if isinstance(stmt, ir.For)]
 
 
 def _number(value: float | int | bool) -> tuple[str, int]:

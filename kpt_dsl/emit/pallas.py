@@ -74,14 +74,13 @@ def emit_kernel(
 
     ``vmem_bytes``: what a kernel may use of vector memory; ``products``: the dtypes whose products the chip's compiler takes.
     """
-    tiles = [t for t in kernel.grid if isinstance(t, ir.Tile)]
-    tiles += [s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For)]
+    tiles = ir.tiles(kernel)
     if empty := [d for t in kernel.tensors for d in t.dims if not dims[d]]:
         raise ConfigError(f"{kernel.name}: dim {empty[0]} is empty; a Pallas kernel needs an element of each dim")
     lanes = {t.dim: min(_block(t, config), dims[t.dim]) for t in tiles}
 
     def single(loop: ir.For) -> bool:
-        return whole(loop) and lanes[loop.tile.dim] == dims[loop.tile.dim]
+        return isinstance(loop.over, ir.Tile) and whole(loop) and lanes[loop.tile.dim] == dims[loop.tile.dim]
 
     def padded(axis: ir.Axis) -> bool:
         return axis.tile is not None and dims[axis.dim] % lanes[axis.dim] != 0

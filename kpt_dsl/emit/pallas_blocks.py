@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kpt_dsl import ir
-from kpt_dsl.emit.pallas_plan import LANES, STEP, SUBLANES, Plan
+from kpt_dsl.emit.pallas_plan import LANES, STEP, SUBLANES, Phase, Plan
 from kpt_dsl.emit.pallas_text import JAX_DTYPES, Text
 from kpt_dsl.errors import ConfigError, TargetError
 from kpt_dsl.ir import Axis, Expr
@@ -88,10 +88,10 @@ class Blocks:
         tensor = self.plan.kernel.tensor(store.tensor)
         block = Block(f"{tensor.name}_ref", tensor, canonical(store.index, self.plan))
         loop = None if phase is None or not self.plan.phases[phase].bounded else self.plan.phases[phase].loop
-        if loop is not None and loop.tile.axis in store.index and not loop.share:
+        if loop is not None and loop.over.name in _stepped(store.index) and not loop.share:
             raise TargetError(
                 f"{self.plan.kernel.name} stores {tensor.name} in a loop with bounds of its own (line {store.loc.line}); a TPU "
-                f"writes whole blocks, so loop over all of {loop.tile.dim}, or over a share of it"
+                f"writes whole blocks, so loop over all of {loop.over.dim}, or over a share of it"
             )
         if self._outputs.setdefault(tensor.name, block) != block:
             raise TargetError(
@@ -154,8 +154,9 @@ class Blocks:
 
     def place(self, block: Block, text: Text, calls: Mapping[str, str]) -> str:
         """What an index map returns: the block's place in the tensor, counted in blocks; ``calls`` as in ``tile_number``."""
-        single = [text.expr(i) for i in block.index if isinstance(i, Expr)]
         seen = self.phases[block.name]
+        steps = {p.name: f"({_step_number(self.plan, [p], calls, text.tiles)})" for p in self.plan.phases if not p.tiled}
+        single = [text.placed(i, steps) for i in block.index if isinstance(i, Expr)]
         places = ["0" if a.tile is None else tile_number(self.plan, a, seen, calls, text.tiles) for a in block.axes]
         return f"({', '.join(single + self._two(places, block, '0'))})"
 
@@ -195,22 +196,34 @@ class Blocks:
         return text + (".astype(jnp.float16)" if block.tensor.dtype.name == "f16" else "")
 
 
+def _stepped(index: Index) -> set[str | None]:
+    """The loop variables that an index follows."""
+    axes = {i.tile for i in index if isinstance(i, Axis)}
+    return axes | {e.name for i in index if isinstance(i, Expr) for e in ir.walk(i) if isinstance(e, ir.Index)}
+
+
 def tile_number(plan: Plan, axis: Axis, seen: Sequence[int], calls: Mapping[str, str], names: Mapping[str, str]) -> str:
-    """Which tile along an axis a step is at, as an index map needs it; ``seen`` are the phases in which its block is used.
+    """Which tile along an axis a step is at, as an index map needs it; the rest as in ``step_number``."""
+    if axis.tile != STEP:
+        return names[axis.tile or ""]
+    phases = [plan.phases[i] for i in sorted(seen) if plan.phases[i].dim == axis.dim and plan.phases[i].tiled]
+    return _step_number(plan, phases, calls, names)
+
+
+def _step_number(plan: Plan, phases: Sequence[Phase], calls: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """Which tile or index these successive loops over one dim are at.
 
     Before its loop the number is that of the first tile, after it that of the last, so nothing useless is fetched. ``calls``
     gives the text of the bounds of each bounded loop, ``names`` that of each tile's number.
     """
-    if axis.tile != STEP:
-        return names[axis.tile or ""]
     step = plan.step(names)
-    phases = [plan.phases[i] for i in sorted(seen) if plan.phases[i].loop.tile.dim == axis.dim]
     text = ""
     for i in reversed(range(len(phases))):
         phase = phases[i]
         number = step if phase.first == 0 else f"{step} - {phase.first}"
         if phase.bounded:
-            number = f"nearest({number}, {calls[phase.loop.tile.name]}, block_{axis.dim}, {phase.steps})"
+            width = f"block_{phase.dim}" if phase.tiled else "1"
+            number = f"nearest({number}, {calls[phase.name]}, {width}, {phase.steps})"
         else:
             early = phase.first > (phases[i - 1].last + 1 if i else 0)
             late = phase.last + 1 < (phases[i + 1].first if i + 1 < len(phases) else plan.steps)

@@ -14,7 +14,7 @@ from kpt_dsl.emit.pallas_plan import STEP, Phase, Plan
 from kpt_dsl.ir import Axis, Expr
 
 
-def count(plan: Plan, loop: ir.GridIndex | ir.Tile) -> int:
+def count(plan: Plan, loop: ir.Each | ir.Tile) -> int:
     """How many values a parallel loop's variable has."""
     return -(-plan.dims[loop.dim] // (plan.lanes[loop.dim] if isinstance(loop, ir.Tile) else 1))
 
@@ -26,7 +26,7 @@ def programs(plan: Plan) -> int:
 
 def visits(plan: Plan, phase: Phase, start: Expr, stop: Expr) -> int:
     """How many tiles of a loop touch the indices [start, stop), over all programs."""
-    lanes, extent = plan.lanes[phase.loop.tile.dim], plan.dims[phase.loop.tile.dim]
+    lanes, extent = plan.lanes[phase.dim] if phase.tiled else 1, plan.dims[phase.dim]
     total = 0
     for tiles, repeats in _programs(plan, (start, stop)):
         low = max(0, _known(_value(plan, start, tiles), 0))
@@ -64,7 +64,8 @@ def _size(plan: Plan, block: Block) -> int:
 
 def _moves(plan: Plan, blocks: Blocks, block: Block) -> int:
     stepping = {a.dim for a in block.axes if a.tile == STEP}
-    phases = [plan.phases[i] for i in blocks.phases[block.name] if plan.phases[i].loop.tile.dim in stepping]
+    indices = {e.name for i in block.index if isinstance(i, Expr) for e in ir.walk(i) if isinstance(e, ir.Index)}
+    phases = [p for p in (plan.phases[i] for i in blocks.phases[block.name]) if p.dim in stepping or p.name in indices]
     if any(p.steps > 1 for p in phases):
         return sum(visits(plan, p, p.loop.start, p.loop.stop) for p in phases)
     named = {a.tile for a in block.axes}

@@ -16,7 +16,7 @@ def host(made: KernelText, vmem_bytes: int) -> str:
     inputs = [made.name(t.name) for t in kernel.tensors if t.role == "in"]
     scalars = [made.name(s.name) for s in kernel.scalars]
     results = [made.name(b.tensor.name) for b in made.blocks.written]
-    grid = [g.dim if isinstance(g, ir.GridIndex) else f"pl.cdiv({g.dim}, {g.block})" for g in kernel.grid]
+    grid = [g.dim if isinstance(g, ir.Each) else f"pl.cdiv({g.dim}, {g.block})" for g in kernel.grid]
     semantics = ['"parallel"'] * len(grid)
     if plan.steps:
         grid.append(str(plan.steps))

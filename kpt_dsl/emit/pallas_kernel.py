@@ -30,7 +30,7 @@ class KernelText:
         arguments = [t.name for t in self.kernel.tensors] + [s.name for s in self.kernel.scalars]
         blocks = {t.block for t in plan.tiles.values()}
         self._taken = _RESERVED | plan.dims.keys() | blocks | {f"{a}_ref" for a in arguments}
-        loops = {g.name for g in self.kernel.grid} | {p.loop.tile.name for p in plan.phases}
+        loops = {g.name for g in self.kernel.grid} | {p.name for p in plan.phases}
         self.numbers = dict.fromkeys(plan.tiles, "0") | {name: self.name(name) for name in loops}
         self.step = plan.step(self.numbers)
         self.axes = [self.numbers[g.name] for g in self.kernel.grid] + [self.step] * bool(plan.steps)
@@ -65,13 +65,13 @@ class KernelText:
         used = words(body)
         lines = self._scalars(used)
         for phase in (p for p in self.plan.phases if p.bounded):
-            tile = phase.loop.tile.name
+            tile = phase.name
             if {f"{tile}_start", f"{tile}_stop"} & used:
                 used |= words(self.calls[tile])
                 lines.insert(0, f"{tile}_start, {tile}_stop = {self.calls[tile]}")
         if len(self.plan.phases) > 1:
             for phase in self.plan.phases:
-                if (number := self.numbers[phase.loop.tile.name]) in used:
+                if (number := self.numbers[phase.name]) in used:
                     used.add("step")
                     lines.insert(0, f"{number} = step" + (f" - {phase.first}" if phase.first else ""))
         lines = [f"{name} = pl.program_id({i})" for i, name in enumerate(self.axes) if name in used] + lines
@@ -90,32 +90,33 @@ class KernelText:
         return out.text()
 
     def _loop(self, out: Writer, phase: Phase, body: tuple[ir.Stmt, ...], live: frozenset[str]) -> None:
-        tile = phase.loop.tile
-        number = self.numbers[tile.name]
-        start = f"{number} * {tile.block}"
+        over = phase.loop.over
+        number = self.numbers[over.name]
+        start, next_one = number, f"{number} + 1"
+        if isinstance(over, ir.Tile):
+            start, next_one = f"{number} * {over.block}", f"({next_one}) * {over.block}"
         during = [f"{self.step} >= {phase.first}"] if phase.first else []
         during += [f"{self.step} <= {phase.last}"] if phase.last + 1 < self.plan.steps else []
         visited = []
         if phase.bounded and phase.loop.start == ir.scalar(0):
-            visited = [f"{start} < {tile.name}_stop"]
+            visited = [f"{start} < {over.name}_stop"]
         elif phase.bounded:
-            stop = f"({number} + 1) * {tile.block}"
-            visited = [f"jnp.maximum({start}, {tile.name}_start) < jnp.minimum({stop}, {tile.name}_stop)"]
+            visited = [f"jnp.maximum({start}, {over.name}_start) < jnp.minimum({next_one}, {over.name}_stop)"]
         visits_all = visits(self.plan, phase, phase.loop.start, phase.loop.stop)
-        clear = interior(self.kernel, phase.loop)
+        clear = interior(self.kernel, phase.loop) if isinstance(over, ir.Tile) else None
         visits_clear = visits(self.plan, phase, clear.start, clear.stop) if clear else 0
         if clear is None or not visits_clear:
-            self._guarded(out, during + visited, f"visit_{tile.name}", body, live, visits_all)
+            self._guarded(out, during + visited, f"visit_{over.name}", body, live, visits_all)
             return
-        ends = {} if clear.start == ir.scalar(0) else {f"{tile.name}_clear_start": clear.start}
-        ends[f"{tile.name}_clear_stop"] = clear.stop
+        ends = {} if clear.start == ir.scalar(0) else {f"{over.name}_clear_start": clear.start}
+        ends[f"{over.name}_clear_stop"] = clear.stop
         out.line()
         for end, value in ends.items():
             _statement(out, f"{end} = {self.text.expr(value)}", None)
         inside = [f"{start} {'>=' if end.endswith('start') else '<'} {end}" for end in ends]
         out.line(f"clear = {_all(inside)}")
-        self._guarded(out, [*during, "clear"], f"interior_{tile.name}", _alive(clear.body, live), live, visits_clear)
-        self._guarded(out, [*during, *visited, "~clear"], f"edge_{tile.name}", body, live, visits_all - visits_clear)
+        self._guarded(out, [*during, "clear"], f"interior_{over.name}", _alive(clear.body, live), live, visits_clear)
+        self._guarded(out, [*during, *visited, "~clear"], f"edge_{over.name}", body, live, visits_all - visits_clear)
 
     def _guarded(
         self,
@@ -191,17 +192,17 @@ class KernelText:
     def _add_bounds(self) -> None:
         """Functions that give the bounds of loops that may leave tiles out, and how each is called."""
         for phase in (p for p in self.plan.phases if p.bounded):
-            tile = phase.loop.tile
+            over = phase.loop.over
             result = f"return {self.text.expr(phase.loop.start)}, {self.text.expr(phase.loop.stop)}"
             used = words(result)
             lines = [*self._scalars(used), result]
             arguments = [n for n in self.axes if n in used] + (
                 [] if used.isdisjoint(self.prefetched) else self.prefetched
             )
-            call = f"{tile.name}_bounds({', '.join(arguments)})"
-            about = f'"""The indices [start, stop) of {tile.dim} that a program visits."""'
+            call = f"{over.name}_bounds({', '.join(arguments)})"
+            about = f'"""The indices [start, stop) of {over.dim} that a program visits."""'
             self.bounds.append("\n    ".join([f"def {call}:", about, *lines]))
-            self.calls[tile.name] = call
+            self.calls[over.name] = call
 
 
 def _tile(text: str, value: ir.Expr) -> str:

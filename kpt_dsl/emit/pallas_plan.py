@@ -30,7 +30,7 @@ SUBLANES, LANES = 8, 128
 
 @dataclass(frozen=True)
 class Phase:
-    """One sequential loop as ``steps`` steps of the last grid axis, beginning at step ``first``."""
+    """One sequential loop, over tiles or single indices, as ``steps`` steps of the last grid axis from step ``first`` on."""
 
     loop: ir.For
     first: int
@@ -40,6 +40,20 @@ class Phase:
     @property
     def last(self) -> int:
         return self.first + self.steps - 1
+
+    @property
+    def name(self) -> str:
+        """Of its loop's variable."""
+        return self.loop.over.name
+
+    @property
+    def dim(self) -> str:
+        return self.loop.over.dim
+
+    @property
+    def tiled(self) -> bool:
+        """Whether it goes through tiles, not single indices."""
+        return isinstance(self.loop.over, ir.Tile)
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class Plan:
 
     def step(self, names: Mapping[str, str]) -> str:
         """The name of the last grid axis: that of the only loop's tile in ``names``, where there is one loop."""
-        return names[self.phases[0].loop.tile.name] if len(self.phases) == 1 else "step"
+        return names[self.phases[0].name] if len(self.phases) == 1 else "step"
 
     # -------------------------------------------------------------- variables that cross segments
     @cached_property
@@ -149,7 +163,7 @@ class Plan:
         """What axes share that always lie at one place: tiles of successive loops over a dim; a dim whole and in one tile."""
         if axis.tile is None or axis.tile == STEP or any(g.name == axis.tile for g in self.kernel.grid):
             return axis
-        return Axis(axis.dim, STEP if any(p.loop.tile.name == axis.tile for p in self.phases) else None)
+        return Axis(axis.dim, STEP if any(p.name == axis.tile for p in self.phases) else None)
 
     @cached_property
     def _columns(self) -> dict[Axis, int]:
@@ -190,7 +204,8 @@ def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], t
         if straight:
             segments.append(Segment(tuple(straight), max(0, first - 1)))
             straight = []
-        phase = Phase(stmt, first, -(-dims[stmt.tile.dim] // lanes[stmt.tile.dim]), bounded=not whole(stmt))
+        width = lanes[stmt.over.dim] if isinstance(stmt.over, ir.Tile) else 1
+        phase = Phase(stmt, first, -(-dims[stmt.over.dim] // width), bounded=not whole(stmt))
         segments.append(Segment(stmt.body, first, phase))
         first += phase.steps
     if straight:
@@ -226,15 +241,22 @@ def settled(body: Iterable[Stmt], dims: Mapping[str, int]) -> tuple[Stmt, ...]:
                 for inner in ir.statements(stmt.body):
                     if isinstance(inner, ir.Assign):
                         known.pop(inner.name, None)
-                if (value(stmt.start), value(stmt.stop)) == (0, dims[stmt.tile.dim]):
-                    stmt = replace(stmt, start=ir.scalar(0), stop=ir.Size(stmt.tile.dim, type=stmt.stop.type))
+                if (value(stmt.start), value(stmt.stop)) == (0, dims[stmt.over.dim]):
+                    stmt = replace(stmt, start=ir.scalar(0), stop=ir.Size(stmt.over.dim, type=stmt.stop.type))
         done.append(stmt)
     return tuple(done)
 
 
 def unrolled(body: Iterable[Stmt], single: Callable[[ir.For], bool]) -> tuple[Stmt, ...]:
     """A body in which each loop that is known to run exactly once is replaced by what is in it."""
-    return tuple(inner for s in body for inner in (s.body if isinstance(s, ir.For) and single(s) else (s,)))
+    done: list[Stmt] = []
+    for stmt in body:
+        if not isinstance(stmt, ir.For):
+            done.append(stmt)
+            continue
+        inner = unrolled(stmt.body, single)
+        done.extend(inner if single(stmt) else [replace(stmt, body=inner)])
+    return tuple(done)
 
 
 def versioned(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:

@@ -131,6 +131,12 @@ class Text:
                 return ("0", ATOM) if number == "0" else (f"{number} * block_{self.dim_of[tile]}", _MULTIPLY)
             case ir.Block(tile):
                 return f"block_{self.dim_of[tile]}", ATOM
+            case ir.Count(tile):
+                (stop, _), (first, strength) = self._stop(tile), self._first(tile)
+                return (f"{stop} - {first if strength > _ADD else f'({first})'}", _ADD) if first != "0" else self._stop(tile)
+            case ir.Before(tile, begin):
+                first, strength = self._first(tile)
+                return (first, strength) if begin == ir.scalar(0) else (f"{first} - {self.expr(begin, _MULTIPLY)}", _ADD)
             case ir.Stop(tile):
                 return self._stop(tile)
             case ir.Lanes(axis):
@@ -177,7 +183,7 @@ class Text:
         match node:
             case ir.Const() | ir.Size() | ir.Block():
                 return True
-            case ir.Start(tile) | ir.Stop(tile):
+            case ir.Start(tile) | ir.Stop(tile) | ir.Count(tile) | ir.Before(tile):
                 return self.tiles[tile] == "0"
             case ir.Var(name):
                 return name in self.plan.definitions and self.is_static(self.plan.definitions[name])
@@ -188,9 +194,9 @@ class Text:
     def static(self, node: Expr) -> float:
         """What a static scalar is; NaN where it divides by zero."""
         match node:
-            case ir.Start():
+            case ir.Start() | ir.Before():
                 return 0
-            case ir.Stop(tile):
+            case ir.Stop(tile) | ir.Count(tile):
                 return self.plan.dims[self.dim_of[tile]]
             case ir.Var(name):
                 return self.static(self.plan.definitions[name])
@@ -209,9 +215,25 @@ class Text:
                     return math.nan
         raise AssertionError(node)
 
+    def placed(self, node: Expr, indices: Mapping[str, str]) -> str:
+        """The text of an expression in which some loops' indices are written otherwise."""
+        own, self.tiles = self.tiles, {**self.tiles, **indices}
+        text = self.expr(node)
+        self.tiles = own
+        return text
+
+    def _first(self, tile: str) -> tuple[str, int]:
+        """The first valid index of a tile."""
+        number = self.tiles[tile]
+        start = "0" if number == "0" else f"{number} * block_{self.dim_of[tile]}"
+        phase = next((p for p in self.plan.phases if p.name == tile), None)
+        if phase is None or not phase.bounded or phase.loop.start == ir.scalar(0) or phase.loop.share:
+            return start, ATOM if number == "0" else _MULTIPLY
+        return f"jnp.maximum({start}, {tile}_start)", ATOM
+
     def _stop(self, tile: str) -> tuple[str, int]:
         dim, number = self.dim_of[tile], self.tiles[tile]
-        phase = next((p for p in self.plan.phases if p.loop.tile.name == tile), None)
+        phase = next((p for p in self.plan.phases if p.name == tile), None)
         end = f"{tile}_stop" if phase and phase.bounded else dim
         if number == "0":
             return end, ATOM
@@ -225,7 +247,7 @@ class Text:
         name = f"{axis.tile}_valid_{side}"
         if name not in self.masks:
             lanes = f"{side}({self.tiles[axis.tile or '']}, {self.length(axis)})"
-            phase = next((p for p in self.plan.phases if p.loop.tile.name == axis.tile), None)
+            phase = next((p for p in self.plan.phases if p.name == axis.tile), None)
             if phase is None or not phase.bounded:
                 self.masks[name] = f"{lanes} < {axis.dim}"
             elif phase.loop.start == ir.scalar(0):
@@ -330,7 +352,7 @@ class Text:
         if self.is_static(node):
             return self.static(node) >= 0
         match node:
-            case ir.Index() | ir.Start() | ir.Lanes():
+            case ir.Index() | ir.Start() | ir.Count() | ir.Before() | ir.Lanes():
                 return True
             case ir.Binary("add" | "mul" | "floordiv" | "mod" | "min", a, b):
                 return self._never_negative(a) and self._never_negative(b)

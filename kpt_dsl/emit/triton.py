@@ -143,13 +143,13 @@ class _Emitter:
             _define(scope, out)
         out.paste(body)
 
-    def _in_grid(self, grid: list[ir.GridIndex | ir.Tile], out: Writer) -> list[Scope]:
+    def _in_grid(self, grid: list[ir.Each | ir.Tile], out: Writer) -> list[Scope]:
         """The kernel's body inside the tiles of its grid; gives the scopes of these."""
         if not grid:
             self._body(out)
             return []
         first, rest = grid[0], grid[1:]
-        if isinstance(first, ir.GridIndex):
+        if isinstance(first, ir.Each):
             return self._in_grid(rest, out)
         with self.axes.tile(first, self._to_the_end(first)) as scope:
             return [scope, *self._in_grid(rest, out)]
@@ -209,7 +209,10 @@ class _Emitter:
                     self.memory.store(stmt, out)
                 case ir.For():
                     self._load_all(stmt, out)
-                    self._loop(stmt, out)
+                    if isinstance(stmt.over, ir.Tile):
+                        self._loop(stmt, out)
+                    else:
+                        self._each(stmt, out)
 
     def _assign(self, stmt: ir.Assign, out: Writer) -> None:
         name = self.expressions.name(stmt.name)
@@ -223,11 +226,21 @@ class _Emitter:
         out.line(f"{name} = {text}", stmt.loc)
 
     def _constant(self, e: ir.Expr) -> bool:
-        return not isinstance(e, ir.Param | ir.Var | ir.Index | ir.Start | ir.Stop | ir.Load) and not (
+        known_later = ir.Param | ir.Var | ir.Index | ir.Start | ir.Stop | ir.Count | ir.Before | ir.Load
+        return not isinstance(e, known_later) and not (
             isinstance(e, ir.Size) and e.dim not in self.facts.baked
         )
 
+    def _each(self, loop: ir.For, out: Writer) -> None:
+        """A loop through single indices."""
+        index = self.axes.names.of(("index", loop.over.name), loop.over.name)
+        low, high = self.expressions.text(loop.start), self.expressions.text(loop.stop)
+        bounds = high if loop.start == ir.scalar(0) else f"{low}, {high}"
+        with out.block(f"for {index} in tl.range({bounds}):", loop.loc):
+            self._block(loop.body, out)
+
     def _loop(self, loop: ir.For, out: Writer) -> None:
+        """A loop through tiles."""
         tile, names = loop.tile, self.axes.names
         block = self.axes.lanes(tile.axis)
         aligned = loop.share or loop.part in ("interior", "tail") or loop.start == ir.scalar(0)

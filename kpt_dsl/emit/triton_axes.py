@@ -91,6 +91,13 @@ class Axes:
         """First index of a tile."""
         return self.names.of(("start", tile), f"{tile}_start")
 
+    def first(self, tile: str) -> str:
+        """First valid index of a tile."""
+        low = self._bounds[tile].low
+        if low is None:
+            return self.start(tile)
+        return self._define(self._tiles[tile].axis, "from", f"{self.language}.maximum({self.start(tile)}, {low})")
+
     def stop(self, tile: str) -> str:
         """One past the last valid index of a tile."""
         bounds = self._bounds[tile]

@@ -114,7 +114,7 @@ def narrow(stmt: ir.Stmt, axes: Mapping[ir.Axis, ir.Axis], names: Mapping[str, s
         changed = {f.name: rebuilt(getattr(node, f.name)) for f in fields(node)}
         if isinstance(node, ir.Var | ir.Assign):
             changed["name"] = names.get(node.name, node.name)
-        if isinstance(node, ir.Start | ir.Stop | ir.Block):
+        if isinstance(node, ir.Start | ir.Stop | ir.Block | ir.Count | ir.Before):
             changed["tile"] = tiles.get(node.tile, node.tile)
         return replace(node, **changed)
 

@@ -55,7 +55,7 @@ def nonnegative(e: ir.Expr) -> bool:
     match e:
         case ir.Const(value=value):
             return value >= 0
-        case ir.Size() | ir.Index() | ir.Start() | ir.Stop() | ir.Block() | ir.Lanes():
+        case ir.Size() | ir.Index() | ir.Start() | ir.Stop() | ir.Block() | ir.Count() | ir.Before() | ir.Lanes():
             return True
         case ir.Binary(op="add" | "mul" | "floordiv" | "mod" | "min", a=a, b=b):
             return nonnegative(a) and nonnegative(b)
@@ -112,6 +112,11 @@ class Expressions:
                 return self.axes.stop(tile), ATOM
             case ir.Block(tile=tile):
                 return self.axes.block(tile), ATOM
+            case ir.Count(tile=tile):
+                return f"{self.axes.stop(tile)} - {self.axes.first(tile)}", ADD
+            case ir.Before(tile=tile, begin=begin):
+                first = self.axes.first(tile)
+                return (first, ATOM) if begin == ir.scalar(0) else (f"{first} - {self.text(begin, MULTIPLY)}", ADD)
             case ir.Lanes(axis=axis):
                 return self.axes.index(axis), ATOM
             case ir.Valid(axis=axis):

@@ -77,9 +77,7 @@ class Facts:
 
 def tiles(kernel: ir.Kernel) -> dict[str, ir.Tile]:
     """Every tile variable of a kernel by name."""
-    found = [g for g in kernel.grid if isinstance(g, ir.Tile)]
-    found += [s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For)]
-    return {t.name: t for t in found}
+    return {t.name: t for t in ir.tiles(kernel)}
 
 
 def whole_axes(kernel: ir.Kernel) -> tuple[ir.Axis, ...]:

@@ -34,7 +34,7 @@ def heavy(kernel: ir.Kernel) -> frozenset[str]:
         if isinstance(stmt, ir.Assign) and not stmt.value.type.shape:
             reached[stmt.name] = reached.get(stmt.name, set()) | tiles_in(stmt.value)
         elif isinstance(stmt, ir.For):  # of the parts that a loop was split into, the last one ends where the loop did
-            ends[stmt.tile.name] = tiles_in(stmt.stop)
+            ends[stmt.over.name] = tiles_in(stmt.stop)
     return frozenset[str]().union(*ends.values())
 
 
@@ -72,7 +72,7 @@ class Grid:
             self._place(entry, mine, number, out)
             rest = f"{rest} // {number}"
 
-    def _count(self, entry: ir.GridIndex | ir.Tile, out: Writer) -> str:
+    def _count(self, entry: ir.Each | ir.Tile, out: Writer) -> str:
         """How many programs one parallel loop has: a name, written where it is first asked for."""
         if entry.name not in self._counts:
             text = self.axes.extent(entry.dim)
@@ -107,9 +107,9 @@ class Grid:
         out.line(f"{plane} = {first} + {within} % {width}")
         return plane
 
-    def _place(self, entry: ir.GridIndex | ir.Tile, mine: str, number: str, out: Writer) -> None:
+    def _place(self, entry: ir.Each | ir.Tile, mine: str, number: str, out: Writer) -> None:
         """Write the index or the tile start of one loop, given which of ``number`` it is."""
-        if isinstance(entry, ir.GridIndex):
+        if isinstance(entry, ir.Each):
             out.line(f"{self.axes.names.of(('index', entry.name), entry.name)} = {mine}")
         elif entry.name in self._reversed:
             out.line(

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, cast
 
@@ -91,7 +91,7 @@ _UNARY_FUNCTIONS: dict[Any, ir.UnaryOp] = {
 }  # fmt: skip
 _BINARY_FUNCTIONS: dict[Any, ir.BinaryOp] = {language.maximum: "max", language.minimum: "min"}
 _REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max", language.min: "min"}
-_TILE_PARTS = ("index", "start", "stop", "size")
+_TILE_PARTS = ("index", "count", "before", "start", "stop", "size")
 
 
 class Expressions:
@@ -104,6 +104,8 @@ class Expressions:
         self.choices = choices
         self.options: dict[str, tuple[object, ...]] = {}
         self.tiles: set[str] = set()
+        self.begins: dict[str, Expr] = {}
+        """The first index that each tile's loop visits."""
 
     def inline(self, helper: Helper, node: ast.Call) -> Any:
         raise AssertionError("statements know how to inline")
@@ -149,7 +151,8 @@ class Expressions:
     # -------------------------------------------------------------- names
     def name(self, name: str, loc: Loc) -> Any:
         if name in self.local.values:
-            return self.local.values[name]
+            value = self.local.values[name]
+            return replace(value, loc=loc) if isinstance(value, ir.Var) else value
         if name in self.local.ended:
             fail(loc, f"{name} is used outside the loop (line {self.local.ended[name].line}) that defines it",
                  f"define {name} before the loop, so that the loop carries it out")  # fmt: skip
@@ -167,6 +170,10 @@ class Expressions:
             match attr:
                 case "index":
                     return ir.Lanes(base.tile.axis, type=ir.Type(i32, (base.tile.axis,)), loc=loc)
+                case "count":
+                    return ir.Count(name, type=scalar, loc=loc)
+                case "before":
+                    return ir.Before(name, self.begins[name], type=scalar, loc=loc)
                 case "start":
                     return ir.Start(name, type=scalar, loc=loc)
                 case "stop":
@@ -192,7 +199,7 @@ class Expressions:
         fail(
             loc,
             f".{attr} of {describe(base)}",
-            "values have .T and .to(dtype), tiles have .index, .start, .stop and .size",
+            f"values have .T and .to(dtype), tiles have {', '.join('.' + p for p in _TILE_PARTS)}",
         )
 
     # -------------------------------------------------------------- operators

@@ -14,7 +14,9 @@ from kpt_dsl import ir, language
 from kpt_dsl.dtypes import f32, i32
 from kpt_dsl.frontend import typing as ty
 from kpt_dsl.frontend.expressions import Expressions, Local, TileRef, describe
+from kpt_dsl.frontend.races import check_races
 from kpt_dsl.frontend.source import Source, fail
+from kpt_dsl.frontend.tiling import check_tiling
 from kpt_dsl.ir import Expr, Loc
 
 
@@ -64,7 +66,7 @@ class _Lowering(Expressions):
         self.block: list[ir.Stmt] = []
         self.loops: list[_Loop] = []
         self.added: dict[str, bool] = {}
-        self.grid: tuple[ir.GridIndex | ir.Tile, ...] = ()
+        self.grid: tuple[ir.Each | ir.Tile, ...] = ()
         self.inlining = 0
 
     def kernel(self) -> ir.Kernel:
@@ -73,10 +75,13 @@ class _Lowering(Expressions):
         if not self.grid:
             fail(self.source.loc(tree), f"kernel {self.spec.name} has no parallel loop",
                  "its work goes into `for ... in kd.parallel(...)`, one program an iteration")  # fmt: skip
-        return ir.Kernel(
+        kernel = ir.Kernel(
             self.spec.name, self.spec.tensors, self.spec.scalars, self.grid, tuple(self.block),
             tuple(self.options.items()), loc=self.source.loc(tree),
         )  # fmt: skip
+        check_tiling(kernel)
+        check_races(kernel)
+        return kernel
 
     # -------------------------------------------------------------- statements
     def statements(self, body: list[ast.stmt]) -> None:
@@ -200,6 +205,12 @@ class _Lowering(Expressions):
             candidate = f"{name}_{count}"
         return candidate
 
+    def variable(self, name: str, value: Expr) -> ir.Var:
+        """A variable that no other has the name of, to be assigned a value such as this one."""
+        unique = self.fresh(name)
+        self.types[unique] = value.type
+        return ir.Var(unique, type=value.type, loc=value.loc)
+
     def emit(self, name: str, value: Expr, loc: Loc) -> ir.Var:
         self.types[name] = value.type
         self.block.append(ir.Assign(name, value, loc=loc))
@@ -246,7 +257,7 @@ class _Lowering(Expressions):
             self.sequential(node, call, loc)
         else:
             fail(self.source.loc(call), "a kernel loops over kd.parallel(...) or kd.sequential(...) only",
-                 "for tiles of a dim: for n in kd.sequential(kd.tile(\"N\"))")  # fmt: skip
+                 'for tiles of a dim: for n in kd.sequential(kd.tile("N")); for its indices: kd.sequential("N")')  # fmt: skip
 
     def parallel(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
         if self.grid or self.loops or self.inlining:
@@ -264,14 +275,13 @@ class _Lowering(Expressions):
         targets = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
         if len(targets) != len(call.args):
             fail(loc, f"{len(targets)} loop variables for {len(call.args)} dims", "name one variable for each dim")
-        grid: list[ir.GridIndex | ir.Tile] = []
+        grid: list[ir.Each | ir.Tile] = []
         for target, arg in zip(targets, call.args, strict=True):
             name = self.loop_variable(target)
             dim = self.expr(arg)
             if isinstance(dim, str):
                 self.check_dim(dim, self.source.loc(arg))
-                grid.append(ir.GridIndex(name, dim))
-                self.local.values[name] = ir.Index(name, type=ir.Type(i32), loc=loc)
+                grid.append(self.new_index(name, dim, loc))
             elif isinstance(dim, TileRef) and dim.tile is None:
                 grid.append(self.new_tile(name, dim.dim))
             else:
@@ -287,24 +297,25 @@ class _Lowering(Expressions):
             fail(loc, "kd.sequential outside the parallel loop", 'wrap it: for m in kd.parallel(kd.tile("M")): ...')
         name = self.loop_variable(node.target)
         arguments = self.arguments(call, language.sequential)
-        over = arguments["tile"]
-        if not isinstance(over, TileRef) or over.tile is not None:
-            fail(
-                self.source.loc(call),
-                f"kd.sequential takes kd.tile(name), not {describe(over)}",
-                'kd.sequential(kd.tile("N"))',
-            )
+        given, share = arguments["over"], arguments.get("share")
+        tiled = isinstance(given, TileRef) and given.tile is None
+        if not tiled and not isinstance(given, str):
+            fail(self.source.loc(call), f"kd.sequential takes kd.tile(name), or a dim's name, not {describe(given)}",
+                 'kd.sequential(kd.tile("N")) for tiles, kd.sequential("N") for one index after the other')  # fmt: skip
+        dim = given.dim if tiled else self.check_dim(given, self.source.loc(call))
         before = dict(self.local.values)
-        index = arguments.get("share")
-        if index is None:
-            bounds = [self.bound(arguments, key, over.dim, loc) for key in ("start", "stop")]
-            tile = self.new_tile(name, over.dim)
-            low, high = self.clamped(bounds[0], bounds[1], over.dim, loc)
+        if share is None:
+            bounds = [self.bound(arguments, key, dim, loc) for key in ("start", "stop")]
+            over = self.new_tile(name, dim) if tiled else self.new_index(name, dim, loc)
+            low, high = self.clamped(bounds[0], bounds[1], dim, loc)
         else:
             if arguments.keys() & {"start", "stop"}:
                 fail(loc, "a loop over a share has no start or stop", "leave them out: the share is its bounds")
-            tile = self.new_tile(name, over.dim)
-            low, high = self.dealt(tile, index, loc)
+            if not tiled:
+                fail(loc, "share deals out tiles, not single indices", f'write kd.sequential(kd.tile("{dim}"), share=…)')
+            over = self.new_tile(name, dim)
+            low, high = self.dealt(over, share, loc)
+        self.begins[over.name] = low if isinstance(low, ir.Const) else self.variable(f"{over.name}_begin", low)
         outer, self.block = self.block, []
         self.loops.append(_Loop(frozenset(before)))
         self.statements(node.body)
@@ -318,7 +329,10 @@ class _Lowering(Expressions):
             inherited = [v for v in loop.carried if v in {x.name for k, x in before.items()
                          if isinstance(x, ir.Var) and k in self.loops[-1].outside}]  # fmt: skip
             self.loops[-1].carried += [v for v in inherited if v not in self.loops[-1].carried]
-        self.block.append(ir.For(tile, low, high, body, tuple(loop.carried), share=index is not None, loc=loc))
+        begin = self.begins[over.name]
+        if isinstance(begin, ir.Var) and begin in ir.every_expr(body):
+            low = self.emit(begin.name, low, loc)
+        self.block.append(ir.For(over, low, high, body, tuple(loop.carried), share=share is not None, loc=loc))
 
     def bound(self, arguments: dict[str, Any], key: str, dim: str, loc: Loc) -> Expr:
         """The ``start`` or ``stop`` that a loop was given, else that of the whole dim."""
@@ -337,7 +351,7 @@ class _Lowering(Expressions):
 
     def dealt(self, tile: ir.Tile, index: Any, loc: Loc) -> tuple[Expr, Expr]:
         """The bounds of one index' share of the tiles of a dim: shares follow each other, and differ by one tile at most."""
-        by = next((g.dim for g in self.grid if isinstance(g, ir.GridIndex) and isinstance(index, ir.Index)
+        by = next((g.dim for g in self.grid if isinstance(g, ir.Each) and isinstance(index, ir.Index)
                    and g.name == index.name), None)  # fmt: skip
         if by is None:
             fail(loc, f"share must be the index of an untiled parallel loop, but is {describe(index)}",
@@ -380,10 +394,18 @@ class _Lowering(Expressions):
             )
         return target.id
 
+    def new_index(self, name: str, dim: str, loc: Loc) -> ir.Each:
+        unique = self.fresh(name)
+        self.tiles.add(unique)
+        self.local.ended.pop(name, None)
+        self.local.values[name] = ir.Index(unique, type=ir.Type(i32), loc=loc)
+        return ir.Each(unique, dim)
+
     def new_tile(self, name: str, dim: str) -> ir.Tile:
         unique = self.fresh(name)
         self.tiles.add(unique)
         tile = ir.Tile(unique, dim, f"block_{dim}")
+        self.begins[unique] = ir.scalar(0)
         self.local.ended.pop(name, None)
         self.local.values[name] = TileRef(dim, tile)
         return tile

@@ -23,10 +23,10 @@ def level_loops(kernel: ir.Kernel, extents: Mapping[str, int], blocks: Mapping[s
         match stmt:
             case ir.Assign(name=name, value=value) if not value.type.shape:
                 divisors.known[name] = divisors.of(value)
-            case ir.For(tile=tile):
-                ends = divisors.of(stmt.start), divisors.of(stmt.stop), extents[tile.dim]
-                if math.gcd(*ends) % blocks[tile.name] == 0:
-                    found.add(tile.axis)
+            case ir.For(over=over):
+                ends = divisors.of(stmt.start), divisors.of(stmt.stop), extents[over.dim]
+                if isinstance(over, ir.Tile) and math.gcd(*ends) % blocks[over.name] == 0:
+                    found.add(over.axis)
                 for inner in ir.statements(stmt.body):
                     if isinstance(inner, ir.Assign):
                         divisors.known.pop(inner.name, None)

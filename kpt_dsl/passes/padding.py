@@ -52,7 +52,7 @@ def valid(axis: Axis, shape: tuple[Axis, ...]) -> Expr:
 
 def whole(loop: ir.For) -> bool:
     """Whether a loop runs over all of its dim."""
-    size = isinstance(loop.stop, ir.Size) and loop.stop.dim == loop.tile.dim
+    size = isinstance(loop.stop, ir.Size) and loop.stop.dim == loop.over.dim
     return size and isinstance(loop.start, ir.Const) and loop.start.value == 0
 
 
@@ -113,13 +113,15 @@ class _Guard:
 
     def loop(self, loop: ir.For, masked_tiles: frozenset[str]) -> ir.For:
         start, stop = self.expr(loop.start, masked_tiles)[0], self.expr(loop.stop, masked_tiles)[0]
-        if not whole(loop) and not loop.share and loop.tile.axis not in self.level:
-            self.ragged.add(loop.tile.axis)
         assigned = frozenset(s.name for s in ir.statements(loop.body) if isinstance(s, ir.Assign))
-        if loop.start == ir.scalar(0):
-            self.beyond[loop.tile.axis] = Beyond(self.plain(loop.stop), assigned)
+        if isinstance(loop.over, ir.Tile):
+            masked_tiles = frozenset({loop.tile.name})
+            if not whole(loop) and not loop.share and loop.tile.axis not in self.level:
+                self.ragged.add(loop.tile.axis)
+            if loop.start == ir.scalar(0):
+                self.beyond[loop.tile.axis] = Beyond(self.plain(loop.stop), assigned)
         self.forget(assigned)
-        body = self.block(loop.body, frozenset({loop.tile.name}))
+        body = self.block(loop.body, masked_tiles)
         self.forget(assigned)
         return replace(loop, start=start, stop=stop, body=body)
 

@@ -92,6 +92,8 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
     if len(loops) != 1 or any(isinstance(s, ir.For) for s in loops[0].body):
         raise Unfit("it has not exactly one loop")
     loop = loops[0]
+    if not isinstance(loop.over, ir.Tile):
+        raise Unfit("its loop goes through single indices")
     if ir.added(kernel):
         raise Unfit("it adds to an output")
     if any(isinstance(e, ir.Load) for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape
@@ -178,7 +180,7 @@ def _check(kernel: ir.Kernel, found: Pipeline) -> None:
     for stmt in mine:
         tops = list(ir.expressions(stmt))
         for e in (x for top in tops for x in ir.walk(top)):
-            if isinstance(e, ir.Start | ir.Stop) and e.tile in tiles:
+            if isinstance(e, ir.Start | ir.Stop | ir.Count | ir.Before) and e.tile in tiles:
                 raise Unfit("tiles of a consumer read where the tile of their program begins or ends")
             if isinstance(e, ir.Transpose) and not isinstance(e.x, ir.Load):
                 raise Unfit("it transposes a computed tile")

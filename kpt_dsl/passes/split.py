@@ -13,6 +13,7 @@ from kpt_dsl import ir
 from kpt_dsl.dtypes import i32
 from kpt_dsl.ir import Axis, Expr, Type
 from kpt_dsl.passes import affine, fold
+from kpt_dsl.passes.padding import whole
 
 _I32 = Type(i32)
 _ZERO = ir.scalar(0)
@@ -44,24 +45,30 @@ def split_masks(kernel: ir.Kernel, padded: Callable[[Axis], bool] = _always) -> 
 
 
 def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _always) -> Interior | None:
-    """The mask-free part of a loop of a guarded kernel; None when no mask depends on its tile. ``padded`` as above."""
+    """The mask-free part of a loop of a guarded kernel; None when nothing depends on where its tiles are cut short.
+
+    ``padded`` as above.
+    """
     axis = loop.tile.axis
     definitions = _definitions(kernel)
     body_names = {s.name for s in ir.statements(loop.body) if isinstance(s, ir.Assign)}
     uppers: list[Expr] = []
     lowers: list[Expr] = []
     known: dict[Expr, Expr] = {}
-    touched = False
+    cut = False
+    inner = {s.over.name for s in ir.statements(loop.body) if isinstance(s, ir.For)}
     for node in ir.every_expr(loop.body):
         if isinstance(node, ir.Valid) and node.axis == axis:
             known[node] = fold.TRUE
+        elif isinstance(node, ir.Start | ir.Stop | ir.Count | ir.Before) and node.tile == axis.tile:
+            cut = True
         elif isinstance(node, ir.Binary):
             bound = affine.bound(node, axis, definitions, body_names)
-            if bound is not None:
+            if bound is not None and inner.isdisjoint(_loops(bound.value)):
                 known[node] = fold.TRUE
                 (uppers if bound.upper else lowers).append(bound.value)
-    touched = bool(known) or any(axis in m for m in _masked_axes(loop.body))
-    if not touched:
+    cut = cut and (padded(axis) or not (loop.share or whole(loop)))
+    if not known and not cut and not any(axis in m for m in _masked_axes(loop.body)):
         return None
     stop = fold.largest(fold.smallest(loop.stop, *uppers), _ZERO) if uppers or not _is_size(loop.stop) else loop.stop
     start = fold.largest(loop.start, *lowers) if lowers else loop.start
@@ -77,7 +84,8 @@ def _split_block(kernel: ir.Kernel, block: tuple[ir.Stmt, ...], padded: Callable
     done: list[ir.Stmt] = []
     for stmt in block:
         if isinstance(stmt, ir.For):
-            done.extend(_split_loop(kernel, replace(stmt, body=_split_block(kernel, stmt.body, padded)), padded))
+            stmt = replace(stmt, body=_split_block(kernel, stmt.body, padded))
+            done.extend(_split_loop(kernel, stmt, padded) if isinstance(stmt.over, ir.Tile) else [stmt])
         else:
             done.append(stmt)
     return tuple(done)
@@ -101,6 +109,12 @@ def _split_loop(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool])
     done.append(replace(loop, start=low, stop=last, body=clear.body, part="interior"))
     done.append(replace(loop, start=last, part="tail"))
     return done
+
+
+def _loops(e: Expr) -> set[str]:
+    """The loop variables that a bound depends on."""
+    found = {x.name for x in ir.walk(e) if isinstance(x, ir.Index)}
+    return found | {x.tile for x in ir.walk(e) if isinstance(x, ir.Start | ir.Stop | ir.Block)}
 
 
 def _definitions(kernel: ir.Kernel) -> dict[str, Expr]:

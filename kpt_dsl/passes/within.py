@@ -22,7 +22,7 @@ def _rises(e: Expr, tile: str, known: dict[str, bool | None]) -> bool | None:
     match e:
         case ir.Stop(tile=name) if name == tile:
             return True
-        case ir.Start(tile=name) | ir.Block(tile=name) if name == tile:
+        case ir.Start(tile=name) | ir.Block(tile=name) | ir.Count(tile=name) | ir.Before(tile=name) if name == tile:
             return None
         case ir.Var(name=name):
             return known.get(name)

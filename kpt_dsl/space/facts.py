@@ -97,19 +97,18 @@ class Facts:
     @cached_property
     def tiles(self) -> dict[str, ir.Tile]:
         """Tile variables, those of the grid first."""
-        found = {tile.name: tile for tile in self.grid_tiles}
-        return found | {loop.tile.name: loop.tile for loop in self.loops}
+        return {tile.name: tile for tile in ir.tiles(self.kernel)}
 
     @cached_property
-    def variables(self) -> dict[str, ir.Tile | ir.GridIndex]:
+    def variables(self) -> dict[str, ir.Tile | ir.Each]:
         """The variables of all loops, by name."""
-        return {g.name: g for g in self.kernel.grid} | self.tiles
+        return {loop.name: loop for loop in (*self.kernel.grid, *(loop.over for loop in self.loops))}
 
     @cached_property
     def blocks(self) -> dict[str, tuple[ir.Axis, ...]]:
         """Block knobs in order, with the axes that each one sizes."""
         found: dict[str, tuple[ir.Axis, ...]] = {}
-        for tile in (*self.grid_tiles, *(loop.tile for loop in self.loops)):
+        for tile in self.tiles.values():
             axes = found.get(tile.block, ())
             found[tile.block] = axes if tile.axis in axes else (*axes, tile.axis)
         return found

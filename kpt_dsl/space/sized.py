@@ -69,6 +69,10 @@ class Sized(ABC):
         """How many tiles cover the dim of a tile variable."""
         return math.ceil(self.facts.dims[tile.dim] / self.blocks[tile.block])
 
+    def most_steps(self, loop: ir.For) -> int:
+        """How many turns a loop over its whole dim makes."""
+        return self.tiles(loop.over) if isinstance(loop.over, ir.Tile) else self.facts.dims[loop.over.dim]
+
     @cached_property
     def compulsory_seconds(self) -> float:
         """The least that the products and the bytes of every tensor can take."""

@@ -13,14 +13,14 @@ from statistics import fmean
 
 from kpt_dsl import ir
 
-Loops = Mapping[str, ir.Tile | ir.GridIndex]
+Loops = Mapping[str, ir.Tile | ir.Each]
 """The loop variables in scope, by name."""
 
 
 def mean_span(
     loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int = 16
 ) -> float:
-    """Mean number of indices of ``loop.tile.dim`` in [start, stop).
+    """Mean number of indices of ``loop.over.dim`` in [start, stop).
 
     ``loops`` are the loop variables in scope and ``blocks`` the lanes of each block knob; a block without an entry is one lane.
     ``samples``: how many positions of a tile are tried along its dim; a bound is piecewise linear in them, so few are enough.
@@ -31,8 +31,8 @@ def mean_span(
 def mean_steps(
     loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int = 4
 ) -> float:
-    """Mean number of tiles that the loop visits."""
-    block = blocks.get(loop.tile.block, 1)
+    """Mean number of turns that the loop makes."""
+    block = blocks.get(loop.tile.block, 1) if isinstance(loop.over, ir.Tile) else 1
     return fmean(
         math.ceil(stop / block) - math.floor(start / block) if stop > start else 0
         for start, stop in _spans(loop, loops, dims, blocks, samples)
@@ -48,7 +48,7 @@ def _spans(
     named |= {n.name for n in inside if isinstance(n, ir.Index)}
     mentioned = sorted(named & loops.keys())
     choices = [_positions(loops[name], dims, blocks, samples) for name in mentioned]
-    extent = float(dims[loop.tile.dim])
+    extent = float(dims[loop.over.dim])
     for at in itertools.product(*choices):
         known = _Known(dims, blocks, loops, dict(zip(mentioned, at, strict=True)))
         start, stop = (known.value(bound) for bound in bounds)
@@ -57,7 +57,7 @@ def _spans(
 
 
 def _positions(
-    loop: ir.Tile | ir.GridIndex, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
+    loop: ir.Tile | ir.Each, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> list[tuple[float, float]]:
     """First index and one past the last of tiles spread evenly along a dim."""
     extent, block = dims[loop.dim], blocks.get(loop.block, 1) if isinstance(loop, ir.Tile) else 1

@@ -23,7 +23,7 @@ class TpuSizes(Sized):
     @cached_property
     def visits(self) -> tuple[float, ...]:
         """Grid steps of each loop, those included that a bound makes idle."""
-        return tuple(self.tiles(loop.tile) for loop in self.facts.loops) or (1,)
+        return tuple(self.most_steps(loop) for loop in self.facts.loops) or (1,)
 
     def padded(self, axes: Axes, rows: int = 0) -> int:
         """Elements of a tile in registers; ``rows`` is what its second last side is a multiple of, by default the sublanes."""

@@ -57,7 +57,7 @@ def is_roomy(sizes: WarpSizes) -> bool:
 @lru_cache(maxsize=64)
 def _is_masked_beyond(kernel: ir.Kernel, ragged: bool) -> bool:
     """Whether lanes beyond a loop need a mask that the author has not written; ``ragged``: tiles reach beyond it at all."""
-    loops = {s.tile.axis for s in ir.statements(kernel.body) if isinstance(s, ir.For)}
+    loops = {loop.tile.axis for loop in ir.tile_loops(kernel.body)}
     guarded = guard(settle(kernel), lambda axis: ragged or axis not in loops)
     return any(isinstance(e, ir.Valid) for loop in guarded.body if isinstance(loop, ir.For) for e in ir.every_expr(loop.body))
 

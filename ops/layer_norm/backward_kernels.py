@@ -75,7 +75,7 @@ def layer_norm_bwd_dx(dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, eps: kd.Fl
                 if weight is not None:
                     part = part * weight[n][None, :]
                 mean, squares, across, products = _merged(
-                    mean, squares, across, products, x[m, n], part, n.start, n.stop
+                    mean, squares, across, products, x[m, n], part, n.before, n.count
                 )
             rstd = kd.rsqrt(squares / kd.size("N") + eps)
             along = products * rstd / kd.size("N")
@@ -98,7 +98,7 @@ def layer_norm_bwd_rows(
             part = dy[m, n].to(kd.f32)
             if weight is not None:
                 part = part * weight[n][None, :]
-            centre, squares, slope, products = _merged(centre, squares, slope, products, x[m, n], part, n.start, n.stop)
+            centre, squares, slope, products = _merged(centre, squares, slope, products, x[m, n], part, n.before, n.count)
         scale = kd.rsqrt(squares / kd.size("N") + eps)
         mean[m] = centre
         rstd[m] = scale
@@ -137,22 +137,22 @@ def layer_norm_bwd_tiles(
 @kd.function
 def _merged(
     mean: kd.Value, squares: kd.Value, across: kd.Value, products: kd.Value,
-    part: kd.Value, scaled: kd.Value, start: kd.Value, stop: kd.Value,
+    part: kd.Value, scaled: kd.Value, before: kd.Value, count: kd.Value,
 ) -> tuple[kd.Value, kd.Value, kd.Value, kd.Value]:  # fmt: skip
     """The means of x and g, and the sums of squared deviations of x and of its products with g, after another tile.
 
-    Merged as in Chan, Golub & LeVeque (1983), so that a large mean does not cancel. Before the tile there were ``start``
-    elements of the row, with it there are ``stop``.
+    Merged as in Chan, Golub & LeVeque (1983), so that a large mean does not cancel. ``before`` elements of the row came before
+    the tile, which has ``count``.
     """
-    count = stop - start
+    seen = before + count
     part_mean = kd.sum(part, axis=1) / count
     part_across = kd.sum(scaled, axis=1) / count
     off = part - part_mean[:, None]
     delta, rise = part_mean - mean, part_across - across
-    share = delta * start * count / stop
+    share = delta * before * count / seen
     return (
-        mean + delta * count / stop,
+        mean + delta * count / seen,
         squares + kd.sum(off * off, axis=1) + delta * share,
-        across + rise * count / stop,
+        across + rise * count / seen,
         products + kd.sum(off * scaled, axis=1) + rise * share,
     )

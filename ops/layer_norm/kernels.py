@@ -26,12 +26,12 @@ def layer_norm_fwd(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, eps: kd.Floa
             mean, squares = kd.zeros([m]), kd.zeros([m])
             for n in kd.sequential(kd.tile("N")):
                 part = x[m, n]
-                count = n.stop - n.start
-                part_mean = kd.sum(part, axis=1) / count
+                part_mean = kd.sum(part, axis=1) / n.count
                 off = part - part_mean[:, None]
                 delta = part_mean - mean
-                squares += kd.sum(off * off, axis=1) + delta * delta * n.start * count / n.stop
-                mean += delta * count / n.stop
+                seen = n.before + n.count
+                squares += kd.sum(off * off, axis=1) + delta * delta * n.before * n.count / seen
+                mean += delta * n.count / seen
             rstd = kd.rsqrt(squares / kd.size("N") + eps)
             for n2 in kd.sequential(kd.tile("N")):
                 scaled = (x[m, n2] - mean[:, None]) * rstd[:, None]

@@ -37,21 +37,21 @@ def floats(rng: np.random.Generator, *shape: int) -> Any:
     return rng.standard_normal(shape).astype(np.float32)
 
 
-@kd.kernel(x="N", bounds="B TWO", out="B", starts="B")
-def windowed_sum(x: kd.In, bounds: kd.In, out: kd.Out, starts: kd.Out) -> None:
+@kd.kernel(x="N", bounds="B TWO", out="B", counts="B")
+def windowed_sum(x: kd.In, bounds: kd.In, out: kd.Out, counts: kd.Out) -> None:
     for b in kd.parallel("B"):
-        total, first = kd.full([], 0.0), kd.full([], -1, kd.i32)
+        total, count = kd.full([], 0.0), kd.full([], 0, kd.i32)
         for n in kd.sequential(kd.tile("N"), start=bounds[b, 0], stop=bounds[b, 1]):
             total = total + kd.sum(x[n], axis=0)
-            first = kd.maximum(first, n.start + n.size - n.size)
+            count = n.before + n.count
         out[b] = total
-        starts[b] = first
+        counts[b] = count
 
 
 @pytest.mark.parametrize("block", [128, 256, 512])
 def test_loop_bounds_may_come_from_a_tensor(block: int, rng: np.random.Generator) -> None:
     bounds = [(0, 300), (3, 170), (5, 5), (7, 6), (-4, 3), (180, 900), (250, 300), (299, 300), (0, 0), (400, 500)]
-    held = {"bounds": np.array(bounds, np.int32), "out": np.zeros(10, np.float32), "starts": np.zeros(10, np.int32)}
+    held = {"bounds": np.array(bounds, np.int32), "out": np.zeros(10, np.float32), "counts": np.zeros(10, np.int32)}
     agree(windowed_sum, Config(block_N=block), 300, x=floats(rng, 300), **held)
 
 
@@ -98,10 +98,10 @@ def scalars(x: kd.In, out: kd.Out, count: kd.Out, alpha: kd.Float, n: kd.Int) ->
     for m in kd.parallel(kd.tile("M")):
         factor = kd.where(n > 3, alpha, 0.5) * kd.sqrt(2.0) + kd.maximum(alpha, 0.25) / kd.size("N")
         bound = kd.size("N") - 3
-        bound = kd.minimum(bound, m.stop - n)
+        bound = kd.minimum(bound, kd.size("M") - n)
         shown = (x[m, :] > 0.0) & (m.index < bound)[:, None]
         out[m, :] = kd.where(shown, x[m, :] * factor, kd.floor(x[m, :]))
-        count[m] = m.index % 3 + n // -2 + (m.stop - m.start) * kd.size("N") // 7
+        count[m] = m.index % 3 + n // -2 + (n - kd.size("M")) * kd.size("N") // 7
 
 
 def test_scalars_meet_tiles(rng: np.random.Generator) -> None:

@@ -37,7 +37,8 @@ def test_choices_are_collected_and_taken(tmp_path: Path) -> None:
 def test_carried_variables_are_found_through_nested_loops(tmp_path: Path) -> None:
     body = (
         LOOP + "a, b = kd.zeros([m]), kd.zeros([m])\n    for n in kd.sequential(kd.tile('N')):\n"
-        "        a += 1.0\n        for n2 in kd.sequential(kd.tile('N')):\n            b += kd.sum(x[m, n2], axis=1)\n"
+        "        a += kd.sum(x[m, n], axis=1)\n"
+        "        for n2 in kd.sequential(kd.tile('N')):\n            b += kd.sum(x[m, n2], axis=1)\n"
         "    row[m] = a + b"
     )
     outer = next(s for s in lower(tmp_path, body).body if isinstance(s, ir.For))

@@ -22,7 +22,7 @@ def partial_sums(x: kd.In, doubled: kd.Out, total: kd.Out, rows: kd.Out) -> None
         for m in kd.sequential(kd.tile("M"), share=p):
             doubled[m, :] = x[m, :] * 2.0
             seen += kd.sum(x[m, :], axis=0)
-            count += m.stop - m.start
+            count += m.count
         total[p, :] = seen
         rows[p] = count
 

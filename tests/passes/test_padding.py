@@ -63,7 +63,7 @@ def test_products_mask_the_contracted_axis_only(tmp_path: Path) -> None:
 
 def test_carried_variables_may_hold_anything(tmp_path: Path) -> None:
     body = (
-        "acc = kd.zeros([m, 'N'])\n    for n in kd.sequential(kd.tile('N')):\n        acc = acc + kd.exp(x[m, :])\n"
+        "acc = kd.zeros([m, 'N'])\n    for n in kd.sequential(kd.tile('N')):\n        acc = acc + kd.exp(x[m, :]) * n.count\n"
         "    row[m] = kd.sum(acc, axis=1)"
     )
     assert "sum(where(N.valid[None, :], acc, 0), axis=1)" in text(tmp_path, body)
