@@ -56,7 +56,8 @@ def run_again(files: list[Path], backends: tuple[str, ...]) -> int:
             wrong += 1
             print(f"{file}: {finding}", *getattr(finding, "__notes__", []), sep="\n  ")
         else:
-            print(f"{file}: served by {', '.join(tally.served) or 'none'}, rightly refused by {', '.join(tally.rightly) or 'none'}")
+            served, refused = (", ".join(x) or "none" for x in (tally.served, tally.rightly))
+            print(f"{file}: served by {served}, rightly refused by {refused}")
     return 1 if wrong else 0
 
 

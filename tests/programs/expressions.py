@@ -130,8 +130,8 @@ class Expressions(Scope):
         if kind == "bool":
             return self._compared(shape, fuel)
         if fuel > 0 and self.upto(1):
-            condition = self._compared(shape, fuel - 1)
-            return v.either(condition, self.operand_below(shape, kind, fuel - 1, exact), v.number(0.0 if kind == "float" else 0))
+            zero = v.number(0.0 if kind == "float" else 0)
+            return v.either(self._compared(shape, fuel - 1), self.operand_below(shape, kind, fuel - 1, exact), zero)
         a, b = self.pair(shape, kind, fuel - 1, exact)
         return self._combined(a, b, kind)
 

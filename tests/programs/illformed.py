@@ -21,8 +21,10 @@ class Illformed(Products):
         raise NotImplementedError
 
     def illformed(self) -> tuple[str, tuple[str, ...]]:
-        wrongs = [self.bound_as_value, self.racing, self.literal_beyond, self.loaded_beyond, self.int_beyond, self.int_that_is_none,
-                  self.bad_output, self.required_none]  # fmt: skip
+        wrongs = [
+            self.bound_as_value, self.racing, self.literal_beyond, self.loaded_beyond, self.int_beyond, self.int_that_is_none,
+            self.bad_output, self.required_none,
+        ]  # fmt: skip
         self.open_grid(needs_tile=True)
         if self.upto(1):
             self.some_statements()
@@ -124,7 +126,7 @@ class Illformed(Products):
         table = self.new_tensor((self.loops[0].dim,), "f32")
         text = Expr(f"{table.name}[{self.loops[0].name}]", "f32", self.own[:1] if self.loops[0].tiled else ())
         dims, names = tuple(x.dim for x in self.loops), ", ".join(x.name for x in self.loops)
-        wide = text if len(self.own) == len(text.shape) or not text.shape else v.lengthened(text, (True, False), self.own)
+        wide = v.lengthened(text, (True, False), self.own) if 0 < len(text.shape) < len(self.own) else text
         x = v.plus(replace(wide, most=1.0), self.as_f32(self.value(self.own, "float", 1, True)))
         out = self.new_tensor(dims, "f32", role="out")
         self.line(f"{out.name}[{names}] = {x.text}")

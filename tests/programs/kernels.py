@@ -116,7 +116,8 @@ class Kernels(Illformed):
         for dim in sorted(used - set(self.known_dims())):
             self.new_tensor((dim,), "f32")
         held = {d for t in self.tensors for d in t.dims}
-        kinds = {t.name: "In" if t.role == "in" else "Out" for t in self.tensors} | self.kinds | dict.fromkeys(self.statics, "Static")
+        kinds = {t.name: "In" if t.role == "in" else "Out" for t in self.tensors} | self.kinds
+        kinds |= dict.fromkeys(self.statics, "Static")
         parameters = ", ".join(f"{name}: kd.{kind}" for name, kind in kinds.items())
         dims = ", ".join(f'{t.name}="{" ".join(t.dims)}"' for t in self.tensors)
         head = ["import kpt_dsl as kd\n", *(f"{n} = {x!r}" for n, x in self.constants.items()), "", *self.helpers]

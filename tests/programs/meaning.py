@@ -63,7 +63,7 @@ def _wide(*given: Any) -> bool:
 
 
 def _lift(fn: Callable[..., Any]) -> Callable[..., Value]:
-    return lambda *given: Value(fn(*map(_raw, given)), _wide(*given))
+    return lambda *given, drop_nan=False: Value(fn(*map(_raw, given)), _wide(*given))
 
 
 def _divide(a: Any, b: Any) -> Any:
@@ -97,6 +97,8 @@ class Tile:
     start = property(lambda self: Value(self.low))
     stop = property(lambda self: Value(self.high))
     size = property(lambda self: Value(self.high - self.low))
+    count = size
+    before = property(lambda self: Value(0))
 
 
 @dataclass
@@ -181,7 +183,7 @@ class _Over:
 
 
 def _reduced(op: Callable[..., Any], low: bool) -> Callable[..., Value]:
-    def along(x: Value, axis: int) -> Value:
+    def along(x: Value, axis: int, drop_nan: bool = False) -> Value:
         if x.array.dtype.kind == "f":
             empty: Any = -np.inf if low else np.inf
         else:
@@ -241,7 +243,9 @@ def meaning(
             kind = np.bool_ if t.dtype == "bool" else np.int64 if t.dtype in ("i32", "i64") else np.float64
             shape = call.shape(t)
             outputs[t.name] = Memory(np.zeros(shape, kind), t.dtype, written=np.zeros(shape, bool))
-    scalars = {n: None if v is None else Value(np.float64(v) if isinstance(v, float) else v) for n, v in call.scalars.items()}
+    scalars = {
+        n: None if v is None else Value(np.float64(v) if isinstance(v, float) else v) for n, v in call.scalars.items()
+    }
     functions = {n: scope[v] for n, v in statics.items() if n in call.functions and v is not None}
     absent = {t.name: None for t in call.tensors if t.absent}
     with np.errstate(all="ignore"):

@@ -33,11 +33,15 @@ UNWRITTEN = 77
 """What outputs of integers hold before a kernel writes them; those of floats hold NaN."""
 
 
+_PLAIN = Layout(())
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor argument. ``fill``: "steps" of 2**grain from -most to most; "index" of a dim of extent ``most`` (and, where
-    ``odd``, beyond it); "length" from 0 to beyond ``most``. ``odd``: infinities and NaN are among floats, too.
-    ``absent``: None is passed. ``negated``: a view with PyTorch's negative bit. ``over``: an output that is this input's memory.
+    ``odd``, beyond it); "length" from 0 to beyond ``most``. ``odd``: infinities and NaN are among floats, too. ``absent``: None
+    is passed. ``negated``: a view with PyTorch's negative bit. ``over``: an output that lies in this input's memory. ``added``:
+    an output that is added to. ``off``: how far float32 may be from it. ``broken``: what makes its elements share memory.
     """
 
     name: str
@@ -48,7 +52,7 @@ class Tensor:
     most: int = 8
     grain: int = 0
     odd: bool = False
-    layout: Layout = Layout(())
+    layout: Layout = _PLAIN
     absent: bool = False
     negated: bool = False
     over: str | None = None

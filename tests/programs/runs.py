@@ -242,9 +242,8 @@ class Run:
             allowed = F64_SLACK * (1 + np.abs(expected)) if t.off else 0.0
         self._assert("f64", t, got.astype(np.float64), expected, allowed, np.ones_like(wanted.written))
 
-    def compare(
-        self, backend: str, tensors: Mapping[str, Any], before: Mapping[str, Any], wanted: Mapping[str, Meaning], what: str = ""
-    ) -> None:
+    def compare(self, backend: str, tensors: Mapping[str, Any], before: Mapping[str, Array], wanted: Mapping[str, Meaning],
+                what: str = "") -> None:  # fmt: skip
         for t in self.outputs:
             here = wanted[t.name]
             with np.errstate(all="ignore"):
@@ -263,9 +262,8 @@ class Run:
         for name, held in before.items():
             self._assert_untouched(backend, name, tensors[name], held)
 
-    def _assert(
-        self, backend: str, t: Tensor, got: Array, expected: Array, allowed: Any, looked_at: Array, what: str = ""
-    ) -> None:
+    def _assert(self, backend: str, t: Tensor, got: Array, expected: Array, allowed: Any, looked_at: Array,
+                what: str = "") -> None:  # fmt: skip
         with np.errstate(invalid="ignore"):
             same = (got == expected) | (np.isnan(got) & np.isnan(expected))
             near = np.isfinite(expected) & (np.abs(got - expected) <= allowed)
@@ -370,8 +368,8 @@ def _check(run: Run, backends: Sequence[str], tally: Tally) -> None:
 
 
 def _has_gluon(run: Run) -> bool:
-    """Whether the kernel has a warp-specialised form; what lies beyond a loop's bounds enters its products as zero times itself,
-    so that infinities there are told apart from those inside only by bounds of the whole dim."""
+    """Whether the kernel has a warp-specialised form. What lies beyond a loop's bounds enters its products as zero times itself
+    (docs/decisions.md), so that infinities are drawn for it where a loop has no bounds."""
     odd = any(t.odd for t in run.call.tensors)
     if "products" not in run.call.tags or (odd and ("start=" in run.program.text or "stop=" in run.program.text)):
         return False

@@ -191,7 +191,8 @@ class Scope:
 
     # -------------------------------------------------------------- tensors
     def new_tensor(self, dims: tuple[str, ...], dtype: str, **more: Any) -> Tensor:
-        tensor = Tensor(self.fresh("y" if more.get("role") == "out" else "x"), dims, dtype, layout=self.layout(len(dims)), **more)
+        name = self.fresh("y" if more.get("role") == "out" else "x")
+        tensor = Tensor(name, dims, dtype, layout=self.layout(len(dims)), **more)
         self.tensors.append(tensor)
         return tensor
 

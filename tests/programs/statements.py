@@ -115,7 +115,8 @@ class Statements(Expressions):
         """A static argument that takes the value True, 1 or 1.0, after calls with the others."""
         base, name = self.assign(self.as_f32(x)), self.fresh("flag")
         text, steps = base.expr.text, [v.number(1.0), v.number(2.0), v.number(3.0)]
-        for header, step in zip((f"if {name} is True:", f"elif isinstance({name}, float):", "else:"), steps, strict=True):
+        headers = (f"if {name} is True:", f"elif isinstance({name}, float):", "else:")
+        for header, step in zip(headers, steps, strict=True):
             with self.branch(header):
                 self.line(f"{text} = {text} + {step.text}")
         kinds = self.pick([(True, 1, 1.0), (1, True, 1.0), (1.0, 1, True), (0, False, 0.0)])
@@ -189,12 +190,15 @@ class Statements(Expressions):
         indices = [loop for loop in self.indices if self.extents[loop.dim]]
         if way >= 2 and indices and len(self.tensors) < 6 and self.may("loaded bound", 70):
             loop = self.pick(indices)
-            return f'{self.new_tensor((loop.dim,), "i32", fill="length", most=extent).name}[{loop.name}]'
+            return f"{self.new_tensor((loop.dim,), 'i32', fill='length', most=extent).name}[{loop.name}]"
         return str(self.pick([extent // 2, 1, extent, 0, extent + 3]))
 
     def carried(self, level: int) -> tuple[Variable, str]:
         """What a loop will carry, as it is before it, and how it is made."""
-        op = self.pick(["sum", "sum", "max", "min", "dot", "turn"])
+        op = self.pick(["sum", "sum", "max", "min", "dot", "turn", "count"])
+        if op == "count":
+            text = "kd.full([], 0, kd.i32)"
+            return self.assign(Expr(text, "i32"), "seen", level), op
         shape = self.shape(2 if op == "dot" else self.pick([1, 1, 0, 2]), level)
         if op == "dot" and (len(shape) < 2 or self.dim_of(shape[0]) == self.dim_of(shape[1])):
             op = "sum"
@@ -202,7 +206,8 @@ class Statements(Expressions):
             if not self.is_tile(axis) and axis not in self.known_dims():
                 self.new_tensor((axis,), "f32", odd=self.odd)
         start = NEUTRAL.get(op, 0.0)
-        text = f"kd.zeros({self.sides(shape)})" if start == 0.0 else f"kd.full({self.sides(shape)}, {v.number(start).text})"
+        filled = f"kd.full({self.sides(shape)}, {v.number(start).text})"
+        text = filled if start else f"kd.zeros({self.sides(shape)})"
         return self.assign(replace(v.number(start), text=text, shape=shape, literal=False), "acc", level), op
 
     def update(self, variable: Variable, op: str, level: int) -> None:
@@ -213,11 +218,13 @@ class Statements(Expressions):
         for loop in inside:
             turns *= 1 if loop.tiled else max(1, self.extents[loop.dim])
         acc = variable.expr
+        if op == "count":
+            return self.counted(variable, tiles, turns)
         if op == "turn" and not tiles:
             return self.in_turn(variable, turns)
-        if op == "dot" and len(tiles) == 1 and not any(loop.mask for loop in inside) and self.may("product", 90):
-            if self.dim_of(tiles[0]) not in map(self.dim_of, acc.shape):
-                return self.add_product(variable, tiles[0], turns)
+        alone = op == "dot" and len(tiles) == 1 and self.dim_of(tiles[0]) not in map(self.dim_of, acc.shape)
+        if alone and not any(loop.mask for loop in inside) and self.may("product", 90):
+            return self.add_product(variable, tiles[0], turns)
         op = op if op in NEUTRAL else "sum"
         found = self.over_tiles(acc.shape, tiles, inside, op)
         if found is None:
@@ -231,12 +238,25 @@ class Statements(Expressions):
         variable.expr = replace(total, text=acc.text, shape=acc.shape)
         return None
 
+    def counted(self, variable: Variable, tiles: list[str], turns: int) -> None:
+        """How many elements a loop visits: the one thing that may be said of a tile's width."""
+        name = variable.expr.text
+        if len(tiles) != 1 or variable.expr.most or any(loop.mask for loop in self.loops):
+            return
+        n = tiles[0]
+        if turns == 1 and self.upto(1):
+            self.line(f"{name} = kd.maximum({name}, {n}.before + {n}.count)")
+        else:
+            self.line(f"{name} += {n}.count")
+        variable.expr = replace(variable.expr, most=float(self.count(n) * turns))
+
     def over_tiles(self, shape: tuple[str, ...], tiles: list[str], inside: list[Loop], op: str) -> Expr | None:
         """An expression reduced along all of these tiles, masked where their bounds ask for it."""
         whole = list(shape)
         for tile in tiles:
             whole.insert(self.upto(len(whole)), tile)
-        if not self.fits(whole) or (len({self.dim_of(a) for a in whole}) < len(whole) and "one dim twice" in self.without):
+        twice = len({self.dim_of(a) for a in whole}) < len(whole)
+        if not self.fits(whole) or (twice and "one dim twice" in self.without):
             return None
         x = self.as_f32(self.value(whole, "float", self.upto(3), not self.smooth))
         for loop in inside:
@@ -320,18 +340,16 @@ class Statements(Expressions):
         self.variables.append(Variable(replace(total, text=name), len(self.loops)))
 
     # -------------------------------------------------------------- stores
-    def store(self, racing: bool = False) -> Tensor | None:
-        """To an output of its own, at a place of this program's (and turn's) own. ``racing``: but for one parallel loop."""
+    def store(self) -> Tensor | None:
+        """To an output of its own, at a place of this program's (and turn's) own."""
         loops = list(self.loops)
         if any(loop.mask for loop in loops):
             return None
         dims: list[tuple[str, str]] = []
-        left_out = self.pick([loop for loop in loops[: self.grid]]) if racing else None
         for loop in loops:
-            if loop is not left_out:
-                if loop.dim in [d for d, _ in dims]:
-                    return None
-                dims.insert(self.upto(len(dims)), (loop.dim, loop.name))
+            if loop.dim in [d for d, _ in dims]:
+                return None
+            dims.insert(self.upto(len(dims)), (loop.dim, loop.name))
         while not dims or (len(dims) < 3 and self.upto(2) == 2):
             dim = self.some_dim(but=[loop.dim for loop in loops])
             if dim in [d for d, _ in dims]:
@@ -390,7 +408,7 @@ class Statements(Expressions):
             dim = self.some_dim(but=[loop.dim for loop in self.loops])
             if self.fits((*shape, *tiles, dim)):
                 extra = [dim]
-        if not dims and not extra or not self.fits((*shape, *extra, *tiles)) or len(set(dims)) < len(dims):
+        if not (dims or extra) or not self.fits((*shape, *extra, *tiles)) or len(set(dims)) < len(dims):
             return
         x = self.over_tiles((*shape, *extra), tiles, [], "sum")
         turns = 1
@@ -399,5 +417,6 @@ class Statements(Expressions):
         if x is None or not v.times(x, v.number(turns)).sound or x.kind != "float":
             return
         entries = ", ".join([*(loop.name for loop in kept), *(":" for _ in extra)])
-        out = self.new_tensor((*dims, *extra), "f32", role="out", added=True, off=x.off * turns + (x.off and turns * x.most * 1e-6))
+        off = x.off * turns + (turns * x.most * v.EPS_F32 if x.off else 0.0)
+        out = self.new_tensor((*dims, *extra), "f32", role="out", added=True, off=off)
         self.line(f"{out.name}[{entries}] += {x.text}")

@@ -1,6 +1,6 @@
 """Drawn kernels in CI: three minutes of them on two cores, others on every run.
 
-The seed stands in pytest's header, and ``KPT_PROGRAMS_SEED`` gives it again; what fails is printed as a module, with the command.
+The seed stands in the header of pytest, ``KPT_PROGRAMS_SEED`` gives it again; what fails is printed as a module with a command.
 """
 
 import os
@@ -78,8 +78,9 @@ def drawn(x: kd.In, ids: kd.In, y: kd.Out, flag: kd.Static) -> None:
 """
 
 
-def program(**changes: object) -> Program:
-    tensors = (Tensor("x", ("M", "N"), "f32"), Tensor("ids", ("P",), "i32", fill="index", most=5), Tensor("y", ("P", "N"), "f32", role="out"))
+def program() -> Program:
+    x, ids = Tensor("x", ("M", "N"), "f32"), Tensor("ids", ("P",), "i32", fill="index", most=5)
+    tensors = (x, ids, Tensor("y", ("P", "N"), "f32", role="out"))
     return Program(TEXT, Call(tensors, {"M": 5, "N": 7, "P": 3}, statics={"flag": True}))
 
 

@@ -202,7 +202,9 @@ def narrowed(x: Expr, dtype: str) -> Expr | None:
     fits = x.exact and x.most <= LARGEST[dtype] and x.most <= 2.0 ** (SIGNIFICANT[dtype] + x.grain)
     if dtype in ("f8e4m3", "f8e5m2") and x.grain < -6:
         fits = False
-    off = x.off if fits or (dtype == "f32" and not x.exact) else x.off + 2.0 ** (1 - SIGNIFICANT[dtype]) * most + 2.0**-8
+    off = (
+        x.off if fits or (dtype == "f32" and not x.exact) else x.off + 2.0 ** (1 - SIGNIFICANT[dtype]) * most + 2.0**-8
+    )
     if dtype == "f32" and not fits and x.exact:
         off = EPS_F32 * most
     return replace(x, text=f"{x.text}.to(kd.{dtype})", dtype=dtype, most=most, off=off)
