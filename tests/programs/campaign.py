@@ -18,6 +18,7 @@ from unittest.mock import patch
 import hypothesis.errors
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from tests.interpreting import compile_quickly
 from tests.programs.kernels import programs
 from tests.programs.program import Program
 from tests.programs.runs import BACKENDS, Finding, Tally, check
@@ -137,6 +138,7 @@ def one_run(plan: Plan, number: int, count: int, folder: Path, report: Report, k
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder for modules, and a cache and database of its own; JAX on the CPU, compiling quickly."""
+    compile_quickly()
     places = {"KPT_DB": "configs.db", "KPT_CACHE_DIR": "cache", "TRITON_CACHE_DIR": "triton"}
     with TemporaryDirectory(prefix="kpt-programs-") as name, patch.dict(os.environ):
         os.environ.update({variable: str(Path(name) / inside) for variable, inside in places.items()})
