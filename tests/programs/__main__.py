@@ -20,6 +20,9 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path, help="programs that were written as modules, to run again")
     parser.add_argument("--seed", type=int, help="a number; drawn and printed if not given")
     parser.add_argument("--programs", type=int, default=2000, help="how many")
+    parser.add_argument(
+        "--from", type=int, default=0, dest="first", help="the number of the first, as a failure names it"
+    )
     parser.add_argument("--minutes", type=float, default=1e6, help="stop then, if there are more")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="only this one; may be repeated")
@@ -33,13 +36,13 @@ def main() -> int:
         return run_again(given.files, backends)
     number = secrets.randbelow(1 << 31) if given.seed is None else given.seed
     plan = Plan(number, backends, {"pallas": given.pallas_every}, frozenset(given.without), not given.no_shrink)
-    print(f"seed {number}: python -m tests.programs --seed {number} --programs {given.programs}", flush=True)
+    print(f"seed {number}", flush=True)
     started = time.monotonic()
     tell = (lambda report: progress(report, started)) if sys.stderr.isatty() else (lambda report: None)
     if given.jobs > 1:
-        report = in_processes(plan, given.programs, given.minutes * 60, given.jobs, tell)
+        report = in_processes(plan, given.programs, given.minutes * 60, given.jobs, given.first, tell)
     else:
-        report = campaign(plan, given.programs, started + given.minutes * 60, tell=tell)
+        report = campaign(plan, given.programs, started + given.minutes * 60, given.first, tell)
     passed = time.monotonic() - started
     print(f"\n{report.tally.programs} programs in {passed:.0f} s\n{summary(report)}")
     for line in [*written(report, given.out), *report.silent]:

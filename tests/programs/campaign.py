@@ -46,12 +46,14 @@ class Plan:
 
 @dataclass
 class Found:
-    """One kind of finding: the smallest program that shows it, how it was told, and after how many programs it came."""
+    """One kind of finding: the smallest program that shows it, how it was told, after how many programs it came, and the number
+    of the run that drew it, which draws it again."""
 
     kind: str
     program: Program
     told: str
     after: int
+    run: int
     times: int = 1
 
 
@@ -109,14 +111,14 @@ def one_run(plan: Plan, number: int, count: int, folder: Path, report: Report, k
                 return
             told = "\n".join([str(finding), *getattr(finding, "__notes__", [])])
             if not plan.shrink:
-                report.found[finding.kind] = Found(finding.kind, program, told, report.tally.programs)
+                report.found[finding.kind] = Found(finding.kind, program, told, report.tally.programs, number)
                 known.add(finding.kind)
                 return
             held[finding.kind] = program, told
             if not shrinking:
                 shrinking.append(finding.kind)
                 at["deadline"] = time.monotonic() + SHRINKING_S
-                report.found[finding.kind] = Found(finding.kind, program, told, report.tally.programs)
+                report.found[finding.kind] = Found(finding.kind, program, told, report.tally.programs, number)
             raise
 
     @seed(plan.seed * 1_000_003 + number)
@@ -163,15 +165,16 @@ SHARE = 10 * RUN
 """Programs that a process is given at a time."""
 
 
-def in_processes(plan: Plan, count: int, seconds: float, jobs: int, tell: Callable[[Report], None]) -> Report:
+def in_processes(
+    plan: Plan, count: int, seconds: float, jobs: int, first: int, tell: Callable[[Report], None]
+) -> Report:
     """The same in several processes."""
     report, until = Report(), time.monotonic() + seconds
     context = multiprocessing.get_context("spawn")
     # A process ends after some shares: XLA keeps what it compiled.
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=4) as pool:
-        shares = [
-            pool.submit(campaign, plan, min(SHARE, count - first), until, first) for first in range(0, count, SHARE)
-        ]
+        starts = range(first, first + count, SHARE)
+        shares = [pool.submit(campaign, plan, min(SHARE, first + count - at), until, at) for at in starts]
         for share in as_completed(shares):
             report.add(share.result())
             tell(report)
@@ -200,7 +203,8 @@ def written(report: Report, folder: Path) -> Iterator[str]:
     for i, found in enumerate(sorted(report.found.values(), key=lambda f: f.after)):
         file = folder / f"find_{i}.py"
         file.write_text(found.program.module(found.told))
-        yield f"{file}: after {found.after} programs, {found.times} times: {found.told.splitlines()[0]}"
+        again = f"--from {found.run} --programs {RUN}"
+        yield f"{file}: after {found.after} programs ({again}), {found.times} times: {found.told.splitlines()[0]}"
 
 
 def progress(report: Report, started: float) -> None:

@@ -1,4 +1,4 @@
-"""Draws statements: assignments, loops with what they carry, stores, additions, branches that are known before the kernel runs.
+"""Draws statements: assignments, loops with what they carry, additions to outputs, branches that are known before the kernel runs.
 
 What a loop over tiles carries does not hang on where tiles end: it is summed (or the largest taken) over everything that the
 loop visits. Where bounds hang on another tile, a mask makes what lies beyond neutral.
@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tests.programs import values as v
-from tests.programs.expressions import Expressions
-from tests.programs.program import Tensor
 from tests.programs.scope import Loop, Variable
+from tests.programs.stores import Stores
 from tests.programs.values import Expr
 
 NEUTRAL = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}
 STEPS = {"sum": "{a} + {e}", "max": "kd.maximum({a}, {e})", "min": "kd.minimum({a}, {e})"}
 
 
-class Statements(Expressions):
-    """Between them and the grid stands nothing: ``body`` draws all that one program does, stores excepted."""
+class Statements(Stores):
+    """``assignment``, ``loop``, ``two_ways`` and ``addition`` each draw one."""
 
     def axes(self, level: int | None = None) -> list[str]:
         """Tiles that may be axes here, or where ``level`` loops were open."""
@@ -338,63 +337,6 @@ class Statements(Expressions):
             with self.branch(f'for {tile} in kd.sequential(kd.tile("{dim}")):'):
                 self.line(f"{name} += {total.text}")
         self.variables.append(Variable(replace(total, text=name), len(self.loops)))
-
-    # -------------------------------------------------------------- stores
-    def store(self) -> Tensor | None:
-        """To an output of its own, at a place of this program's (and turn's) own."""
-        loops = list(self.loops)
-        if any(loop.mask for loop in loops):
-            return None
-        dims: list[tuple[str, str]] = []
-        for loop in loops:
-            if loop.dim in [d for d, _ in dims]:
-                return None
-            dims.insert(self.upto(len(dims)), (loop.dim, loop.name))
-        while not dims or (len(dims) < 3 and self.upto(2) == 2):
-            dim = self.some_dim(but=[loop.dim for loop in loops])
-            if dim in [d for d, _ in dims]:
-                break
-            shape = [n for d, n in dims if n == d or any(loop.name == n and loop.tiled for loop in loops)]
-            if not self.fits((*shape, dim)):
-                break
-            dims.insert(self.upto(len(dims)), (dim, dim))
-        shape = tuple(n for d, n in dims if n == d or any(loop.name == n and loop.tiled for loop in loops))
-        if not self.fits(shape):
-            return None
-        kind = self.pick(["float", "float", "float", "int", "bool"])
-        entries = ", ".join(":" if n == d else n for d, n in dims)
-        return self.put(tuple(d for d, _ in dims), entries, shape, kind)
-
-    def put(self, dims: tuple[str, ...], entries: str, shape: tuple[str, ...], kind: str) -> Tensor:
-        x = self.final(shape, kind)
-        out = self.new_tensor(dims, self.out_type(x), role="out", off=x.off)
-        self.line(f"{out.name}[{entries}] = {x.text}")
-        return out
-
-    def final(self, shape: tuple[str, ...], kind: str) -> Expr:
-        """What is stored: often what variables hold, brought to the shape."""
-        known = [y.expr for y in self.variables if y.final and y.expr.kind == kind == "float" and y.expr.sound
-                 and set(y.expr.shape) <= set(shape) and [a for a in shape if a in y.expr.shape] == list(y.expr.shape)
-                 and len(set(y.expr.shape)) == len(y.expr.shape)]  # fmt: skip
-        x = self.value(shape, kind, self.upto(2), not self.smooth)
-        for y in self.draw_some(known):
-            y = v.lengthened(y, tuple(a in y.shape for a in shape), shape) if y.shape else y
-            if (total := v.plus(x, y)).sound:
-                x = total
-        return x
-
-    def draw_some(self, known: list[Expr]) -> list[Expr]:
-        return [x for x in known if self.upto(3) < 3][:4]
-
-    def out_type(self, x: Expr) -> str:
-        if x.kind == "bool":
-            return "bool"
-        if x.kind == "int":
-            return x.dtype if x.most > 2.0**24 or self.upto(2) < 2 else "f32"
-        if x.exact and x.sound and self.may("stored as integers", 8):
-            return "i32"
-        narrow = [d for d in ("bf16", "f16", "f8e4m3", "f8e5m2") if x.most <= v.LARGEST[d]]
-        return self.pick(narrow) if narrow and self.upto(3) == 3 else "f32"
 
     def addition(self) -> None:
         """``out[...] += value`` to a place that several programs share."""

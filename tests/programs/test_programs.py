@@ -21,7 +21,7 @@ TESTS, SECONDS = 6, 60.0
 
 
 def failure(found: Found, plan: Plan) -> str:
-    command = f"python -m tests.programs --seed {plan.seed} --programs {found.after}"
+    command = f"python -m tests.programs --seed {plan.seed} --from {found.run} --programs {RUN}"
     return f"{found.told}\n\nAgain: {command}\nOr this module, saved as FILE: python -m tests.programs FILE\n\n" + (
         found.program.module(found.told)
     )
