@@ -313,6 +313,7 @@ def as_float64(tensor: torch.Tensor) -> Array:
 def reason(error: BaseException) -> str:
     """An error's first line without the names and numbers of one program."""
     line = str(error).splitlines()[0] if str(error) else ""
+    line = re.sub(r"<kpt[^>]*>, line \d+", "…", line)
     line = re.sub(r"drawn_\d+\.py:\d+: |drawn(\[.*?\])?:? ?", "", line)
     line = re.sub(r"\b(x|y|v|acc|row|flag|scale|count|last|bound|apply)\d+\b|\b[a-z]\d+\b|\b[A-Z]\b", "…", line)
     return f"{type(error).__name__}: {re.sub(r'-?[0-9.]+', '#', line)}"[:110]

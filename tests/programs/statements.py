@@ -1,4 +1,4 @@
-"""Draws statements: assignments, loops with what they carry, additions to outputs, branches that are known before the kernel runs.
+"""Draws statements: assignments, loops with what they carry, additions to outputs, branches on what is known beforehand.
 
 What a loop over tiles carries does not hang on where tiles end: it is summed (or the largest taken) over everything that the
 loop visits. Where bounds hang on another tile, a mask makes what lies beyond neutral.
