@@ -57,4 +57,6 @@ def _flops(facts: Facts, product: Product) -> float:
     for index in facts.kernel.grid:
         if isinstance(index, ir.Each):
             repeats *= facts.dims[index.dim]
-    return 2.0 * repeats * math.prod(extents.values())
+    # One tile along two sides counts once: how wide it is, only a config knows.
+    sides = [axis for i, axis in enumerate(axes) if axis.tile is None or axis not in axes[:i]]
+    return 2.0 * repeats * math.prod(extents[axis] for axis in sides)

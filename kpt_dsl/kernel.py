@@ -3,7 +3,10 @@
 Knows the front end and the door to the runtime; a backend is found only when a kernel is called.
 """
 
+import ast
 import inspect
+import numbers
+import operator
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -42,7 +45,8 @@ def kernel(**dims: str) -> Callable[[Callable[..., Any]], "Kernel"]:
 class Kernel:
     """A kernel: call it on tensors, or hand it to ``kpt_dsl.source`` / ``kpt_dsl.compile`` / the tuner.
 
-    ``tensors``: tensor argument -> its dims; ``roles``: -> "in" or "out"; ``scalars``: -> "float" or "int"; ``statics``: names.
+    ``tensors``: tensor argument -> its dims; ``roles``: -> "in" or "out"; ``scalars``: -> "float" or "int", in ``integers`` and
+    ``reals`` by name; ``statics``: names.
     """
 
     def __init__(self, fn: Callable[..., Any], dims: Mapping[str, str]) -> None:
@@ -58,6 +62,8 @@ class Kernel:
         self.positive: tuple[str, ...] = ()
         self.statics: tuple[str, ...] = ()
         self._declare(dims)
+        self.integers = tuple(name for name, kind in self.scalars.items() if kind == "int")
+        self.reals = tuple(name for name, kind in self.scalars.items() if kind == "float")
         self.signature = inspect.Signature(
             [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in inspect.signature(fn).parameters.values()]
         )
@@ -140,11 +146,60 @@ class Kernel:
                 f"{self.name}: {error}; its arguments are {', '.join(self.signature.parameters)}"
             ) from None
         bound.apply_defaults()
+        given = bound.arguments
+        for name in self.integers:
+            if type(value := given[name]) is not int or not -0x80000000 <= value <= 0x7FFFFFFF:
+                given[name] = self._integer(name, value)
+        for name in self.reals:
+            if type(value := given[name]) is not float:
+                given[name] = self._real(name, value)
         for name in self.positive:
-            if not (value := bound.arguments[name]) >= language.SMALLEST_POSITIVE:
+            if (value := given[name]) is not None and not value >= language.SMALLEST_POSITIVE:
                 least = f"it must be above zero, {language.SMALLEST_POSITIVE:.3g} or more (a normal float32)"
                 raise InputError(f"{self.name}: {name} is {value!r}; {least}")
         return dict(bound.arguments)
+
+    def _integer(self, name: str, value: Any) -> int | None:
+        """What was given for a ``kd.Int``, as a number of Python. Raises InputError for all but whole numbers of int32."""
+        if value is None and name in self.may_be_absent:
+            return None
+        accepted = f"a kd.Int is a whole number from {-(2**31)} to {2**31 - 1}"
+        if not isinstance(value, bool):  # which is a whole number to Python
+            try:
+                whole = operator.index(value)
+            except Exception:  # a traced array says so with an error of its own
+                pass
+            else:
+                if -(2**31) <= whole < 2**31:
+                    return whole
+        raise InputError(f"{self.name}: {name} is {value!r} ({type(value).__name__}); {accepted}{self._or_none(name)}")
+
+    def _real(self, name: str, value: Any) -> Any:
+        """The same for a ``kd.Float``. A JAX scalar, which may be traced, stays what it is."""
+        if value is None and name in self.may_be_absent:
+            return None
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            return float(value)
+        if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and getattr(value, "shape", None) == ():
+            return value
+        raise InputError(
+            f"{self.name}: {name} is {value!r} ({type(value).__name__}); a kd.Float is a real number{self._or_none(name)}"
+        )
+
+    def _or_none(self, name: str) -> str:
+        return ", or None" if name in self.may_be_absent else ""
+
+    @cached_property
+    def may_be_absent(self) -> frozenset[str]:
+        """The scalar arguments that may be None: by their default, or because the text asks ``is None``."""
+        asked = {
+            node.left.id
+            for node in ast.walk(self.source.tree)
+            if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name)
+            and isinstance(node.ops[0], ast.Is | ast.IsNot)
+            and isinstance(known := node.comparators[0], ast.Constant) and known.value is None
+        }  # fmt: skip
+        return frozenset(n for n in self.scalars if n in asked or self.signature.parameters[n].default is None)
 
     def __call__(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
         """Run the kernel: torch tensors on their device (CUDA: Triton; CPU: NumPy), JAX arrays through Pallas.

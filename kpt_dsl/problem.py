@@ -13,6 +13,7 @@ from kpt_dsl.dtypes import DType, dtype, f32, i32
 from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.expressions import Helper
 from kpt_dsl.frontend.lower import Specialisation, lower
+from kpt_dsl.passes import indices, ranges
 
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
@@ -45,6 +46,7 @@ class Problem:
     statics: tuple[tuple[str, Any], ...]
     aligned: frozenset[str]
     _lowered: "list[_Lowered]" = field(default_factory=list, compare=False, repr=False)
+    _safe: dict[str, ranges.Interval] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def bind(kernel: "Kernel", arguments: Mapping[str, Any]) -> "Problem":
@@ -150,16 +152,56 @@ class Problem:
     def lower(self, choices: Mapping[str, Any] | None = None) -> ir.Kernel:
         """The tile IR for these dtypes and statics under algorithm choices, or a config that holds them.
 
-        Choices that are not given take their first option.
+        Choices that are not given take their first option. Raises KernelError where the text is not a kernel, InputError where
+        int32 does not hold an extent, or what is computed of extents alone, IndexRangeError for an index that a dim of this
+        extent does not have.
         """
         given = dict(choices or {})
         for known in self._lowered:
             if all(given.get(name, options[0]) == known.taken[name] for name, options in known.kernel.choices):
                 return known.kernel
-        kernel = lower(self._specialisation(given))
+        kernel, dims = self.unchecked(given), dict(self.dims)
+        ranges.check_dims(kernel.name, dims)
+        ranges.check(kernel, dims, {})
+        kernel = indices.check(kernel, dims)
         taken = {name: given.get(name, options[0]) for name, options in kernel.choices}
         self._lowered.append(_Lowered(taken, kernel))
         return kernel
+
+    def unchecked(self, choices: Mapping[str, Any]) -> ir.Kernel:
+        """The same of any extents: nothing is known of its indices."""
+        return lower(self._specialisation(dict(choices)))
+
+    def check_integers(self, arguments: Mapping[str, Any]) -> None:
+        """Raises InputError where arithmetic on the ``kd.Int`` arguments leaves int32, in the text or in what is made of it.
+
+        What was seen to be safe is remembered as an interval of each, so that most calls only compare.
+        """
+        known = self._safe
+        for name in self.kernel.integers:
+            value = arguments[name]
+            if value is not None and (name not in known or not known[name][0] <= value <= known[name][1]):
+                break
+        else:
+            return
+        integers = {name: arguments[name] for name in self.kernel.integers if arguments[name] is not None}
+        kernels, dims = self._every_choice(), dict(self.dims)
+        for kernel in kernels:
+            ranges.check(kernel, dims, integers)
+        self._safe.update(ranges.widened(kernels, dims, integers, known))
+
+    def _every_choice(self) -> tuple[ir.Kernel, ...]:
+        """The IR under every algorithm choice."""
+        found: dict[ir.Kernel, None] = {}
+        waiting: list[dict[str, Any]] = [{}]
+        while waiting:
+            choices = waiting.pop()
+            kernel = self.lower(choices)
+            found[kernel] = None
+            if unmet := [(name, options) for name, options in kernel.choices if name not in choices]:
+                name, options = unmet[0]
+                waiting += [choices | {name: option} for option in options]
+        return tuple(found)
 
     def _specialisation(self, choices: dict[str, Any]) -> Specialisation:
         kernel, statics = self.kernel, dict(self.statics)

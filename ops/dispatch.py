@@ -16,7 +16,7 @@ from kpt.ops.choice import Choice, choose, preferred
 from kpt.ops.eager import PLAIN, is_autocasting, is_plain
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.configs import generation
-from kpt_dsl.errors import KptError
+from kpt_dsl.errors import IndexRangeError, KptError
 
 log = logging.getLogger("kpt")
 
@@ -127,7 +127,7 @@ class Dispatcher:
         try:
             return decision.ready(*arguments)
         except KptError as error:
-            if key[-1] is not None or decision.choice is None:
+            if key[-1] is not None or decision.choice is None or isinstance(error, IndexRangeError):
                 raise
             return self._after_failure(key, decision.choice, arguments, error)
 

@@ -47,7 +47,7 @@ def flops(plan: Plan) -> tuple[tuple[str, float], ...]:
         loop = segment.phase.loop if segment.phase else None
         runs = visits(plan, segment.phase, loop.start, loop.stop) if segment.phase and loop else programs(plan)
         for dot in (e for e in ir.every_expr(segment.body) if isinstance(e, ir.Dot)):
-            sides = {*dot.a.type.shape, *dot.b.type.shape}
+            sides = (*dot.a.type.shape, dot.b.type.shape[1])
             dtype = dot.a.type.dtype.name
             found[dtype] = found.get(dtype, 0.0) + 2.0 * runs * prod(_length(plan, axis) for axis in sides)
     return tuple(found.items())

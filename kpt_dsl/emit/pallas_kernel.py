@@ -10,11 +10,9 @@ from kpt_dsl import ir
 from kpt_dsl.emit.pallas_blocks import Blocks
 from kpt_dsl.emit.pallas_counts import programs, visits
 from kpt_dsl.emit.pallas_plan import Phase, Plan, Segment, Side, read_by
-from kpt_dsl.emit.pallas_text import HELPERS, JAX_DTYPES, Text
+from kpt_dsl.emit.pallas_text import JAX_DTYPES, Text
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.passes.split import interior
-
-_RESERVED = {"jax", "jnp", "lax", "pl", "pltpu", "step", "clear", "interpret", *HELPERS}
 
 
 class KernelText:
@@ -27,11 +25,8 @@ class KernelText:
         self.plan = plan
         self.kernel = plan.kernel
         self.blocks = Blocks(plan)
-        arguments = [t.name for t in self.kernel.tensors] + [s.name for s in self.kernel.scalars]
-        blocks = {t.block for t in plan.tiles.values()}
-        self._taken = _RESERVED | plan.dims.keys() | blocks | {f"{a}_ref" for a in arguments}
         loops = {g.name for g in self.kernel.grid} | {p.name for p in plan.phases}
-        self.numbers = dict.fromkeys(plan.tiles, "0") | {name: self.name(name) for name in loops}
+        self.numbers = dict.fromkeys(plan.tiles, "0") | {name: name for name in loops}
         self.step = plan.step(self.numbers)
         self.axes = [self.numbers[g.name] for g in self.kernel.grid] + [self.step] * bool(plan.steps)
         scalars = [t.name for t in self.blocks.scalars] + [s.name for s in self.kernel.scalars]
@@ -44,21 +39,18 @@ class KernelText:
         self._add_bounds()
         self.function = self._function()
 
-    def name(self, name: str) -> str:
-        """The Python name of a variable or argument: its own, unless this text uses that for something else."""
-        return f"{name}_" if name in self._taken else name
-
     def _variable(self, node: ir.Var) -> str:
         kept = node.name in self.plan.kept and node.name not in self._local
-        return f"{node.name}_scratch[...]" if kept else self.name(node.name)
+        return f"{node.name}_scratch[...]" if kept else node.name
 
     def _function(self) -> str:
         refs = [*self.prefetched, *(b.name for b in self.blocks.read)]
+        refs += [f"{b.tensor.name}_kept_ref" for b in self.blocks.kept]
         refs += [b.name for b in self.blocks.written] + [f"{name}_scratch" for name in self.plan.kept]
         body = self._body().rstrip()
         header = Writer()
         header.call(f"def {self.kernel.name}_kernel(", refs, tail="):")
-        return f"{header.text()}{self._head(body)}{body}"
+        return f"{header.text()}{self._head(body)}{body}" if body else f"{header.text()}    pass"
 
     def _head(self, body: str) -> str:
         """Program ids, tile numbers, and the scalars that the body uses."""
@@ -153,10 +145,10 @@ class KernelText:
                     if stored and not any(name in read_by(s) for s in rest):
                         lines.append((f"{name}_scratch[...] = {_tile(text, value)}", stmt.loc))
                         continue
-                    lines.append((f"{self.name(name)} = {text}", stmt.loc))
+                    lines.append((f"{name} = {text}", stmt.loc))
                     self._local.add(name)
                     if stored:
-                        late.append(f"{name}_scratch[...] = {_tile(self.name(name), value)}")
+                        late.append(f"{name}_scratch[...] = {_tile(name, value)}")
                 case ir.Store(tensor, _, value):
                     block = self.blocks.output(tensor)
                     side: Side | None = None
@@ -183,10 +175,10 @@ class KernelText:
         """Lines that compute the scalars among the words of a text; their own words join ``used``."""
         lines: list[str] = []
         for name, value in reversed(self.plan.definitions.items()):
-            if not value.type.shape and self.name(name) in used:
+            if not value.type.shape and name in used:
                 text = self.text.expr(value)
                 used |= words(text)
-                lines.insert(0, f"{self.name(name)} = {text}")
+                lines.insert(0, f"{name} = {text}")
         return lines
 
     def _add_bounds(self) -> None:

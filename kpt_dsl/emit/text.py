@@ -76,10 +76,13 @@ class Writer:
 
     @contextmanager
     def block(self, header: str, loc: Loc | None = None) -> Iterator[None]:
-        """Lines written inside are indented under ``header``."""
+        """Lines written inside are indented under ``header``; where there are none, a header of Python's gets its ``pass``."""
         self.line(header, loc)
+        above = len(self._lines)
         with self.indented():
             yield
+            if header.endswith(":") and len(self._lines) == above:
+                self.line("pass")
 
     @contextmanager
     def indented(self) -> Iterator[None]:

@@ -11,10 +11,10 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from kpt_dsl import ir, language
-from kpt_dsl.dtypes import DType, f32, i32
+from kpt_dsl import arithmetic, ir, language
+from kpt_dsl.dtypes import DType, bool_, f32, i32
 from kpt_dsl.frontend import typing as ty
 from kpt_dsl.frontend.source import Source, fail
 from kpt_dsl.ir import Expr, Loc
@@ -91,6 +91,9 @@ _UNARY_FUNCTIONS: dict[Any, ir.UnaryOp] = {
 }  # fmt: skip
 _BINARY_FUNCTIONS: dict[Any, ir.BinaryOp] = {language.maximum: "max", language.minimum: "min"}
 _REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max", language.min: "min"}
+_NAN_DROPPED: dict[Any, Literal["maxnum", "minnum"]] = {
+    language.maximum: "maxnum", language.max: "maxnum", language.minimum: "minnum", language.min: "minnum",
+}  # fmt: skip
 _TILE_PARTS = ("index", "count", "before", "start", "stop", "size")
 
 
@@ -106,6 +109,7 @@ class Expressions:
         self.tiles: set[str] = set()
         self.begins: dict[str, Expr] = {}
         """The first index that each tile's loop visits."""
+        self.asked: Expr | None = None  # under which condition the branches of kd.where that are being read are taken
 
     def inline(self, helper: Helper, node: ast.Call) -> Any:
         raise AssertionError("statements know how to inline")
@@ -291,7 +295,8 @@ class Expressions:
             if base.role == "out":
                 fail(loc, f"{base.name} is declared kd.Out, so it cannot be loaded", "keep the value in a variable")
             index, shape = self.index(base, node)
-            return ir.Load(base.name, index, type=ir.Type(base.dtype, shape), loc=loc)
+            when = self.asked if any(isinstance(i, Expr) for i in index) else None
+            return ir.Load(base.name, index, when=when, type=ir.Type(base.dtype, shape), loc=loc)
         if isinstance(base, Expr):
             return ty.expand(base, tuple(self.slices(node)), loc)
         return self.python(operator.getitem, base, self.expr(node), loc=loc)
@@ -321,8 +326,9 @@ class Expressions:
         if len(entries) != len(tensor.dims):
             fail(loc, f"{len(entries)} indices for {tensor.name}[{dims}]",
                  f"give one a dim: a tile, a whole-number scalar, or ':' ({len(tensor.dims)} of them)")  # fmt: skip
+        places = [self.source.loc(e) for e in (node.elts if isinstance(node, ast.Tuple) else [node])]
         index: list[ir.Axis | Expr] = []
-        for entry, dim in zip(entries, tensor.dims, strict=True):
+        for entry, dim, place in zip(entries, tensor.dims, places, strict=True):
             match entry:
                 case slice():
                     index.append(ir.Axis(dim))
@@ -331,10 +337,12 @@ class Expressions:
                         fail(loc, f"tile {tile.name} runs over {over}, but this index of {tensor.name}[{dims}] is {dim}",
                              f"index it with a tile of {dim}, or name the dim {over} in the kernel's decorator")  # fmt: skip
                     index.append(tile.axis)
-                case Expr() if entry.type == ir.Type(i32):
+                case ir.Index():
                     index.append(entry)
+                case Expr() if entry.type == ir.Type(i32):
+                    index.append(ir.Checked(entry, tensor.name, dim, type=entry.type, loc=place))
                 case int() if not isinstance(entry, bool) and entry >= 0:
-                    index.append(ir.scalar(entry, loc))
+                    index.append(ir.scalar(entry, place))
                 case _:
                     fail(loc, f"{tensor.name}[{dims}] indexed with {describe(entry)}",
                          "an index is a tile, a whole-number scalar from 0 up, or ':'")  # fmt: skip
@@ -354,13 +362,37 @@ class Expressions:
         loc = self.source.loc(node)
         if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
             fail(loc, "* and ** in a call", "write the arguments out")
-        positional = [self.expr(a) for a in node.args]
-        named = {cast(str, k.arg): self.expr(k.value) for k in node.keywords}
+        read = self.branches(node) if fn is language.where else self.expr
+        positional = [read(a) for a in node.args]
+        named = {cast(str, k.arg): read(k.value) for k in node.keywords}
         try:
             return dict(inspect.signature(fn).bind(*positional, **named).arguments)
         except TypeError as error:
             signature = f"{fn.__name__}{inspect.signature(fn)}"
             fail(loc, f"{fn.__name__}: {error}", f"its signature is {signature}")
+
+    def branches(self, node: ast.Call) -> Callable[[ast.expr], Any]:
+        """How the arguments of a kd.where are read: what is loaded in a branch of a scalar condition is loaded only where that
+        branch is taken."""
+        named = {k.arg: k.value for k in node.keywords}
+        first, *_ = [*node.args[:1], *([named["cond"]] if "cond" in named else []), None]
+        condition = None if first is None else self.expr(first)
+
+        def read(argument: ast.expr) -> Any:
+            if argument is first:
+                return condition
+            if not isinstance(condition, Expr) or condition.type != ir.Type(bool_):
+                return self.expr(argument)
+            loc, outer = self.source.loc(argument), self.asked
+            second = argument is named.get("b") or argument in node.args[2:]
+            mine = ty.unary("not", condition, loc) if second else condition
+            self.asked = mine if outer is None else ty.binary("and", outer, mine, loc)
+            try:
+                return self.expr(argument)
+            finally:
+                self.asked = outer
+
+        return read
 
     def call(self, node: ast.Call, loc: Loc) -> Any:
         fn = self.expr(node.func)
@@ -386,11 +418,13 @@ class Expressions:
             return ty.unary(_UNARY_FUNCTIONS[fn], self.operand(given["x"], loc), loc)
         if fn in _BINARY_FUNCTIONS:
             a, b = self.operand(given["a"], loc), self.operand(given["b"], loc)
+            drop_nan = self.drops_nan(given, loc)
             if not isinstance(a, Expr) and not isinstance(b, Expr):
-                return max(a, b) if fn is language.maximum else min(a, b)
-            return ty.binary(_BINARY_FUNCTIONS[fn], a, b, loc)
+                return arithmetic.larger(a, b) if fn is language.maximum else arithmetic.smaller(a, b)
+            return ty.binary(_NAN_DROPPED[fn] if drop_nan else _BINARY_FUNCTIONS[fn], a, b, loc)
         if fn in _REDUCTIONS:
-            return ty.reduce(_REDUCTIONS[fn], self.value(given["x"], loc), given["axis"], loc)
+            op = _NAN_DROPPED[fn] if self.drops_nan(given, loc) else _REDUCTIONS[fn]
+            return ty.reduce(op, self.value(given["x"], loc), given["axis"], loc)
         if fn is language.dot:
             acc = given.get("acc")
             return ty.dot(self.value(given["a"], loc), self.value(given["b"], loc),
@@ -415,6 +449,14 @@ class Expressions:
             f"kd.{getattr(fn, '__name__', fn)} cannot stand here",
             "kd.parallel and kd.sequential head a `for` loop",
         )
+
+    @staticmethod
+    def drops_nan(given: dict[str, Any], loc: Loc) -> bool:
+        """Whether a maximum or minimum was said to be free to drop a NaN."""
+        said = given.get("drop_nan", False)
+        if not isinstance(said, bool):
+            fail(loc, f"drop_nan is {describe(said)}", "it is True or False, known before the kernel runs")
+        return said
 
     def value(self, x: Any, loc: Loc) -> Expr:
         """An operand that must be a tile or a scalar of the kernel."""

@@ -13,6 +13,7 @@ from typing import Any
 from kpt_dsl import ir, language
 from kpt_dsl.dtypes import f32, i32
 from kpt_dsl.frontend import typing as ty
+from kpt_dsl.frontend.bounds import may_be_far
 from kpt_dsl.frontend.expressions import Expressions, Local, TileRef, describe
 from kpt_dsl.frontend.races import check_races
 from kpt_dsl.frontend.source import Source, fail
@@ -63,6 +64,7 @@ class _Lowering(Expressions):
         super().__init__(spec.source, Local(values, {}), spec.dims, spec.choices)
         self.spec = spec
         self.types: dict[str, ir.Type] = {}
+        self.values: dict[str, list[Expr]] = {}
         self.block: list[ir.Stmt] = []
         self.loops: list[_Loop] = []
         self.added: dict[str, bool] = {}
@@ -213,6 +215,7 @@ class _Lowering(Expressions):
 
     def emit(self, name: str, value: Expr, loc: Loc) -> ir.Var:
         self.types[name] = value.type
+        self.values.setdefault(name, []).append(value)
         self.block.append(ir.Assign(name, value, loc=loc))
         return ir.Var(name, type=value.type, loc=loc)
 
@@ -375,11 +378,12 @@ class _Lowering(Expressions):
         last = scalar("min", edge(scalar("add", index, 1)), size)
         return first, self.emit(self.fresh(f"{tile.name}_last"), last, loc)
 
-    @staticmethod
-    def clamped(start: Expr, stop: Expr, dim: str, loc: Loc) -> tuple[Expr, Expr]:
+    def clamped(self, start: Expr, stop: Expr, dim: str, loc: Loc) -> tuple[Expr, Expr]:
         """Bounds that never leave the dim, whatever was computed for them."""
         whole = ir.Size(dim, type=ir.Type(i32), loc=loc)
         low = start if isinstance(start, ir.Const) and start.value >= 0 else ty.binary("max", start, 0, loc)
+        if may_be_far(start, self.values):
+            low = ty.binary("min", low, whole, loc)
         high = stop if stop == whole else ty.binary("min", stop, whole, loc)
         return low, high
 

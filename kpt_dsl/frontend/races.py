@@ -39,6 +39,8 @@ class _Races:
 
     def plain(self, e: Expr) -> Expr:
         """An expression with what its scalars stand for in their place."""
+        if isinstance(e, ir.Checked):
+            return self.plain(e.x)
         if isinstance(e, ir.Var):
             return self.values.get(e.name, e)
         return ir.with_children(e, tuple(self.plain(child) for child in ir.children(e)))

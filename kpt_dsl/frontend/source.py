@@ -10,7 +10,6 @@ import linecache
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -69,16 +68,7 @@ def read(fn: Callable[..., Any]) -> Source:
 
 def fail(loc: Loc, message: str, remedy: str = "") -> NoReturn:
     """Raise KernelError with file, line, the line's text, a caret under the culprit, and what to write instead."""
-    number = str(loc.line)
-    caret = " " * loc.column + "^" * max(1, loc.end_column - loc.column)
-    shown = [
-        f"{Path(loc.file).name}:{number}: {message}",
-        f"  {number} | {loc.text}",
-        f"  {' ' * len(number)} | {caret}",
-    ]
-    if remedy:
-        shown.append(f"  {remedy}")
-    raise KernelError("\n".join(shown))
+    raise KernelError(loc.explain(message, remedy))
 
 
 def fingerprint(source: Source, inline: Callable[[Any], Source | None]) -> str:

@@ -11,8 +11,17 @@ from kpt_dsl.passes import fold
 
 _I32 = Type(i32)
 
-Form = Counter[Expr | None]
-"""Whole multiples of lane vectors and scalars; the key None counts ones."""
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The index along one axis of a value: its position tells it from another along the same axis (n by n)."""
+
+    axis: Axis
+    position: int
+
+
+Form = Counter[Expr | Lane | None]
+"""Whole multiples of lanes and scalars; the key None counts ones."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +43,15 @@ def extreme(axis: Axis, least: bool) -> Expr:
 
 def bound(
     node: ir.Binary,
-    axis: Axis,
+    along: Lane,
     definitions: Mapping[str, Expr],
     inside: Collection[str],
     lane: Callable[[Axis, bool], Expr] = extreme,
 ) -> Bound | None:
-    """What a comparison of indices says of those along ``axis``; None when it is nothing so simple.
+    """What a comparison of indices says of those ``along`` one of its axes; None when it is nothing so simple.
 
-    ``definitions`` and ``inside``: as in ``linear``. ``lane`` gives the lane of another axis, the least one if told so or the
-    greatest, that makes the bound the tightest.
+    ``definitions`` and ``inside``: as in ``linear``; lanes of tiles that are named ``inside`` make no bound. ``lane`` gives the
+    lane of another axis, the least one if told so or the greatest, that makes the bound the tightest.
     """
     if node.op not in ("lt", "le", "gt", "ge") or node.a.type.dtype != i32:
         return None
@@ -51,7 +60,7 @@ def bound(
         return None
     form = Counter(left)
     form.subtract(right)
-    sign = form.pop(ir.Lanes(axis, type=Type(i32, (axis,))), 0)
+    sign = form.pop(along, 0)
     if sign not in (1, -1):
         return None
     # sign * index + rest (op) 0, brought to index < value or index >= value.
@@ -62,23 +71,31 @@ def bound(
     for term, count in form.items():
         factor = -sign * count
         if factor:
-            one = ir.scalar(1) if term is None else term
-            if isinstance(one, ir.Lanes):
-                one = lane(one.axis, (factor > 0) == upper)
+            if isinstance(term, Lane):
+                if term.axis.tile in inside:
+                    return None
+                one = lane(term.axis, (factor > 0) == upper)
+            else:
+                one = ir.scalar(1) if term is None else term
             value = fold.add(value, fold.scale(one, factor)) if factor != -1 else fold.sub(value, one)
     return Bound(upper, value)
 
 
 def linear(x: Expr, definitions: Mapping[str, Expr], inside: Collection[str]) -> Form | None:
-    """``x`` as a form; None when it is nothing so simple. Tiles, and variables assigned ``inside`` a loop, stand for their
+    """``x`` as a form; None when it is nothing so simple. ``inside``: the names of what a loop assigns and of the tiles and
+    indices that it goes through, whose values are no terms. Tiles, and variables assigned inside, stand for their
     ``definitions``; those without one are not looked through."""
     match x:
         case ir.Const(value=value):
             return Counter({None: int(value)})
-        case ir.Lanes():
-            return Counter({x: 1})
-        case ir.Expand(x=inner):
-            return linear(inner, definitions, inside)
+        case ir.Lanes(axis=axis):
+            return Counter({Lane(axis, 0): 1})
+        case ir.Expand(x=inner, axis=at):
+            part = linear(inner, definitions, inside)
+            return None if part is None else _moved(part, lambda position: position + (position >= at))
+        case ir.Transpose(x=inner):
+            part = linear(inner, definitions, inside)
+            return None if part is None else _moved(part, lambda position: 1 - position)
         case ir.Unary(op="neg", x=inner):
             negated: Form = Counter()
             part = linear(inner, definitions, inside)
@@ -95,6 +112,21 @@ def linear(x: Expr, definitions: Mapping[str, Expr], inside: Collection[str]) ->
             return total
         case ir.Var(name=name) if x.type.shape or name in inside:
             return linear(definitions[name], definitions, inside) if name in definitions else None
-    if x.type.shape or any(isinstance(y, ir.Var) and y.name in inside for y in ir.walk(x)):
+    if x.type.shape or any(_names(y) in inside for y in ir.walk(x)):
         return None
     return Counter({x: 1})
+
+
+def _moved(form: Form, to: Callable[[int], int]) -> Form:
+    """A form whose lanes stand at other positions."""
+    return Counter({Lane(x.axis, to(x.position)) if isinstance(x, Lane) else x: n for x, n in form.items()})
+
+
+def _names(x: Expr) -> str | None:
+    """The variable, tile or index whose value an expression is; how many lanes a tile has never changes."""
+    match x:
+        case ir.Var(name=name) | ir.Index(name=name):
+            return name
+        case ir.Start(tile=name) | ir.Stop(tile=name) | ir.Count(tile=name) | ir.Before(tile=name):
+            return name
+    return None

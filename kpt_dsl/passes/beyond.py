@@ -19,16 +19,16 @@ class Beyond:
     stop: Expr
     inside: frozenset[str]
 
-    def fails(self, condition: ir.Binary, axis: Axis) -> bool:
-        """Whether a comparison fails in all these lanes of ``axis``, in lanes of other axes that hold elements.
+    def fails(self, condition: ir.Binary, along: affine.Lane) -> bool:
+        """Whether a comparison fails in all these lanes ``along`` one of its axes, in lanes of the others that hold elements.
 
         In it and in ``stop`` the variables whose values are known must have given way to these.
         """
-        return all(self._fails_from(end, condition, axis) for end in _least_of(self.stop))
+        return all(self._fails_from(end, condition, along) for end in _least_of(self.stop))
 
-    def _fails_from(self, end: Expr, condition: ir.Binary, axis: Axis) -> bool:
+    def _fails_from(self, end: Expr, condition: ir.Binary, along: affine.Lane) -> bool:
         for farthest in (_of_tile, _of_dim):
-            bound = affine.bound(condition, axis, {}, self.inside, farthest)
+            bound = affine.bound(condition, along, {}, self.inside, farthest)
             if bound is not None and bound.upper and self._at_least(end, bound.value):
                 return True
         return False

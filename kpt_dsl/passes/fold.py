@@ -6,7 +6,6 @@ from kpt_dsl import ir
 from kpt_dsl.dtypes import bool_, i32
 from kpt_dsl.ir import Expr, Type
 
-TRUE = ir.Const(True, type=Type(bool_))
 _I32 = Type(i32)
 
 
@@ -81,21 +80,40 @@ def round_up(x: Expr, tile: str) -> Expr:
     return round_down(add(x, sub(ir.Block(tile, type=_I32), ir.scalar(1))), tile)
 
 
+def truth(value: bool, like: Expr) -> Expr:
+    """A condition that is known all over the shape of another."""
+    known = ir.Const(value, type=Type(bool_), loc=like.loc)
+    return ir.Full(known, type=Type(bool_, like.type.shape), loc=like.loc) if like.type.shape else known
+
+
+def _truth(x: Expr) -> bool | None:
+    """What a condition is all over its shape, None where that is not known."""
+    if isinstance(x, ir.Full):
+        return _truth(x.value)
+    return bool(x.value) if isinstance(x, ir.Const) and x.type.dtype == bool_ else None
+
+
 def resolve(node: Expr) -> Expr:
-    """``where`` and ``&`` whose condition is known to be true give way to what they select."""
+    """``where``, ``&``, ``|`` and ``~`` of conditions that are known give way to what these select; shapes stay."""
     match node:
-        case ir.Where(cond=ir.Const(value=True), a=a):
-            if a.type.shape == node.type.shape:
-                return a
-            if not a.type.shape:
-                return ir.Full(a, type=node.type, loc=node.loc)
-        case (
-            ir.Binary(op="and", a=ir.Const(value=True), b=other) | ir.Binary(op="and", a=other, b=ir.Const(value=True))
-        ):
-            return other
-        case ir.Expand(x=ir.Const(value=True)):
-            return node.x
+        case ir.Where(cond=cond, a=a, b=b) if (known := _truth(cond)) is not None:
+            return _as(a if known else b, node)
+        case ir.Binary(op="and" | "or" as op, a=a, b=b):
+            for one, other in ((a, b), (b, a)):
+                if (known := _truth(one)) is not None:
+                    return _as(other, node) if known == (op == "and") else truth(known, node)
+        case ir.Unary(op="not", x=x) if (known := _truth(x)) is not None:
+            return truth(not known, node)
+        case ir.Expand(x=x) | ir.Transpose(x=x) if (known := _truth(x)) is not None:
+            return truth(known, node)
     return node
+
+
+def _as(chosen: Expr, node: Expr) -> Expr:
+    """What was chosen, in the shape that its node had; the node itself where that takes more than filling a tile."""
+    if chosen.type.shape == node.type.shape:
+        return chosen
+    return node if chosen.type.shape else ir.Full(chosen, type=node.type, loc=node.loc)
 
 
 def rebuild(node: Expr, leaf: "dict[Expr, Expr]") -> Expr:

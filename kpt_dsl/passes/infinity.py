@@ -7,18 +7,18 @@ import math
 from collections.abc import Collection
 
 from kpt_dsl import ir
-from kpt_dsl.ir import Axis, Expr
+from kpt_dsl.ir import Expr
 
 
-def stays(node: ir.Binary, axis: Axis, scales: Collection[str], above: Collection[str]) -> bool:
-    """Whether ``node`` is minus infinity where its first operand is, along ``axis``; or, all along it, NaN.
+def stays(node: ir.Binary, position: int, scales: Collection[str], above: Collection[str]) -> bool:
+    """Whether ``node`` is minus infinity where its first operand is, along the axis at a position; or, all along it, NaN.
 
     ``scales``: scalar arguments that are positive; ``above``: variables as ``is_above`` says.
     """
     if node.op == "mul":
         return _positive(node.b, scales)
     # A NaN taken away is one of all lanes, those that hold elements too, for it is the same along the axis.
-    return node.op == "sub" and is_above(node.b, above) and axis not in node.b.type.shape
+    return node.op == "sub" and is_above(node.b, above) and (not node.b.type.shape or node.b.type.shape[position] == ir.UNIT)
 
 
 def is_above(e: Expr, above: Collection[str]) -> bool:

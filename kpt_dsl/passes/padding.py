@@ -6,29 +6,36 @@ is not its identity gets a ``where`` around its operand; loads and stores learn 
 """
 
 import math
-import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from kpt_dsl import ir
+from kpt_dsl import arithmetic, ir
+from kpt_dsl.arithmetic import Number
 from kpt_dsl.dtypes import DType, bool_, i32
 from kpt_dsl.ir import Axis, Expr, Type
 from kpt_dsl.passes import fold, infinity
+from kpt_dsl.passes.affine import Lane
 from kpt_dsl.passes.beyond import Beyond
 
-Number = float | int | bool
+_FOLDED = {
+    "add", "sub", "mul", "max", "min", "maxnum", "minnum", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "neg", "not",
+    "abs", "exp", "exp2", "tanh", "erf",
+}  # fmt: skip
+"""Operations of which every backend makes the same number here: zeros, ones, infinities and what is exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What every lane in the padding of an axis holds. ``inside``: only those that are in the padding of no other axis."""
+    """What every lane in the padding along one position of a shape holds. ``inside``: only those that are in the padding along
+    no other."""
 
     value: Number
     inside: bool = False
 
 
-Pads = Mapping[Axis, Held]
-"""Padded axis -> what its padding holds; an axis that is absent may hold anything there."""
+Pads = Mapping[int, Held]
+"""Position in a value's shape, whose axis is padded -> what the padding along it holds; along one that is absent it may hold
+anything. (A shape may hold one axis twice, so that its name does not tell where it stands.)"""
 
 
 def guard(
@@ -39,10 +46,10 @@ def guard(
     return replace(kernel, body=_Guard(kernel, padded, level).block(kernel.body, frozenset()))
 
 
-def valid(axis: Axis, shape: tuple[Axis, ...]) -> Expr:
-    """``Valid(axis)`` with unit axes, ready to meet a value of ``shape``."""
+def valid(position: int, shape: tuple[Axis, ...]) -> Expr:
+    """``Valid`` of the axis at a position of ``shape``, with unit axes, ready to meet a value of that shape."""
+    axis = shape[position]
     mask: Expr = ir.Valid(axis, type=Type(bool_, (axis,)))
-    position = shape.index(axis)
     for i in range(len(shape)):
         if i != position:
             expanded = (*mask.type.shape[:i], ir.UNIT, *mask.type.shape[i:])
@@ -59,16 +66,10 @@ def whole(loop: ir.For) -> bool:
 def _identity(op: ir.ReduceOp, dtype: DType) -> Number:
     if op == "sum":
         return 0.0 if dtype.is_float else 0
-    sign = -1 if op == "max" else 1
-    return sign * math.inf if dtype.is_float else -(2 ** (dtype.bits - 1)) if op == "max" else 2 ** (dtype.bits - 1) - 1
-
-
-_FOLD: dict[str, Callable[..., Number]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "max": max, "min": min, "lt": operator.lt,
-    "le": operator.le, "gt": operator.gt, "ge": operator.ge, "eq": operator.eq, "ne": operator.ne,
-    "and": lambda a, b: a and b, "or": lambda a, b: a or b, "neg": operator.neg, "not": operator.not_, "abs": abs,
-    "exp": math.exp, "exp2": lambda x: 2.0**x, "tanh": math.tanh, "erf": math.erf,
-}  # fmt: skip
+    largest = op in ("max", "maxnum")
+    if dtype.is_float:
+        return -math.inf if largest else math.inf
+    return arithmetic.limits(dtype)[0 if largest else 1]
 
 
 class _Guard:
@@ -129,7 +130,7 @@ class _Guard:
         """Variables may hold anything from here on."""
         self.pads_of = {name: pads for name, pads in self.pads_of.items() if name not in names}
         self.above -= names
-        self.indices = {x: e for x, e in self.indices.items() if isinstance(x, ir.Var) and x.name not in names}
+        self.indices = {x: e for x, e in self.indices.items() if not any(_is_one_of(y, names) for y in (x, *ir.walk(e)))}
 
     def plain(self, e: Expr) -> Expr:
         """Indices with what variables hold in their place."""
@@ -151,92 +152,96 @@ class _Guard:
             case ir.Var():
                 return node, self.pads_of.get(node.name, {})
             case ir.Full(value=ir.Const(value=value)):
-                return node, {a: Held(value) for a in node.type.shape if self.is_padded(a)}
+                return node, {i: Held(value) for i in self.padded_positions(node)}
             case ir.Valid():
-                return node, {node.axis: Held(False)}
+                return node, {0: Held(False)}
             case ir.Cast():
-                # An infinity may saturate in a narrow type; zero is zero in all of them.
-                return node, {a: h for a, h in pads[0].items() if h.value == 0 or not node.type.dtype.is_fp8}
-            case ir.Transpose() | ir.Expand():
-                return node, pads[0]
+                to = node.type.dtype
+                return node, {i: replace(h, value=arithmetic.converted(h.value, to)) for i, h in pads[0].items()}
+            case ir.Transpose():
+                return node, {1 - i: h for i, h in pads[0].items()}
+            case ir.Expand(axis=at):
+                return node, {i + (i >= at): h for i, h in pads[0].items()}
             case ir.Where():
                 return node, self.chosen(node, pads)
             case ir.Unary() | ir.Binary():
                 return node, self.elementwise(node, pads)
         return node, {}
 
-    def lane(self, operand: Expr, pads: Pads, axis: Axis) -> Held | None:
-        """What an operand holds in the padding of ``axis``, None when unknown."""
-        return Held(operand.value) if isinstance(operand, ir.Const) else pads.get(axis)
+    def padded_positions(self, node: Expr) -> list[int]:
+        """The positions of a value's shape along which it has padding."""
+        return [i for i, axis in enumerate(node.type.shape) if self.is_padded(axis)]
+
+    def lane(self, operand: Expr, pads: Pads, position: int) -> Held | None:
+        """What an operand holds in the padding along a position, None when unknown."""
+        return Held(operand.value) if isinstance(operand, ir.Const) else pads.get(position)
 
     def elementwise(self, node: ir.Unary | ir.Binary, pads: list[Pads]) -> Pads:
-        found: dict[Axis, Held] = {}
-        for axis in filter(self.is_padded, node.type.shape):
-            held = [self.lane(c, p, axis) for c, p in zip(ir.children(node), pads, strict=True)]
+        found: dict[int, Held] = {}
+        for position in self.padded_positions(node):
+            held = [self.lane(c, p, position) for c, p in zip(ir.children(node), pads, strict=True)]
             value = self.folded(node, held)
             if value is None and isinstance(node, ir.Binary):
-                value = self.half_known(node, held[0], axis)
+                value = self.half_known(node, held[0], position)
             if value is not None:
-                found[axis] = value
+                found[position] = value
         return found
 
     def folded(self, node: ir.Unary | ir.Binary, held: list[Held | None]) -> Held | None:
         """What an operation makes of numbers."""
-        operation, known = _FOLD.get(node.op), [h for h in held if h is not None]
-        if operation is None or len(known) < len(held):
+        known = [h for h in held if h is not None]
+        if node.op not in _FOLDED or len(known) < len(held):
             return None
-        try:
-            value = operation(*(h.value for h in known))
-        except (OverflowError, ValueError):
+        value = arithmetic.evaluate(node.op, *(h.value for h in known))
+        if value is None or value != value:
             return None
-        return Held(value, any(h.inside for h in known)) if value == value else None
+        return Held(arithmetic.converted(value, node.type.dtype), any(h.inside for h in known))
 
-    def half_known(self, node: ir.Binary, left: Held | None, axis: Axis) -> Held | None:
-        """What an operation gives in the padding of ``axis`` whatever its right operand holds there."""
-        if self.fails(node, axis):
-            return Held(False, inside=any(self.is_padded(a) for a in node.type.shape if a != axis))
-        if left is not None and left.value == -math.inf and infinity.stays(node, axis, self.scales, self.above):
+    def half_known(self, node: ir.Binary, left: Held | None, position: int) -> Held | None:
+        """What an operation gives in the padding along a position whatever its right operand holds there."""
+        if self.fails(node, position):
+            return Held(False, inside=self.padded_positions(node) != [position])
+        if left is not None and left.value == -math.inf and infinity.stays(node, position, self.scales, self.above):
             return Held(-math.inf, inside=True)
         return None
 
-    def fails(self, node: ir.Binary, axis: Axis) -> bool:
-        """Whether a comparison is false in the padding of ``axis``."""
+    def fails(self, node: ir.Binary, position: int) -> bool:
+        """Whether a comparison is false in the padding along a position."""
+        axis = node.type.shape[position]
         beyond, plain = self.beyond.get(axis), self.plain(node)
-        return beyond is not None and isinstance(plain, ir.Binary) and beyond.fails(plain, axis)
+        return beyond is not None and isinstance(plain, ir.Binary) and beyond.fails(plain, Lane(axis, position))
 
     def chosen(self, node: ir.Where, pads: list[Pads]) -> Pads:
-        found: dict[Axis, Held] = {}
-        for axis in filter(self.is_padded, node.type.shape):
-            cond = self.lane(node.cond, pads[0], axis)
-            a, b = self.lane(node.a, pads[1], axis), self.lane(node.b, pads[2], axis)
+        found: dict[int, Held] = {}
+        for position in self.padded_positions(node):
+            cond = self.lane(node.cond, pads[0], position)
+            a, b = self.lane(node.a, pads[1], position), self.lane(node.b, pads[2], position)
             if cond is None and (a is None or b is None or a.value != b.value):
                 continue
             used = [a, b] if cond is None else [cond, a if cond.value else b]
             known = [h for h in used if h is not None]
             if len(known) == len(used):
-                found[axis] = Held(known[-1].value, any(h.inside for h in known))
+                found[position] = Held(known[-1].value, any(h.inside for h in known))
         return found
 
     def reduction(self, node: ir.Reduce, pads: Pads) -> tuple[Expr, Pads]:
-        axis = node.x.type.shape[node.axis]
-        x = self.masked(node.x, pads, axis, _identity(node.op, node.x.type.dtype))
-        firm = {a: h for a, h in pads.items() if a in node.type.shape and not h.inside}
-        return replace(node, x=x), {a: h for a, h in firm.items() if h.value == 0 or node.op != "sum"}
+        x = self.masked(node.x, pads, node.axis, _identity(node.op, node.x.type.dtype))
+        firm = {i - (i > node.axis): h for i, h in pads.items() if i != node.axis and not h.inside}
+        return replace(node, x=x), {i: h for i, h in firm.items() if h.value == 0 or node.op != "sum"}
 
     def product(self, node: ir.Dot, pads: list[Pads]) -> Expr:
-        k = node.a.type.shape[1]
-        return replace(node, a=self.masked(node.a, pads[0], k, 0.0), b=self.masked(node.b, pads[1], k, 0.0))
+        return replace(node, a=self.masked(node.a, pads[0], 1, 0.0), b=self.masked(node.b, pads[1], 0, 0.0))
 
-    def masked(self, x: Expr, pads: Pads, axis: Axis, identity: Number) -> Expr:
-        """``x`` with the identity in the padding of ``axis``, unless it is known to be there."""
-        held = pads.get(axis)
-        if not self.is_padded(axis) or (held is not None and held.value == identity):
+    def masked(self, x: Expr, pads: Pads, position: int, identity: Number) -> Expr:
+        """``x`` with the identity in the padding along a position, unless it is known to be there."""
+        held = pads.get(position)
+        if not self.is_padded(x.type.shape[position]) or (held is not None and held.value == identity):
             return x
         if identity == 0 and isinstance(x, ir.Cast) and x.type.dtype.is_float and x.x.type.dtype.is_float:
             # Inside the cast it is the mask that other readers of the same value have. (Infinities are not: fp8 has none.)
-            return replace(x, x=self.masked(x.x, {}, axis, identity))
+            return replace(x, x=self.masked(x.x, {}, position, identity))
         fill = ir.Const(identity, type=Type(x.type.dtype))
-        return ir.Where(valid(axis, x.type.shape), x, fill, type=x.type, loc=x.loc)
+        return ir.Where(valid(position, x.type.shape), x, fill, type=x.type, loc=x.loc)
 
     def load(self, node: ir.Load, masked_tiles: frozenset[str]) -> tuple[Expr, Pads]:
         """Tiles of the innermost loop, whole dims and the contiguous last dim are masked; the others are left to clamping,
@@ -248,5 +253,9 @@ class _Guard:
             if isinstance(i, Axis) and self.is_padded(i)
             and (i.tile is None or i.tile in masked_tiles or position == last)
         )  # fmt: skip
-        zero = 0.0 if node.type.dtype.is_float else 0
-        return replace(node, masked=masked), dict.fromkeys(masked, Held(zero))
+        zero = Held(0.0 if node.type.dtype.is_float else 0)
+        return replace(node, masked=masked), {i: zero for i, axis in enumerate(node.type.shape) if axis in masked}
+
+
+def _is_one_of(e: Expr, names: Collection[str]) -> bool:
+    return isinstance(e, ir.Var) and e.name in names

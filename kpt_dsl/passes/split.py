@@ -51,21 +51,20 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
     """
     axis = loop.tile.axis
     definitions = _definitions(kernel)
-    body_names = {s.name for s in ir.statements(loop.body) if isinstance(s, ir.Assign)}
+    inside = _named_by(loop)
     uppers: list[Expr] = []
     lowers: list[Expr] = []
     known: dict[Expr, Expr] = {}
     cut = False
-    inner = {s.over.name for s in ir.statements(loop.body) if isinstance(s, ir.For)}
     for node in ir.every_expr(loop.body):
         if isinstance(node, ir.Valid) and node.axis == axis:
-            known[node] = fold.TRUE
+            known[node] = fold.truth(True, node)
         elif isinstance(node, ir.Start | ir.Stop | ir.Count | ir.Before) and node.tile == axis.tile:
             cut = True
         elif isinstance(node, ir.Binary):
-            bound = affine.bound(node, axis, definitions, body_names)
-            if bound is not None and inner.isdisjoint(_loops(bound.value)):
-                known[node] = fold.TRUE
+            lanes = (affine.Lane(axis, i) for i, a in enumerate(node.type.shape) if a == axis)
+            for bound in filter(None, (affine.bound(node, lane, definitions, inside) for lane in lanes)):
+                known[node] = fold.truth(True, node)
                 (uppers if bound.upper else lowers).append(bound.value)
     cut = cut and (padded(axis) or not (loop.share or whole(loop)))
     if not known and not cut and not any(axis in m for m in _masked_axes(loop.body)):
@@ -95,8 +94,8 @@ def _split_loop(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool])
     clear = interior(kernel, loop, padded)
     if clear is None:
         return [replace(loop, part="interior")]
-    name, loc = loop.tile.name, loop.loc
-    first, last = (ir.Var(f"{name}_clear_{end}", type=_I32) for end in ("start", "stop"))
+    loc, taken = loop.loc, {s.name for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)}
+    first, last = (ir.Var(_fresh(f"{loop.tile.name}_clear_{end}", taken), type=_I32) for end in ("start", "stop"))
     done: list[ir.Stmt] = []
     low = clear.start
     if clear.head:
@@ -111,21 +110,31 @@ def _split_loop(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool])
     return done
 
 
-def _loops(e: Expr) -> set[str]:
-    """The loop variables that a bound depends on."""
-    found = {x.name for x in ir.walk(e) if isinstance(x, ir.Index)}
-    return found | {x.tile for x in ir.walk(e) if isinstance(x, ir.Start | ir.Stop | ir.Block)}
+def _fresh(wanted: str, taken: set[str]) -> str:
+    """A variable's name that the author has not given to one."""
+    return wanted if wanted not in taken else _fresh(f"{wanted}_", taken)
 
 
 def _definitions(kernel: ir.Kernel) -> dict[str, Expr]:
-    """Variables that are assigned exactly once in the kernel's text."""
+    """Variables that are assigned exactly once in the kernel's text, and read none that is assigned again."""
     found: dict[str, Expr] = {}
     count: Counter[str] = Counter()
     for stmt in ir.statements(kernel.body):
         if isinstance(stmt, ir.Assign):
             found[stmt.name] = stmt.value
             count[stmt.name] += 1
-    return {name: value for name, value in found.items() if count[name] == 1}
+
+    def lasts(value: Expr) -> bool:
+        return all(count[e.name] == 1 for e in ir.walk(value) if isinstance(e, ir.Var))
+
+    return {name: value for name, value in found.items() if count[name] == 1 and lasts(value)}
+
+
+def _named_by(loop: ir.For) -> set[str]:
+    """What has other values in each step of a loop: its tile, and the variables, tiles and indices of its body."""
+    inner = list(ir.statements(loop.body))
+    loops = {s.over.name for s in (loop, *inner) if isinstance(s, ir.For)}
+    return loops | {s.name for s in inner if isinstance(s, ir.Assign)}
 
 
 # ------------------------------------------------------------------ taking masks away

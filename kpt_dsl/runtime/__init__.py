@@ -37,10 +37,13 @@ def call(
 ) -> Outputs:
     """Run a kernel on its arguments by name. ``config``: knobs over those that the database or the rule gives.
 
-    Raises InputError for arguments or a backend that do not fit, CompileError where a compiler or device refuses.
+    Raises InputError for arguments or a backend that do not fit and for numbers that int32 arithmetic would wrap, CompileError
+    where a compiler or device refuses.
     """
     backend = backend or backend_of(arguments)
     problem = _problem(kernel, arguments)
+    if kernel.integers:
+        problem.check_integers(arguments)
     found, _ = chosen(problem, arguments, backend)
     return run(problem, arguments, found | config if config else found, backend)
 
