@@ -4,7 +4,7 @@ from autotune_db.crew import Reply
 from autotune_db.trial import Outcome, Trial
 from kpt_dsl import build, targets
 from kpt_dsl.build import Report
-from kpt_dsl.errors import CompileError, MissingPackageError
+from kpt_dsl.errors import CompileError, KernelError, MissingPackageError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 
@@ -20,8 +20,10 @@ def compile_one(problem: Problem, target: str, config: Config) -> Report:
 def failed(config: Config, reply: Reply) -> Trial:
     """The trial of a config whose job did not end well.
 
-    Raises MissingPackageError or CompileError where no config could end otherwise.
+    Raises MissingPackageError, KernelError or CompileError where no config could end otherwise.
     """
+    if reply.kind == "KernelError":
+        raise KernelError(reply.detail)
     if reply.kind == "MissingPackageError":
         raise MissingPackageError(reply.detail)
     if reply.failure == "start":

@@ -14,15 +14,15 @@ from typing import Any
 from autotune_db.buckets import Span, spans
 from autotune_db.layouts import layout_class
 from kpt_dsl.errors import StoreError
-from kpt_dsl.frontend.expressions import Helper
 from kpt_dsl.problem import Problem
+from kpt_dsl.values import told_apart
 
 Flag = bool | int | float | str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Key:
-    """What an entry is for.
+    """What an entry is for. Keys are equal where their digests are: 1, 1.0 and True are three flags.
 
     ``kernel``   qualified name, ``package.module:name``
     ``source``   hash of the kernel's source, its inlined helpers and constants
@@ -81,6 +81,17 @@ class Key:
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def exact_flags(self) -> tuple[tuple[str, Hashable], ...]:
+        """The static arguments, to be compared."""
+        return tuple((name, told_apart(value)) for name, value in self.flags)
+
     @property
     def title(self) -> str:
         """The kernel's own name, dtypes, flags and shape on one line, for people."""
@@ -105,19 +116,19 @@ def key_of(problem: Problem, device: str, backend: str, compiler: str) -> Key:
     )
     return Key(
         kernel=problem.kernel.qualname,
-        source=problem.kernel.source_hash,
+        source=problem.meaning.hash,
         device=device,
         backend=backend,
         compiler=compiler,
         dtypes=problem.dtypes,
         layouts=layouts,
-        flags=tuple((name, _flag(value)) for name, value in problem.statics),
+        flags=tuple((name, _flag(problem, name, value)) for name, value in problem.statics),
         shape=spans(problem),
     )
 
 
-def _flag(value: Hashable) -> Flag:
+def _flag(problem: Problem, name: str, value: Any) -> Flag:
     """A static argument as plain data. A ``@kd.function`` counts by its name and source."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return f"{value.name}@{value.hash}" if isinstance(value, Helper) else repr(value)
+    function = problem.functions.get(name)
+    plain: Flag = value if function is None else f"{function.name}@{function.hash}"
+    return plain

@@ -28,7 +28,7 @@ class Sibling:
 def sibling(wanted: Key, exact: frozenset[str], entry: Entry, same_device: bool) -> Sibling | None:
     """An entry as a sibling of a key whose dims ``exact`` must agree; None where it is too far."""
     key = entry.key
-    same = ("kernel", "backend", "dtypes", "flags")
+    same = ("kernel", "backend", "dtypes", "exact_flags")
     mine, theirs = dict(wanted.shape), dict(key.shape)
     if any(getattr(wanted, name) != getattr(key, name) for name in same) or mine.keys() != theirs.keys():
         return None

@@ -22,7 +22,11 @@ def serve(fd: int) -> None:
     try:
         parent.send(("ready",))
         while True:
-            function, arguments = parent.recv()
+            try:
+                function, arguments = parent.recv()
+            except KptError as error:  # the kernel means something else here than where it was sent from
+                parent.send(_failed(error, ends=False))
+                continue
             try:
                 answer: tuple[Any, ...] = ("done", function(*arguments))
             except KptError as error:

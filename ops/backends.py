@@ -14,6 +14,7 @@ import torch
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Ready
 from kpt_dsl.errors import KptError, TargetError
+from kpt_dsl.frontend.outside import Meaning
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import space
@@ -113,15 +114,15 @@ class Launches:
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
-        self._prepared: dict[Kernel, Callable[..., Any]] = {}
+        self._prepared: dict[Kernel, _Prepared] = {}
         self._quickest: dict[tuple[str, ...], int] = {}
         self._ways: dict[str, Launches] = {}
 
     def __call__(self, kernel: Kernel, *arguments: Any) -> None:
         prepared = self._prepared.get(kernel)
-        if prepared is None:
+        if prepared is None or prepared.changed():
             prepared = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
-        prepared(*arguments)
+        prepared.run(*arguments)
 
     def quickest(self, *ways: Way) -> Any:
         """The quickest way, found out when it is first asked for; each way prepares its kernels for itself."""
@@ -133,6 +134,24 @@ class Launches:
         if launches is None:
             launches = self._ways[names[number]] = Launches(self._backend)
         return ways[number](launches)
+
+
+class _Prepared:
+    """What runs a kernel, and what it and the functions among its arguments meant when it was prepared."""
+
+    __slots__ = ("_meant", "run")
+
+    def __init__(self, run: Callable[..., Any], problem: Problem) -> None:
+        self.run = run
+        functions = [(value.now, problem.functions[name]) for name, value in problem.statics if name in problem.functions]
+        self._meant: list[tuple[Callable[[], Meaning], Meaning]] = [(problem.kernel.now, problem.meaning), *functions]
+
+    def changed(self) -> bool:
+        """Whether something that a text names from outside has another value now."""
+        for now, meant in self._meant:  # noqa: SIM110 (a generator would cost as much again)
+            if now() is not meant:
+                return True
+        return False
 
 
 class _Recorder:
@@ -194,7 +213,7 @@ def _microseconds(way: Way, backend: str) -> float | None:
     return total
 
 
-def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> Callable[..., Any]:
+def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prepared:
     """What runs the kernel on any arguments of the same dtypes, shapes, strides and alignment."""
     from kpt_dsl import runtime
 
@@ -203,9 +222,8 @@ def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> Calla
     config, _ = runtime.chosen(problem, bound, backend)
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     if device.type == "cuda":
-        ready: Callable[..., Any] = runtime.runtime(backend).prepare(problem, config, device.index)
-        return ready
-    return lambda *given: runtime.run(problem, kernel.bind(*given), config, backend)
+        return _Prepared(runtime.runtime(backend).prepare(problem, config, device.index), problem)
+    return _Prepared(lambda *given: runtime.run(problem, kernel.bind(*given), config, backend), problem)
 
 
 def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:

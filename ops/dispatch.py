@@ -36,10 +36,10 @@ class Decision:
 
 
 def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a decision depends on: each tensor's layout, type, device, alignment and need of grad; each other argument."""
+    """What a decision depends on: each tensor's layout, type, device, alignment, need of grad and sign; each other argument."""
     return tuple(
         [
-            (a.shape, a.stride(), a.dtype, a.device, a.data_ptr() & 15, a.requires_grad)
+            (a.shape, a.stride(), a.dtype, a.device, a.data_ptr() & 15, a.requires_grad, a.is_neg())
             if type(a) in PLAIN
             else _unusual(a)
             for a in arguments
@@ -58,6 +58,7 @@ def _unusual(value: Any) -> Any:
             value.device,
             value.data_ptr() & 15,
             value.requires_grad,
+            value.is_neg(),
         )
     return tuple(value) if type(value) is list else value
 
@@ -135,8 +136,9 @@ class Dispatcher:
         self.op.check(*arguments)
         _, grad_mode, *_, prefers = key
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-        if grad_mode is not None and any(type(t) not in PLAIN for t in tensors):
-            decision = Decision(None, self.through_torch)  # a subclass may want to see the op
+        if grad_mode is not None and any(type(t) not in PLAIN or t.is_neg() for t in tensors):
+            # A subclass may want to see the op; a negated view becomes what it means.
+            decision = Decision(None, self.through_torch)
         else:
             needs_grad = bool(grad_mode) and any(t.requires_grad for t in tensors)
             choice = choose(self.op, arguments, needs_grad, prefers, failed)

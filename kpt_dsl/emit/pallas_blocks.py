@@ -88,6 +88,13 @@ class Blocks:
                 f"{self.plan.kernel.name} adds to {store.tensor} (line {store.loc.line}); on a TPU an output has one writer"
             )
         tensor = self.plan.kernel.tensor(store.tensor)
+        each = {g.name: g.dim for g in self.plan.kernel.grid if isinstance(g, ir.GridIndex)}
+        for dim, index in zip(tensor.dims, store.index, strict=True):
+            if isinstance(index, Expr) and not (isinstance(index, ir.Index) and each.get(index.name) == dim):
+                raise TargetError(
+                    f"{self.plan.kernel.name} stores {tensor.name} at some places of {dim} only (line {store.loc.line}); a TPU "
+                    f"kernel writes whole outputs, so that what lay at the others would be lost"
+                )
         block = Block(f"{tensor.name}_ref", tensor, canonical(store.index, self.plan))
         loop = None if phase is None or not self.plan.phases[phase].bounded else self.plan.phases[phase].loop
         if loop is not None and loop.over.name in _stepped(store.index) and not loop.share:

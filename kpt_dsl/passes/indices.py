@@ -175,27 +175,3 @@ class _Check:
             case ir.Binary(op=op, a=a, b=b) if a.type.dtype == i32:
                 return of_two(op, self.span(a), self.span(b)) or ANY
         return ANY
-
-
-def _hull(*values: int) -> Span:
-    return min(values), max(values)
-
-
-def _combined(op: ir.BinaryOp, a: Span, b: Span) -> Span:
-    """What an operation makes of two intervals."""
-    match op:
-        case "add":
-            return a[0] + b[0], a[1] + b[1]
-        case "sub":
-            return a[0] - b[1], a[1] - b[0]
-        case "mul":
-            return _hull(*(x * y for x in a for y in b))
-        case "min":
-            return min(a[0], b[0]), min(a[1], b[1])
-        case "max":
-            return max(a[0], b[0]), max(a[1], b[1])
-        case "floordiv" if b[0] > 0:
-            return _hull(*(x // y for x in a for y in b))
-        case "mod" if b[0] > 0:
-            return a if a[0] >= 0 and a[1] < b[0] else (0, b[1] - 1)
-    return ANY

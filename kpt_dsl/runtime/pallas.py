@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import targets
 from kpt_dsl.arithmetic import converted
+from kpt_dsl.arrays import library
 from kpt_dsl.dtypes import dtype, i32, i64
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import InputError, MissingPackageError, TargetError
+from kpt_dsl.runtime.memory import refuse_shared_outputs
+from kpt_dsl.runtime.numpy import as_numpy
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -65,12 +68,16 @@ def run(
     """Run a problem on its arguments by name; the outputs by name where they are JAX's, else they are written in place.
 
     ``interpret``: True or ``pltpu.InterpretParams(...)``; by default only where there is no TPU.
-    Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU.
+    Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU, and for outputs that share memory.
     """
     if 0 in dict(problem.dims).values():
         return _run_empty(problem, arrays, config)
+    written = {name: arrays[name] for name, role in problem.kernel.roles.items() if role == "out"}
+    in_place = {name: a for name, a in written.items() if a is not None and not _is_jax(a)}
+    refuse_shared_outputs(problem.kernel, {name: as_numpy(name, array) for name, array in in_place.items()})
     found = _call(problem, arrays, config, target(arrays), interpret)()
-    in_place = {name: arrays[name] for name in found if not _is_jax(arrays[name])}
+    if in_place:
+        jax_package().block_until_ready(found)  # inputs, which may share memory with outputs, have been read
     for name, array in in_place.items():
         _copy_back(array, found[name])
     return {name: array for name, array in found.items() if name not in in_place} or None
@@ -118,7 +125,9 @@ def _call(
     if interpret is None:
         interpret = _tpu(arrays) is None
     abi = source.abi
-    arguments = [_as_jax(a.name, arrays[a.name]) for a in abi.inputs] + [arrays[a.name] for a in abi.scalars]
+    roles = problem.kernel.roles
+    arguments = [_as_jax(a.name, arrays[a.name], roles[a.name] == "out") for a in abi.inputs]
+    arguments += [arrays[a.name] for a in abi.scalars]
     traced = any(isinstance(a, jax_package().core.Tracer) for a in arguments)
     function = _generated(source, interpret) if traced else _jitted(source, interpret)
     names = [a.name for a in abi.outputs]
@@ -204,12 +213,8 @@ def _jax_dtype(name: str) -> Any:
     }[name]  # fmt: skip
 
 
-def _library(array: Any) -> str:
-    return type(array).__module__.partition(".")[0]
-
-
 def _is_jax(array: Any) -> bool:
-    return _library(array) in ("jax", "jaxlib")
+    return library(array) == "jax"
 
 
 def _tpu(arrays: Mapping[str, Any]) -> Any:
@@ -226,16 +231,19 @@ def _tpu(arrays: Mapping[str, Any]) -> Any:
     return device if device.platform == "tpu" else None
 
 
-def _as_jax(name: str, array: Any) -> Any:
+def _as_jax(name: str, array: Any, written: bool) -> Any:
+    """An array as JAX has it; ``written``: it is an output, whose elements are kept where the kernel stores none."""
     jax = jax_package()
-    if isinstance(array, jax.ShapeDtypeStruct):  # an output of which a part is stored
-        return jax.numpy.zeros(array.shape, array.dtype)
+    if isinstance(array, jax.ShapeDtypeStruct):
+        if not written:
+            raise InputError(f"{name} is a ShapeDtypeStruct, which holds no values; only outputs may be given so")
+        return jax.numpy.zeros(array.shape, array.dtype)  # an output of which a part is stored
     if dtype(array.dtype) == i64:
         array = _narrowed(name, array)
     if _is_jax(array):
         return array
-    if _library(array) != "torch":
-        return jax.numpy.asarray(array)
+    if library(array) != "torch":
+        return jax.numpy.asarray(as_numpy(name, array))
     if array.device.type != "cpu":
         raise InputError(
             f"{name} is on {array.device}; backend pallas takes JAX arrays and tensors of the CPU: {name}.cpu()"
@@ -262,7 +270,7 @@ def _narrowed(name: str, array: Any) -> Any:
         for number in (int(array.min()), int(array.max())):
             if converted(number, i32) != number:
                 raise InputError(f"{name} holds {number}; backend pallas takes int64 tensors whose numbers fit int32")
-    if _library(array) != "torch":
+    if library(array) != "torch":
         return array.astype("int32")
     import torch
 
@@ -271,7 +279,7 @@ def _narrowed(name: str, array: Any) -> Any:
 
 def _copy_back(out: Any, result: Any) -> None:
     """Write a JAX array into a torch tensor of the CPU or a NumPy array."""
-    if _library(out) != "torch":
+    if library(out) != "torch":
         out[...] = result
         return
     import torch.utils.dlpack

@@ -11,6 +11,7 @@ from kpt_dsl.emit import Source, emit
 from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Report, Scalar, TritonAbi
 from kpt_dsl.errors import InputError, TargetError
 from kpt_dsl.passes import indices
+from kpt_dsl.runtime.memory import copied, overwritten, refuse_shared_outputs
 from kpt_dsl.runtime.numpy import as_numpy
 from kpt_dsl.runtime.triton_interpreter import interpret
 from kpt_dsl.runtime.triton_launch import CheckedLaunch, Launch, maker, numbers
@@ -77,10 +78,17 @@ def _prepared(problem: "Problem", config: "Config", device: int) -> Launch:
 
 
 def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> None:
-    """Run the code generated for a GPU under Triton's interpreter, on tensors of the CPU."""
+    """Run the code generated for a GPU under Triton's interpreter, on tensors of the CPU.
+
+    Raises InputError for outputs that share memory.
+    """
     import torch
     from triton.tools.tensor_descriptor import TensorDescriptor
 
+    kernel = problem.kernel
+    views = {name: as_numpy(name, arrays[name]) for name in kernel.tensors if arrays[name] is not None}
+    refuse_shared_outputs(kernel, views)
+    arrays = {**arrays, **{name: copied(arrays[name]) for name in overwritten(kernel, views)}}
     source = emit(problem, chip, _checking(problem, config))
     abi: TritonAbi = source.abi
     programs = abi.tiles(dict(problem.dims))
@@ -179,10 +187,13 @@ def _present(device: int) -> "Target":
 
 
 def _device(arrays: Mapping[str, Any]) -> Any:
-    """The one device of all tensors. Raises InputError where they are on several, or none is a torch tensor."""
+    """The one device of all tensors. Raises InputError where they are on several, or one is no torch tensor."""
     import torch
 
     devices = {name: a.device for name, a in arrays.items() if isinstance(a, torch.Tensor)}
+    if others := [name for name, a in arrays.items() if name not in devices and getattr(a, "shape", None)]:
+        kind = type(arrays[others[0]])
+        raise InputError(f"{others[0]} is {kind.__module__}.{kind.__name__}; backend triton takes torch tensors")
     if not devices:
         raise InputError("backend triton takes torch tensors, and no argument is one")
     if len(set(devices.values())) > 1:
