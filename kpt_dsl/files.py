@@ -1,4 +1,4 @@
-"""Files and folders that may be anything: what stands in a file's place, a pipe or a device, is refused and never waited for."""
+"""Files that may be anything: what stands in a file's place, a pipe or a device, is refused and never waited for."""
 
 import errno
 import json
@@ -41,12 +41,19 @@ def is_there(path: Path) -> bool:
 def read(path: Path, most: int = MOST_BYTES) -> str:
     """The text of a regular file. Raises OSError for what is none or is too large, UnicodeDecodeError for what is no text."""
     _must_be_regular(path.stat(), path)  # opening some devices already does something
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         _must_be_regular(os.fstat(file.fileno()), path)
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
     return content.decode()
+
+
+def make_folders(folder: Path) -> None:
+    """A folder and those above it, as far as they are missing; what is made is its user's alone."""
+    if not folder.is_dir():
+        make_folders(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def from_json(text: str | bytes) -> Any:

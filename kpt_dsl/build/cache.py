@@ -3,8 +3,8 @@
 Nothing in here is ever executed from the folder, and nothing depends on it: a cache that is missing, full, read-only or garbled
 costs time, and one warning. Many processes may share it; what one deletes while another reads is compiled again.
 
-Every folder that is made here carries a mark, and only what carries it is ever deleted: the cache may lie in a folder that holds
-other things too. A folder that others may write is not used, for binaries from it would run.
+Every folder that is made here carries a mark, and only what carries it is ever deleted: the cache may lie in a folder that
+holds other things too. A folder that others may write is not used, for binaries from it would run.
 """
 
 import atexit
@@ -42,13 +42,18 @@ _warned = False
 
 def folder() -> Path:
     """The cache folder; it may not exist yet. One of this process alone where the user's cannot be named or trusted."""
-    named = os.environ.get(VARIABLE)
-    place = files.expanded(named) if named else files.users_cache()
-    why = _distrusted(place) if place else f"there is no home folder; name a folder with {VARIABLE}"
-    if place and not why:
-        return place
-    warn_once(why)
-    return Path(temporary())
+    if why := refusal():
+        warn_once(why)
+        return Path(temporary())
+    place = _named()
+    assert place is not None
+    return place
+
+
+def refusal() -> str:
+    """Why the user's cache folder is not used; "" where it is."""
+    place = _named()
+    return _distrusted(place) if place else f"there is no home folder; name a folder with {VARIABLE}"
 
 
 def use(place: str | Path) -> None:
@@ -106,7 +111,12 @@ def binaries() -> str:
 def temporary() -> str:
     """A folder of this process alone; it goes when the process does."""
     path, owner = tempfile.mkdtemp(prefix="kpt-"), os.getpid()
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(path, ignore_errors=True))
+
+    def end() -> None:
+        if os.getpid() == owner:  # not in a child that was forked
+            shutil.rmtree(path, ignore_errors=True)
+
+    atexit.register(end)
     return path
 
 
@@ -185,7 +195,7 @@ def _of_kind(kind: str) -> Path:
 
 
 def _make_kind(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.make_folders(path.parent)
     _appear(path, {})
 
 
@@ -206,6 +216,11 @@ def _appear(path: Path, texts: Mapping[str, str]) -> bool:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return True
+
+
+def _named() -> Path | None:
+    named = os.environ.get(VARIABLE)
+    return files.expanded(named) if named else files.users_cache()
 
 
 def _distrusted(place: Path) -> str:

@@ -216,7 +216,7 @@ def test_neighbours_are_the_nearest_first() -> None:
     store(
         entry(problems.softmax(M=4 * 4096), USER), entry(problems.softmax(M=2 * 4096), SHIPPED), entry(config=PREDICTED)
     )
-    assert lookup.neighbours(problems.softmax(), TARGET) == [PREDICTED, SHIPPED, USER]
+    assert lookup.neighbours(problems.softmax(), TARGET, 5) == [PREDICTED, SHIPPED, USER]
 
 
 def test_the_provider_is_what_the_language_finds() -> None:

@@ -17,7 +17,7 @@ from autotune_db.store import Store
 from autotune_db.trial import Trial
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
-from tests.autotune_db.entries import entry, key
+from tests.autotune_db.entries import add, entry, key
 from tests.autotune_db.problems import softmax
 from tests.autotune_db.test_store import WRITER, child
 
@@ -79,7 +79,7 @@ def test_many_processes_write_at_once_also_the_tables(url: str) -> None:
 
 def test_an_entry_comes_back_as_it_was(url: str) -> None:
     with Store() as store:
-        store.add_entry(entry(softmax(N=333)))
+        add(store, entry(softmax(N=333)))
         store.add_trial(
             store.start_run(key(softmax(N=333)), "measured", {"a": "b"}), Trial(Config(a=1), "timed", 1.5, 2.5)
         )

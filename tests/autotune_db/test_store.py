@@ -17,7 +17,7 @@ from autotune_db.trial import Trial
 from kpt_dsl.build import cache
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
-from tests.autotune_db.entries import entry, key
+from tests.autotune_db.entries import add, entry, key
 from tests.autotune_db.problems import linear, softmax
 
 ONE, TWO = Config(block_M=1, num_warps=1), Config(block_M=2, num_warps=1)
@@ -25,7 +25,7 @@ ONE, TWO = Config(block_M=1, num_warps=1), Config(block_M=2, num_warps=1)
 
 def test_an_entry_comes_back_as_it_was(database: Path) -> None:
     with Store() as opened:
-        opened.add_entry(entry(linear(bias=False)))
+        add(opened, entry(linear(bias=False)))
         assert opened.entries() == [entry(linear(bias=False))]
     with Store(str(database), read_only=True) as opened:
         assert opened.entries() == [entry(linear(bias=False))]
@@ -54,8 +54,8 @@ def test_every_trial_is_kept_with_its_environment(database: Path) -> None:
 def test_the_latest_winner_of_an_origin_stands_and_the_others_stay(database: Path) -> None:
     with Store() as opened:
         for config in (ONE, TWO):
-            opened.add_entry(entry(config=config))
-        opened.add_entry(entry(config=ONE, origin="predicted"))
+            add(opened, entry(config=config))
+        add(opened, entry(config=ONE, origin="predicted"))
         assert [(e.config, e.origin) for e in opened.entries()] == [(TWO, "measured"), (ONE, "predicted")]
     assert sqlite3.connect(database).execute("SELECT count(*) FROM kpt_winners").fetchone() == (3,)
 
@@ -111,9 +111,9 @@ def test_a_writer_that_is_killed_leaves_what_was_written_before(database: Path) 
         import sqlalchemy as sa
         from autotune_db import schema
         from autotune_db.store import Store
-        from tests.autotune_db.entries import entry
+        from tests.autotune_db.entries import add, entry
         store = Store()
-        store.add_entry(entry())
+        add(store, entry())
         with store._engine.begin() as connection:
             for _ in range(5000):
                 connection.execute(sa.insert(schema.schema).values(version=99))
@@ -125,7 +125,7 @@ def test_a_writer_that_is_killed_leaves_what_was_written_before(database: Path) 
     assert victim.wait(30) == -signal.SIGKILL
     with Store() as opened:
         assert opened.entries() == [entry()]
-        opened.add_entry(entry(softmax(N=77)))
+        add(opened, entry(softmax(N=77)))
         assert len(opened.entries()) == 2
         assert opened.damage() == ""
 
@@ -138,7 +138,7 @@ def test_clearing_the_cache_of_compilations_leaves_the_database(
     monkeypatch.delenv("KPT_DB")
     monkeypatch.delenv("KPT_CACHE_DIR")
     with Store() as opened:
-        opened.add_entry(entry())
+        add(opened, entry())
     assert Path(location()).is_relative_to(tmp_path)
     compiled = cache.Entry("source", "0" * 16)
     compiled.put({"source.py": "pass"})
@@ -160,7 +160,7 @@ def test_a_corrupt_file_is_refused_and_not_touched(database: Path) -> None:
 def test_a_damaged_page_is_found(database: Path) -> None:
     with Store() as opened:
         for width in range(60):
-            opened.add_entry(entry(softmax(N=1 + width)))
+            add(opened, entry(softmax(N=1 + width)))
     sqlite3.connect(database).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     page = 4096
     content = bytearray(database.read_bytes())
@@ -194,15 +194,15 @@ def test_a_locked_database_is_waited_for_and_then_reported(database: Path, monke
     holder = sqlite3.connect(database, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="locked; another process holds it"):
-        Store().add_entry(entry())
+        add(Store(), entry())
     holder.execute("ROLLBACK")
     with Store() as opened:
-        opened.add_entry(entry())
+        add(opened, entry())
 
 
 def test_a_full_disk_is_reported_and_loses_nothing(database: Path) -> None:
     with Store() as opened:
-        opened.add_entry(entry())
+        add(opened, entry())
 
         # SQLite says the same of a file that may not grow as of a disk that is full.
         pages = sqlite3.connect(database).execute("PRAGMA page_count").fetchone()[0]
@@ -213,11 +213,11 @@ def test_a_full_disk_is_reported_and_loses_nothing(database: Path) -> None:
 
         with pytest.raises(StoreError, match="full; free some space"):  # noqa: PT012
             for width in range(1000):
-                opened.add_entry(entry(softmax(N=2000 + width)))
+                add(opened, entry(softmax(N=2000 + width)))
     with Store() as opened:
         assert opened.entries()[0] == entry()
         assert opened.damage() == ""
-        opened.add_entry(entry(config=TWO))
+        add(opened, entry(config=TWO))
 
 
 def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
@@ -235,12 +235,12 @@ def test_a_database_that_is_not_there_is_not_made_by_reading(database: Path) -> 
 def test_reading_does_not_write(database: Path) -> None:
     Store().close()
     with Store(read_only=True) as opened, pytest.raises(StoreError, match="readonly"):
-        opened.add_entry(entry())
+        add(opened, entry())
 
 
 def test_an_sqlite_url_is_as_good_as_a_path(database: Path) -> None:
     with Store(f"sqlite:///{database}") as opened:
-        opened.add_entry(entry())
+        add(opened, entry())
     with Store(str(database)) as opened:
         assert opened.entries() == [entry()]
 
