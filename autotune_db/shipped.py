@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from autotune_db.entry import ORIGINS, Entry
-from autotune_db.key import Key
 from kpt_dsl import files
 from kpt_dsl.errors import StoreError
 

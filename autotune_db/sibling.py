@@ -29,7 +29,7 @@ class Likeness(NamedTuple):
 def likeness(key: Mapping[str, Any], exact: frozenset[str]) -> Likeness:
     """Of a key as plain data, before anyone has looked whether it is one: thousands are indexed at a time.
 
-    ``exact``: the dims whose extents siblings share. Raises LookupError, AttributeError, TypeError, ValueError for what is no key.
+    ``exact``: the dims whose extents siblings share. Raises LookupError, AttributeError, TypeError or ValueError for no key.
     """
     shape = sorted(key["shape"].items())
     shared = tuple((dim, str(span) if dim in exact else None) for dim, span in shape)

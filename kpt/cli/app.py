@@ -30,7 +30,8 @@ app = typer.Typer(
 
         kpt-tune remove 3f2a91c0
 
-    Exit codes: 0 done, 1 something did not work out, 2 bad input, 130 ended by Ctrl-C with what was found stored.
+    Exit codes: 0 done, 1 something did not work out, 2 bad input, 130 ended by Ctrl-C with what was found stored
+    (143 by SIGTERM, 129 by SIGHUP).
     """,
     no_args_is_help=True,
     add_completion=False,

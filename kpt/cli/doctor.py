@@ -99,21 +99,15 @@ def _devices() -> Iterator[Check]:
 
 def _database(db: str | None) -> Iterator[Check]:
     try:
-        place = db or location()
-        path = path_of(place)
-        if path and not path.exists():
-            yield Check(
-                "database",
-                "note",
-                f"{path}: none yet",
-                "kpt-tune run makes it; till then shipped configs and rules serve",
-            )
+        if not stored.is_made(db):
+            found = f"{path_of(db or location())}: none yet"
+            yield Check("database", "note", found, "kpt-tune run makes it; till then shipped configs and rules serve")
             return
-        with Store(place, read_only=True) as store:
+        with Store(db, read_only=True) as store:
             trouble = store.damage()
             entries = store.entries()
             trials = len(store.trials())
-    except (KptError, OSError) as error:
+    except KptError as error:
         yield Check("database", "fault", str(error), "dispatch does without it")
         return
     if trouble or store.lost:

@@ -30,14 +30,14 @@ def remove(
     if not (ids or imported or damaged):
         raise InputError("say what to remove: IDs as `kpt-tune list` shows them, --imported, or --damaged")
     found = stored.entries(db)  # also finds that there is no database, and does not make one
-    chosen = [entry for id in ids for entry in stored.of_id(found, id)] if ids else found if imported else []
+    chosen = [entry for one in ids for entry in stored.of_id(found, one)] if ids else found if imported else []
     chosen = [entry for entry in chosen if entry.imported or not imported]
     rows = 0
     if chosen:
         with Store(db) as store:
             rows = store.remove(chosen)
     print(f"{len(chosen)} winners removed" + (f" ({rows} rows, with earlier ones)" if rows > len(chosen) else ""))
-    if damaged:
+    if damaged and stored.is_made(db):
         with Store(db) as store:
             store.entries()
             store.trials()

@@ -1,5 +1,6 @@
 """``kpt-tune list`` and ``show``: what the config database holds."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -105,15 +106,19 @@ def entries(db: str | None) -> list[Entry]:
 
     What of it cannot be read is told on standard error.
     """
-    place = db or location()
-    path = path_of(place)
-    if path and not path.exists():
+    if not is_made(db):
         return []
-    with Store(place, read_only=True) as store:
+    with Store(db, read_only=True) as store:
         found = store.entries()
     if missing := unreadable(store):
         print(f"kpt-tune: {store.shown}: {missing} left out; see `kpt-tune doctor`", file=sys.stderr)
     return found
+
+
+def is_made(db: str | None) -> bool:
+    """Whether there is a database, or whatever stands in its place: a server is taken to be there."""
+    path = path_of(db or location())
+    return path is None or os.path.lexists(path)
 
 
 def of_id(found: list[Entry], id: str) -> list[Entry]:  # noqa: A002
