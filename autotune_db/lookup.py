@@ -20,7 +20,7 @@ from autotune_db import environment, shipped, snapshot
 from autotune_db.buckets import exact_dims
 from autotune_db.entry import IMPORTED, Entry
 from autotune_db.key import Key, key_of
-from autotune_db.location import VARIABLE, local_file
+from autotune_db.location import VARIABLE, local_file, without_secrets
 from autotune_db.overlays import overlaid
 from autotune_db.sibling import difference, distance, likeness
 from autotune_db.winners import Item, Winners
@@ -177,7 +177,8 @@ def _user() -> Winners:
         if path not in _read:
             winners, trouble = snapshot.read(path)
             if trouble:
-                _log.warning("config database %s is left out: %s; see `kpt-tune doctor`", path, trouble)
+                shown = without_secrets(str(path), str(path))  # a URL with a slash too few is a path
+                _log.warning("config database %s is left out: %s; see `kpt-tune doctor`", shown, trouble)
             _read[path] = winners
         return _read[path]
 

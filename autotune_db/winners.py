@@ -54,7 +54,8 @@ class Winners:
     def relatives(self, kernel: str, family: Hashable, exact: frozenset[str]) -> Sequence[tuple[Likeness, Item]]:
         """The winners of a kernel that belong to a family, which has these exact dims."""
         if (kernel, exact) not in self._families:
-            self._families[kernel, exact] = families = defaultdict(list)
+            families: dict[Hashable, list[tuple[Likeness, Item]]] = defaultdict(list)
+            self._families[kernel, exact] = families
             for item in self._of_kernel.get(kernel, ()):
                 with contextlib.suppress(LookupError, AttributeError, TypeError, ValueError):  # of a row that holds no key
                     like = likeness(item.plain_key, exact)

@@ -11,7 +11,7 @@ from typing import Literal
 import typer
 
 from autotune_db import environment
-from autotune_db.location import VARIABLE, local_file, location, path_of
+from autotune_db.location import VARIABLE, local_file, location, path_of, without_secrets
 from autotune_db.store import Store
 from kpt.cli import options, output, stored
 from kpt_dsl import targets
@@ -100,7 +100,8 @@ def _devices() -> Iterator[Check]:
 def _database(db: str | None) -> Iterator[Check]:
     try:
         if not stored.is_made(db):
-            found = f"{path_of(db or location())}: none yet"
+            place = db or location()
+            found = f"{without_secrets(str(path_of(place)), place)}: none yet"
             yield Check("database", "note", found, "kpt-tune run makes it; till then shipped configs and rules serve")
             return
         with Store(db, read_only=True) as store:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune_db import schema, store
+from autotune_db import engine, schema, snapshot, store
 from autotune_db.location import location
 from autotune_db.store import Store
 from autotune_db.trial import Trial
@@ -189,7 +189,7 @@ def test_a_newer_database_is_refused(database: Path) -> None:
 
 
 def test_a_locked_database_is_waited_for_and_then_reported(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "WAIT_SECONDS", 0.1)
     Store().close()
     holder = sqlite3.connect(database, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
