@@ -31,6 +31,7 @@ class Database:
     def __init__(self, place: str, read_only: bool) -> None:
         path = path_of(place)
         self.is_server = path is None
+        self.gave_up = ""
         self.engine = _of_file(path, read_only) if path else _of_server(place)
         self._open: list[Any] = []
         if path is None:
@@ -44,11 +45,15 @@ class Database:
 
     @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
-        """Within the block, what a server has not answered by then fails as a connection does that was lost."""
+        """Within the block, what a server has not answered by then fails as a connection does that was lost.
+
+        ``gave_up`` then says so.
+        """
         if not self.is_server:  # SQLite keeps time itself
             yield
             return
-        timer = threading.Timer(seconds, self._hang_up)
+        self.gave_up = ""
+        timer = threading.Timer(seconds, self._hang_up, [seconds])
         timer.daemon = True
         timer.start()
         try:
@@ -56,7 +61,8 @@ class Database:
         finally:
             timer.cancel()
 
-    def _hang_up(self) -> None:
+    def _hang_up(self, seconds: float) -> None:
+        self.gave_up = f"no answer in {seconds:g} s"
         for connection in self._open:
             # The suppressed are a driver's own, for a connection that is closed meanwhile.
             with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as line:

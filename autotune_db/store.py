@@ -327,7 +327,8 @@ class Store:
             raise self._trouble(str(getattr(error, "orig", None) or error) or type(error).__name__) from None
 
     def _trouble(self, reason: str) -> StoreError:
-        first = without_secrets(reason.strip().partition("\n")[0], self.place)
+        first = getattr(self, "_database", None) and self._database.gave_up or reason.strip().partition("\n")[0]
+        first = without_secrets(first, self.place)
         return StoreError(f"{self.shown}: {first}; {_remedy(first)}")
 
     @property

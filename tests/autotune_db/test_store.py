@@ -2,10 +2,14 @@
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,3 +263,79 @@ def test_the_tables_say_nothing_that_postgresql_does_not_know() -> None:
     made = [str(CreateTable(t).compile(dialect=postgresql.dialect())) for t in schema.metadata.sorted_tables]
     assert len(made) == 5
     assert sum("BIGSERIAL" in text or "GENERATED" in text for text in made) == 4
+
+
+# ------------------------------------------------------------------ what was found elsewhere
+def test_what_was_imported_stands_beside_what_was_measured_here(database: Path) -> None:
+    with Store() as opened:
+        add(opened, entry(config=ONE))
+        opened.add_imported([entry(config=TWO), entry(softmax(N=8), origin="predicted")])
+        assert [(e.config, e.known) for e in opened.entries()] == [
+            (ONE, "measured"),
+            (TWO, "imported measured"),
+            (entry().config, "imported predicted"),
+        ]
+
+
+def test_an_import_is_whole_or_not_at_all(database: Path) -> None:
+    """The last of many entries cannot be stored: the database refuses it."""
+    with Store() as opened:
+        add(opened, entry())
+        with sqlite3.connect(database) as connection:
+            connection.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON kpt_winners WHEN NEW.microseconds = 99 "
+                "BEGIN SELECT RAISE(ABORT, 'full'); END"
+            )
+        many = [entry(softmax(N=8 + n)) for n in range(50)]
+        with pytest.raises(StoreError, match="full"):
+            opened.add_imported([*many, replace(entry(softmax(N=7)), microseconds=99.0)])
+        assert opened.entries() == [entry()]
+        assert sqlite3.connect(database).execute("SELECT count(*) FROM kpt_keys").fetchone() == (1,)
+
+
+def test_ten_thousand_entries_are_imported_in_seconds(database: Path) -> None:
+    one = entry()
+    many = [replace(one, key=replace(one.key, source=f"{n:016x}")) for n in range(10_000)]
+    started = time.process_time()
+    with Store() as opened:
+        opened.add_imported(many)
+        assert len(opened.entries()) == 10_000
+    assert time.process_time() - started < 10
+    winners, trouble = snapshot.read(database)
+    assert (len(winners), trouble) == (10_000, None)
+
+
+def test_winners_are_removed_and_trials_stay(database: Path) -> None:
+    with Store() as opened:
+        for config in (ONE, TWO):
+            add(opened, entry(config=config))
+        opened.add_imported([entry()])
+        run = opened.start_run(key(), "measured", {})
+        opened.add_trial(run, Trial(ONE, "timed", 1.0))
+        assert opened.remove([entry(config=TWO)]) == 2
+        assert [e.known for e in opened.entries()] == ["imported measured"]
+        assert len(opened.trials()) == 1
+
+
+# ------------------------------------------------------------------ servers that do not answer
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a server that accepts and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_server_that_says_nothing_is_given_up(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg")
+    monkeypatch.setattr(engine, "CONNECT_SECONDS", 2)  # libpq takes no less
+    started = time.monotonic()
+    with pytest.raises(StoreError) as raised:
+        Store(f"postgresql+psycopg://me:secret@127.0.0.1:{silent}/kpt")
+    assert time.monotonic() - started < 20
+    assert "timeout" in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_only_sqlite_and_postgresql_are_written() -> None:
+    with pytest.raises(StoreError, match="an SQLite file or a PostgreSQL server, not 'mysql'"):
+        Store("mysql://me:secret@127.0.0.1/kpt")
