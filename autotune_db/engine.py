@@ -92,7 +92,9 @@ def _of_file(path: Path, read_only: bool) -> sa.Engine:
         snapshot.uri(path)  # nothing that waits stands in the place of its journals
         uri = f"{path.as_uri()}?mode=rwc"
     # One connection a transaction: nothing stays open that a fork or a thread could share.
-    engine = sa.create_engine(f"sqlite:///{uri}&uri=true", poolclass=sa.NullPool, connect_args={"timeout": WAIT_SECONDS})
+    engine = sa.create_engine(
+        f"sqlite:///{uri}&uri=true", poolclass=sa.NullPool, connect_args={"timeout": WAIT_SECONDS}
+    )
 
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: Any, _: object) -> None:

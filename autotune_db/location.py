@@ -38,7 +38,8 @@ def path_of(place: str) -> Path | None:
     text = place.partition("://")[2].partition("?")[0].removeprefix("/") if is_url(place) else place
     path = files.expanded(text)
     if path is None:
-        raise StoreError(f"{without_secrets(place, place)}: there is no such home folder; name another place with {VARIABLE} or --db")
+        shown = without_secrets(place, place)
+        raise StoreError(f"{shown}: there is no such home folder; name another place with {VARIABLE} or --db")
     return path.absolute()
 
 

@@ -54,7 +54,8 @@ class Shipped:
 def dump(entries: Iterable[Entry]) -> str:
     """The text of a file. The same entries give the same text, whatever their order."""
     standing: dict[tuple[str, str], Entry] = {}
-    for one in sorted(entries, key=lambda e: not e.imported):  # one's own in place of what was imported for the same key
+    # One's own goes in place of what was imported for the same key.
+    for one in sorted(entries, key=lambda e: not e.imported):
         standing[one.key.digest, one.origin] = one
     lines = sorted((_shared(e), _own(e)) for e in standing.values())
     groups = []

@@ -53,13 +53,21 @@ class Row:
     def entry(self) -> Entry | None:
         """None where the row is not what this version understands, or its key is another than it is found by."""
         try:
-            return parsed(self.digest, self.key_json, self.config_json, self.known, self.microseconds, self.first_microseconds)
+            times = self.microseconds, self.first_microseconds
+            return parsed(self.digest, self.key_json, self.config_json, self.known, *times)
         except StoreError:
             return None
 
 
 def parsed(
-    digest: Any, body: Any, config: Any, known: Any, microseconds: Any, first: Any, environment: Any = "{}", date: Any = ""
+    digest: Any,
+    body: Any,
+    config: Any,
+    known: Any,
+    microseconds: Any,
+    first: Any,
+    environment: Any = "{}",
+    date: Any = "",
 ) -> Entry:
     """The entry of a row as it is stored. Raises StoreError for one that is damaged."""
     try:
@@ -80,7 +88,8 @@ def read(path: Path) -> tuple[Winners, str | None]:
         with contextlib.closing(_open(path)) as connection:
             found = connection.execute("SELECT version FROM kpt_schema").fetchone()
             if not found or found[0] != VERSION:
-                return Winners(), f"it has schema {str(found[0])[:80] if found else 'none'}, this kpt reads schema {VERSION}"
+                theirs = str(found[0])[:80] if found else "none"
+                return Winners(), f"it has schema {theirs}, this kpt reads schema {VERSION}"
             keys, lost = salvaged(lambda order: connection.execute(_KEYS + order), sqlite3.Error)
             winners, also_lost = salvaged(lambda order: connection.execute(_WINNERS + order), sqlite3.Error)
     except (sqlite3.Error, OSError, ValueError, RuntimeError) as error:

@@ -213,7 +213,7 @@ class Store:
             r.c.environment,
             r.c.date,
         )
-        query = sa.select(*columns).join(k, k.c.id == w.c.key_id, isouter=True).join(r, r.c.id == w.c.run_id, isouter=True)
+        query = sa.select(*columns).outerjoin(k, k.c.id == w.c.key_id).outerjoin(r, r.c.id == w.c.run_id)
         standing: dict[tuple[str, str], Entry] = {}
         for number, *fields in self._salvaged(query, w.c.id):
             try:
@@ -229,8 +229,8 @@ class Store:
         t, r, k = schema.trials, schema.runs, schema.keys
         query = (
             sa.select(t, r.c.origin, r.c.environment, k.c.digest, k.c.body)
-            .join(r, r.c.id == t.c.run_id, isouter=True)
-            .join(k, k.c.id == r.c.key_id, isouter=True)
+            .outerjoin(r, r.c.id == t.c.run_id)
+            .outerjoin(k, k.c.id == r.c.key_id)
         )
         if key is not None:
             query = query.where(k.c.digest == key.digest)
@@ -327,8 +327,8 @@ class Store:
             raise self._trouble(str(getattr(error, "orig", None) or error) or type(error).__name__) from None
 
     def _trouble(self, reason: str) -> StoreError:
-        first = getattr(self, "_database", None) and self._database.gave_up or reason.strip().partition("\n")[0]
-        first = without_secrets(first, self.place)
+        database = getattr(self, "_database", None)  # None while it is being opened
+        first = (database and database.gave_up) or without_secrets(reason.strip().partition("\n")[0], self.place)
         return StoreError(f"{self.shown}: {first}; {_remedy(first)}")
 
     @property
@@ -376,6 +376,10 @@ def _trial(row: Any) -> StoredTrial:
     return StoredTrial(found.key, trial, row.origin, dict(found.environment), row.date)
 
 
+_NOT_THERE = ("readonly", "read-only", "permission", "unable to open", "exists", "no such", "not a ")
+"""What is said of a place that is no file, or not ours to write."""
+
+
 def _remedy(reason: str) -> str:
     lowered = reason.lower()
     if "malformed" in lowered or "not a database" in lowered:
@@ -384,6 +388,6 @@ def _remedy(reason: str) -> str:
         return "another process holds it: wait for it to end, or name another database with KPT_DB or --db"
     if "full" in lowered or "no space" in lowered:
         return "free some space, or name another place with KPT_DB or --db; what was stored before is unharmed"
-    if any(word in lowered for word in ("readonly", "read-only", "permission", "to open", "exists", "no such", "not a ")):
+    if any(word in lowered for word in _NOT_THERE):
         return "it cannot be written or opened there: name another place with KPT_DB or --db"
     return "name another database with KPT_DB or --db, or see `kpt-tune doctor`"

@@ -57,7 +57,8 @@ class Winners:
             families: dict[Hashable, list[tuple[Likeness, Item]]] = defaultdict(list)
             self._families[kernel, exact] = families
             for item in self._of_kernel.get(kernel, ()):
-                with contextlib.suppress(LookupError, AttributeError, TypeError, ValueError):  # of a row that holds no key
+                # A row that holds no key is nobody's relative.
+                with contextlib.suppress(LookupError, AttributeError, TypeError, ValueError):
                     like = likeness(item.plain_key, exact)
                     families[like.family].append((like, item))
         return self._families[kernel, exact].get(family, ())

@@ -19,7 +19,8 @@ Job = tuple[Callable[..., Any], tuple[Any, ...]]
 
 def serve(fd: int) -> None:
     """Sends ``("ready",)``, then receives jobs and sends ``("done", value)`` or ``("failed", detail, kind, ends)``."""
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for the parent, which still needs what this process knows
+    # These are for the parent, which still needs what this process knows.
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.SIG_IGN)
     parent = Connection(fd)
     try:

@@ -13,7 +13,9 @@ def remove(
     ids: Annotated[
         list[str] | None, typer.Argument(help="Ids in `kpt-tune list`, or their beginnings.", metavar="[ID]...")
     ] = None,
-    imported: Annotated[bool, typer.Option("--imported", help="Only what was imported; of every key without IDs.")] = False,
+    imported: Annotated[
+        bool, typer.Option("--imported", help="Only what was imported; of every key without IDs.")
+    ] = False,
     damaged: Annotated[bool, typer.Option("--damaged", help="Rows that cannot be read, as doctor finds them.")] = False,
     db: options.Database = None,
 ) -> None:

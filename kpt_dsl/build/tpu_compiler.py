@@ -159,4 +159,3 @@ def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 3),
         "bundles": listings[-1].read_text(errors="replace") if listings else "",
     }
-

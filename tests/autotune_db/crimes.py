@@ -38,7 +38,8 @@ def nap(seconds: float) -> None:
 
 def _pipe() -> int:
     """The descriptor of this process's pipe to its parent: its only socket."""
-    return next(fd for fd in range(3, 64) if os.path.exists(f"/proc/self/fd/{fd}") and stat.S_ISSOCK(os.fstat(fd).st_mode))
+    there = (fd for fd in range(3, 64) if Path(f"/proc/self/fd/{fd}").exists())
+    return next(fd for fd in there if stat.S_ISSOCK(os.fstat(fd).st_mode))
 
 
 def hang_up() -> None:
@@ -181,6 +182,15 @@ def compile_or_not(problem: Problem, target: str, config: Config) -> Report:
 
 
 REFUSED, COMPILER_CRASH, SPILLS = 16, 32, 64
+
+
+def compile_and_hang(problem: Problem, target: str, config: Config) -> Report:
+    if config["block_M"] == COMPILER_HANG:
+        hang()
+    return Report(target, str(config))
+
+
+COMPILER_HANG = 64
 
 
 def compile_never(problem: Problem, target: str, config: Config) -> Report:

@@ -148,7 +148,7 @@ def test_a_worker_that_dies_while_what_it_started_holds_its_pipe_is_noticed() ->
         assert done(workers, 30)["leaves"].failure == "crash"
 
 
-@pytest.mark.parametrize("garbage", [b"\x00\x00\x00\x05hello", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x00\x00\x01\x00half"])
+@pytest.mark.parametrize("garbage", [b"\0\0\0\5hello", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\0\0\1\0half"])
 def test_an_answer_that_is_none_hangs_nobody(garbage: bytes) -> None:
     with Crew(1) as workers:
         workers.submit("before", crimes.add, 1, 1, seconds=30)

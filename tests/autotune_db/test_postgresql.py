@@ -119,7 +119,7 @@ def test_a_server_that_stops_in_the_middle_is_given_up(url: str, monkeypatch: py
     monkeypatch.setattr(store_module, "WAIT_SECONDS", 2.0)
     started = time.monotonic()
     with Store() as store:
-        with pytest.raises(StoreError, match="no answer in 2 s"), store._transaction(2.0) as connection:
+        with pytest.raises(StoreError, match="no answer in 2 s"), store._transaction(2.0) as connection:  # noqa: PT012
             process = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
             os.kill(process, signal.SIGSTOP)
             try:

@@ -80,7 +80,9 @@ def test_what_fails_is_told_and_the_rest_is_done(tune: Command) -> None:
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_stop_ends_with_its_code_and_what_was_found_is_stored(stop: signal.Signals, code: int, database: Path) -> None:
+def test_a_stop_ends_with_its_code_and_what_was_found_is_stored(
+    stop: signal.Signals, code: int, database: Path
+) -> None:
     """A signal to all processes, as a terminal or a scheduler sends it, once there is a trial."""
     path = os.pathsep.join(p or "." for p in sys.path)
     words = [
@@ -203,9 +205,10 @@ def test_modules_of_the_current_folder_do_not_run_in_place_of_others(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep + os.environ.get("PYTHONPATH", ""))  # an empty part is the current folder
-    words = ("--kernel", "stranger:double", "--shapes", "M=64,N=64", "--dtype", "f32", "--target", "cpu", "--trials", "2")
-    done = tune("run", *words, "--processes", "1", "--json")
+    # An empty part of it is the current folder.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + os.environ.get("PYTHONPATH", ""))
+    words = ("--kernel", "stranger:double", "--shapes", "M=64,N=64", "--dtype", "f32", "--target", "cpu")
+    done = tune("run", *words, "--trials", "2", "--processes", "1", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["results"][0]["trials"] == {"timed": 2}
     assert not list(tmp_path.glob("*-ran"))
@@ -248,7 +251,7 @@ def test_damaged_rows_are_told_of_and_can_be_removed(tune: Command, database: Pa
     assert tune("list").err == ""
 
 
-def test_passwords_are_not_printed(tune: Command, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_passwords_are_not_printed(tune: Command, caplog: pytest.LogCaptureFixture) -> None:
     places = (
         "postgresql+psycopg://me:se/cr?et@127.0.0.1:1/kpt", "postgresql://me:s%65cret@127.0.0.1:1/kpt?connect_timeout=1",
         "postgresql+psycopg://127.0.0.1:1/kpt?user=me&password=secret", "postgresql://me:secret@host:port/kpt",
@@ -259,7 +262,7 @@ def test_passwords_are_not_printed(tune: Command, monkeypatch: pytest.MonkeyPatc
             done = tune(*words, "--db", place)
             assert "Traceback" not in done.err
             for shown in (done.out, done.err, caplog.text):
-                assert not {"secret", "s%65cret", "se/cr?et", "cr?et"} & {word for word in re.split(r"[:@&= '\"]", shown)}
+                assert not {"secret", "s%65cret", "se/cr?et", "cr?et"} & set(re.split(r"[:@&= '\"]", shown))
 
 
 def test_show_wants_one_key(tune: Command) -> None:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from autotune_db import location, lookup
@@ -58,9 +59,9 @@ def try_all(count: int, seed: int, commands: bool = True) -> Figures:
             figures.databases += 1
             _ask(figures, f"{title}: dispatch", lambda: str(lookup.choose(problem, target)))
             if rows:
-                _ask(figures, f"{title}: {rows} rows", lambda: _count(rows))
+                _ask(figures, f"{title}: {rows} rows", partial(_count, rows))
             for words in COMMANDS if commands else ():
-                _ask(figures, f"{title}: kpt-tune {' '.join(words)}", lambda: _command(words))
+                _ask(figures, f"{title}: kpt-tune {' '.join(words)}", partial(_command, words))
             with contextlib.suppress(OSError):
                 path.chmod(0o600)
             shutil.rmtree(folder, ignore_errors=True)

@@ -176,7 +176,9 @@ ONCE: dict[str, Way] = {
             "a device": lambda path: path.symlink_to("/dev/zero"),
         }.items()
     },
-    "foreign": _sql(*(f"DROP TABLE kpt_{t}" for t in ("trials", "winners", "runs", "keys", "schema")), "CREATE TABLE x (y)"),
+    "foreign": _sql(
+        *(f"DROP TABLE kpt_{t}" for t in ("trials", "winners", "runs", "keys", "schema")), "CREATE TABLE x (y)"
+    ),
     "newer": _sql("UPDATE kpt_schema SET version = 2"),
     "of no version": _sql("DELETE FROM kpt_schema"),
     "a version in words": _sql("UPDATE kpt_schema SET version = 'one'"),
@@ -194,7 +196,9 @@ ONCE: dict[str, Way] = {
         "DROP TABLE kpt_keys",
         "ALTER TABLE other RENAME TO kpt_keys",
     ),
-    "winners that refer to nothing": _sql("UPDATE kpt_winners SET key_id = 999, run_id = 999 WHERE id = 3", rows=ROWS - 1),
+    "winners that refer to nothing": _sql(
+        "UPDATE kpt_winners SET key_id = 999, run_id = 999 WHERE id = 3", rows=ROWS - 1
+    ),
     "winners of other keys": _sql("UPDATE kpt_winners SET key_id = 13 - key_id", rows=0),
     **{
         f"{table}.{column} = {str(value)[:12]!r} ({number})": _row(table, column, value)

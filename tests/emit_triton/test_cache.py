@@ -56,7 +56,9 @@ def test_a_garbled_report_is_compiled_again(garbled: dict[str, Any], folder: Pat
 
 
 @pytest.mark.parametrize("suffix", [".cubin", ".json"])
-@pytest.mark.parametrize("damage", [lambda good: b"", lambda good: good[:-1], lambda good: good[:-9] + b"\xff" + good[-8:]])
+@pytest.mark.parametrize(
+    "damage", [lambda good: b"", lambda good: good[:-1], lambda good: good[:-9] + b"\xff" + good[-8:]]
+)
 def test_a_binary_that_is_emptied_cut_or_altered_is_made_again(
     damage: Callable[[bytes], bytes], suffix: str, folder: Path
 ) -> None:
@@ -104,7 +106,12 @@ def everything(place: Path) -> dict[str, object]:
 def test_nothing_is_deleted_that_kpt_did_not_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder may be one in which other things lie, or lead to: a home, a project."""
     own, home = tmp_path / "home", tmp_path / "elsewhere"
-    for place in (own / "letters" / "2024", own / "reports" / "annual", own / "triton" / "abc", home / "taxes" / "2023"):
+    for place in (
+        own / "letters" / "2024",
+        own / "reports" / "annual",
+        own / "triton" / "abc",
+        home / "taxes" / "2023",
+    ):
         place.mkdir(parents=True)
         (place / "file").write_text("x" * 1000)
     monkeypatch.setenv(cache.VARIABLE, str(own))
