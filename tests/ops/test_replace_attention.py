@@ -31,13 +31,6 @@ LEFT = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
 HOLES = torch.tensor([[1] * 9, [1, 0] * 4 + [1]])
 
 
-@pytest.fixture(autouse=True)
-def _fresh_log() -> None:
-    from kpt.ops.replace.attention_mask import log_once
-
-    log_once.cache_clear()
-
-
 def model(name: str, **options: Any) -> Any:
     torch.manual_seed(20)
     config = getattr(transformers, f"{name}Config")(**{**SMALL, **options})
@@ -77,13 +70,16 @@ def both(subject: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
     ids=["none", "right", "left", "holes"],
 )
 def test_padding(build: Any, mask: torch.Tensor | None, expressible: bool, caplog: pytest.LogCaptureFixture) -> None:
+    subject = build()
     with caplog.at_level(logging.WARNING, "kpt"):
-        got, expected, calls = both(build(), input_ids=IDS, attention_mask=mask)
+        got, expected, calls = both(subject, input_ids=IDS, attention_mask=mask)
     tokens = torch.ones_like(IDS, dtype=torch.bool) if mask is None else mask.bool()
     assert_close(got[tokens], expected[tokens], "f32", 64)
     assert calls == (2 if expressible else 0)
     messages = [r.getMessage() for r in caplog.records]
-    assert messages == ([] if expressible else ["attention runs in PyTorch: padding is not on the right"])
+    name, layer = type(subject).__name__, "encoder.layer.0.attention.self" if build is bert else "layers.0.self_attn"
+    said = f"attention of {name} runs in PyTorch: padding is not on the right (first in {layer})"
+    assert messages == ([] if expressible else [said])
 
 
 def test_the_padding_of_these_tests_matters() -> None:
