@@ -90,18 +90,20 @@ class _Config:
         """What of its attention is known to stay PyTorch's."""
         found: dict[str, None] = {}
         for module in self.modules.values():
+            kind = type(module).__name__
             for keyword in findings(type(module)).pytorchs:
-                found[f"calls of {type(module).__name__} with {keyword}"] = None
-            widths = [getattr(module, name, None) for name in ("qk_head_dim", "v_head_dim")]
-            if None not in widths and widths[0] != widths[1]:
-                found[f"{type(module).__name__}, whose values are {widths[1]} wide and its keys {widths[0]}"] = None
-        for setting in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
-            if isinstance(rate := getattr(self.config, setting, None), float) and rate > 0:
-                found[f"training, where {setting} is {rate:g}"] = None
-        if (chunk := getattr(self.config, "attention_chunk_size", None)) is not None:
-            found[f"layers of chunked attention (attention_chunk_size is {chunk})"] = None
-        if isinstance(width := getattr(self.config, "head_dim", None), int) and width > LARGEST_HEAD_DIM:
-            found[f"heads of {width}, above {LARGEST_HEAD_DIM}"] = None
+                found[f"{kind} where it passes {keyword}"] = None
+            keys, values, width = (getattr(module, name, None) for name in ("qk_head_dim", "v_head_dim", "head_dim"))
+            if None not in (keys, values) and keys != values:
+                found[f"{kind}, whose values are {values} wide and keys {keys}"] = None
+            elif isinstance(width, int) and width > LARGEST_HEAD_DIM:
+                found[f"{kind}, whose heads are {width} wide, above {LARGEST_HEAD_DIM}"] = None
+        settings = vars(self.config)  # not by attribute: a config of unlike layers refuses some
+        for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
+            if settings.get(name):
+                found[f"training, where {name} is {settings[name]}"] = None
+        if settings.get("attention_chunk_size"):
+            found[f"layers of chunked attention, attention_chunk_size {settings['attention_chunk_size']}"] = None
         return tuple(found)
 
 
