@@ -107,6 +107,10 @@ class Dispatcher:
             self._log_once(choice.fallback_reason)
         return choice.implementation.prepare(arguments)(*arguments)
 
+    def count_outside(self, reason: str) -> None:
+        """Count a call that PyTorch served for the op, since the op could not be asked: an attention mask that it has no word for."""
+        self._fallbacks[reason] += 1
+
     def counters(self) -> dict[str, dict[str, int]]:
         """Calls by implementation (``served``), and by reason those that fell back (``fallbacks``)."""
         served, fallbacks = self._served.copy(), self._fallbacks.copy()
