@@ -38,7 +38,8 @@ def prefer(name: Name) -> Iterator[None]:
     "triton" on CPU tensors runs the generated source under Triton's interpreter, "pallas" in interpret mode, "numpy" runs
     the tile program itself. A call that it cannot serve raises InputError there, MissingPackageError if its package is absent.
     Raises InputError for an unknown name. Holds for the present thread or task, and for the backward of what was called inside,
-    wherever that runs, with what a checkpoint (``use_reentrant=False``) computes again for it; in a graph of torch.compile what counts is where each pass runs.
+    wherever that runs, with what a checkpoint (``use_reentrant=False``) computes again for it; in a graph of torch.compile
+    what counts is where each pass runs.
     """
     if name not in get_args(Name):
         raise InputError(f"prefer: implementation {name!r} is unknown; accepted: {', '.join(get_args(Name))}")

@@ -6,6 +6,7 @@ Falling back from what the device leads one to expect is logged once an op and r
 
 import logging
 from collections import Counter
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from kpt_dsl.runtime.precision import float32_products
 
 log = logging.getLogger("kpt")
 
+_all_or_none: ContextVar[bool] = ContextVar("kpt_all_or_none", default=False)
+"""Inside a function of ours that autograd follows: an op that a subclass does not know is PyTorch's business with its gradient."""
+
 DECISIONS_KEPT = 4096
 """Kinds of call remembered for each op: some MB at most, far more than a program of fixed shapes has."""
 
@@ -37,7 +41,7 @@ class Decision:
         self.calls = 0
 
 
-class Foreign(Exception):  # noqa: N818 (no error: PyTorch's business)
+class Foreign(Exception):
     """An argument is not of the kinds that kernels take: neither a tensor with memory and strides nor a plain value."""
 
 
@@ -62,6 +66,8 @@ def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 def _unusual(value: Any) -> Any:
     """What is neither a plain tensor nor a plain word: sequences as tuples, whatever they are."""
     kind = type(value)
+    if kind is tuple and len(value) == 1 and type(value[0]) is int:  # the shape of most norms
+        return value
     if kind is tuple or kind is list or kind is torch.Size:
         return (*map(type, value), *value)
     if hasattr(kind, "__torch_function__"):
@@ -111,7 +117,11 @@ class Dispatcher:
         if preference is not None:
             hold_for_recomputation(preference)
         if not choice.implementation.differentiable:
-            return followed(self.op, self.through_torch)(*arguments)  # comes back below autograd, and is counted there
+            token = _all_or_none.set(True)
+            try:
+                return followed(self.op, self.through_torch)(*arguments)  # comes back below autograd, and is counted there
+            finally:
+                _all_or_none.reset(token)
         self._served[choice.implementation.name] += 1
         if choice.fallback_reason is not None:
             self._fallbacks[choice.fallback_reason] += 1
@@ -177,21 +187,22 @@ class Dispatcher:
         return self(*[a.clone() if isinstance(a, torch.Tensor) and _is_lazy(a) else a for a in arguments])
 
     def _foreign(self, arguments: tuple[Any, ...]) -> Any:
-        """A call that something intercepts, or of tensors that only PyTorch understands.
-
-        Modes, transforms and subclasses see the op. Where one says that it does not know it, it gets PyTorch's own operations,
-        as it would without kpt: a quantised weight, a jagged batch.
-        """
+        """A call that something intercepts, or of tensors that only PyTorch understands. Modes and subclasses see the op."""
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
         if not all(map(has_memory, tensors)):
             return self.by_pytorch(arguments)
         if torch.is_inference_mode_enabled():  # where our kernel of the key Autograd, which tells them, is not asked
             flops.tell_counters()
             sharding.share_out(tensors)
+        return self.or_by_pytorch(self.through_torch, arguments)
+
+    def or_by_pytorch(self, run: Ready, arguments: tuple[Any, ...]) -> Any:
+        """A call that a subclass of tensors may intercept, which gets PyTorch's own operations where it says that it does not
+        know the op, as it would without kpt: a quantised weight, a jagged batch."""
         try:
-            return self.through_torch(*arguments)
+            return run(*arguments)
         except NotImplementedError:
-            if all(type(t) in PLAIN for t in tensors):
+            if _all_or_none.get() or all(type(a) in PLAIN for a in arguments if isinstance(a, torch.Tensor)):
                 raise
             return self.by_pytorch(arguments)
 
@@ -211,7 +222,8 @@ class Dispatcher:
             reason = f"only PyTorch knows what to do with tensors of these kinds: {', '.join(sorted(kinds))}"
             self._fallbacks[reason] += 1
             self._log_once(reason)
-        return self.op.reference(*arguments)
+        with torch._C._EnableTorchFunction():  # off where PyTorch's dispatcher came by, and jagged attention lives there
+            return self.op.reference(*arguments)
 
     def _after_failure(self, key: Any, choice: Choice, arguments: tuple[Any, ...], error: KptError) -> Any:
         """An implementation refused at launch what it had said it serves: PyTorch takes such calls from now on."""

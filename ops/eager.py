@@ -40,7 +40,8 @@ def is_plain() -> bool:
         or dispatch_modes()
         or _function_modes()
         or _tracing() is not None
-        or is_transformed()
+        or _functorch_level() is not None
+        or getattr(forward_ad, "_current_level", 0) >= 0
     )
 
 

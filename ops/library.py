@@ -48,7 +48,11 @@ def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
         flops.tell_counters()
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if needs_grad or (forward_mode() and any(unpack_dual(t).tangent is not None for t in tensors)):
-        return dispatcher.with_autograd(*arguments)
+        return dispatcher.or_by_pytorch(dispatcher.with_autograd, arguments)
+    return dispatcher.or_by_pytorch(partial(_below_autograd, dispatcher), arguments)
+
+
+def _below_autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return dispatcher.through_torch(*arguments)
 

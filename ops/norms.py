@@ -36,6 +36,8 @@ CPU_SHARES, CPU_ROWS = 3, 16
 
 def as_shape(normalized_shape: Any) -> Any:
     """A sequence as a tuple, which can be remembered; what is no sequence is left for ``check_norm`` to refuse."""
+    if type(normalized_shape) is tuple:  # asking whether it is a sequence takes longer than all else here
+        return normalized_shape
     return tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else normalized_shape
 
 

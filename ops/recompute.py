@@ -1,9 +1,9 @@
 """A preference holds for what a checkpoint made inside it computes again, though its block has ended by then.
 
-``torch.utils.checkpoint`` (``use_reentrant=False``) runs its function a second time when the backward first asks for something it
-saved, and what is saved then must be what was saved at first: by the same implementations. It remembers the random state and
-autocast for that, and has no place for the state of others, so the preference is laid around the function that it kept. Where
-a PyTorch release keeps it otherwise, nothing happens.
+``torch.utils.checkpoint`` (``use_reentrant=False``) runs its function a second time when the backward first asks for something
+that it saved, and must save the same then: by the same implementations. It remembers the random state and autocast for that,
+and has no place for the state of others, so the preference is laid around the function that it kept. Where a PyTorch release
+keeps it otherwise, nothing happens.
 """
 
 from collections.abc import Callable

@@ -50,7 +50,10 @@ def _strategy(op: Op, schema: Any) -> Any:
 
     arguments = [a.strategies[0].output_spec if isinstance(a, OpStrategy) else a for a in schema.args_schema]
     given = [isinstance(a, OpStrategy) for a in schema.args_schema]
-    meta = [torch.empty(a.shape, dtype=a.tensor_meta.dtype, device="meta") if g else a for a, g in zip(arguments, given, strict=True)]
+    meta = [
+        torch.empty(a.shape, dtype=a.tensor_meta.dtype, device="meta") if g else a
+        for a, g in zip(arguments, given, strict=True)
+    ]
     outputs = op.fake(*meta)
     count = len(outputs) if isinstance(outputs, list | tuple) else 1
     mesh = schema.get_mesh_from_args()

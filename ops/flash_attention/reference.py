@@ -23,6 +23,8 @@ def flash_attention(
     return_lse: bool,
 ) -> list[torch.Tensor]:
     """[o], or [o, lse]; o as ``empty_output`` lays it out."""
+    if q.layout == torch.strided and q.is_nested:  # which has no shape to ask for, nor any mask in PyTorch
+        return [F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)]
     queries, keys = q.shape[2], k.shape[2]
     window = contract.window_of(q, k, window)
     k, v = (only_keys(t, key_lengths) for t in (k, v))

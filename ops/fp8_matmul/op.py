@@ -73,9 +73,7 @@ def _flops(a: torch.Tensor, b: torch.Tensor, *_: Any) -> int:
     return product(a.shape[0], b.shape[1], a.shape[1])
 
 
-def _shardings(
-    _: int, a: Any, b: Any, scale_a: torch.Tensor, scale_b: torch.Tensor, *__: Any
-) -> Iterator[Sharding]:
+def _shardings(_: int, a: Any, b: Any, scale_a: torch.Tensor, scale_b: torch.Tensor, *__: Any) -> Iterator[Sharding]:
     yield Sharding((0,), (0, "whole", 0 if scale_a.numel() > 1 else "whole", "whole", "whole", None))
     yield Sharding((1,), ("whole", 1, "whole", 1 if scale_b.numel() > 1 else "whole", 0, None))
 

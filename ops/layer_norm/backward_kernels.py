@@ -2,8 +2,8 @@
 
 With x̂ = (x - mean) * rstd and g = dy * weight, of each row: dx = (g - mean(g) - x̂ * mean(g * x̂)) * rstd; over all rows:
 dweight = sum(dy * x̂), dbias = sum(dy) (Ba, Kiros & Hinton 2016, arXiv:1607.06450). Sums over rows are made in two stages: each
-of P programs sums its share, and ``kpt.ops.column_sums.column_sums`` adds the P partial sums, always in the same order. What rounding leaves of a mean is taken
-off as in the forward kernel.
+of P programs sums its share, and ``kpt.ops.column_sums.column_sums`` adds the P partial sums, always in the same order. What
+rounding leaves of a mean is taken off as in the forward kernel.
 """
 
 import kpt_dsl as kd
@@ -119,7 +119,17 @@ def layer_norm_bwd_rows(
 
 
 @kd.kernel(
-    dy="M N", x="M N", weight="N", origin="M", mean="M", rstd="M", across="M", along="M", dx="M N", dweight="P N", dbias="P N"
+    dy="M N",
+    x="M N",
+    weight="N",
+    origin="M",
+    mean="M",
+    rstd="M",
+    across="M",
+    along="M",
+    dx="M N",
+    dweight="P N",
+    dbias="P N",
 )
 def layer_norm_bwd_tiles(
     dy: kd.In, x: kd.In, weight: kd.In, origin: kd.In, mean: kd.In, rstd: kd.In, across: kd.In, along: kd.In,

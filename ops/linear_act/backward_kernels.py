@@ -5,7 +5,6 @@ three arguments are made from.
 """
 
 import kpt_dsl as kd
-
 from kpt.ops.linear_act.activations import FLAT
 
 

@@ -58,9 +58,7 @@ def _flops(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
     return product(math.prod(x.shape[:-1]), *weight.shape)
 
 
-def _shardings(
-    _: int, x: torch.Tensor, weight: Any, bias: Any, activation: str, recompute: Any
-) -> Iterator[Sharding]:
+def _shardings(_: int, x: torch.Tensor, weight: Any, bias: Any, activation: str, recompute: Any) -> Iterator[Sharding]:
     last = x.ndim - 1
     for dim in range(last):
         yield Sharding((dim,), (dim, "whole", "whole", None, None))

@@ -65,7 +65,9 @@ class LayerNorm(Norm):
         rstd = 1 / np.sqrt((centred * centred).sum(axis=1, keepdims=True) / max(1, self.N) + self.eps)
         y = centred * rstd * weight + bias
         unit = tolerance("f32", self.N)
-        size = off_centre(x, unit) * rstd * np.abs(weight) + np.abs(y) * (1 + (lost(x, unit) * rstd) ** 2) + np.abs(bias)
+        size = (
+            off_centre(x, unit) * rstd * np.abs(weight) + np.abs(y) * (1 + (lost(x, unit) * rstd) ** 2) + np.abs(bias)
+        )
         return {"y": Close(y, rounding(self.dtype, y) + unit * size)}
 
 
@@ -75,7 +77,7 @@ def lost(x: Array, unit: float) -> Array:
 
 
 def off_centre(x: Array, unit: float) -> Array:
-    """What a row's mean may still be off by some eps of, once what the first one lost is taken off, or the row's first element."""
+    """What a row's mean may still be off by some eps of, once what the first one lost is taken off."""
     return np.abs(x - x[:, :1]).max(axis=1, keepdims=True, initial=0) + lost(x, unit)
 
 
