@@ -71,8 +71,23 @@ def test_loop_bounds_stay_inside_the_dim(tmp_path: Path) -> None:
     body = LOOP + "for n in kd.sequential(kd.tile('N'), start=shift, stop=ids[0] + 7): y[m, n] = x[m, n]"
     loop = next(s for s in lower(tmp_path, body).body if isinstance(s, ir.For))
     assert str(loop.start.type) == "i32"
-    assert isinstance(loop.start, ir.Binary) and loop.start.op == "max"
+    assert isinstance(loop.start, ir.Binary) and loop.start.op == "min"
+    assert isinstance(loop.start.a, ir.Binary) and loop.start.a.op == "max"
     assert isinstance(loop.stop, ir.Binary) and loop.stop.op == "min"
+
+
+def test_a_start_that_only_shrinks_needs_no_upper_bound(tmp_path: Path) -> None:
+    """What is taken away from indices cannot reach beyond the dim, whatever was loaded for a condition."""
+    starts = [
+        "m.start - shift",
+        "kd.where(m.start < ids[0], m.start - shift, 0)",
+        "kd.minimum(ids[0], m.start)",
+        "m.start",
+    ]
+    for start in starts:
+        body = LOOP + f"for n in kd.sequential(kd.tile('N'), start={start}): y[m, n] = x[m, n]"
+        loop = next(s for s in lower(tmp_path, body).body if isinstance(s, ir.For))
+        assert isinstance(loop.start, ir.Binary) and loop.start.op == "max", start
 
 
 def test_every_node_knows_its_place(tmp_path: Path) -> None:
