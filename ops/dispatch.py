@@ -24,6 +24,10 @@ DECISIONS_KEPT = 4096
 """Kinds of call remembered for each op: some MB at most, far more than a program of fixed shapes has."""
 
 
+_NUMBERS = frozenset({bool, int, float})
+_NO_TENSORS = frozenset({type(None), str, tuple, torch.dtype})
+
+
 class Decision:
     """How one kind of call is served, and how often it was. ``choice`` None: PyTorch's dispatcher takes it, and comes back."""
 
@@ -48,7 +52,12 @@ def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _unusual(value: Any) -> Any:
-    """Everything that is no plain tensor: numbers and names as they are, the dispatcher's lists as tuples."""
+    """Everything that is no plain tensor: numbers with their types, for 1, 1.0 and True are three; lists as tuples."""
+    kind = type(value)
+    if kind in _NUMBERS:
+        return kind, value
+    if kind in _NO_TENSORS:  # asking whether something is a tensor costs more than the rest
+        return value
     if isinstance(value, torch.Tensor):
         return (
             type(value),
@@ -60,7 +69,7 @@ def _unusual(value: Any) -> Any:
             value.requires_grad,
             value.is_neg(),
         )
-    return tuple(value) if type(value) is list else value
+    return tuple(value) if kind is list else value
 
 
 class Dispatcher:
