@@ -30,6 +30,8 @@ DECISIONS_KEPT = 4096
 """Kinds of call remembered for each op: some MB at most, far more than a program of fixed shapes has."""
 
 
+
+
 class Decision:
     """How one kind of call is served, and how often it was. ``choice`` None: PyTorch's dispatcher takes it, and comes back."""
 
