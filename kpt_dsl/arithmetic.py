@@ -23,20 +23,20 @@ _FORMATS = {
 
 def limits(dtype: DType) -> tuple[int, int]:
     """The least and the greatest number of an integer type."""
-    return -(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1
+    return -(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1
 
 
 def converted(value: Number, dtype: DType) -> Number:
     """What a cast makes of a number. Floats round to nearest even, and fp8 saturates. Integers are made of floats by
     truncation: what is too large saturates, and NaN is 0; of integers they wrap. A condition is true of all but zero."""
     if dtype.kind == "bool":
-        return value != 0
+        return bool(value != 0)
     if dtype.is_float:
         return _rounded(value, dtype)
     low, high = limits(dtype)
     if isinstance(value, float):
         return 0 if value != value else low if value <= low else high if value >= high else int(value)
-    return (int(value) - low) % 2**dtype.bits + low
+    return (int(value) - low) % (1 << dtype.bits) + low
 
 
 def _rounded(number: Number, dtype: DType) -> float:

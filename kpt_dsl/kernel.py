@@ -230,7 +230,7 @@ class Kernel:
         """The same for a ``kd.Float``. A JAX scalar, which may be traced, stays what it is."""
         if value is None and name in self.may_be_absent:
             return None
-        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if not isinstance(value, bool) and isinstance(value, numbers.Real):
             return float(value)
         if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and getattr(value, "shape", None) == ():
             return value

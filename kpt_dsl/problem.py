@@ -14,6 +14,7 @@ from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.lower import Specialisation, lower
 from kpt_dsl.frontend.outside import Helper, Meaning
 from kpt_dsl.passes import indices, ranges
+from kpt_dsl.passes.intervals import Interval
 from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Problem:
     functions: Mapping[str, Meaning] = field(compare=False, repr=False)
     _exactly: Hashable = field(init=False, repr=False)
     _lowered: "list[_Lowered]" = field(default_factory=list, compare=False, repr=False)
-    _safe: dict[str, ranges.Interval] = field(default_factory=dict, compare=False, repr=False)
+    _safe: dict[str, Interval] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         values = {name: self.functions.get(name, value) for name, value in self.statics}

@@ -206,7 +206,7 @@ def _microseconds(way: Way, backend: str) -> float | None:
             answer = lookup.choose(problem, runtime.runtime(backend).target(bound))
         except KptError:  # no config of it is legal here
             return None
-        measured = answer.provenance in ("measured", "shipped") and not answer.sibling
+        measured = answer.provenance in ("measured", "imported", "shipped") and not answer.sibling
         if not measured or answer.entry is None or answer.entry.microseconds is None:
             return None
         total += answer.entry.microseconds

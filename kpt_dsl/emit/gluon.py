@@ -15,8 +15,8 @@ from kpt_dsl import ir
 from kpt_dsl.emit import Source, gluon_names
 from kpt_dsl.emit.gluon_functions import define
 from kpt_dsl.emit.gluon_layouts import GROUP_WARPS, INSTRUCTION_BYTES, LaidOutAxes, LaidOutExpressions, Product
-from kpt_dsl.emit.gluon_partitions import Partitions
-from kpt_dsl.emit.gluon_shared import Shared
+from kpt_dsl.emit.gluon_partitions import LEFT, Partitions
+from kpt_dsl.emit.gluon_shared import SWIZZLES, Shared, layout_name
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
 from kpt_dsl.emit.triton_axes import Bounds, Scope
@@ -83,7 +83,9 @@ class Module:
         self.overlap = bool(config.get("overlap", False))
         self.persistent = bool(config.get("persistent", False))
         names = Names()
-        for taken in (*gluon_names.RESERVED, *HELPERS):
+        layouts = {str(Product(width, 0)) for width in known.lanes.values()}
+        layouts |= {layout_name(t.dtype.bits, swizzle) for t in kernel.tensors for swizzle in SWIZZLES}
+        for taken in (*gluon_names.RESERVED, *gluon_names.LOCAL, *layouts, LEFT, *HELPERS):
             names.new(taken)
         self._name = names.new(kernel.name)
         self.axes = LaidOutAxes(known, names, tiles(kernel))

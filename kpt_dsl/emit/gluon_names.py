@@ -32,6 +32,9 @@ RESERVED = (
     "warpgroup_mma_wait",
 )
 
+LOCAL = ("programs", "consumer", "i")
+"""Names that functions of a module have of their own."""
+
 
 def names(triton: tuple[int, int]) -> dict[str, str]:
     """The names that a version of Triton knows; those of the nearest older entry."""

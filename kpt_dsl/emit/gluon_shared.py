@@ -17,6 +17,11 @@ SWIZZLES = (128, 64, 32)
 """Bytes of a row over which tiles in shared memory are swizzled, so that wgmma reads them without bank conflicts."""
 
 
+def layout_name(bits: int, swizzle: int) -> str:
+    """What a module calls the layout of shared tiles of elements of so many bits."""
+    return f"SHARED_{bits}BIT_{swizzle}B"
+
+
 @dataclass(frozen=True)
 class Tile:
     """A tile in shared memory: its buffer, and the descriptor that moves it. ``split``: each consumer has rows of its own."""
@@ -142,7 +147,7 @@ class Shared:
         return name
 
     def _layout(self, tensor: ir.Tensor, axes: list[ir.Axis]) -> str:
-        name = f"SHARED_{tensor.dtype.bits}BIT_{self._swizzle(tensor, axes)}B"
+        name = layout_name(tensor.dtype.bits, self._swizzle(tensor, axes))
         self.layouts[name] = f"gl.{self._text(tensor, axes, len(axes))}"
         return name
 

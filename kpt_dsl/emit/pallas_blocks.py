@@ -88,7 +88,8 @@ class Blocks:
                 f"{self.plan.kernel.name} adds to {store.tensor} (line {store.loc.line}); on a TPU an output has one writer"
             )
         tensor = self.plan.kernel.tensor(store.tensor)
-        each = {g.name: g.dim for g in self.plan.kernel.grid if isinstance(g, ir.GridIndex)}
+        each = {g.name: g.dim for g in self.plan.kernel.grid if isinstance(g, ir.Each)}
+        each |= {p.name: p.dim for p in self.plan.phases if not p.tiled}
         for dim, index in zip(tensor.dims, store.index, strict=True):
             if isinstance(index, Expr) and not (isinstance(index, ir.Index) and each.get(index.name) == dim):
                 raise TargetError(

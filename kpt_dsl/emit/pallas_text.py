@@ -212,8 +212,8 @@ class Text:
             case ir.Cast(x):
                 return arithmetic.converted(arithmetic.converted(self.static(x), x.type.dtype), node.type.dtype)
             case ir.Unary(op) | ir.Binary(op):
-                value = arithmetic.evaluate(op, *map(self.static, ir.children(node)))
-                return math.nan if value is None else value
+                found = arithmetic.evaluate(op, *map(self.static, ir.children(node)))
+                return math.nan if found is None else found
         raise AssertionError(node)
 
     def placed(self, node: Expr, indices: Mapping[str, str]) -> str:

@@ -1,8 +1,10 @@
 """Names in a generated module: the author's where possible, made unique where two meanings would share one."""
 
+import builtins
 import keyword
 
-RESERVED = frozenset({"tl", "triton", "range", "float", *keyword.kwlist})
+RESERVED = frozenset({"tl", "triton", "program", *dir(builtins), *keyword.kwlist}) - {"next"}
+"""What generated text means by itself; ``next``, which Gluon's consumers call their next slot, is taken there when it is."""
 
 
 class Names:

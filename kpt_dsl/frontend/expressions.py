@@ -222,7 +222,7 @@ class Expressions(Names):
                 break
         return result
 
-    def operand(self, x: Any, loc: Loc) -> Expr | ty.Number:
+    def operand(self, x: Any, loc: Loc) -> Expr | arithmetic.Number:
         """An operand of arithmetic: an expression or a Python number."""
         if isinstance(x, Expr | int | float):
             return x

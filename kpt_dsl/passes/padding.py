@@ -38,9 +38,7 @@ Pads = Mapping[int, Held]
 anything. (A shape may hold one axis twice, so that its name does not tell where it stands.)"""
 
 
-def guard(
-    kernel: ir.Kernel, padded: Callable[[Axis], bool], level: Collection[Axis] = frozenset()
-) -> ir.Kernel:
+def guard(kernel: ir.Kernel, padded: Callable[[Axis], bool], level: Collection[Axis] = frozenset()) -> ir.Kernel:
     """``kernel`` with masks. ``padded`` says of a whole dim or a tile over all of its dim whether its lanes may outnumber its
     elements; a loop with bounds of its own always has padding, but those along ``level`` axes (``passes.level``)."""
     return replace(kernel, body=_Guard(kernel, padded, level).block(kernel.body, frozenset()))

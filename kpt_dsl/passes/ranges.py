@@ -203,7 +203,9 @@ class _Walk:
                 return around(parts[1:])
             case ir.Unary(op=op):
                 return None if parts[0] is None else of_one(op, parts[0])
-            case ir.Binary(op="mul", a=ir.Binary(op="floordiv", a=x, b=ir.Block() as block), b=ir.Block() as by) if block == by:
+            case ir.Binary(op="mul", a=ir.Binary(op="floordiv", a=x, b=ir.Block() as block), b=ir.Block() as by) if (
+                block == by
+            ):
                 return self.rounded(x, block)
             case ir.Binary(op=op):
                 left, right = parts
@@ -228,4 +230,6 @@ def check_dims(name: str, dims: Mapping[str, int]) -> None:
     greatest = limits(i32)[1]
     for dim, extent in dims.items():
         if extent > greatest:
-            raise InputError(f"{name}: dim {dim} is {extent}; indices are int32, so that extents are {greatest} at most")
+            raise InputError(
+                f"{name}: dim {dim} is {extent}; indices are int32, so that extents are {greatest} at most"
+            )

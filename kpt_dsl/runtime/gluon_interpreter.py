@@ -214,9 +214,9 @@ class Machine:
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         if not isinstance(condition, np.ndarray):
             return a if condition else b
-        arrays = [x for x in (a, b) if isinstance(x, np.ndarray)]
+        kinds: list[Any] = [x.dtype for x in (a, b) if isinstance(x, np.ndarray)]
         numbers = np.int32 if isinstance(a, int) and isinstance(b, int) else np.float32
-        return np.where(condition, a, b).astype(np.result_type(*arrays or [numbers])).view(_Values)
+        return np.where(condition, a, b).astype(np.result_type(*kinds or [numbers])).view(_Values)
 
     def cast(self, x: Any, dtype: str) -> Any:
         return np.asarray(x).astype(_dtype(dtype)).view(_Values)

@@ -78,8 +78,12 @@ def as_numpy(name: str, array: Any) -> "Array":
 
 
 def _torch_view(tensor: Any, element: DType) -> "Array":
-    """bfloat16 and fp8 do not exist in NumPy itself: they cross as integers of their width."""
+    """bfloat16 and fp8 do not exist in NumPy itself: they cross as integers of their width.
+
+    Through DLPack, since ``tensor.numpy()`` makes the tensor's memory unresizable for good, and FSDP frees parameters by resizing.
+    """
     import ml_dtypes
+    import numpy as np
     import torch
 
     crossing = {
@@ -88,8 +92,8 @@ def _torch_view(tensor: Any, element: DType) -> "Array":
         "f8e5m2": (torch.uint8, ml_dtypes.float8_e5m2),
     }
     if element.name not in crossing:
-        view: Array = tensor.numpy()
+        view: Array = np.from_dlpack(tensor)
         return view
     integer, narrow = crossing[element.name]
-    crossed: Array = tensor.view(integer).numpy().view(narrow)
+    crossed: Array = np.from_dlpack(tensor.view(integer)).view(narrow)
     return crossed

@@ -150,10 +150,9 @@ def _checking(problem: "Problem", config: "Config") -> "Config":
 
 def _with_precision(problem: "Problem", config: "Config", chip: "Target") -> "Config":
     """The config, with float32 products rounded to TF32 where PyTorch's user allowed it and the chip can."""
-    import torch
+    from kpt_dsl.runtime.precision import float32_products
 
-    allowed = torch.get_float32_matmul_precision() != "highest"
-    if allowed and "tf32" in chip.flops_per_s and _multiplies_f32(problem.lower()):
+    if "tf32" in chip.flops_per_s and float32_products() == "tf32" and _multiplies_f32(problem.lower()):
         return config | {"precision": "tf32"}
     return config
 

@@ -86,7 +86,9 @@ def test_an_epilogue_keeps_nan_and_truncates() -> None:
 @pytest.mark.parametrize(
     "problem",
     [
-        Problem.of_shapes(attention, {"M": 4096, "N": 4096, "D": 128}, dict.fromkeys("qkvo", "bf16") | {"highest": "f32"}),
+        Problem.of_shapes(
+            attention, {"M": 4096, "N": 4096, "D": 128}, dict.fromkeys("qkvo", "bf16") | {"highest": "f32"}
+        ),
         Problem.of_shapes(product, {"M": 4096, "N": 4096, "K": 4096}, dict.fromkeys("xwy", "bf16")),
     ],
     ids=lambda p: p.kernel.name,

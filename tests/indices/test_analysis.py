@@ -108,6 +108,20 @@ def test_it_compiles(target: str, checked: bool) -> None:
     assert build.compile(problem(), chip, space(problem(), chip).first | extra).registers
 
 
+@pytest.mark.parametrize("V", [1, 6, 900])
+def test_the_tuner_draws_indices_that_are_some(V: int) -> None:
+    from autotune_db import inputs
+
+    for kernel in (kernels.rows, kernels.tiled_rows, kernels.two_tables):
+        dtypes = dict.fromkeys(kernel.tensors, "i32") | {"table": "f32", "y": "f32"}
+        made = inputs.make(Problem.of_shapes(kernel, {"V": V, "D": 400, "M": V}, dtypes), "cpu", 0)
+        drawn = [x for name, x in made.items() if dtypes[name] == "i32"]
+        assert all(x.min() >= 0 and x.max() < V for x in drawn)
+        assert all(x.max() > V // 2 for x in drawn if V > 600)
+    one = Problem.of_shapes(kernels.one_row, {"M": V, "D": 4000}, {"x": "f32", "y": "f32"})
+    assert 0 <= inputs.make(one, "cpu", 0)["i"] < V
+
+
 def test_reports_tell_indices_apart() -> None:
     chip = targets.get("nvidia-h200")
     abi = emit(problem(), chip, space(problem(), chip).first | {"checked": True}).abi

@@ -186,7 +186,11 @@ def test_a_window_that_wraps_is_refused(kernel: kd.Kernel, backend: str) -> None
         run(kernel, backend, x, y, window)
         wanted = x * seen(70, 90, window)
         torch.testing.assert_close(y, wanted if kernel is windowed else wanted.sum(1))
-    what = r"`m\.index\[:, None\] \+ window`" if kernel is windowed else "where the masks of this loop hold is computed, and"
+    what = (
+        r"`m\.index\[:, None\] \+ window`"
+        if kernel is windowed
+        else "where the masks of this loop hold is computed, and"
+    )
     said = rf"{kernel.name}: test_integers\.py:\d+: {what} comes to 2147483716, but i32 holds -2147483648 to 2147483647; here "
     with pytest.raises(kd.InputError, match=said) as error:
         run(kernel, backend, x, y, MOST)
@@ -321,7 +325,9 @@ def test_int64_tensors_on_a_tpu() -> None:
     run(larger, "pallas", wide, torch.zeros(4, dtype=torch.int64), out)
     assert out.tolist() == [5, 0, MOST, 0]
     for number in (2**31, -(2**31) - 1, 2**40):
-        with pytest.raises(kd.InputError, match=rf"x holds {number}; backend pallas takes int64 tensors whose numbers fit"):
+        with pytest.raises(
+            kd.InputError, match=rf"x holds {number}; backend pallas takes int64 tensors whose numbers fit"
+        ):
             run(larger, "pallas", torch.tensor([1, 2, number, 4]), torch.zeros(4, dtype=torch.int64), out)
     with pytest.raises(kd.InputError, match=r"low holds 4294967296"):
         larger(np.zeros(4, np.int64), np.array([0, 0, 2**32, 0]), np.zeros(4, np.int64), backend="pallas")
@@ -381,5 +387,7 @@ def test_jax_with_64_bits() -> None:
 def test_an_int64_output_of_jax_without_64_bits() -> None:
     jax = pytest.importorskip("jax")
     x = jax.numpy.zeros(3, "int32")
-    with pytest.raises(kd.TargetError, match=r"output y is int64, which JAX has only with jax_enable_x64; declare it int32"):
+    with pytest.raises(
+        kd.TargetError, match=r"output y is int64, which JAX has only with jax_enable_x64; declare it int32"
+    ):
         larger(x, x, jax.ShapeDtypeStruct((3,), np.int64))

@@ -181,7 +181,9 @@ def test_integers_have_one_maximum(backend: str) -> None:
 
 
 def operations(kernel: kd.Kernel, **dtypes: str) -> set[tuple[str, DType]]:
-    problem = Problem.of_shapes(kernel, dict.fromkeys(kernel.dim_names, 64), dict.fromkeys(kernel.tensors, "f32") | dtypes)
+    problem = Problem.of_shapes(
+        kernel, dict.fromkeys(kernel.dim_names, 64), dict.fromkeys(kernel.tensors, "f32") | dtypes
+    )
     found = every_expr(problem.lower().body)
     return {(e.op, e.type.dtype) for e in found if isinstance(e, Binary | Reduce) and e.op[:3] in ("max", "min")}
 
