@@ -19,7 +19,7 @@ import hypothesis.errors
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.interpreting import compile_quickly
-from tests.programs.kernels import programs
+from tests.programs.kernels import Programs
 from tests.programs.program import Program
 from tests.programs.runs import BACKENDS, Finding, Tally, check
 
@@ -126,7 +126,7 @@ def one_run(plan: Plan, number: int, count: int, folder: Path, report: Report, k
         max_examples=count, phases=[Phase.generate, Phase.shrink], database=None, deadline=None, derandomize=False,
         report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(programs(plan.without))
+    @given(Programs(plan.without))
     def each(program: Program) -> None:
         judge(program)
 

@@ -256,7 +256,8 @@ class Expressions(Scope):
     # -------------------------------------------------------------- reductions, products, helpers
     def along(self, shape: tuple[str, ...], kind: str, fuel: int, exact: bool) -> Expr | None:
         """A reduction along a whole dim, maybe one that the shape has already."""
-        dim = self.some_dim()
+        again = bool(shape) and self.may("one dim twice", 30)
+        dim = self.dim_of(self.pick(shape)) if again else self.some_dim()
         at = self.upto(len(shape))
         inner = (*shape[:at], dim, *shape[at:])
         if dim in map(self.dim_of, shape) and "one dim twice" in self.without:

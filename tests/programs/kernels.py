@@ -1,8 +1,7 @@
 """Draws whole programs: a grid, what one program of it does, stores; or one that must be refused."""
 
-from collections.abc import Callable
-
-import hypothesis.strategies as st
+from hypothesis.internal.conjecture.data import ConjectureData
+from hypothesis.strategies import SearchStrategy
 
 from tests.programs import values as v
 from tests.programs.illformed import Illformed
@@ -130,13 +129,15 @@ class Kernels(Illformed):
         return Program(text, call)
 
 
-def programs(without: frozenset[str] = frozenset()) -> st.SearchStrategy[Program]:
-    """Programs, without what these tags name. Raises ValueError for a tag that there is not."""
-    if unknown := without - set(TAGS):
-        raise ValueError(f"nothing is called {', '.join(sorted(unknown))}; there are {', '.join(TAGS)}")
+class Programs(SearchStrategy[Program]):
+    """The strategy: programs without what some tags name."""
 
-    def draw_one(draw: st.DrawFn) -> Program:
-        return Kernels(draw, without).program()
+    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+        """Raises ValueError for a tag that there is not."""
+        super().__init__()
+        if unknown := without - set(TAGS):
+            raise ValueError(f"nothing is called {', '.join(sorted(unknown))}; there are {', '.join(TAGS)}")
+        self.without = without
 
-    make: Callable[[], st.SearchStrategy[Program]] = st.composite(draw_one)
-    return make()
+    def do_draw(self, data: ConjectureData) -> Program:
+        return Kernels(data, self.without).program()

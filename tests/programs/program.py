@@ -83,7 +83,8 @@ class Tensor:
         found = steps * 2.0**self.grain
         if self.odd:
             kinds = [np.nan, np.nan, np.inf, -np.inf][: 2 if self.dtype == "f8e4m3" else 4]
-            found = np.where(random.random(shape) < 0.1, random.choice(kinds, shape), found)
+            # Few: what is NaN all over shows nothing.
+            found = np.where(random.random(shape) < 0.03, random.choice(kinds, shape), found)
         return found
 
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:

@@ -237,7 +237,8 @@ class Run:
 
     # -------------------------------------------------------------- comparing
     def compare_exactly(self, t: Tensor, got: Array, wanted: Meaning, fill: float) -> None:
-        expected = np.where(wanted.written, wanted.values, 0 if t.added else fill).astype(np.float64)
+        unset = 0 if t.added else np.asarray(fill).astype(got.dtype)
+        expected = np.where(wanted.written, wanted.values, unset).astype(np.float64)
         with np.errstate(invalid="ignore"):
             allowed = F64_SLACK * (1 + np.abs(expected)) if t.off else 0.0
         self._assert("f64", t, got.astype(np.float64), expected, allowed, np.ones_like(wanted.written))

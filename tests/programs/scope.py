@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import hypothesis.strategies as st
+from hypothesis.internal.conjecture.data import ConjectureData
 
 from tests.generated.arrays import Layout
 from tests.programs.program import Tensor
@@ -51,10 +51,14 @@ class Variable:
 
 
 class Scope:
-    """State, and the small draws that all parts share. ``without``: tags of what is not to be drawn."""
+    """State, and the small draws that all parts share. ``without``: tags of what is not to be drawn.
 
-    def __init__(self, draw: st.DrawFn, without: frozenset[str]) -> None:
-        self.draw, self.without = draw, without
+    Numbers are taken from hypothesis' own source of choices, not through a strategy each: hypothesis would see equal strategies
+    as places to copy choices between, and half of all programs would nearly be copies.
+    """
+
+    def __init__(self, source: ConjectureData, without: frozenset[str]) -> None:
+        self.source, self.without = source, without
         self.extents: dict[str, int] = {}
         self.tensors: list[Tensor] = []
         self.scalars: dict[str, Any] = {}
@@ -81,17 +85,16 @@ class Scope:
         """Whether something of this name is drawn; hypothesis shrinks towards no."""
         if tag in self.without:
             return False
-        found: bool = self.draw(st.integers(0, 99)) >= 100 - percent
+        found = self.upto(99) >= 100 - percent
         if found:
             self.tags[tag] = None
         return found
 
     def pick(self, options: Sequence[T]) -> T:
-        return options[self.draw(st.integers(0, len(options) - 1))] if len(options) > 1 else options[0]
+        return options[self.upto(len(options) - 1)] if len(options) > 1 else options[0]
 
     def upto(self, most: int, least: int = 0) -> int:
-        found: int = self.draw(st.integers(least, most))
-        return found
+        return self.source.draw_integer(least, most)
 
     # -------------------------------------------------------------- dims and axes
     def new_dim(self, turns: bool = False) -> str:

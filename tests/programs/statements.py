@@ -258,6 +258,7 @@ class Statements(Stores):
         if not self.fits(whole) or (twice and "one dim twice" in self.without):
             return None
         x = self.as_f32(self.value(whole, "float", self.upto(3), not self.smooth))
+        x = self.with_unread(x, len(self.loops))
         for loop in inside:
             if loop.mask is not None:
                 m, condition = loop.mask
@@ -283,7 +284,8 @@ class Statements(Stores):
     def in_turn(self, variable: Variable, turns: int) -> None:
         """A recurrence, which goes index by index."""
         acc = variable.expr
-        e = self.clamped(self.value(acc.shape, "float", 2, True))
+        e = self.value(acc.shape, "float", 2, True)
+        e = self.clamped(self.with_unread(e, len(self.loops)))
         way = self.upto(2)
         if not e.exact:
             return

@@ -1,5 +1,7 @@
 """Draws stores: each to an output of its own, at places that no other program has."""
 
+import re
+
 from tests.programs import values as v
 from tests.programs.expressions import Expressions
 from tests.programs.program import Tensor
@@ -41,19 +43,40 @@ class Stores(Expressions):
         return out
 
     def final(self, shape: tuple[str, ...], kind: str) -> Expr:
-        """What is stored: often what variables hold, brought to the shape."""
-        known = [y.expr for y in self.variables if y.final and y.expr.kind == kind == "float" and y.expr.sound
-                 and set(y.expr.shape) <= set(shape) and [a for a in shape if a in y.expr.shape] == list(y.expr.shape)
-                 and len(set(y.expr.shape)) == len(y.expr.shape)]  # fmt: skip
+        """What is stored: something new, and what variables hold that nothing has read."""
         x = self.value(shape, kind, self.upto(2), not self.smooth)
-        for y in self.draw_some(known):
-            y = v.lengthened(y, tuple(a in y.shape for a in shape), shape) if y.shape else y
-            if (total := v.plus(x, y)).sound:
+        return x if kind == "bool" else self.with_unread(x, 0)
+
+    def with_unread(self, x: Expr, level: int) -> Expr:
+        """``x`` plus variables from ``level`` loops inwards that nothing has read: what is never seen cannot be wrong."""
+        for variable in [y for y in self.variables if y.final and y.level >= level and not self.is_read(y.expr.text)][
+            -5:
+        ]:
+            y = self.brought_to(variable.expr, x.shape)
+            if y is not None and (total := v.plus(x, y)).sound and total.shape == x.shape:
                 x = total
         return x
 
-    def draw_some(self, known: list[Expr]) -> list[Expr]:
-        return [x for x in known if self.upto(3) < 3][:4]
+    def is_read(self, name: str) -> bool:
+        """Whether a line names a variable, other than to give it a value."""
+        named = re.compile(rf"\b{name}\b")
+        return any(named.search(line) and not re.match(rf"\s*{name} \+?= ", line) for line in self.lines)
+
+    def brought_to(self, y: Expr, shape: tuple[str, ...]) -> Expr | None:
+        """A variable's value with axes that a shape has: others are reduced, and missing ones are left to broadcasting."""
+        if y.kind == "bool":
+            y = v.either(y, v.number(1.0), v.number(0.0))
+        for at in reversed(range(len(y.shape))):
+            axis = y.shape[at]
+            if axis not in shape or axis in y.shape[:at]:
+                if self.is_tile(axis) or not y.sound:
+                    return None
+                y = self.reduced(y, self.pick(["sum", "max", "min"]), at)
+        if len(y.shape) == 2 and [a for a in shape if a in y.shape] != list(y.shape):
+            y = v.replace(y, text=f"{y.text}.T", shape=y.shape[::-1])
+        if [a for a in shape if a in y.shape] != list(y.shape) or len(set(shape)) < len(shape):
+            return None
+        return v.lengthened(y, tuple(a in y.shape for a in shape), shape) if y.shape else y
 
     def out_type(self, x: Expr) -> str:
         if x.kind == "bool":
