@@ -47,7 +47,9 @@ def attention_forward(
     if reason is None:
         window, lengths = None, None
         if isinstance(attention_mask, AttentionMask):
-            causal, window, seen = attention_mask.causal, attention_mask.window, attention_mask.seen
+            seen, window = attention_mask.seen, attention_mask.window
+            if not (attention_mask.implied and query.shape[2] == seen):
+                causal = attention_mask.causal
             if seen != key.shape[2]:
                 key, value = key[:, :, :seen], value[:, :, :seen]
             lengths = attention_mask.lengths.to(query.device) if attention_mask.limited else None

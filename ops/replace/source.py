@@ -137,7 +137,7 @@ def _tells_apart(function: ast.FunctionDef, names: dict[str, Any]) -> bool:
 
 
 def _needs_no_mask(condition: ast.expr) -> bool:
-    """It holds only where some mask is None: never under kpt, whose masks are tensors."""
+    """It holds only where some mask is None: never under kpt, whose causal masks are tensors; others need no name to be right."""
     return any(
         isinstance(node, ast.Compare)
         and isinstance(node.ops[0], ast.Is)
