@@ -384,7 +384,9 @@ def test_the_report_says_what_stays_pytorchs() -> None:
     assert "stays PyTorch's: T5Attention where it passes position_bias" in text
     text = str(kpt.replace_modules(build("deepseek_v3")))
     assert "stays PyTorch's: DeepseekV3Attention, whose values are 12 wide and keys 16" in text
-    assert "training, where attention_dropout is 0.25" in str(kpt.replace_modules(model("Llama", attention_dropout=0.25)))
+    assert "training, where attention_dropout is 0.25" in str(
+        kpt.replace_modules(model("Llama", attention_dropout=0.25))
+    )
     assert "stays" not in str(kpt.replace_modules(llama()))
     text = str(kpt.replace_modules(build("gpt_oss")))
     assert 'it runs "eager"; GptOssForCausalLM does not offer "sdpa"' in text
