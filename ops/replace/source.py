@@ -8,10 +8,12 @@ attention function of its own.
 import ast
 import inspect
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from torch import nn
 
 from kpt.ops.replace.keywords import PYTORCHS, not_understood
 
@@ -39,11 +41,9 @@ class Findings:
         )
 
 
-@cache
-def findings(kind: Hashable) -> Findings:
+def findings(kind: type[nn.Module]) -> Findings:
     """What the code of a class of modules says, that of its bases and of the functions beside it included."""
     found = Findings()
-    assert isinstance(kind, type)
     for base in kind.__mro__:
         # What Transformers shares between models knows every registered name; torch knows none.
         package = base.__module__.split(".")
