@@ -1,7 +1,7 @@
 """Replacing and restoring: walk the model, apply the table, report.
 
-A ``forward`` patched on an instance runs whatever it captured, so a module with one is left alone, in both directions. Accelerate
-patches thus (device maps, offloading), and keeps the forward that it wraps where it can be exchanged: ``_old_forward``.
+A ``forward`` patched on an instance runs whatever it captured, so a module with one is left alone, in both directions.
+Accelerate patches thus (device maps, offloading), and keeps what it wraps where it can be exchanged: ``_old_forward``.
 """
 
 from collections.abc import Collection
@@ -57,8 +57,8 @@ def _restore(path: str, module: nn.Module, rule: Rule, changes: list[Change], sk
         reason = f"its class was changed to {type(module).__name__} after it was replaced"
         skipped.append(Skipped(path, rule.kind, reason))
     elif not _becomes(module, rule.replacement, rule.original):
-        reason = "its forward was patched on the instance after it was replaced, and what was patched in may run kpt's: "
-        skipped.append(Skipped(path, rule.kind, f"{reason}take that out, then restore again"))
+        reason = "its forward was patched on the instance after it was replaced: take that out, and restore again"
+        skipped.append(Skipped(path, rule.kind, reason))
     else:
         changes.append(Change(path, rule.kind, rule.replacement.__name__, rule.original.__name__))
 
