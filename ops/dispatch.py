@@ -24,12 +24,10 @@ from kpt_dsl.runtime.precision import float32_products
 log = logging.getLogger("kpt")
 
 _all_or_none: ContextVar[bool] = ContextVar("kpt_all_or_none", default=False)
-"""Inside a function of ours that autograd follows: an op that a subclass does not know is PyTorch's business with its gradient."""
+"""Inside a function of ours that autograd follows: an op that a subclass does not know is PyTorch's, and its gradient too."""
 
 DECISIONS_KEPT = 4096
 """Kinds of call remembered for each op: some MB at most, far more than a program of fixed shapes has."""
-
-
 
 
 class Decision:
