@@ -181,7 +181,9 @@ class Kernel:
         given = dict(zip(self._names, args, strict=False)) | kwargs
         arguments = self._defaults | given
         if len(given) != len(args) + len(kwargs) or arguments.keys() != self._expected:
-            raise InputError(f"{self.name}: {self._why_unbound(args, kwargs)}; its arguments are {', '.join(self._names)}")
+            raise InputError(
+                f"{self.name}: {self._why_unbound(args, kwargs)}; its arguments are {', '.join(self._names)}"
+            )
         for name in self.positive:
             if not (value := arguments[name]) >= language.SMALLEST_POSITIVE:
                 least = f"it must be above zero, {language.SMALLEST_POSITIVE:.3g} or more (a normal float32)"
