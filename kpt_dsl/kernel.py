@@ -187,7 +187,9 @@ class Kernel:
         given = dict(zip(self._names, args, strict=False)) | kwargs
         arguments = self._defaults | given
         if len(given) != len(args) + len(kwargs) or arguments.keys() != self._expected:
-            raise InputError(f"{self.name}: {self._why_unbound(args, kwargs)}; its arguments are {', '.join(self._names)}")
+            raise InputError(
+                f"{self.name}: {self._why_unbound(args, kwargs)}; its arguments are {', '.join(self._names)}"
+            )
         for name in self.integers:
             if type(value := arguments[name]) is not int or not -0x80000000 <= value <= 0x7FFFFFFF:
                 arguments[name] = self._integer(name, value)

@@ -193,7 +193,9 @@ def _device(arrays: Mapping[str, Any]) -> Any:
     if len(devices) < len(arrays):
         for name, a in arrays.items():
             if name not in devices and getattr(a, "shape", None):
-                raise InputError(f"{name} is {type(a).__module__}.{type(a).__name__}; backend triton takes torch tensors")
+                raise InputError(
+                    f"{name} is {type(a).__module__}.{type(a).__name__}; backend triton takes torch tensors"
+                )
     if not devices:
         raise InputError("backend triton takes torch tensors, and no argument is one")
     if len(set(devices.values())) > 1:
