@@ -82,7 +82,8 @@ def _counts(kernel: ir.Kernel) -> Counter[tuple[Kind, str]]:
     """Every name of a kernel, those first that keep theirs: how often a tensor is loaded, how often a variable assigned."""
     found: Counter[tuple[Kind, str]] = Counter()
     found.update(("dim", d) for t in kernel.tensors for d in t.dims)
-    found.update(("argument", a.name) for a in (*kernel.tensors, *kernel.scalars))
+    found.update(("argument", t.name) for t in kernel.tensors)
+    found.update(("argument", s.name) for s in kernel.scalars)
     found["kernel", kernel.name] += 1
     found.update(("loop", g.name) for g in kernel.grid)
     for stmt in ir.statements(kernel.body):
@@ -120,4 +121,4 @@ def _rebuilt(node: Any, names: Mapping[tuple[Kind, str], str]) -> Any:
             changed[f.name] = _rebuilt(value, names)
     if isinstance(node, ir.Tile):
         changed["block"] = f"block_{changed['dim']}"
-    return replace(node, **changed)  # type: ignore[type-var]
+    return replace(node, **changed)
