@@ -5,13 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest --numprocesses 2
+# Tests differ a hundredfold in length: a worker that has none left takes some of the other's.
+WORKERS := --numprocesses 2 --dist worksteal
+PYTEST := $(BIN)/python -m pytest $(WORKERS)
 
 # Static tools read folders, not installed packages: this tree shows them ops/ under its import name, kpt.ops.
 LINKS := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help env libtpu test lint types links unit oldest-triton other-python demo train bench clean
+.PHONY: help env libtpu test check soak lint types links unit oldest-triton other-python demo train bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +35,16 @@ $(VENV)/.libtpu: $(READY)
 	touch $@
 
 test: lint types oldest-triton other-python unit  ## everything that CI runs
+
+# The quickest tests of each stage, chosen by what they take: see docs/decisions.md.
+CHECKED := tests/language tests/passes tests/emit_numpy tests/targets tests/standalone tests/space tests/packaging/test_repository.py
+check: lint types  ## an answer within three minutes: ruff, mypy, the quick tests, and some drawn kernels
+	$(PYTEST) $(CHECKED)
+	$(BIN)/python -m tests.programs --minutes 0.5 --programs 100000 --jobs 2
+
+JOBS ?= $(shell nproc)
+soak: $(READY)  ## what takes longer: 20,000 drawn kernels on every backend
+	$(BIN)/python -m tests.programs --programs 20000 --jobs $(JOBS)
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
@@ -66,7 +78,7 @@ else
 	test -x .venv-3.12/bin/python || $(OTHER_PYTHON) -m venv .venv-3.12
 	test -e .venv-3.12/.ready || .venv-3.12/bin/pip install --quiet --constraint constraints.txt numpy ml_dtypes triton jax platformdirs pytest pytest-timeout pytest-xdist hypothesis
 	touch .venv-3.12/.ready
-	.venv-3.12/bin/python -m pytest --numprocesses 2 $(WITHOUT_TORCH)
+	.venv-3.12/bin/python -m pytest $(WORKERS) $(WITHOUT_TORCH)
 endif
 
 demo: $(READY)  ## tune, generate, replace a real model's modules, and write build/demo.html

@@ -6,6 +6,7 @@ Values are random: a card's clocks depend on what it multiplies. torch is import
 from typing import Any
 
 from kpt_dsl import ir
+from kpt_dsl.passes import indices
 from kpt_dsl.problem import Problem
 
 _TORCH = {
@@ -37,14 +38,25 @@ def make(problem: Problem, device: str, seed: int) -> dict[str, Any]:
         if element.is_float:
             flat = torch.randn(length, device=device, generator=random)
         else:
-            longest = _longest(problem)
-            flat = torch.randint((longest + 1) // 2, longest + 1, (length,), device=device, generator=random)
+            low, high = _integers(problem, name)
+            flat = torch.randint(low, high + 1, (length,), device=device, generator=random)
         flat = flat.to(getattr(torch, _TORCH[element.name]))
         arguments[name] = flat.as_strided(shape, strides, offset)
     for name, kind in problem.kernel.scalars.items():
         if name not in arguments:
-            arguments[name] = FLOAT_ARGUMENT if kind == "float" else (_longest(problem) + 1) // 2
+            count = min((_longest(problem) + 1) // 2, _integers(problem, name)[1])
+            arguments[name] = FLOAT_ARGUMENT if kind == "float" else count
     return arguments
+
+
+def _integers(problem: Problem, name: str) -> tuple[int, int]:
+    """The least and largest value of a tensor or scalar that is safe: as an index where it is one, else as a count."""
+    extents = dict(problem.dims)
+    indexed = [extents[dim] - 1 for used, dim in indices.indexed_with(problem.lower({})) if used == name]
+    if indexed:
+        return 0, max(0, min(indexed))
+    longest = _longest(problem)
+    return (longest + 1) // 2, longest
 
 
 def _longest(problem: Problem) -> int:

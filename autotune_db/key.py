@@ -6,23 +6,31 @@ out on purpose: scalar arguments such as eps, and extents within one bucket. Kno
 
 import hashlib
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from autotune_db.buckets import Span, spans
+from autotune_db import buckets
+from autotune_db.buckets import Span
 from autotune_db.layouts import layout_class
+from kpt_dsl import dtypes
 from kpt_dsl.errors import StoreError
-from kpt_dsl.frontend.expressions import Helper
 from kpt_dsl.problem import Problem
+from kpt_dsl.values import told_apart
 
 Flag = bool | int | float | str | None
 
+_WORDS = ("kernel", "source", "device", "backend", "compiler")
+_PARTS = ("dtypes", "layouts", "flags", "shape")
 
-@dataclass(frozen=True)
+LONGEST_WORD = 1000
+"""Characters of a name or value in a key; a kernel's import name is the longest there is."""
+
+
+@dataclass(frozen=True, eq=False)
 class Key:
-    """What an entry is for.
+    """What an entry is for. Keys are equal where their digests are: 1, 1.0 and True are three flags.
 
     ``kernel``   qualified name, ``package.module:name``
     ``source``   hash of the kernel's source, its inlined helpers and constants
@@ -60,26 +68,41 @@ class Key:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Key":
-        """The inverse of ``to_dict``. Raises StoreError for data that is not a key."""
-        try:
-            words = {name: data[name] for name in ("kernel", "source", "device", "backend", "compiler")}
-            if not all(isinstance(word, str) for word in words.values()):
-                raise TypeError("kernel, source, device, backend and compiler are strings")
-            return cls(
-                **words,
-                dtypes=tuple(data["dtypes"].items()),
-                layouts=tuple(data["layouts"].items()),
-                flags=tuple(data["flags"].items()),
-                shape=tuple((dim, Span.parse(str(span))) for dim, span in data["shape"].items()),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(f"not a key of the config database: {error!r} in {str(data)[:200]}") from None
+        """The inverse of ``to_dict``, for data from outside. Raises StoreError for what is no key, with the reason."""
+        if not isinstance(data, Mapping):
+            raise StoreError(f"not a key of the config database: {str(data)[:80]}")
+        words: list[Any] = [data.get(name) for name in _WORDS]
+        parts: list[Any] = [data.get(name) for name in _PARTS]
+        for name, word in zip(_WORDS, words, strict=True):
+            if not is_word(word):
+                raise StoreError(f"not a key: {name} is {str(word)[:80]!r}, which is no string of printable characters")
+        for name, part in zip(_PARTS, parts, strict=True):
+            if not isinstance(part, dict) or not all(is_word(of) for of in part):
+                raise StoreError(f"not a key: {name} is {str(part)[:80]}, which is no object")
+            for of, value in part.items():
+                if not _SOUND[name](value):
+                    raise StoreError(f"not a key: {name} of {of!r} is {str(value)[:80]!r}")
+        kernel, source, device, backend, compiler = words
+        types, layouts, flags, shape = (tuple(part.items()) for part in parts)
+        spans = tuple((dim, Span.parse(str(span))) for dim, span in shape)
+        return cls(kernel, source, device, backend, compiler, types, layouts, flags, spans)
 
     @cached_property
     def digest(self) -> str:
         """A short name for the key, the same in every process and on every machine."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def exact_flags(self) -> tuple[tuple[str, Hashable], ...]:
+        """The static arguments, to be compared."""
+        return tuple((name, told_apart(value)) for name, value in self.flags)
 
     @property
     def title(self) -> str:
@@ -105,19 +128,49 @@ def key_of(problem: Problem, device: str, backend: str, compiler: str) -> Key:
     )
     return Key(
         kernel=problem.kernel.qualname,
-        source=problem.kernel.source_hash,
+        source=problem.meaning.hash,
         device=device,
         backend=backend,
         compiler=compiler,
         dtypes=problem.dtypes,
         layouts=layouts,
-        flags=tuple((name, _flag(value)) for name, value in problem.statics),
-        shape=spans(problem),
+        flags=tuple((name, _flag(problem, name, value)) for name, value in problem.statics),
+        shape=buckets.spans(problem),
     )
 
 
-def _flag(value: Hashable) -> Flag:
+def _flag(problem: Problem, name: str, value: Any) -> Flag:
     """A static argument as plain data. A ``@kd.function`` counts by its name and source."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return f"{value.name}@{value.hash}" if isinstance(value, Helper) else repr(value)
+    function = problem.functions.get(name)
+    plain: Flag = value if function is None else f"{function.name}@{function.hash}"
+    return plain
+
+
+def is_word(value: object) -> bool:
+    """Whether something is a name or a value that can be stored and shown: no control characters, no endless text."""
+    return isinstance(value, str) and len(value) <= LONGEST_WORD and value.isprintable()
+
+
+def _is_flag(value: object) -> bool:
+    if isinstance(value, int):
+        return abs(value) <= _LARGEST
+    return value is None or is_word(value) or (isinstance(value, float) and value == value)
+
+
+def _is_span(value: object) -> bool:
+    try:
+        span = Span.parse(str(value)) if isinstance(value, int | str) else None
+    except ValueError:
+        return False
+    return span is not None and 0 <= span.low <= span.high <= _LARGEST and str(span) == str(value)
+
+
+_LARGEST = 2**63 - 1
+
+_SOUND: dict[str, Callable[[object], bool]] = {
+    "dtypes": lambda value: value is None or (isinstance(value, str) and value in dtypes.ALL),
+    "layouts": is_word,
+    "flags": _is_flag,
+    "shape": _is_span,
+}
+"""What the values of each part of a key may be."""

@@ -63,6 +63,18 @@ class Ledger:
             except StoreError as error:
                 self.trouble = str(error)
 
+    def dangerous(self) -> set[Config]:
+        """Configs that crashed or hung a process before, in this very environment: to try them again costs as much again."""
+        if self._store is None:
+            return set()
+        try:
+            earlier = self._store.trials(self.key)
+        except StoreError as error:
+            self.trouble = str(error)
+            return set()
+        alike = [t.trial for t in earlier if t.environment == dict(self._environment)]
+        return {trial.config for trial in alike if trial.outcome in ("crash", "timeout")}
+
     @property
     def best(self) -> Trial | None:
         """The cheapest trial that ran, or was predicted."""

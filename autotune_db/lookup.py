@@ -1,10 +1,12 @@
 """Which config a problem runs with, and how that is known. What dispatch calls.
 
-The order: explicit argument, overlay, user's database, shipped, predicted, nearest sibling, first config. A prediction never
-goes before a measurement. Only reads, and only local files, once a process; imports neither Optuna nor SQLAlchemy; what is
-wrong with a file is said once through the logger ``kpt`` and the next source is asked.
+The order: explicit argument, overlay, user's database (what was measured here, then what was imported), shipped, predicted,
+nearest sibling, first config. A prediction never goes before a measurement. Only reads, and only local files, once a process;
+imports neither Optuna nor SQLAlchemy; what is wrong with a file is said once through the logger ``kpt`` and the next source is
+asked.
 """
 
+import itertools
 import logging
 import os
 import threading
@@ -16,19 +18,31 @@ from typing import Literal
 
 from autotune_db import environment, shipped, snapshot
 from autotune_db.buckets import exact_dims
-from autotune_db.entry import Entry, Origin
+from autotune_db.entry import IMPORTED, Entry
 from autotune_db.key import Key, key_of
-from autotune_db.location import VARIABLE, local_file
+from autotune_db.location import VARIABLE, local_file, without_secrets
 from autotune_db.overlays import overlaid
-from autotune_db.sibling import sibling
-from autotune_db.winners import Winners
+from autotune_db.sibling import difference, distance, likeness
+from autotune_db.winners import Item, Winners
 from kpt_dsl import configs
 from kpt_dsl.errors import ConfigError, StoreError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, Space, space
 from kpt_dsl.targets import Target
 
-Provenance = Literal["argument", "overlay", "measured", "shipped", "predicted", "rule"]
+Provenance = Literal["argument", "overlay", "measured", "imported", "shipped", "predicted", "rule"]
+
+_OF_USER: dict[str, Provenance] = {
+    "measured": "measured",
+    "predicted": "predicted",
+    IMPORTED + "measured": "imported",
+    IMPORTED + "predicted": "predicted",
+}
+_SHIPPED: dict[str, Provenance] = {"measured": "shipped", "predicted": "predicted"}
+"""How an entry is known -> what that is called in an answer."""
+
+_MOST_ALIKE = 8
+"""How many neighbours are looked at for each that is wanted: several often have the same config."""
 
 _log = logging.getLogger("kpt")
 _lock = threading.Lock()
@@ -86,12 +100,13 @@ def forget() -> None:
     configs.changed()
 
 
-def neighbours(problem: Problem, target: Target) -> list[Config]:
+def neighbours(problem: Problem, target: Target, most: int) -> list[Config]:
     """Configs of entries near a problem, the nearest first: where a search does well to begin."""
     device = environment.device_name(target)
     wanted = key_of(problem, device, target.backend, environment.compiler(target.backend))
     near = _siblings(wanted, exact_dims(problem), space(problem, target), _user(), _shipped(target))
-    return list(dict.fromkeys(answer.config for answer in near))
+    different = dict.fromkeys(answer.config for answer in itertools.islice(near, _MOST_ALIKE * most))
+    return list(different)[:most]
 
 
 @lru_cache(maxsize=8192)
@@ -99,18 +114,20 @@ def _known(problem: Problem, target: Target, device: str) -> Answer:
     legal = space(problem, target)
     wanted = key_of(problem, device, target.backend, environment.compiler(target.backend))
     user, ours = _user(), _shipped(target)
-    for winners, provenance, origin in (
+    for winners, provenance, known in (
         (user, "measured", "measured"),
+        (user, "imported", IMPORTED + "measured"),
         (ours, "shipped", "measured"),
         (user, "predicted", "predicted"),
+        (user, "predicted", IMPORTED + "predicted"),
         (ours, "predicted", "predicted"),
     ):
         for key in _same_device(wanted, winners, target):
-            entry = winners.get(key.digest, origin)  # type: ignore[arg-type]
+            entry = winners.get(key.digest, known)
             if entry and (config := _fitting(entry, legal)):
                 return Answer(config, provenance, entry)  # type: ignore[arg-type]
-    near = _siblings(wanted, exact_dims(problem), legal, user, ours)
-    return near[0] if near else Answer(legal.first, "rule")
+    near = next(_siblings(wanted, exact_dims(problem), legal, user, ours), None)
+    return near or Answer(legal.first, "rule")
 
 
 def _same_device(wanted: Key, winners: Winners, target: Target) -> Iterator[Key]:
@@ -133,31 +150,35 @@ def _fitting(entry: Entry, legal: Space) -> Config | None:
     return None if legal.why_illegal(config) else config
 
 
-def _siblings(wanted: Key, exact: frozenset[str], legal: Space, user: Winners, ours: Winners) -> list[Answer]:
-    """Siblings whose config is legal here, the nearest first; of equally near ones the user's."""
-    found: list[tuple[float, Answer]] = []
-    sources: tuple[tuple[Winners, dict[Origin, Provenance]], ...] = (
-        (user, {"measured": "measured", "predicted": "predicted"}),
-        (ours, {"measured": "shipped", "predicted": "predicted"}),
-    )
-    for winners, provenance in sources:
-        for entry in winners.of_kernel(wanted.kernel):
-            if environment.is_of_target(entry.key.device, legal.target) and (config := _fitting(entry, legal)):
-                same = entry.key.device == wanted.device or wanted.device == legal.target.name
-                if near := sibling(wanted, exact, entry, same):
-                    answer = Answer(config, provenance[entry.origin], entry, near.difference)
-                    found.append((near.distance, answer))
-    return [answer for _, answer in sorted(found, key=lambda pair: pair[0])]
+def _siblings(wanted: Key, exact: frozenset[str], legal: Space, user: Winners, ours: Winners) -> Iterator[Answer]:
+    """Siblings whose config is legal here, the nearest first; of equally near ones the user's own, then what was imported."""
+    found: list[tuple[float, bool, Item, Provenance, bool, bool]] = []
+    like = likeness(wanted.to_dict(), exact)
+    for winners, provenance in ((user, _OF_USER), (ours, _SHIPPED)):
+        for theirs, item in winners.relatives(wanted.kernel, like.family, exact):
+            if item.known in provenance and environment.is_of_target(item.device, legal.target):
+                same = item.device == wanted.device or wanted.device == legal.target.name
+                predicted = item.known.endswith("predicted")
+                away = distance(like, theirs, predicted, same)
+                if away is not None:
+                    imported = item.known.startswith(IMPORTED)
+                    found.append((away, imported, item, provenance[item.known], predicted, same))
+    for _, _, item, known_from, predicted, same in sorted(found, key=lambda one: one[:2]):
+        if (entry := item.entry) and (config := _fitting(entry, legal)):
+            yield Answer(config, known_from, entry, difference(wanted, entry.key, predicted, same))
 
 
 # ------------------------------------------------------------------ files, read once
 def _user() -> Winners:
     path = local_file()
+    if path is None:
+        return Winners()
     with _lock:
         if path not in _read:
             winners, trouble = snapshot.read(path)
             if trouble:
-                _log.warning("config database %s is left out: %s; see `kpt-tune doctor`", path, trouble)
+                shown = without_secrets(str(path), str(path))  # a URL with a slash too few is a path
+                _log.warning("config database %s is left out: %s; see `kpt-tune doctor`", shown, trouble)
             _read[path] = winners
         return _read[path]
 

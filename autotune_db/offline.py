@@ -48,7 +48,8 @@ def predict(
     ledger = Ledger(store, key, "predicted", environment.describe(target), watch)
     options = space(problem, target)
     first = options.first
-    waiting = _shortlist(options, [*options.firsts, *warm], min(COMPILED, budget.trials), seed)
+    without = ledger.dangerous() - {first}
+    waiting = _shortlist(options, [*options.firsts, *warm], without, min(COMPILED, budget.trials), seed)
     interrupted = False
     with nullcontext(workshop) if workshop else Workshop() as shop:
         compilers = shop.compilers
@@ -56,6 +57,8 @@ def predict(
             while waiting or compilers.unfinished:
                 over = budget.over(len(ledger.trials)) and ledger.best
                 if over:
+                    for trial in jobs.given_up(compilers.abandon()):
+                        ledger.add(trial)
                     break
                 while waiting and compilers.unfinished < 2 * compilers.size:
                     config = waiting.pop(0)
@@ -87,11 +90,11 @@ def predict(
     )
 
 
-def _shortlist(options: Space, known: list[Config], most: int, seed: int) -> list[Config]:
-    """Known configs, then the best of the space by its roofline, each once."""
+def _shortlist(options: Space, known: list[Config], without: set[Config], most: int, seed: int) -> list[Config]:
+    """Known configs, then the best of the space by its roofline, each once; never those ``without``."""
     legal = [c for c in dict.fromkeys(known) if options.why_illegal(c) is None]
     ranked = sorted(_sample(options, seed), key=options.seconds)
-    return list(dict.fromkeys([*legal, *ranked]))[:most]
+    return [config for config in dict.fromkeys([*legal, *ranked]) if config not in without][:most]
 
 
 def _sample(options: Space, seed: int) -> list[Config]:

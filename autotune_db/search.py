@@ -5,7 +5,7 @@ A config is asked for once only; what is illegal is never asked for. Knows nothi
 
 import random
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -23,13 +23,18 @@ LISTED = 50_000
 
 
 class Search:
-    """The state of one search. ``warm``: configs to try first, in order; the illegal ones among them are passed over."""
+    """The state of one search.
 
-    def __init__(self, space: Space, seed: int, warm: Iterable[Config] = ()) -> None:
+    ``warm``: configs to try first, in order; the illegal ones among them are passed over. ``without``: configs never to try.
+    """
+
+    def __init__(
+        self, space: Space, seed: int, warm: Iterable[Config] = (), without: Collection[Config] = frozenset()
+    ) -> None:
         self._space = space
         self._names = tuple(space.knobs)
         self._random = random.Random(seed)
-        self._seen: dict[Config, float | None] = {}
+        self._seen: dict[Config, float | None] = dict.fromkeys(without)
         self._asked: dict[Config, optuna.trial.Trial] = {}
         self._untried: list[Config] | None = None
         self._warm = [c for c in dict.fromkeys(warm) if space.why_illegal(c) is None]

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from autotune_db.entry import ORIGINS, Entry, Origin
-from autotune_db.key import Key
-from kpt_dsl.errors import KptError, StoreError
-from kpt_dsl.space import Config
+from autotune_db.entry import ORIGINS, Entry
+from kpt_dsl import files
+from kpt_dsl.errors import StoreError
 
 FORMAT = "kpt configs 1"
 FOLDER = Path(__file__).with_name("devices")
@@ -44,13 +43,21 @@ class Shipped:
         return self.entry.key.device
 
     @property
-    def origin(self) -> str:
-        return self.entry.origin
+    def known(self) -> str:
+        return self.entry.known
+
+    @property
+    def plain_key(self) -> dict[str, Any]:
+        return self.entry.key.to_dict()
 
 
 def dump(entries: Iterable[Entry]) -> str:
     """The text of a file. The same entries give the same text, whatever their order."""
-    lines = sorted((_shared(e), _own(e)) for e in entries)
+    standing: dict[tuple[str, str], Entry] = {}
+    # One's own goes in place of what was imported for the same key.
+    for one in sorted(entries, key=lambda e: not e.imported):
+        standing[one.key.digest, one.origin] = one
+    lines = sorted((_shared(e), _own(e)) for e in standing.values())
     groups = []
     for shared, members in itertools.groupby(lines, key=lambda pair: pair[0]):
         body = ",\n".join(f"   {own}" for _, own in members)
@@ -61,7 +68,7 @@ def dump(entries: Iterable[Entry]) -> str:
 def parse(text: str, origin: str) -> list[Entry]:
     """The entries of a file's text; ``origin`` names the file in errors. Raises StoreError for what is not such a file."""
     try:
-        data = json.loads(text)
+        data = files.from_json(text)
     except ValueError as error:
         raise StoreError(f"{origin} is not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("kernels"), list):
@@ -77,7 +84,7 @@ def load(target: str) -> list[Entry]:
     """What is shipped for a target; nothing where there is no file. Raises StoreError for a file that is damaged."""
     path = FOLDER / f"{target}.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read(path)
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
@@ -94,10 +101,14 @@ def _own(entry: Entry) -> str:
     key = entry.key.to_dict()
     found = {name: key[name] for name in _OWN} | {"config": dict(entry.config), "origin": entry.origin}
     if entry.microseconds is not None:
-        found["microseconds"] = round(entry.microseconds, 2)
+        found["microseconds"] = _rounded(entry.microseconds)
     if entry.first_microseconds is not None:
-        found["first_microseconds"] = round(entry.first_microseconds, 2)
+        found["first_microseconds"] = _rounded(entry.first_microseconds)
     return json.dumps(found | {"date": entry.date})
+
+
+def _rounded(microseconds: float) -> float:
+    return round(microseconds, 2) or microseconds
 
 
 def _list_of(group: Any, place: str) -> list[Any]:
@@ -110,18 +121,14 @@ def _list_of(group: Any, place: str) -> list[Any]:
 
 def _entry(group: Mapping[str, Any], own: Any, place: str) -> Entry:
     if not isinstance(own, dict):
-        raise StoreError(f"{place}: an entry is an object, not {own!r}")
+        raise StoreError(f"{place}: an entry is an object, not {str(own)[:80]}")
     if unknown := set(own) - _ENTRY_FIELDS:
         raise StoreError(f"{place}: unknown field {sorted(unknown)[0]!r}; known are {', '.join(sorted(_ENTRY_FIELDS))}")
+    if own.get("origin") not in ORIGINS:  # none is imported before it is
+        raise StoreError(f"{place}: origin {str(own.get('origin'))[:80]!r} is not one of {', '.join(ORIGINS)}")
+    key = {**{n: group.get(n) for n in _SHARED}, **{n: own.get(n) for n in _OWN}}
+    times = own.get("microseconds"), own.get("first_microseconds")
     try:
-        key = Key.from_dict({**{n: group.get(n) for n in _SHARED}, **{n: own.get(n) for n in _OWN}})
-        config = Config(own["config"])
-        if own["origin"] not in ORIGINS:
-            raise StoreError(f"origin {own['origin']!r} is not one of {', '.join(ORIGINS)}")
-        times = [own.get("microseconds"), own.get("first_microseconds")]
-        if not all(t is None or (isinstance(t, int | float) and t > 0) for t in times):
-            raise StoreError(f"microseconds must be positive numbers, not {times}")
-        known = tuple((str(k), str(v)) for k, v in group.get("environment", {}).items())
-        return Entry(key, config, cast(Origin, own["origin"]), times[0], times[1], known, str(own.get("date", "")))
-    except (KptError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StoreError(f"{place}: {error if isinstance(error, KptError) else repr(error)}") from None
+        return Entry.of(key, own.get("config"), own["origin"], *times, group.get("environment"), own.get("date", ""))
+    except StoreError as error:
+        raise StoreError(f"{place}: {error}") from None

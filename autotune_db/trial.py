@@ -1,7 +1,7 @@
 """A trial: one config that was tried for a key, and what became of it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from kpt_dsl.space import Config
 
@@ -9,6 +9,8 @@ Outcome = Literal[
     "timed", "predicted", "rejected", "compile error", "crash", "timeout", "out of memory", "wrong result"
 ]
 """``rejected``: compiled, but spills or does not fit. ``predicted``: ranked by a model without running."""
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def tune(
     ledger = Ledger(store, key, "measured", environment.describe(target), watch)
     first, *others = space(problem, target).firsts
     with nullcontext(workshop) if workshop else Workshop() as shop:
-        search = Search(space(problem, target), seed, [first, *others, *warm])
+        search = Search(space(problem, target), seed, [first, *others, *warm], ledger.dangerous() - {first})
         seat = Seat(Bench, problem, target.name, device, seed)
         hunt = _Hunt(seat, first, search, ledger, shop)
         interrupted = False
@@ -129,7 +129,8 @@ class _Hunt:
 
     def finish(self) -> None:
         """What is being timed is timed to its end; what is not is dropped."""
-        self._compilers.abandon()
+        for trial in jobs.given_up(self._compilers.abandon()):
+            self._ledger.add(trial)
         self._timer.drop_waiting()
         while self._timer.unfinished:
             for reply in self._timer.collect(_POLL_SECONDS):

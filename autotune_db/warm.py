@@ -14,7 +14,7 @@ PREDICTED = 8
 
 def warm_starts(problem: Problem, target: Target, store: Store | None) -> list[Config]:
     """Configs worth trying first, the most promising first."""
-    near = lookup.neighbours(problem, target)[:NEIGHBOURS]
+    near = lookup.neighbours(problem, target, NEIGHBOURS)
     if store is None:
         return near
     key = key_of(problem, target.name, target.backend, environment.compiler(target.backend))

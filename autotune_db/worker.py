@@ -1,11 +1,13 @@
 """The child's side of ``crew``: a process that does one job after another for its parent, until the parent is gone.
 
-Started as ``python -c "from autotune_db.worker import serve; serve(FD)"``, not by forking: a child that inherits CUDA or a
-thread's locks cannot work, and one that imports the parent's main script would run it again.
+Started by ``kpt_dsl.children.command``, not by forking: a child that inherits CUDA or a thread's locks cannot work, and one
+that imports the parent's main script would run it again.
 """
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,12 +19,18 @@ Job = tuple[Callable[..., Any], tuple[Any, ...]]
 
 def serve(fd: int) -> None:
     """Sends ``("ready",)``, then receives jobs and sends ``("done", value)`` or ``("failed", detail, kind, ends)``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which still needs what this process knows
+    # These are for the parent, which still needs what this process knows.
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.SIG_IGN)
     parent = Connection(fd)
     try:
         parent.send(("ready",))
         while True:
-            function, arguments = parent.recv()
+            try:
+                function, arguments = parent.recv()
+            except KptError as error:  # the kernel means something else here than where it was sent from
+                parent.send(_failed(error, ends=False))
+                continue
             try:
                 answer: tuple[Any, ...] = ("done", function(*arguments))
             except KptError as error:
@@ -42,7 +50,18 @@ def _failed(error: Exception, ends: bool) -> tuple[str, str, str, bool]:
     return "failed", str(error).strip()[:2000] or type(error).__name__, type(error).__name__, ends
 
 
+def watch(parent: int) -> None:
+    """Ends this process, and all that it started, when its parent is no more, whatever it is doing then."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 def quiet(fd: int) -> None:
-    """Sends what compilers print to a file that the parent keeps, for the case that this process dies."""
+    """Sends what compilers print to the parent, which keeps the end of it for the case that this process dies."""
     os.dup2(fd, 1)
     os.dup2(fd, 2)

@@ -12,10 +12,12 @@ def softmax(x: kd.In, out: kd.Out) -> None:
 
 from typing import TYPE_CHECKING, Any
 
+from kpt_dsl.checks import checking
 from kpt_dsl.dtypes import DType, bf16, f8e4m3, f8e5m2, f16, f32, i32, i64
 from kpt_dsl.errors import (
     CompileError,
     ConfigError,
+    IndexRangeError,
     InputError,
     KernelError,
     KptError,
@@ -66,9 +68,9 @@ if TYPE_CHECKING:
     from kpt_dsl.inspect import compile, source
 
 __all__ = [
-    "CompileError", "ConfigError", "DType", "Float", "In", "InputError", "Int", "Kernel", "KernelError", "KptError",
-    "MissingPackageError", "Out", "Positive", "Static", "StoreError", "TargetError", "Tile", "Value", "abs", "bf16",
-    "choice", "compile", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16", "f32", "floor", "full", "function",
+    "CompileError", "ConfigError", "DType", "Float", "In", "IndexRangeError", "InputError", "Int", "Kernel", "KernelError",
+    "KptError", "MissingPackageError", "Out", "Positive", "Static", "StoreError", "TargetError", "Tile", "Value", "abs", "bf16",
+    "checking", "choice", "compile", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16", "f32", "floor", "full", "function",
     "group", "i32", "i64", "inf", "kernel", "log", "log2", "max", "maximum", "min", "minimum", "parallel", "rsqrt",
     "sequential", "sigmoid", "size", "source", "sqrt", "sum", "tanh", "tile", "where", "zeros",
 ]  # fmt: skip

@@ -12,6 +12,16 @@ class InputError(KptError, ValueError):
     """An argument of a call is wrong: its rank, dtype, device, value or name."""
 
 
+class IndexRangeError(InputError):
+    """A kernel indexed a dim of a tensor with what is no index of it. Nothing beyond the tensor was read or written."""
+
+    @classmethod
+    def at(cls, place: str, index: int, extent: int) -> "IndexRangeError":
+        """For an index that a run met; ``place`` says which file, line, kernel, tensor and dim."""
+        allowed = f"indices go from 0 to {extent - 1}" if extent else "it has none"
+        return cls(f"{place} with {index}, but its extent is {extent}: {allowed}")
+
+
 class KernelError(KptError):
     """The text of a kernel is wrong; the message shows file, line, caret and the remedy."""
 

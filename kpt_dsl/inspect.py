@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kpt_dsl import ir, targets
 from kpt_dsl.configs import choose
 from kpt_dsl.emit import emit
-from kpt_dsl.errors import ConfigError, InputError
+from kpt_dsl.errors import InputError
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
@@ -77,7 +77,7 @@ def example(
     given = dict.fromkeys(kernel.tensors, dtypes) if isinstance(dtypes, str) else dict(dtypes)
     kinds: dict[str, str | None] = {**given, **dict.fromkeys(absent)}
     small = Problem.of_shapes(kernel, dict.fromkeys(kernel.dim_names, 1) | dict(shapes), kinds, statics)
-    found = dict.fromkeys(dict(small.dims), EXAMPLE_EXTENT["whole"]) | _extents(small.lower())
+    found = dict.fromkeys(dict(small.dims), EXAMPLE_EXTENT["whole"]) | _extents(small.unchecked({}))
     return Problem.of_shapes(kernel, found | dict(shapes), kinds, statics)
 
 
@@ -93,13 +93,6 @@ def _extents(kernel: ir.Kernel) -> dict[str, int]:
 
 
 def _config(problem: Problem, target: targets.Target, config: Config | Mapping[str, Any] | None) -> Config:
-    """The config asked for, laid over what would be used anyway, if it is legal."""
+    """The config asked for, laid over what would be used anyway."""
     chosen, _ = choose(problem, target)
-    if config is None:
-        return chosen
-    options = space(problem, target)
-    whole = Config(config)
-    wanted = whole if options.why_illegal(whole) is None else chosen | whole
-    if reason := options.why_illegal(wanted):
-        raise ConfigError(f"{wanted} is not legal for {problem} on {target.name}: {reason}")
-    return wanted
+    return chosen if config is None else space(problem, target).overridden(chosen, config)

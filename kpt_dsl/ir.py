@@ -12,6 +12,7 @@ with fixed tile sizes, by writing ``Valid`` masks where they cannot be proven ne
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Literal
 
 from kpt_dsl.dtypes import DType, i32
@@ -26,6 +27,17 @@ class Loc:
     column: int = 0
     end_column: int = 0
     text: str = ""
+
+    def explain(self, message: str, remedy: str = "") -> str:
+        """An error's text: file and line, the line with a caret under the culprit, and what to write instead."""
+        number = str(self.line)
+        caret = " " * self.column + "^" * max(1, self.end_column - self.column)
+        shown = [
+            f"{Path(self.file).name}:{number}: {message}",
+            f"  {number} | {self.text}",
+            f"  {' ' * len(number)} | {caret}",
+        ]
+        return "\n".join([*shown, f"  {remedy}"] if remedy else shown)
 
 
 NOWHERE = Loc("<generated>", 0)
@@ -157,19 +169,34 @@ class Load(Expr):
     """A tile of a tensor. ``index`` has one entry a tensor dim: an Axis keeps it, a scalar Expr picks one element.
 
     ``masked`` are the axes whose padding lanes must be read as zero; lanes of other axes may hold anything there but
-    must not be read out of bounds (set by ``passes.padding``).
+    must not be read out of bounds (set by ``passes.padding``). ``when``: a bool scalar; where it is false nothing is read, the
+    elements are zeros and the index may be of no element.
     """
 
     tensor: str
     index: "tuple[Axis | Expr, ...]"
     masked: tuple[Axis, ...] = ()
+    when: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(Expr):
+    """An index of one dim of a tensor that may not be one: it is reported, or brought back to the nearest that is.
+
+    Stands in the ``index`` of a load or a store only, where ``passes.indices`` could not prove it (``loc``: that of the index).
+    """
+
+    x: Expr
+    tensor: str
+    dim: str
 
 
 UnaryOp = Literal["neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "floor"]
 BinaryOp = Literal[
-    "add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "lt", "le", "gt", "ge", "eq", "ne", "and", "or"
-]
-ReduceOp = Literal["sum", "max", "min"]
+    "add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "maxnum", "minnum",
+    "lt", "le", "gt", "ge", "eq", "ne", "and", "or",
+]  # fmt: skip
+ReduceOp = Literal["sum", "max", "min", "maxnum", "minnum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +210,8 @@ class Binary(Expr):
     """Elementwise; operands have the same dtype (comparisons give bool) and the same rank, or one is a scalar.
 
     ``div`` is true division of floats; ``floordiv`` and ``mod`` take integers and round towards minus infinity.
-    ``max`` and ``min`` of floats may drop a NaN.
+    ``max`` and ``min`` of floats are NaN where an operand is; ``maxnum`` and ``minnum``, of floats only, may be the other
+    operand there.
     """
 
     op: BinaryOp
@@ -200,7 +228,11 @@ class Where(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Cast(Expr):
-    """To ``type.dtype``, rounding to nearest even; floats that overflow fp8 saturate."""
+    """To ``type.dtype``, rounding to nearest even; floats that overflow fp8 saturate.
+
+    Integers are made of f32 (by truncation; what is too large saturates, NaN is 0), of other integers (wrapping) and of
+    conditions; floats other than f32 of floats only. To a condition nothing is cast: it is compared with zero.
+    """
 
     x: Expr
 
@@ -229,7 +261,7 @@ class Transpose(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Reduce(Expr):
-    """Over one axis, which disappears. Floats reduce in f32."""
+    """Over one axis, which disappears. Floats reduce in f32; NaN is kept and may be dropped as in ``Binary``."""
 
     op: ReduceOp
     x: Expr

@@ -3,35 +3,42 @@
 Knows the front end and the door to the runtime; a backend is found only when a kernel is called.
 """
 
+import ast
+import difflib
 import inspect
+import numbers
+import operator
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from keyword import iskeyword
+from typing import Any, Literal, Never, cast
 
 from kpt_dsl import language
 from kpt_dsl.errors import InputError, KernelError
-from kpt_dsl.frontend.expressions import Helper
-from kpt_dsl.frontend.source import Source, fail, fingerprint, read
+from kpt_dsl.frontend.outside import Helper, Meaning, Outside
+from kpt_dsl.frontend.source import fail, place, read
+from kpt_dsl.ir import Loc
 
 Role = Literal["in", "out"]
 
 
-def _helper_source(value: Any) -> Source | None:
-    return value.source if isinstance(value, Helper) else None
-
-
-def function(fn: Callable[..., Any]) -> Helper:
+def function(fn: Callable[..., Any] | None = None) -> Helper:
     """A helper for kernels: inlined where a kernel calls it, so one GELU serves every kernel. It ends with ``return``."""
-    source = read(fn)
-    return Helper(fn.__name__, fingerprint(source, _helper_source), source)
+    return Helper(read(fn, "@kd.function"))
 
 
-def kernel(**dims: str) -> Callable[[Callable[..., Any]], "Kernel"]:
+def kernel(*misplaced: Never, **dims: str) -> Callable[[Callable[..., Any]], "Kernel"]:
     """Make a kernel of a function; each keyword names the dims of one tensor argument: ``@kd.kernel(x="M N", out="M N")``.
 
     Arguments are annotated kd.In, kd.Out, kd.Float and so on. Raises KernelError where the declaration is wrong;
     the body is read when the kernel is first used.
     """
+    for given in cast(tuple[Any, ...], misplaced):
+        what = "without parentheses" if callable(given) else f"with {given!r}, which names no argument"
+        raise KernelError(
+            f"{place(given)}@kd.kernel is written {what}; name the dims of each tensor argument: "
+            '@kd.kernel(x="M N", out="M N")'
+        )
 
     def decorate(fn: Callable[..., Any]) -> "Kernel":
         return Kernel(fn, dims)
@@ -42,40 +49,70 @@ def kernel(**dims: str) -> Callable[[Callable[..., Any]], "Kernel"]:
 class Kernel:
     """A kernel: call it on tensors, or hand it to ``kpt_dsl.source`` / ``kpt_dsl.compile`` / the tuner.
 
-    ``tensors``: tensor argument -> its dims; ``roles``: -> "in" or "out"; ``scalars``: -> "float" or "int"; ``statics``: names.
+    ``tensors``: tensor argument -> its dims; ``roles``: -> "in" or "out"; ``scalars``: -> "float" or "int", in ``integers`` and
+    ``reals`` by name; ``statics``: names.
     """
 
     def __init__(self, fn: Callable[..., Any], dims: Mapping[str, str]) -> None:
+        self.source = read(fn, "@kd.kernel(...)")
         self.fn = fn
         self.name = fn.__name__
         self.qualname = f"{fn.__module__}:{fn.__qualname__}"
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
-        self.source = read(fn)
+        self.now: Callable[[], Meaning] = Outside(self.source).now
+        """The kernel's text with what its names from outside mean now."""
         self.tensors: dict[str, tuple[str, ...]] = {}
         self.roles: dict[str, Role] = {}
         self.scalars: dict[str, Literal["float", "int"]] = {}
         self.positive: tuple[str, ...] = ()
         self.statics: tuple[str, ...] = ()
         self._declare(dims)
+        self.integers = tuple(name for name, kind in self.scalars.items() if kind == "int")
+        self.reals = tuple(name for name, kind in self.scalars.items() if kind == "float")
         self.signature = inspect.Signature(
             [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in inspect.signature(fn).parameters.values()]
         )
+        parameters = self.signature.parameters.values()
+        self._names = tuple(self.signature.parameters)
+        self._expected = set(self._names)
+        self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
 
-    def _declare(self, dims: Mapping[str, str]) -> None:
-        parameters = inspect.signature(self.fn, eval_str=True).parameters
-        places = {a.arg: self.source.loc(a) for a in self.source.tree.args.args}
+    def _declare(self, dims: Mapping[str, Any]) -> None:
+        parameters = inspect.signature(self.fn).parameters
+        places = {a.arg: self.source.loc(a) for a in ast.walk(self.source.tree.args) if isinstance(a, ast.arg)}
         whole = self.source.loc(self.source.tree)
+        optional = ""
         for name, parameter in parameters.items():
-            loc = places.get(name, whole)
-            kind = parameter.annotation
+            loc = places[name]
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                fail(
+                    loc,
+                    f"argument {parameter} takes any number of values",
+                    "write the arguments out, each with its kind",
+                )
+            if parameter.default is not parameter.empty:
+                optional = name
+            elif optional:
+                fail(loc, f"argument {name} has no default, but {optional} has one", f"write {name} before {optional}")
+            kind = self._kind(parameter, loc)
             if kind in (language.In, language.Out):
-                if not isinstance(dims.get(name), str) or not dims[name].split():
+                given = dims.get(name, "")
+                if not isinstance(given, str):
+                    named = " ".join(map(str, given)) if isinstance(given, list | tuple) else "M N"
+                    fail(
+                        loc, f"dims of {name} are {given!r}", f'write them as one string: @kd.kernel({name}="{named}")'
+                    )
+                if not given.split():
                     fail(loc, f"tensor {name} has no dims", f'name them in the decorator: @kd.kernel({name}="M N")')
-                self.tensors[name] = tuple(dims[name].split())
+                self.tensors[name] = tuple(given.split())
                 self.roles[name] = "in" if kind is language.In else "out"
-                if bad := [d for d in self.tensors[name] if not d.isidentifier()]:
-                    fail(loc, f"{bad[0]!r} cannot name a dim of {name}", 'dims are identifiers: "B H M D"')
+                if bad := [d for d in self.tensors[name] if not d.isidentifier() or iskeyword(d)]:
+                    fail(
+                        loc,
+                        f"{bad[0]!r} cannot name a dim of {name}",
+                        'dims are identifiers with spaces between: "B H M D"',
+                    )
                 if len(set(self.tensors[name])) != len(self.tensors[name]):
                     fail(loc, f"dims of {name} repeat: {dims[name]!r}", "give each dim a name of its own")
             elif kind in (language.Float, language.Positive, language.Int):
@@ -96,10 +133,23 @@ class Kernel:
         if "out" not in self.roles.values():
             fail(whole, f"kernel {self.name} has no output", "annotate the tensors it writes with kd.Out")
 
-    @cached_property
+    def _kind(self, parameter: inspect.Parameter, loc: Loc) -> Any:
+        """An argument's annotation, which is a string under ``from __future__ import annotations``."""
+        kind = parameter.annotation
+        closure = zip(self.fn.__code__.co_freevars, self.fn.__closure__ or (), strict=True)
+        try:
+            known = {name: cell.cell_contents for name, cell in closure}
+            while isinstance(kind, str):
+                kind = eval(kind, self.fn.__globals__, known)
+        except Exception as error:
+            fail(loc, f"the kind of {parameter.name} cannot be read: {error}",
+                 "write it as kd.In, with kd imported in this module or used in the kernel")  # fmt: skip
+        return kind
+
+    @property
     def source_hash(self) -> str:
-        """Of the kernel's text, the helpers it inlines and the constants it names, without layout and comments."""
-        return fingerprint(self.source, _helper_source)
+        """Of the kernel's text, the helpers it inlines and what it names from outside now, without layout and comments."""
+        return self.now().hash
 
     @property
     def dim_names(self) -> tuple[str, ...]:
@@ -133,18 +183,79 @@ class Kernel:
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Arguments by name. Raises InputError where they do not fit the signature."""
-        try:
-            bound = self.signature.bind(*args, **kwargs)
-        except TypeError as error:
+        # By hand: the signature takes three times as long, and tells what is wrong.
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        arguments = self._defaults | given
+        if len(given) != len(args) + len(kwargs) or arguments.keys() != self._expected:
             raise InputError(
-                f"{self.name}: {error}; its arguments are {', '.join(self.signature.parameters)}"
-            ) from None
-        bound.apply_defaults()
+                f"{self.name}: {self._why_unbound(args, kwargs)}; its arguments are {', '.join(self._names)}"
+            )
+        for name in self.integers:
+            if type(value := arguments[name]) is not int or not -0x80000000 <= value <= 0x7FFFFFFF:
+                arguments[name] = self._integer(name, value)
+        for name in self.reals:
+            if type(value := arguments[name]) is not float:
+                arguments[name] = self._real(name, value)
         for name in self.positive:
-            if not (value := bound.arguments[name]) >= language.SMALLEST_POSITIVE:
+            if (value := arguments[name]) is not None and not value >= language.SMALLEST_POSITIVE:
                 least = f"it must be above zero, {language.SMALLEST_POSITIVE:.3g} or more (a normal float32)"
                 raise InputError(f"{self.name}: {name} is {value!r}; {least}")
-        return dict(bound.arguments)
+        return {name: arguments[name] for name in self._names}
+
+    def _why_unbound(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
+        """Why arguments do not fit the signature, and what a misspelt one may have meant."""
+        accepted = [*self._names, "config", "backend"]
+        unknown = next((name for name in keywords if name not in accepted), None)
+        if unknown is not None:
+            close = difflib.get_close_matches(unknown, accepted, n=1)
+            return f"there is no argument {unknown!r}" + (f"; did you mean {close[0]}?" if close else "")
+        try:
+            self.signature.bind(*args, **keywords)
+        except TypeError as error:
+            return str(error)
+        raise AssertionError(keywords)
+
+    def _integer(self, name: str, value: Any) -> int | None:
+        """What was given for a ``kd.Int``, as a number of Python. Raises InputError for all but whole numbers of int32."""
+        if value is None and name in self.may_be_absent:
+            return None
+        accepted = f"a kd.Int is a whole number from {-(2**31)} to {2**31 - 1}"
+        if not isinstance(value, bool):  # which is a whole number to Python
+            try:
+                whole = operator.index(value)
+            except Exception:  # a traced array says so with an error of its own
+                pass
+            else:
+                if -(2**31) <= whole < 2**31:
+                    return whole
+        raise InputError(f"{self.name}: {name} is {value!r} ({type(value).__name__}); {accepted}{self._or_none(name)}")
+
+    def _real(self, name: str, value: Any) -> Any:
+        """The same for a ``kd.Float``. A JAX scalar, which may be traced, stays what it is."""
+        if value is None and name in self.may_be_absent:
+            return None
+        if not isinstance(value, bool) and isinstance(value, numbers.Real):
+            return float(value)
+        if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and getattr(value, "shape", None) == ():
+            return value
+        raise InputError(
+            f"{self.name}: {name} is {value!r} ({type(value).__name__}); a kd.Float is a real number{self._or_none(name)}"
+        )
+
+    def _or_none(self, name: str) -> str:
+        return ", or None" if name in self.may_be_absent else ""
+
+    @cached_property
+    def may_be_absent(self) -> frozenset[str]:
+        """The scalar arguments that may be None: by their default, or because the text asks ``is None``."""
+        asked = {
+            node.left.id
+            for node in ast.walk(self.source.tree)
+            if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name)
+            and isinstance(node.ops[0], ast.Is | ast.IsNot)
+            and isinstance(known := node.comparators[0], ast.Constant) and known.value is None
+        }  # fmt: skip
+        return frozenset(n for n in self.scalars if n in asked or self.signature.parameters[n].default is None)
 
     def __call__(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
         """Run the kernel: torch tensors on their device (CUDA: Triton; CPU: NumPy), JAX arrays through Pallas.

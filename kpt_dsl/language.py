@@ -57,7 +57,10 @@ class Value:
 
 
 class In:
-    """A tensor argument that is read: ``x[m, :]`` loads a tile, with one index a dim (tile, scalar, or ``:`` for all of it)."""
+    """A tensor argument that is read: ``x[m, :]`` loads a tile, with one index a dim (tile, scalar, or ``:`` for all of it).
+
+    A scalar index must be one of its dim, from 0 up: IndexRangeError says where it is not (on GPUs within ``kd.checking()``).
+    """
 
     def __getitem__(self, index: Any) -> Value:
         _never("In")
@@ -178,7 +181,10 @@ def dot(a: Value, b: Value, acc: Value | None = None) -> Value:
 
 
 def where(cond: Any, a: Any, b: Any) -> Value:
-    """``a`` where the condition holds, else ``b``, element by element."""
+    """``a`` where the condition holds, else ``b``, element by element.
+
+    With a scalar condition, what is loaded in ``a`` or ``b`` is loaded only where that one is taken.
+    """
     _never("where")
 
 
@@ -187,23 +193,26 @@ def sum(x: Value, axis: int) -> Value:
     _never("sum")
 
 
-def max(x: Value, axis: int) -> Value:
-    """Largest element along one axis; -inf (or the least integer) where there is none."""
+def max(x: Value, axis: int, *, drop_nan: bool = False) -> Value:
+    """Largest element along one axis; -inf (or the least integer) where there is none, and NaN where an element is NaN.
+
+    ``drop_nan``: a NaN may be passed over, or not. That saves instructions on some devices; for where it cannot matter.
+    """
     _never("max")
 
 
-def min(x: Value, axis: int) -> Value:
-    """Smallest element along one axis; inf (or the greatest integer) where there is none."""
+def min(x: Value, axis: int, *, drop_nan: bool = False) -> Value:
+    """Smallest element along one axis; inf (or the greatest integer) where there is none. NaN: as in ``max``."""
     _never("min")
 
 
-def maximum(a: Any, b: Any) -> Value:
-    """The larger of two, element by element."""
+def maximum(a: Any, b: Any, *, drop_nan: bool = False) -> Value:
+    """The larger of two, element by element; NaN where one of them is NaN. ``drop_nan``: there it may be the other one."""
     _never("maximum")
 
 
-def minimum(a: Any, b: Any) -> Value:
-    """The smaller of two, element by element."""
+def minimum(a: Any, b: Any, *, drop_nan: bool = False) -> Value:
+    """The smaller of two, element by element. NaN: as in ``maximum``."""
     _never("minimum")
 
 

@@ -135,7 +135,10 @@ def _format(node: ir.Expr) -> tuple[str, int]:
         case ir.Valid(axis):
             return f"{axis}.valid", _ATOM
         case ir.Load(tensor, index, masked):
-            return f"{tensor}{_index(index)}{_masked(masked)}", _ATOM
+            asked = "" if node.when is None else f".when({format_expr(node.when)})"
+            return f"{tensor}{_index(index)}{_masked(masked)}{asked}", _ATOM
+        case ir.Checked(x):
+            return f"checked({format_expr(x)})", _ATOM
         case ir.Unary("neg", x):
             return f"-{_expr(x, _NEGATE)}", _NEGATE
         case ir.Unary("not", x):

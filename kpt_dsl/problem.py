@@ -4,21 +4,21 @@ Reads the few attributes that array libraries share (shape, dtype, strides); imp
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from kpt_dsl import ir
+from kpt_dsl import arrays, ir
 from kpt_dsl.dtypes import DType, dtype, f32, i32
 from kpt_dsl.errors import InputError
-from kpt_dsl.frontend.expressions import Helper
 from kpt_dsl.frontend.lower import Specialisation, lower
+from kpt_dsl.frontend.outside import Helper, Meaning
+from kpt_dsl.passes import indices, ranges
+from kpt_dsl.passes.intervals import Interval
+from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
-
-ALIGNMENT = 16
-"""Bytes to which a base address must be aligned for wide loads and descriptors (CUDA programming guide, tensor maps)."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,33 @@ class Problem:
 
     ``dtypes``: tensor parameter -> dtype name, None for an absent optional tensor. ``dims``: every symbolic dim -> extent.
     ``strides``: tensor -> strides in elements. ``statics``: static argument -> value, and absent optional scalars -> None.
-    ``aligned``: the tensors whose base address is 16-byte aligned.
+    ``aligned``: the tensors whose base address is 16-byte aligned. ``meaning``: the kernel's text with what it named from
+    outside when the problem was bound; ``functions`` the same of static arguments that are functions.
     """
 
     kernel: "Kernel"
     dtypes: tuple[tuple[str, str | None], ...]
     dims: tuple[tuple[str, int], ...]
     strides: tuple[tuple[str, tuple[int, ...]], ...]
-    statics: tuple[tuple[str, Any], ...]
+    statics: tuple[tuple[str, Any], ...] = field(compare=False)
     aligned: frozenset[str]
+    meaning: Meaning = field(compare=False, repr=False)
+    functions: Mapping[str, Meaning] = field(compare=False, repr=False)
+    _exactly: Hashable = field(init=False, repr=False)
     _lowered: "list[_Lowered]" = field(default_factory=list, compare=False, repr=False)
+    _safe: dict[str, Interval] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        values = {name: self.functions.get(name, value) for name, value in self.statics}
+        exactly = (self.meaning.hash, *((name, told_apart(value)) for name, value in values.items()))
+        object.__setattr__(self, "_exactly", exactly)
 
     @staticmethod
     def bind(kernel: "Kernel", arguments: Mapping[str, Any]) -> "Problem":
         """From arrays (torch, JAX, NumPy, or anything with shape and dtype), scalars and static arguments.
 
-        Raises InputError for a missing argument, a wrong rank, dims that disagree, or an unknown dtype.
+        Raises InputError for a missing argument, a wrong rank, dims that disagree, an unknown dtype, or memory that is not
+        what it seems (sparse, masked, byte-swapped; outputs that are read-only or whose elements overlap).
         """
         dims: dict[str, tuple[int, str]] = {}
         dtypes: list[tuple[str, str | None]] = []
@@ -61,29 +72,23 @@ class Problem:
             if array is None:
                 dtypes.append((name, None))
                 continue
-            shape = getattr(array, "shape", None)
-            if shape is None:
-                raise InputError(
-                    f"{kernel.name}: {name} is {array!r}, but must be a tensor with dims ({', '.join(names)})"
-                )
-            if len(shape) != len(names):
-                raise InputError(
-                    f"{kernel.name}: {name} has shape {tuple(shape)}, but needs {len(names)} dims ({', '.join(names)})"
-                )
-            for dim, extent in zip(names, shape, strict=True):
+            if trouble := arrays.why_unfit(name, array, names, kernel.roles[name] == "out"):
+                raise InputError(f"{kernel.name}: {name} {trouble}")
+            for dim, extent in zip(names, array.shape, strict=True):
                 known = dims.setdefault(dim, (int(extent), name))
                 if known[0] != extent:
                     raise InputError(
                         f"{kernel.name}: dim {dim} is {known[0]} in {known[1]} but {extent} in {name} "
-                        f"(shape {tuple(shape)} for ({', '.join(names)}))"
+                        f"(shape {tuple(array.shape)} for ({', '.join(names)}))"
                     )
             dtypes.append((name, dtype(array.dtype).name))
-            strides.append((name, _strides(array)))
-            if _aligned(array):
+            strides.append((name, arrays.strides(array)))
+            if arrays.aligned(array):
                 aligned.add(name)
+        statics = kernel.static_values(arguments)
         return Problem(
             kernel, tuple(dtypes), tuple((d, n) for d, (n, _) in dims.items()), tuple(strides),
-            kernel.static_values(arguments), frozenset(aligned),
+            statics, frozenset(aligned), kernel.now(), _functions(statics),
         )  # fmt: skip
 
     @staticmethod
@@ -117,17 +122,17 @@ class Problem:
         for name in present:
             shape = [dims[d] for d in kernel.tensors[name]]
             strides.append((name, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))))
+        values = kernel.static_values(statics, partial=True)
         return Problem(
             kernel,
             tuple((t, None if dtypes[t] is None else dtype(dtypes[t]).name) for t in kernel.tensors),
-            tuple((d, int(dims[d])) for d in needed), tuple(strides), kernel.static_values(statics, partial=True),
-            frozenset(present),
+            tuple((d, int(dims[d])) for d in needed), tuple(strides), values,
+            frozenset(present), kernel.now(), _functions(values),
         )  # fmt: skip
 
     def with_dims(self, **extents: int) -> "Problem":
         """The same problem with other extents, contiguous."""
-        dims = dict(self.dims) | extents
-        return Problem.of_shapes(self.kernel, dims, dict(self.dtypes), dict(self.statics))
+        return self._like(Problem.of_shapes(self.kernel, dict(self.dims) | extents, dict(self.dtypes)))
 
     def dim(self, name: str) -> int:
         """Extent of a dim."""
@@ -150,16 +155,59 @@ class Problem:
     def lower(self, choices: Mapping[str, Any] | None = None) -> ir.Kernel:
         """The tile IR for these dtypes and statics under algorithm choices, or a config that holds them.
 
-        Choices that are not given take their first option.
+        Choices that are not given take their first option. Raises KernelError where the text is not a kernel, InputError where
+        int32 does not hold an extent, or what is computed of extents alone, IndexRangeError for an index that a dim of this
+        extent does not have.
         """
         given = dict(choices or {})
         for known in self._lowered:
-            if all(given.get(name, options[0]) == known.taken[name] for name, options in known.kernel.choices):
+            if all(
+                told_apart(given.get(name, options[0])) == told_apart(known.taken[name])
+                for name, options in known.kernel.choices
+            ):
                 return known.kernel
-        kernel = lower(self._specialisation(given))
+        kernel, dims = self.unchecked(given), dict(self.dims)
+        ranges.check_dims(kernel.name, dims)
+        ranges.check(kernel, dims, {})
+        kernel = indices.check(kernel, dims)
         taken = {name: given.get(name, options[0]) for name, options in kernel.choices}
         self._lowered.append(_Lowered(taken, kernel))
         return kernel
+
+    def unchecked(self, choices: Mapping[str, Any]) -> ir.Kernel:
+        """The same of any extents: nothing is known of its indices."""
+        return lower(self._specialisation(dict(choices)))
+
+    def check_integers(self, arguments: Mapping[str, Any]) -> None:
+        """Raises InputError where arithmetic on the ``kd.Int`` arguments leaves int32, in the text or in what is made of it.
+
+        What was seen to be safe is remembered as an interval of each, so that most calls only compare.
+        """
+        known = self._safe
+        for name in self.kernel.integers:
+            value = arguments[name]
+            if value is not None and (name not in known or not known[name][0] <= value <= known[name][1]):
+                break
+        else:
+            return
+        integers = {name: arguments[name] for name in self.kernel.integers if arguments[name] is not None}
+        kernels, dims = self._every_choice(), dict(self.dims)
+        for kernel in kernels:
+            ranges.check(kernel, dims, integers)
+        self._safe.update(ranges.widened(kernels, dims, integers, known))
+
+    def _every_choice(self) -> tuple[ir.Kernel, ...]:
+        """The IR under every algorithm choice."""
+        found: dict[ir.Kernel, None] = {}
+        waiting: list[dict[str, Any]] = [{}]
+        while waiting:
+            choices = waiting.pop()
+            kernel = self.lower(choices)
+            found[kernel] = None
+            if unmet := [(name, options) for name, options in kernel.choices if name not in choices]:
+                name, options = unmet[0]
+                waiting += [choices | {name: option} for option in options]
+        return tuple(found)
 
     def _specialisation(self, choices: dict[str, Any]) -> Specialisation:
         kernel, statics = self.kernel, dict(self.statics)
@@ -176,11 +224,22 @@ class Problem:
             if name not in statics
         )
         known = frozenset(d for t in tensors for d in t.dims)
-        return Specialisation(kernel.name, kernel.source, tensors, scalars, {**absent, **statics}, known, choices)
+        outside = {key: value for each in self.functions.values() for key, value in each.values.items()}
+        nowhere = {
+            name: kernel.tensors.get(name, ()) for name in (*absent, *(s for s in kernel.scalars if s in statics))
+        }
+        return Specialisation(
+            kernel.name, self.meaning.source, tensors, scalars, {**absent, **statics}, known, choices,
+            outside | dict(self.meaning.values), nowhere,
+        )  # fmt: skip
 
     def contiguous(self) -> "Problem":
         """The same problem on contiguous, aligned tensors."""
-        return replace(Problem.of_shapes(self.kernel, dict(self.dims), dict(self.dtypes)), statics=self.statics)
+        return self._like(Problem.of_shapes(self.kernel, dict(self.dims), dict(self.dtypes)))
+
+    def _like(self, other: "Problem") -> "Problem":
+        """Another problem of the kernel with the static arguments and the meaning of this one."""
+        return replace(other, statics=self.statics, meaning=self.meaning, functions=self.functions)
 
     def __str__(self) -> str:
         dims = ",".join(f"{d}={n}" for d, n in self.dims)
@@ -189,20 +248,5 @@ class Problem:
         return f"{self.kernel.name}[{dims} {dtypes}{statics}]"
 
 
-def _strides(array: Any) -> tuple[int, ...]:
-    """Strides in elements: torch gives them so, NumPy in bytes, JAX arrays and shape specs are contiguous."""
-    stride = getattr(array, "stride", None)
-    if callable(stride):
-        return tuple(stride())
-    strides, itemsize = getattr(array, "strides", None), getattr(array, "itemsize", None)
-    if isinstance(strides, tuple) and itemsize:
-        return tuple(s // itemsize for s in strides)
-    return tuple(math.prod(array.shape[i + 1 :]) for i in range(len(array.shape)))
-
-
-def _aligned(array: Any) -> bool:
-    pointer = getattr(array, "data_ptr", None)
-    if callable(pointer):
-        return bool(pointer() % ALIGNMENT == 0)
-    interface = getattr(array, "__array_interface__", None)
-    return interface is None or interface["data"][0] % ALIGNMENT == 0
+def _functions(statics: tuple[tuple[str, Any], ...]) -> dict[str, Meaning]:
+    return {name: value.now() for name, value in statics if isinstance(value, Helper)}

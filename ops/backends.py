@@ -14,6 +14,7 @@ import torch
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Ready
 from kpt_dsl.errors import KptError, TargetError
+from kpt_dsl.frontend.outside import Meaning
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import space
@@ -113,15 +114,21 @@ class Launches:
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
-        self._prepared: dict[Kernel, Callable[..., Any]] = {}
+        self._prepared: dict[Kernel, _Prepared] = {}
         self._quickest: dict[tuple[str, ...], int] = {}
         self._ways: dict[str, Launches] = {}
 
     def __call__(self, kernel: Kernel, *arguments: Any) -> None:
-        prepared = self._prepared.get(kernel)
-        if prepared is None:
-            prepared = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
-        prepared(*arguments)
+        run, meant = self._prepared.get(kernel) or self._prepare(kernel, arguments)
+        for now, meaning in meant:
+            if now() is not meaning:
+                run, _ = self._prepare(kernel, arguments)
+                break
+        run(*arguments)
+
+    def _prepare(self, kernel: Kernel, arguments: tuple[Any, ...]) -> "_Prepared":
+        prepared = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
+        return prepared
 
     def quickest(self, *ways: Way) -> Any:
         """The quickest way, found out when it is first asked for; each way prepares its kernels for itself."""
@@ -133,6 +140,18 @@ class Launches:
         if launches is None:
             launches = self._ways[names[number]] = Launches(self._backend)
         return ways[number](launches)
+
+
+class _Prepared(NamedTuple):
+    """What runs a kernel; and of it and of the functions among its arguments, what gives their meanings and what these were."""
+
+    run: Callable[..., Any]
+    meant: tuple[tuple[Callable[[], Meaning], Meaning], ...]
+
+    @staticmethod
+    def of(run: Callable[..., Any], problem: Problem) -> "_Prepared":
+        functions = [(value.now, problem.functions[name]) for name, value in problem.statics if name in problem.functions]
+        return _Prepared(run, ((problem.kernel.now, problem.meaning), *functions))
 
 
 class _Recorder:
@@ -187,14 +206,14 @@ def _microseconds(way: Way, backend: str) -> float | None:
             answer = lookup.choose(problem, runtime.runtime(backend).target(bound))
         except KptError:  # no config of it is legal here
             return None
-        measured = answer.provenance in ("measured", "shipped") and not answer.sibling
+        measured = answer.provenance in ("measured", "imported", "shipped") and not answer.sibling
         if not measured or answer.entry is None or answer.entry.microseconds is None:
             return None
         total += answer.entry.microseconds
     return total
 
 
-def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> Callable[..., Any]:
+def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prepared:
     """What runs the kernel on any arguments of the same dtypes, shapes, strides and alignment."""
     from kpt_dsl import runtime
 
@@ -203,9 +222,8 @@ def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> Calla
     config, _ = runtime.chosen(problem, bound, backend)
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     if device.type == "cuda":
-        ready: Callable[..., Any] = runtime.runtime(backend).prepare(problem, config, device.index)
-        return ready
-    return lambda *given: runtime.run(problem, kernel.bind(*given), config, backend)
+        return _Prepared.of(runtime.runtime(backend).prepare(problem, config, device.index), problem)
+    return _Prepared.of(lambda *given: runtime.run(problem, kernel.bind(*given), config, backend), problem)
 
 
 def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:

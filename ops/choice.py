@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from kpt.ops.eager import is_transformed
+from kpt.ops.recompute import checkpoint_frame, lay_around
 from kpt.ops.registry import Implementation, Op
 from kpt_dsl.errors import InputError, MissingPackageError
 
@@ -22,6 +24,9 @@ Name = Literal["reference", "triton", "pallas", "numpy"]
 _preferred: ContextVar[str | None] = ContextVar("kpt_preferred", default=None)
 preferred = _preferred.get
 """The implementation that the surrounding ``prefer`` forces, or None."""
+
+_began_in: ContextVar[Any] = ContextVar("kpt_preferred_in", default=None)
+"""The checkpoint inside which that block began."""
 
 NOTHING_FAILED: Mapping[str, str] = MappingProxyType({})
 
@@ -33,12 +38,24 @@ def prefer(name: Name) -> Iterator[None]:
     "triton" on CPU tensors runs the generated source under Triton's interpreter, "pallas" in interpret mode, "numpy" runs
     the tile program itself. A call that it cannot serve raises InputError there, MissingPackageError if its package is absent.
     Raises InputError for an unknown name. Holds for the present thread or task, and for the backward of what was called inside,
-    wherever that runs; in a graph of torch.compile what counts is where each pass runs.
+    wherever that runs, with what a checkpoint (``use_reentrant=False``) computes again for it; in a graph of torch.compile
+    what counts is where each pass runs.
     """
     if name not in get_args(Name):
         raise InputError(f"prefer: implementation {name!r} is unknown; accepted: {', '.join(get_args(Name))}")
     with Holding(name):
-        yield
+        token = _began_in.set(checkpoint_frame())
+        try:
+            yield
+        finally:
+            _began_in.reset(token)
+
+
+def hold_for_recomputation(preference: str) -> None:
+    """Let a preference hold for what the checkpoint that is being made computes again, unless the block is inside it."""
+    frame = checkpoint_frame()
+    if frame is not None and frame is not _began_in.get():
+        lay_around(frame, partial(Holding, preference))
 
 
 class Holding:
@@ -124,10 +141,10 @@ def _why_not(
     if candidate.package is not None and find_spec(candidate.package) is None:
         return f"the package {candidate.package} is not installed"
     if needs_grad and not candidate.differentiable:
-        if op.gradient is None:
-            return "an input needs grad, and this implementation has no backward"
         if is_transformed():
             return "torch.func transforms and forward-mode differentiation follow PyTorch's own operations only"
+        if op.gradient is None:
+            return "an input needs grad, and this implementation has no backward"
     return candidate.why_not(*arguments)
 
 

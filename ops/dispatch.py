@@ -6,19 +6,25 @@ Falling back from what the device leads one to expect is logged once an op and r
 
 import logging
 from collections import Counter
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
+from kpt.ops import flops, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.autograd import followed
-from kpt.ops.choice import Choice, choose, preferred
-from kpt.ops.eager import PLAIN, is_autocasting, is_plain
+from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
+from kpt.ops.eager import PLAIN, WORDS, is_autocasting, is_compiling, is_plain
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.configs import generation
-from kpt_dsl.errors import KptError
+from kpt_dsl.errors import IndexRangeError, KptError
+from kpt_dsl.runtime.precision import float32_products
 
 log = logging.getLogger("kpt")
+
+_all_or_none: ContextVar[bool] = ContextVar("kpt_all_or_none", default=False)
+"""Inside a function of ours that autograd follows: an op that a subclass does not know is PyTorch's, and its gradient too."""
 
 DECISIONS_KEPT = 4096
 """Kinds of call remembered for each op: some MB at most, far more than a program of fixed shapes has."""
@@ -35,12 +41,22 @@ class Decision:
         self.calls = 0
 
 
+class Foreign(Exception):
+    """An argument is not of the kinds that kernels take: neither a tensor with memory and strides nor a plain value."""
+
+
 def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a decision depends on: each tensor's layout, type, device, alignment and need of grad; each other argument."""
+    """What a decision depends on: each tensor's layout, type, device, alignment, need of grad and lazy negation; each other
+    argument with its type, as 1 and True are equal.
+
+    Raises Foreign, or RuntimeError where a tensor has no strides or memory to ask for (sparse, nested, mkldnn).
+    """
     return tuple(
         [
-            (a.shape, a.stride(), a.dtype, a.device, a.data_ptr() & 15, a.requires_grad)
-            if type(a) in PLAIN
+            (a.shape, a.stride(), a.dtype, a.device, (p := a.data_ptr()) and p & 15 | 16, a.requires_grad, a.is_neg())
+            if (kind := type(a)) in PLAIN
+            else (kind, a)
+            if kind in WORDS
             else _unusual(a)
             for a in arguments
         ]
@@ -48,18 +64,15 @@ def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _unusual(value: Any) -> Any:
-    """Everything that is no plain tensor: numbers and names as they are, the dispatcher's lists as tuples."""
-    if isinstance(value, torch.Tensor):
-        return (
-            type(value),
-            value.shape,
-            value.stride(),
-            value.dtype,
-            value.device,
-            value.data_ptr() & 15,
-            value.requires_grad,
-        )
-    return tuple(value) if type(value) is list else value
+    """What is neither a plain tensor nor a plain word: sequences as tuples, whatever they are."""
+    kind = type(value)
+    if kind is tuple and len(value) == 1 and type(value[0]) is int:  # the shape of most norms
+        return value
+    if kind is tuple or kind is list or kind is torch.Size:
+        return (*map(type, value), *value)
+    if hasattr(kind, "__torch_function__"):
+        raise Foreign
+    return kind, value
 
 
 class Dispatcher:
@@ -69,6 +82,7 @@ class Dispatcher:
         self.op = op
         self.through_torch: Any = None
         """The op as torch.library knows it; set when it is defined there."""
+        self._precision = float32_products if op.multiplies else _nothing
         self._decisions: dict[Any, Decision] = {}
         self._served: Counter[str] = Counter()
         self._fallbacks: Counter[str] = Counter()
@@ -77,12 +91,12 @@ class Dispatcher:
     def __call__(self, *arguments: Any) -> Any:
         """The public functions' way in: straight to the implementation where nothing would intercept the call."""
         if not is_plain():
-            return self.through_torch(*arguments)
+            return self.through_torch(*arguments) if is_compiling() else self._foreign(arguments)
         if not is_autocasting():
             return self._run(arguments, torch.is_grad_enabled())
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
         if not all(type(t) in PLAIN for t in tensors):
-            return self.through_torch(*arguments)  # a subclass may want to see what came in
+            return self._foreign(arguments)
         device = tensors[0].device.type if tensors else "cpu"
         policy = self.op.autocast.get(device)
         if policy is None or not torch.is_autocast_enabled(device):
@@ -91,20 +105,32 @@ class Dispatcher:
             return self._run(tuple(cast(policy, device, arguments)), torch.is_grad_enabled())
 
     def below_autograd(self, *arguments: Any) -> Any:
-        """The way in from PyTorch's dispatcher, which has seen to autograd already."""
+        """The way in from PyTorch's dispatcher, which has seen to autograd and to subclasses already."""
         return self._run(arguments, None)
 
     def with_autograd(self, *arguments: Any) -> Any:
-        """Serve a call whose inputs need grad, also while it is being traced: nothing here reads values or remembers."""
+        """Serve a call whose inputs need grad, or that is transformed (vmap), also while it is being traced: nothing here reads
+        values or remembers."""
         self.op.check(*arguments)
-        choice = choose(self.op, arguments, True, preferred())
+        preference = preferred()
+        choice = choose(self.op, arguments, True, preference)
+        if preference is not None:
+            hold_for_recomputation(preference)
         if not choice.implementation.differentiable:
-            return followed(self.op, self.through_torch)(*arguments)  # comes back below autograd, and is counted there
+            token = _all_or_none.set(True)
+            try:
+                return followed(self.op, self.through_torch)(*arguments)  # comes back below autograd, and is counted there
+            finally:
+                _all_or_none.reset(token)
         self._served[choice.implementation.name] += 1
         if choice.fallback_reason is not None:
             self._fallbacks[choice.fallback_reason] += 1
             self._log_once(choice.fallback_reason)
         return choice.implementation.prepare(arguments)(*arguments)
+
+    def count_outside(self, reason: str) -> None:
+        """Count a call that PyTorch served since the op has no words for it, as for an attention mask of any shape."""
+        self._fallbacks[reason] += 1
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Calls by implementation (``served``), and by reason those that fell back (``fallbacks``)."""
@@ -115,19 +141,23 @@ class Dispatcher:
 
     def _run(self, arguments: tuple[Any, ...], grad_mode: bool | None) -> Any:
         """``grad_mode``: whether autograd records here; None below autograd."""
-        key = (fingerprint(arguments), grad_mode, torch.get_float32_matmul_precision(), generation(), preferred())
         try:
+            key = (fingerprint(arguments), grad_mode, self._precision(), generation(), preferred())
             decision = self._decisions.get(key)
         except TypeError:  # an unhashable argument: nothing that an op takes
             self.op.check(*arguments)
             raise
+        except (Foreign, RuntimeError):
+            return self._below_subclasses(arguments) if grad_mode is None else self._foreign(arguments)
         if decision is None:
             decision = self._decide(key, arguments, {})
+        if key[-1] is not None and grad_mode:
+            hold_for_recomputation(key[-1])
         decision.calls += 1
         try:
             return decision.ready(*arguments)
         except KptError as error:
-            if key[-1] is not None or decision.choice is None:
+            if key[-1] is not None or decision.choice is None or isinstance(error, IndexRangeError):
                 raise
             return self._after_failure(key, decision.choice, arguments, error)
 
@@ -135,8 +165,8 @@ class Dispatcher:
         self.op.check(*arguments)
         _, grad_mode, *_, prefers = key
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-        if grad_mode is not None and any(type(t) not in PLAIN for t in tensors):
-            decision = Decision(None, self.through_torch)  # a subclass may want to see the op
+        if any(map(_is_lazy, tensors)):
+            decision = Decision(None, self._written_out)
         else:
             needs_grad = bool(grad_mode) and any(t.requires_grad for t in tensors)
             choice = choose(self.op, arguments, needs_grad, prefers, failed)
@@ -156,6 +186,49 @@ class Dispatcher:
         self._decisions[key] = decision
         return decision
 
+    def _written_out(self, *arguments: Any) -> Any:
+        """The call with tensors whose memory does not hold their values (lazily negated, zeros without memory) written out."""
+        return self(*[a.clone() if isinstance(a, torch.Tensor) and _is_lazy(a) else a for a in arguments])
+
+    def _foreign(self, arguments: tuple[Any, ...]) -> Any:
+        """A call that something intercepts, or of tensors that only PyTorch understands. Modes and subclasses see the op."""
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        if not all(map(has_memory, tensors)):
+            return self.by_pytorch(arguments)
+        if torch.is_inference_mode_enabled():  # where our kernel of the key Autograd, which tells them, is not asked
+            flops.tell_counters()
+            sharding.share_out(tensors)
+        return self.or_by_pytorch(self.through_torch, arguments)
+
+    def or_by_pytorch(self, run: Ready, arguments: tuple[Any, ...]) -> Any:
+        """A call that a subclass of tensors may intercept, which gets PyTorch's own operations where it says that it does not
+        know the op, as it would without kpt: a quantised weight, a jagged batch."""
+        try:
+            return run(*arguments)
+        except NotImplementedError:
+            if _all_or_none.get() or all(type(a) in PLAIN for a in arguments if isinstance(a, torch.Tensor)):
+                raise
+            return self.by_pytorch(arguments)
+
+    def _below_subclasses(self, arguments: tuple[Any, ...]) -> Any:
+        """A call that PyTorch's dispatcher let through with tensors of subclasses: they are what they are below those."""
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = tuple([_plain(a) for a in arguments])
+        foreign = all(a is b for a, b in zip(plain, arguments, strict=True))
+        return self.by_pytorch(arguments) if foreign else self._run(plain, None)
+
+    def by_pytorch(self, arguments: tuple[Any, ...]) -> Any:
+        """PyTorch's own operations, and its own words where they refuse: what kinds of tensors they take is not known here."""
+        self._served["reference"] += 1
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        if any(t.device.type in (kernel.devices or ()) for t in tensors for kernel in self.op.kernels):
+            kinds = {str(t.layout) if type(t) in PLAIN else type(t).__name__ for t in tensors}
+            reason = f"only PyTorch knows what to do with tensors of these kinds: {', '.join(sorted(kinds))}"
+            self._fallbacks[reason] += 1
+            self._log_once(reason)
+        with torch._C._EnableTorchFunction():  # off where PyTorch's dispatcher came by, and jagged attention lives there
+            return self.op.reference(*arguments)
+
     def _after_failure(self, key: Any, choice: Choice, arguments: tuple[Any, ...], error: KptError) -> Any:
         """An implementation refused at launch what it had said it serves: PyTorch takes such calls from now on."""
         failed = {i.name: "not tried again" for i in self.op.kernels}
@@ -173,6 +246,24 @@ class Dispatcher:
         for decision in self._decisions.values():
             _count(decision, self._served, self._fallbacks)
         self._decisions.clear()
+
+
+def _nothing() -> None:
+    """The precision of products that an op does not have."""
+
+
+def _plain(value: Any) -> Any:
+    """A tensor of a subclass that PyTorch's dispatcher has dealt with as what it is below that."""
+    return value.as_subclass(torch.Tensor) if isinstance(value, torch.Tensor) and type(value) not in PLAIN else value
+
+
+def _is_lazy(tensor: torch.Tensor) -> bool:
+    return tensor.is_neg() or tensor._is_zerotensor()
+
+
+def has_memory(tensor: torch.Tensor) -> bool:
+    """False for the plain tensors that PyTorch's dispatcher does not hand to an op of ours: sparse, mkldnn, strided nested."""
+    return type(tensor) not in PLAIN or (tensor.layout == torch.strided and not tensor.is_nested)
 
 
 def _in_a_line(error: KptError) -> str:

@@ -13,6 +13,9 @@ from torch.compiler import is_compiling
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 """Types of tensors whose operations nobody intercepts."""
 
+WORDS = frozenset({bool, int, float, str, type(None), torch.dtype})
+"""Types of what else an op is told."""
+
 
 def _question(path: str) -> Callable[[], Any]:
     found: Any = torch._C
@@ -23,7 +26,8 @@ def _question(path: str) -> Callable[[], Any]:
 
 is_autocasting = _question("_is_any_autocast_enabled")
 """Whether torch.autocast is on for any device, or may be."""
-_dispatch_modes = _question("_len_torch_dispatch_stack")
+dispatch_modes = _question("_len_torch_dispatch_stack")
+"""How many modes see every op that runs."""
 _function_modes = _question("_is_torch_function_mode_enabled")
 _tracing = _question("_get_tracing_state")
 _functorch_level = _question("_functorch.maybe_current_level")
@@ -33,10 +37,11 @@ def is_plain() -> bool:
     """True where nothing but autocast would intercept an op: no torch.compile, mode, tracing or function transform."""
     return not (
         is_compiling()
-        or _dispatch_modes()
+        or dispatch_modes()
         or _function_modes()
         or _tracing() is not None
-        or is_transformed()
+        or _functorch_level() is not None
+        or getattr(forward_ad, "_current_level", 0) >= 0
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
+from kpt.ops import flops, sharding
 from kpt.ops.autocast import Off, cast
-from kpt.ops.dispatch import DISPATCHERS, Dispatcher
-from kpt.ops.eager import forward_mode
+from kpt.ops.dispatch import DISPATCHERS, Dispatcher, has_memory
+from kpt.ops.eager import dispatch_modes, forward_mode
 from kpt.ops.registry import AutocastPolicy, Op, register
 
 _LIBRARY = torch.library.Library("kpt", "DEF")
@@ -27,6 +28,11 @@ def define(op: Op) -> Dispatcher:
     _LIBRARY.impl(op.name, dispatcher.below_autograd, "CompositeExplicitAutograd")
     _LIBRARY.impl(op.name, partial(_autograd, dispatcher), "Autograd")
     torch.library.register_fake(f"kpt::{op.name}", _checked_fake(op), lib=_LIBRARY)
+    # Under vmap, PyTorch's own operations: they have rules for batches, where a kernel would run sample by sample.
+    _LIBRARY.impl(op.name, dispatcher.with_autograd, "FuncTorchBatchedDecomposition")
+    sharding.enter(dispatcher.through_torch, op)
+    if op.flops is not None:
+        flops.enter(getattr(torch.ops.kpt, op.name), op.flops)
     for device, policy in op.autocast.items():
         _LIBRARY.impl(op.name, partial(_autocast, dispatcher, device, policy), f"Autocast{device.upper()}")
     return dispatcher
@@ -35,9 +41,18 @@ def define(op: Op) -> Dispatcher:
 def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     """Calls that autograd must follow go to what it can follow; the others go on below."""
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    if not all(map(has_memory, tensors)):
+        return dispatcher.by_pytorch(arguments)
+    sharding.share_out(tensors)
+    if dispatch_modes():
+        flops.tell_counters()
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if needs_grad or (forward_mode() and any(unpack_dual(t).tangent is not None for t in tensors)):
-        return dispatcher.with_autograd(*arguments)
+        return dispatcher.or_by_pytorch(dispatcher.with_autograd, arguments)
+    return dispatcher.or_by_pytorch(partial(_below_autograd, dispatcher), arguments)
+
+
+def _below_autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return dispatcher.through_torch(*arguments)
 

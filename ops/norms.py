@@ -1,6 +1,6 @@
 """What layer norm and RMS norm, and their gradients, have in common: checks, and how sums over rows are shared out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +10,7 @@ from kpt.ops import checks
 from kpt.ops.backends import Launch
 from kpt.ops.column_sums import column_sums, partial_column_sums
 from kpt.ops.dtypes import FLOATS
+from kpt.ops.registry import Placed, Sharding
 
 HELD_BYTES = 32 * 1024
 """Longest row whose gradients one program makes while the sums of its share stay in registers beside it: 16384 elements in half
@@ -35,13 +36,15 @@ CPU_SHARES, CPU_ROWS = 3, 16
 
 def as_shape(normalized_shape: Any) -> Any:
     """A sequence as a tuple, which can be remembered; what is no sequence is left for ``check_norm`` to refuse."""
+    if type(normalized_shape) is tuple:  # asking whether it is a sequence takes longer than all else here
+        return normalized_shape
     return tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else normalized_shape
 
 
-def check_norm(op: str, x: Any, normalized_shape: Any, **parameters: Any) -> None:
+def check_norm(op: str, x: Any, normalized_shape: Any, any_dtype: bool = False, **parameters: Any) -> None:
     """Raises InputError unless the trailing dims of x are ``normalized_shape`` and the parameters have that shape.
 
-    Parameters have the dtype of x, or are float32 beside half-precision x.
+    Parameters have the dtype of x, or are float32 beside half-precision x; or any floating one, where PyTorch takes it.
     """
     checks.tensor(op, "input", x)
     checks.dtype(op, "input", x.dtype, FLOATS)
@@ -57,19 +60,26 @@ def check_norm(op: str, x: Any, normalized_shape: Any, **parameters: Any) -> Non
         if parameter is None:
             continue
         checks.shape(op, name, parameter, normalized_shape, "normalized_shape")
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        checks.dtype(op, name, parameter.dtype, (x.dtype, torch.float32) if half else (x.dtype,))
+        accepted = (x.dtype, torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else (x.dtype,)
+        checks.dtype(op, name, parameter.dtype, FLOATS if any_dtype else accepted)
         checks.same_device(op, "input", x, **{name: parameter})
 
 
 def check_norm_backward(
-    op: str, dy: Any, x: Any, normalized_shape: Any, needed: Any, inputs: Sequence[str], **parameters: Any
+    op: str,
+    dy: Any,
+    x: Any,
+    normalized_shape: Any,
+    needed: Any,
+    inputs: Sequence[str],
+    any_dtype: bool = False,
+    **parameters: Any,
 ) -> None:
     """Raises InputError unless ``check_norm`` passes, dy is like x, and ``needed`` has a bool for each of the ``inputs``.
 
     The gradient of a parameter is needed only where there is the parameter.
     """
-    check_norm(op, x, normalized_shape, **parameters)
+    check_norm(op, x, normalized_shape, any_dtype, **parameters)
     checks.shape(op, "dy", dy, x.shape, "the shape of input")
     checks.same_dtype(op, "input", x, dy=dy)
     checks.same_device(op, "input", x, dy=dy)
@@ -78,6 +88,22 @@ def check_norm_backward(
     for name, wanted in zip(inputs[1:], needed[1:], strict=True):
         if wanted and parameters[name] is None:
             checks.reject(op, name, "None", f"a tensor, as the gradient of {name} is needed")
+
+
+def shardings(x: torch.Tensor, normalized_shape: Sequence[int], parameters: int) -> Iterator[Sharding]:
+    """Of a norm: its rows, beside whole parameters. The last argument is eps."""
+    for dim in range(x.ndim - len(normalized_shape)):
+        yield Sharding((dim,), (dim, None, *["whole"] * parameters, None))
+
+
+def backward_shardings(
+    x: torch.Tensor, normalized_shape: Sequence[int], parameters: int, needed: Sequence[bool]
+) -> Iterator[Sharding]:
+    """Of a norm's gradients: its rows; what the rows of a process give to a parameter's is a part of the sum."""
+    for dim in range(x.ndim - len(normalized_shape)):
+        outputs: list[Placed] = [dim, *["sum"] * parameters]
+        given = (dim, dim, None, *["whole"] * parameters, None, None)
+        yield Sharding([o for o, n in zip(outputs, needed, strict=True) if n], given)
 
 
 def is_held(rows: torch.Tensor) -> bool:

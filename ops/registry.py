@@ -4,10 +4,10 @@ Records only. Which implementation serves a call is decided in ``choice.py``; ru
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -80,6 +80,19 @@ class Gradient:
     backward: Callable[..., Sequence[torch.Tensor]]
 
 
+Placed = int | Literal["whole", "sum"] | None
+"""Of one tensor, in a group of processes: cut along this dim, whole in each, or to be added up; None: no tensor."""
+
+
+class Sharding(NamedTuple):
+    """One way to run an op on processes of which each has a part of its tensors."""
+
+    outputs: Sequence[Placed]
+    """Of each tensor that the op gives."""
+    inputs: Sequence[Placed]
+    """Of each argument, in the order of the schema."""
+
+
 @dataclass(frozen=True)
 class Op:
     """An op: the contract (schema, reference, fake, checks) and what serves it, in order of preference.
@@ -89,7 +102,9 @@ class Op:
     implementation keeps. ``check(*arguments)`` raises InputError. ``autocast``: device type -> what torch.autocast casts
     floating inputs to there. ``arguments(dims, dtype, device, **flags)`` makes inputs; ``record(arguments, target)``: the
     kernel problems of such a call. ``gradient``: how autograd follows generated kernels; without one, calls that need
-    gradients go to the reference.
+    gradients go to the reference. ``multiplies``: whether its kernels multiply matrices, of float32 as precisely as PyTorch's
+    user asks. ``flops(*arguments)``: how many operations its products take, as PyTorch counts them. ``shardings(*arguments)``:
+    how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
     """
 
     name: str
@@ -105,6 +120,9 @@ class Op:
     shapes: tuple[Shape, ...] = ()
     autocast: Mapping[str, AutocastPolicy] = field(default_factory=dict)
     gradient: Gradient | None = None
+    multiplies: bool = False
+    flops: Callable[..., int] | None = None
+    shardings: Callable[..., "Iterable[Sharding]"] = lambda *_: ()
 
     @property
     def implementations(self) -> tuple[Implementation, ...]:

@@ -1,6 +1,7 @@
-"""What all tests share: hypothesis profiles, a cache and a database of their own, random numbers, where generated code runs."""
+"""What all tests share: hypothesis profiles, a cache and a database of their own, seeds, where generated code runs."""
 
 import os
+import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.interpreting import compile_quickly
 
 settings.register_profile(
     "ci",
@@ -21,6 +24,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, and so all that it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+PROGRAMS_SEED = "KPT_PROGRAMS_SEED"
+"""The variable that makes drawn programs those of an earlier run; workers inherit it."""
+
+
+def pytest_configure() -> None:
+    compile_quickly()
+    os.environ.setdefault(PROGRAMS_SEED, str(secrets.randbelow(1 << 31)))
+
+
+def pytest_report_header() -> str:
+    return f"drawn programs: {PROGRAMS_SEED}={os.environ[PROGRAMS_SEED]}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

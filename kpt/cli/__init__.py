@@ -1,7 +1,7 @@
 """The command ``kpt-tune``. Thin: it reads arguments, calls ``autotune_db`` and ``kpt.ops``, and prints.
 
 Exit codes: 0 done; 1 something did not work out (no config runs, nothing could be saved, doctor found a fault); 2 bad input;
-130 ended by Ctrl-C, with what was found stored.
+130 ended by Ctrl-C, with what was found stored (143 by SIGTERM, 129 by SIGHUP, likewise).
 """
 
 import sys
@@ -22,3 +22,6 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a full disk under our output, a terminal that is gone
+        print(f"kpt-tune: {error}", file=sys.stderr)
+        sys.exit(1)

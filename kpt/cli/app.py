@@ -2,7 +2,7 @@
 
 import typer
 
-from kpt.cli import doctor, explain, run, stored, targets, transfer
+from kpt.cli import doctor, explain, remove, run, stored, targets, transfer
 
 app = typer.Typer(
     name="kpt-tune",
@@ -28,7 +28,10 @@ app = typer.Typer(
 
         kpt-tune export -o h200.json
 
-    Exit codes: 0 done, 1 something did not work out, 2 bad input, 130 ended by Ctrl-C with what was found stored.
+        kpt-tune remove 3f2a91c0
+
+    Exit codes: 0 done, 1 something did not work out, 2 bad input, 130 ended by Ctrl-C with what was found stored
+    (143 by SIGTERM, 129 by SIGHUP).
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -43,4 +46,5 @@ app.command("show")(stored.show)
 app.command("explain")(explain.explain)
 app.command("export")(transfer.export)
 app.command("import")(transfer.import_)
+app.command("remove")(remove.remove)
 app.command("doctor")(doctor.doctor)

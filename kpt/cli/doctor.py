@@ -11,10 +11,11 @@ from typing import Literal
 import typer
 
 from autotune_db import environment
-from autotune_db.location import VARIABLE, is_url, local_file, location
+from autotune_db.location import VARIABLE, local_file, location, path_of, without_secrets
 from autotune_db.store import Store
-from kpt.cli import options, output
+from kpt.cli import options, output, stored
 from kpt_dsl import targets
+from kpt_dsl.build import cache
 from kpt_dsl.errors import KptError
 
 State = Literal["ok", "note", "fault"]
@@ -47,7 +48,7 @@ class Check:
 
 def doctor(db: options.Database = None, json: options.Json = False) -> None:
     """Check packages, device, database and caches, and say what to do. Exit code 1 where something is at fault."""
-    checks = [*_packages(), *_devices(), *_database(db or location()), *_folders(db)]
+    checks = [*_packages(), *_devices(), *_database(db), *_folders(db)]
     if json:
         output.as_json([asdict(check) for check in checks])
     else:
@@ -96,50 +97,60 @@ def _devices() -> Iterator[Check]:
             yield Check(f"device {number}", "ok", f"{name}: {target.name}")
 
 
-def _database(place: str) -> Iterator[Check]:
-    if not is_url(place) and not Path(place).expanduser().exists():
-        yield Check(
-            "database", "note", f"{place}: none yet", "kpt-tune run makes it; till then shipped configs and rules serve"
-        )
-        return
+def _database(db: str | None) -> Iterator[Check]:
     try:
-        with Store(place, read_only=True) as store:
+        if not stored.is_made(db):
+            place = db or location()
+            found = f"{without_secrets(str(path_of(place)), place)}: none yet"
+            yield Check("database", "note", found, "kpt-tune run makes it; till then shipped configs and rules serve")
+            return
+        with Store(db, read_only=True) as store:
             trouble = store.damage()
             entries = store.entries()
             trials = len(store.trials())
     except KptError as error:
         yield Check("database", "fault", str(error), "dispatch does without it")
         return
-    if trouble:
+    if trouble or store.lost:
         yield Check(
             "database",
             "fault",
-            f"{place}: {trouble}",
+            f"{store.shown}: {trouble or store.lost}",
             "`kpt-tune export` saves what can be read; then move the file away",
         )
         return
     devices = ", ".join(sorted({entry.key.device for entry in entries})) or "no device yet"
     yield Check("database", "ok", f"{store.shown}: {len(entries)} winners and {trials} trials for {devices}")
+    if missing := stored.unreadable(store):
+        first = store.damaged[0]
+        found = f"{missing}, which are left out; the first: {first.table} {first.number}: {first.why}"
+        yield Check("database rows", "note", found, "`kpt-tune remove --damaged` deletes them")
     if stale := {e.key.compiler for e in entries} - {environment.compiler(e.key.backend) for e in entries}:
         found = f"entries of {', '.join(sorted(stale))}"
         yield Check("database age", "note", found, "they serve as siblings; tune anew for the compiler that is here")
 
 
 def _folders(db: str | None) -> Iterator[Check]:
-    place = db or location()
-    folder = (local_file() if is_url(place) else Path(place).expanduser()).absolute().parent
+    try:
+        place = path_of(db or location()) or local_file()
+    except KptError:  # told of the database already
+        place = None
+    if place is not None:
+        yield _folder("database folder", place.absolute().parent, f"name another database with {VARIABLE} or --db")
+    if why := cache.refusal():
+        yield Check("cache folder", "note", why, "kernels are compiled again in each process")
+    else:
+        yield _folder("cache folder", cache.folder().absolute(), f"name another folder with {cache.VARIABLE}")
+
+
+def _folder(name: str, folder: Path, remedy: str) -> Check:
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        yield Check(
-            "cache folder", "note", f"{folder} cannot be written", f"name another database with {VARIABLE} or --db"
-        )
-        return
+        return Check(name, "note", f"{folder} cannot be written", remedy)
     free = shutil.disk_usage(folder).free
     state: State = "ok" if free >= LOW_DISK_BYTES else "note"
-    yield Check(
-        "cache folder", state, f"{folder}, {free / 1e9:.1f} GB free", "" if state == "ok" else "free some space"
-    )
+    return Check(name, state, f"{folder}, {free / 1e9:.1f} GB free", "" if state == "ok" else "free some space")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

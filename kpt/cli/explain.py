@@ -24,8 +24,8 @@ def explain(
 ) -> None:
     """Tell which config dispatch uses for given shapes, and where it comes from.
 
-    Provenance: *measured* (your database), *shipped* (with kpt), *predicted* (by a model), *rule* (the first config); a
-    *sibling* is an entry for a similar key.
+    Provenance: *measured* (your database), *imported* (into it), *shipped* (with kpt), *predicted* (by a model), *rule* (the
+    first config); a *sibling* is an entry for a similar key.
 
     Example:
 

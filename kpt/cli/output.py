@@ -46,6 +46,7 @@ def entry_dict(entry: Entry) -> dict[str, Any]:
         "key": entry.key.to_dict(),
         "config": dict(entry.config),
         "origin": entry.origin,
+        "imported": entry.imported,
         "microseconds": entry.microseconds,
         "first_microseconds": entry.first_microseconds,
         "environment": dict(entry.environment),

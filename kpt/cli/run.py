@@ -1,6 +1,11 @@
 """``kpt-tune run``: tunes problems one after another, on a device that is here or for one that is not."""
 
+import contextlib
+import logging
+import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -13,10 +18,12 @@ from autotune_db.workshop import Workshop
 from kpt.cli import options, output, parse, select
 from kpt.cli.place import Place, place
 from kpt.cli.progress import Bar
-from kpt_dsl.errors import CompileError, InputError, TargetError
+from kpt_dsl.errors import KptError
 from kpt_dsl.problem import Problem
 
 FAILED, INTERRUPTED = 1, 130
+
+_log = logging.getLogger("kpt")
 
 
 def run(
@@ -42,8 +49,8 @@ def run(
 
     On a device that is here, candidates compile in parallel, are timed one by one and verified against float64, and the best
     must beat the first config in a final interleaved round. For a chip that is not here (`--target`), candidates compile for
-    it, those that spill or do not fit are rejected, and a model ranks the rest: stored as *predicted*. Ctrl-C ends the search;
-    what was found goes through the final round and is stored.
+    it, those that spill or do not fit are rejected, and a model ranks the rest: stored as *predicted*. Ctrl-C, as SIGTERM and
+    SIGHUP do, ends the search; what was found goes through the final round and is stored.
 
     Examples:
 
@@ -62,13 +69,19 @@ def run(
     failures: list[tuple[Problem, str]] = []
     if db:
         lookup.use(db)
-    with Store(db) as store, Workshop(processes) as workshop, Bar(shown=not json) as bar:
+    with (
+        Store(db) as store,
+        Workshop(processes) as workshop,
+        Bar(shown=not json) as bar,
+        _stopping_as_ctrl_c_does() as signals,
+    ):
         for number, problem in enumerate(problems, 1):
             watch = bar.of(f"[{number}/{len(problems)}] {problem}", seconds)
             try:
                 results.append(_tuned(problem, where, store, seconds, trials, seed, workshop, watch))
-            except (CompileError, TargetError, InputError) as error:
-                failures.append((problem, str(error)))
+            except Exception as error:  # also what happens between keys costs the one key
+                _log.debug("tuning of %s failed", problem, exc_info=True)
+                failures.append((problem, str(error) if isinstance(error, KptError) else repr(error)))
             except KeyboardInterrupt:
                 failures.append((problem, "interrupted"))
                 break
@@ -79,9 +92,28 @@ def run(
     if unsaved:
         print(f"kpt-tune: not stored: {unsaved[0]}", file=sys.stderr)
     if any(result.interrupted for result in results) or any(reason == "interrupted" for _, reason in failures):
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(128 + signals[0] if signals else INTERRUPTED)
     if failures or unsaved:
         raise typer.Exit(FAILED)
+
+
+@contextlib.contextmanager
+def _stopping_as_ctrl_c_does() -> Iterator[list[int]]:
+    """SIGTERM of a scheduler, and SIGHUP of a terminal that closes, within the block; gives the signals that came."""
+    came: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    # One that is ignored, by nohup say, stays so.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = [(n, signal.signal(n, stop)) for n in numbers]
+    try:
+        yield came
+    finally:
+        for n, handler in before:
+            signal.signal(n, handler)
 
 
 def _tuned(

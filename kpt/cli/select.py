@@ -109,7 +109,7 @@ def _of_kernel(
     name: str, extents: Sequence[dict[str, int]], dtypes: Sequence[str], statics: dict[str, parse.FlagValue]
 ) -> list[Problem]:
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does: a kernel in the present folder is found by its name
+        sys.path.append(here)  # a kernel in the present folder is found by its name; what is installed goes before it
     kernel = from_name(name)
     tensors = tuple(kernel.tensors)
     return [

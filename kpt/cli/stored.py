@@ -1,12 +1,13 @@
 """``kpt-tune list`` and ``show``: what the config database holds."""
 
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from autotune_db.entry import Entry
-from autotune_db.location import is_url, location
+from autotune_db.location import location, path_of
 from autotune_db.store import Store
 from kpt.cli import options, output
 from kpt_dsl.errors import InputError
@@ -55,12 +56,8 @@ def show(
 
         kpt-tune show 3f2a91c0
     """
-    matching = [entry for entry in entries(db) if entry.key.digest.startswith(id.lower())]
-    keys = {entry.key.digest: entry.key for entry in matching}
-    if len(keys) != 1:
-        what = "no entry has" if not keys else f"{len(keys)} keys have"
-        raise InputError(f"{what} an id that begins with {id!r}; `kpt-tune list` shows the ids")
-    (key,) = keys.values()
+    matching = of_id(entries(db), id)
+    key = matching[0].key
     with Store(db, read_only=True) as store:
         trials = store.trials(key)
     if json:
@@ -85,7 +82,7 @@ def show(
     output.table(("", ""), [(name, _flat(value)) for name, value in key.to_dict().items()])
     for entry in matching:
         output.table(
-            ("", ""), [("winner", entry.config), ("known", entry.origin), *entry.environment, ("date", entry.date)]
+            ("", ""), [("winner", entry.config), ("known", entry.known), *entry.environment, ("date", entry.date)]
         )
     output.table(
         ("config", "outcome", "µs", "first µs", "detail", "date"),
@@ -105,12 +102,39 @@ def show(
 
 
 def entries(db: str | None) -> list[Entry]:
-    """Every winner; none where there is no database yet. Raises StoreError for one that cannot be read."""
-    place = db or location()
-    if not is_url(place) and not os.path.exists(place):  # noqa: PTH110 (a place may be a URL)
+    """Every winner; none where there is no database yet. Raises StoreError for one that cannot be read.
+
+    What of it cannot be read is told on standard error.
+    """
+    if not is_made(db):
         return []
-    with Store(place, read_only=True) as store:
-        return store.entries()
+    with Store(db, read_only=True) as store:
+        found = store.entries()
+    if missing := unreadable(store):
+        print(f"kpt-tune: {store.shown}: {missing} left out; see `kpt-tune doctor`", file=sys.stderr)
+    return found
+
+
+def is_made(db: str | None) -> bool:
+    """Whether there is a database, or whatever stands in its place: a server is taken to be there."""
+    path = path_of(db or location())
+    return path is None or os.path.lexists(path)
+
+
+def of_id(found: list[Entry], id: str) -> list[Entry]:  # noqa: A002
+    """The entries of the one key whose id begins so. Raises InputError where there is none, or more."""
+    matching = [entry for entry in found if entry.key.digest.startswith(id.lower())]
+    keys = {entry.key.digest for entry in matching}
+    if len(keys) != 1:
+        what = "no entry has" if not keys else f"{len(keys)} keys have"
+        raise InputError(f"{what} an id that begins with {id!r}; `kpt-tune list` shows the ids")
+    return matching
+
+
+def unreadable(store: Store) -> str:
+    """What a store came upon and could not read, in words; "" for nothing."""
+    rows = f"{len(store.damaged)} damaged rows" if store.damaged else ""
+    return ", ".join(filter(None, (rows, f"what lies on damaged pages ({store.lost})" if store.lost else "")))
 
 
 def select(found: list[Entry], kernel: str | None, device: str | None) -> list[Entry]:
@@ -133,7 +157,7 @@ def _row(entry: Entry) -> tuple[object, ...]:
         entry.config,
         output.microseconds(entry.microseconds),
         f"{speedup:.2f}" if speedup else "",
-        entry.origin,
+        entry.known,
         entry.date[:10],
     )
 

@@ -44,7 +44,9 @@ def import_(
     db: options.Database = None,
     json: options.Json = False,
 ) -> None:
-    """Add the winners of files to the database. A file with anything wrong in it is refused whole; nothing stored is lost.
+    """Add the winners of files to the database, all or none: anything wrong in a file refuses them. Nothing stored is lost.
+
+    What was measured on this machine goes before what is imported; `kpt-tune list` tells them apart.
 
     Example:
 
@@ -53,13 +55,12 @@ def import_(
     found = []
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")  # of a pipe as well, if that is what a person names
         except (OSError, UnicodeDecodeError) as error:
             raise StoreError(f"{file} cannot be read: {error}") from None
         found += shipped.parse(text, str(file))
     with Store(db) as store:
-        for entry in found:
-            store.add_entry(entry)
+        store.add_imported(found)
     if json:
         output.as_json({"imported": len(found)})
     else:

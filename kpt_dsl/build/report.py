@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+_COUNTS = ("registers", "spills", "shared_bytes", "vmem_bytes", "cycles")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -36,7 +38,17 @@ class Report:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Report":
         """What ``to_dict`` made. Raises TypeError or KeyError for anything else."""
-        return Report(**(values | {"forms": tuple(values["forms"].items())}))
+        forms = values["forms"]
+        counts = (values.get(name) for name in _COUNTS)
+        texts = (values["target"], values["config"], *(forms.values() if isinstance(forms, dict) else (None,)))
+        seconds = values.get("seconds", 0.0)
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and all(count is None or (type(count) is int and count >= 0) for count in counts)
+            and isinstance(seconds, int | float)
+        ):
+            raise TypeError("not a report as it was written")
+        return Report(**(values | {"forms": tuple(forms.items())}))
 
     def __str__(self) -> str:
         known = {

@@ -1,6 +1,6 @@
 """Google's TPU compiler in a process of its own: it compiles for a TPU without one, and some inputs abort it.
 
-``python -m kpt_dsl.build.tpu_compiler`` reads jobs, a line of JSON each, and answers each with a line. The process starts in
+The process (``serve``) reads jobs, a line of JSON each, and answers each with a line. It starts in
 seconds and compiles in tenths, so it is kept; one that dies takes its job along.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from kpt_dsl import children
 from kpt_dsl.errors import CompileError, MissingPackageError
 
 TIMEOUT_SECONDS = 300.0
@@ -93,9 +94,10 @@ def versions() -> str:
 
 
 def _start() -> "subprocess.Popen[str]":
+    command = children.command("from kpt_dsl.build.tpu_compiler import serve; serve()", ("kpt_dsl",))
     return subprocess.Popen(
-        [sys.executable, "-m", "kpt_dsl.build.tpu_compiler"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | _ENVIRONMENT,
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=children.environment() | _ENVIRONMENT,
     )  # fmt: skip
 
 
@@ -157,7 +159,3 @@ def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 3),
         "bundles": listings[-1].read_text(errors="replace") if listings else "",
     }
-
-
-if __name__ == "__main__":
-    serve()

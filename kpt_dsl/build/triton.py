@@ -9,6 +9,7 @@ import io
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,16 +93,47 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
         try:
             triton.knobs.cache.dir = cache.binaries()
             try:
-                compiled = made()
+                compiled = _sound(made)
             except OSError as error:  # a full disk, or another process that tidied up
                 cache.warn_once(str(error))
                 triton.knobs.cache.dir = cache.temporary()
                 compiled = made()
         except Exception as error:
             raise CompileError(f"Triton does not compile {source.name} for {arch}: {_reason(error)}") from error
-    cache.used(next(iter(compiled.metadata_group.values())))
+    cache.used(_a_file(compiled), _checksum(compiled))
     cache.added()
     return compiled
+
+
+def _sound(made: Callable[[], Any]) -> Any:
+    """What Triton makes, or finds in its cache as it was made; what is damaged there is made again in its place."""
+    knobs = triton_package().knobs
+    found: list[bool] = []
+    with knobs.compilation.scope():
+        others = knobs.compilation.listener
+
+        def listen(*, cache_hit: bool, **event: Any) -> None:
+            found.append(cache_hit)
+            if others:
+                others(cache_hit=cache_hit, **event)
+
+        knobs.compilation.listener = listen
+        with contextlib.suppress(ValueError, LookupError, TypeError, StopIteration, RecursionError):  # garbled files
+            compiled = made()
+            if not found[-1] or cache.sealed(_a_file(compiled)) == _checksum(compiled):
+                return compiled
+        knobs.compilation.always_compile = True
+        return made()
+
+
+def _a_file(compiled: Any) -> str:
+    return str(next(iter(compiled.metadata_group.values())))
+
+
+def _checksum(compiled: Any) -> str:
+    """Of all that Triton has read or made of a kernel: a disk that fails, or fills, must not become a wrong result."""
+    forms = [repr(compiled.metadata), *(f"{name} {content!r}" for name, content in sorted(compiled.asm.items()))]
+    return hashlib.sha256("\n".join(forms).encode()).hexdigest()
 
 
 def _reason(error: BaseException) -> str:

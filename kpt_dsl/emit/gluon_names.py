@@ -17,9 +17,13 @@ IMPORTS = (
     "from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait",
 )
 
+NAN_IMPORT = "import triton.language as tl"
+"""For ``tl.PropagateNan``, which Gluon's language does not hand on, in modules that use it."""
+
 RESERVED = (
     "gluon",
     "gl",
+    "tl",
     "fence_async_shared",
     "mbarrier",
     "tma",

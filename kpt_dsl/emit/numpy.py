@@ -6,6 +6,7 @@ With ``precision="f64"`` every float is computed in float64 and rounded only whe
 Knows no device and runs nothing.
 """
 
+import json
 import keyword
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,7 @@ from kpt_dsl.dtypes import DType, f32
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.errors import ConfigError
+from kpt_dsl.passes import indices
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -73,7 +75,10 @@ _INFIX = {
 _SCALAR_INFIX = _INFIX | {"or": ("or", _OR), "and": ("and", _AND)}
 _TILE_INFIX = _INFIX | {"or": ("|", _BIT_OR), "and": ("&", _BIT_AND)}
 
-_BUILTINS = ("np", "ml_dtypes", "math", "max", "min", "range", "slice", "float")
+_EXTREMES = {"max": "max", "min": "min", "maxnum": "max", "minnum": "min"}
+"""NumPy's maxima and minima keep NaN, which is right for those that may drop it too."""
+
+_BUILTINS = ("np", "ml_dtypes", "math", "max", "min", "range", "slice", "float", "IndexRangeError")
 """Names that generated text means as Python and its imports mean them."""
 
 # Functions that generated text uses, written above it when it does; REAL is the dtype of arithmetic.
@@ -90,6 +95,12 @@ def length(tile):
     "indices": """\
 def indices(tile):
     return np.arange(tile.start, tile.stop, dtype=np.int32)""",
+    "at": '''\
+def at(index, extent, place):
+    """The index, which may be none of a dim of this extent."""
+    if not 0 <= index < extent:
+        raise IndexRangeError.at(place, index, extent)
+    return index''',
     "dot": '''\
 def dot(a, b):
     """The product of two narrow tiles, in REAL."""
@@ -104,6 +115,13 @@ def saturate(x, dtype):
     """Clipped to what an fp8 dtype can hold, not rounded."""
     largest = float(ml_dtypes.finfo(dtype).max)
     return np.clip(x, -largest, largest)''',
+    "to_int": '''\
+def to_int(x, dtype):
+    """Towards zero; what is too large saturates, and NaN becomes 0."""
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    wide = np.asarray(x, np.float64)
+    inside = np.where((wide >= low) & (wide < -float(low)), wide, 0).astype(dtype)
+    return np.where(wide < low, low, np.where(wide >= -float(low), high, inside))[()]''',
     "erf": "erf = np.vectorize(math.erf, otypes=[REAL])",
 }
 
@@ -159,7 +177,8 @@ class _Emitter:
         head = f'"""{kernel.name} on NumPy, in {width}: what the kernel means, tile by tile."""\n\n'
         head += "import math\n\n" if "math." in code else ""
         head += "import ml_dtypes\n" if "ml_dtypes." in code else ""
-        return f"{head}import numpy as np\n\n\n{code}"
+        ours = "\nfrom kpt_dsl.errors import IndexRangeError\n" if "at" in self.helpers else ""
+        return f"{head}import numpy as np\n{ours}\n\n{code}"
 
     def _prologue(self) -> None:
         """Block sizes, extents and scalars."""
@@ -193,7 +212,9 @@ class _Emitter:
                     used.add(dim)
                 case ir.Lanes(axis) if axis.tile is None:
                     used.add(axis.dim)
-                case ir.Full():
+                case ir.Checked(dim=dim):
+                    used.add(dim)
+                case ir.Full() | ir.Load(when=ir.Expr()):
                     used.update(a.dim for a in node.type.shape if a.tile is None)
         return used
 
@@ -292,9 +313,11 @@ class _Emitter:
                 if axis.tile is None:
                     return f"np.arange({self.extent(axis.dim)}, dtype=np.int32)", _ATOM
                 return f"{self.helper('indices')}({self.name(axis.tile)})", _ATOM
-            case ir.Load(tensor, index):
-                load = f"{self.name(tensor)}{self._index(index)}"
-                return f"{load}.astype(np.float64)" if self.exact and node.type.dtype.is_float else load, _ATOM
+            case ir.Load():
+                return self._load(node)
+            case ir.Checked(x, _, dim):
+                where = json.dumps(indices.place(self.kernel, node), ensure_ascii=False)
+                return f"{self.helper('at')}({self.expr(x)}, {self.extent(dim)}, {where})", _ATOM
             case ir.Unary(op, x):
                 text, place, strength = (_SCALAR_UNARY if scalar else _TILE_UNARY)[op]
                 if op == "erf":
@@ -324,9 +347,21 @@ class _Emitter:
                 return self._dot(node)
         raise AssertionError(node)  # Valid: only passes write it, and none runs before this emitter
 
+    def _load(self, node: ir.Load) -> tuple[str, int]:
+        text = f"{self.name(node.tensor)}{self._index(node.index)}"
+        if self.exact and node.type.dtype.is_float:
+            text += ".astype(np.float64)"
+        if node.when is None:
+            return text, _ATOM
+        zero = f"{self.dtype(node.type.dtype)}(0)"
+        if node.type.shape:
+            zero, _ = self._full(ir.scalar(0), node.type)
+        return f"{text} if {self.expr(node.when, _OR)} else {zero}", _IF
+
     def _binary(self, op: str, a: ir.Expr, b: ir.Expr, scalar: bool) -> tuple[str, int]:
-        if op in ("max", "min"):
-            name = op if scalar else {"max": "np.maximum", "min": "np.minimum"}[op]
+        if op in _EXTREMES:
+            whole = scalar and not a.type.dtype.is_float  # Python's own drop a NaN, or not, by its place
+            name = _EXTREMES[op] if whole else {"max": "np.maximum", "min": "np.minimum"}[_EXTREMES[op]]
             return f"{name}({self.expr(a)}, {self.expr(b)})", _ATOM
         symbol, strength = (_SCALAR_INFIX if scalar else _TILE_INFIX)[op]
         left = strength + 1 if strength == _COMPARE else strength  # comparisons would chain
@@ -338,6 +373,8 @@ class _Emitter:
             return f"{helper}({self.expr(x)}, {_DTYPES[to.name]})", _ATOM
         if self.exact and to.is_float and x.type.dtype.is_float:
             return self._format(x)
+        if to.kind == "int" and x.type.dtype.is_float:
+            return f"{self.helper('to_int')}({self.expr(x)}, {_DTYPES[to.name]})", _ATOM
         if x.type.shape:
             return f"{self.expr(x, _ATOM)}.astype({self.dtype(to)})", _ATOM
         return f"{self.dtype(to)}({self.expr(x)})", _ATOM
@@ -360,8 +397,8 @@ class _Emitter:
         elif node.x.type.shape[node.axis].tile is None:  # a whole dim may be empty; a tile never is
             limits = f"np.iinfo({self.dtype(dtype)})"
             low, high = ("-np.inf", "np.inf") if dtype.is_float else (f"{limits}.min", f"{limits}.max")
-            extra = f", initial={low if node.op == 'max' else high}"
-        return f"np.{node.op}({self.expr(node.x)}, axis={node.axis}{extra})", _ATOM
+            extra = f", initial={low if _EXTREMES[node.op] == 'max' else high}"
+        return f"np.{_EXTREMES.get(node.op, node.op)}({self.expr(node.x)}, axis={node.axis}{extra})", _ATOM
 
     def _dot(self, node: ir.Dot) -> tuple[str, int]:
         if self.exact or node.a.type.dtype == f32:

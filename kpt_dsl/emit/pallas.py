@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kpt_dsl import ir
+from kpt_dsl import arithmetic, ir
+from kpt_dsl.dtypes import i32, i64
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.pallas_counts import flops, moved_bytes, programs
 from kpt_dsl.emit.pallas_host import host
@@ -17,7 +18,7 @@ from kpt_dsl.emit.pallas_kernel import KernelText, words
 from kpt_dsl.emit.pallas_names import renamed
 from kpt_dsl.emit.pallas_plan import plan, settled, unrolled
 from kpt_dsl.emit.pallas_text import HELPERS
-from kpt_dsl.errors import ConfigError
+from kpt_dsl.errors import ConfigError, TargetError
 from kpt_dsl.passes.padding import guard, whole
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Array:
 @dataclass(frozen=True)
 class Abi:
     """How a generated function is called: ``function(*inputs, *scalars)`` gives the outputs, a tuple where there are several.
+    Last among the inputs are what the outputs hold of which only a part is stored.
 
     For estimates: ``steps`` is how often the kernel's body runs, ``visits`` how often each part of it that runs under a
     condition, in order; ``moved_bytes`` what the pipeline copies between HBM and VMEM; ``flops`` those of products, by dtype.
@@ -62,8 +64,8 @@ class Abi:
 def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
     """The Pallas source of a problem for a TPU target.
 
-    Raises ConfigError for block sizes that no TPU takes, TargetError for a loop inside a loop and for indices and bounds that
-    depend on what a loop computes.
+    Raises ConfigError for block sizes that no TPU takes, TargetError for a loop inside a loop, for indices and bounds that
+    depend on what a loop computes, and for int64 numbers that 32 bits might not hold.
     """
     return emit_kernel(problem.lower(config), dict(problem.dims), config, target.vmem_bytes, target.dtypes)
 
@@ -75,6 +77,8 @@ def emit_kernel(
 
     ``vmem_bytes``: what a kernel may use of vector memory; ``products``: the dtypes whose products the chip's compiler takes.
     """
+    for node in ir.every_expr(kernel.body):
+        _check_width(kernel.name, node)
     if empty := [d for t in kernel.tensors for d in t.dims if not dims[d]]:
         raise ConfigError(f"{kernel.name}: dim {empty[0]} is empty; a Pallas kernel needs an element of each dim")
     named = renamed(kernel)
@@ -100,6 +104,28 @@ def _block(tile: ir.Tile, config: Mapping[str, Any]) -> int:
     return size
 
 
+def _check_width(name: str, node: ir.Expr) -> None:
+    """Raises TargetError for an int64 that may be more than the int32 that a TPU computes with. What is loaded, chosen or made
+    of an int32 is not: tensors are checked when they are handed over."""
+    if node.type.dtype != i64:
+        return
+    match node:
+        case ir.Const(value=value):
+            fits = arithmetic.converted(value, i32) == value
+        case ir.Cast(x=x):
+            fits = not x.type.dtype.is_float
+        case ir.Binary(op=op) | ir.Reduce(op=op):
+            fits = op in ("max", "min", "mod")
+        case _:
+            fits = not isinstance(node, ir.Unary)
+    if not fits:
+        what = node.loc.text.strip() or str(node.type)
+        raise TargetError(
+            f"{name} computes with int64 (line {node.loc.line}: {what}); a TPU has integers of 32 bits: convert what is loaded "
+            f"with .to(kd.i32) first, which wraps, or pass int32 tensors"
+        )
+
+
 def _module(made: KernelText, vmem_bytes: int) -> str:
     code = "\n\n\n".join([*made.bounds, made.function, host(made, vmem_bytes)])
     helpers = [text for name, text in HELPERS.items() if re.search(rf"\b{name}\(", code)]
@@ -116,7 +142,10 @@ def _abi(made: KernelText, authors: Mapping[str, str]) -> Abi:
     kernel, plan = made.kernel, made.plan
     arrays = {t: Array(authors[t.name], tuple(plan.dims[d] for d in t.dims), t.dtype.name) for t in kernel.tensors}
     return Abi(
-        inputs=tuple(a for t, a in arrays.items() if t.role == "in"),
+        inputs=(
+            *(a for t, a in arrays.items() if t.role == "in"),
+            *(arrays[block.tensor] for block in made.blocks.kept),
+        ),
         scalars=tuple(Array(authors[s.name], (), s.dtype.name) for s in kernel.scalars),
         outputs=tuple(a for t, a in arrays.items() if t.role == "out"),
         steps=programs(plan) * max(1, plan.steps),

@@ -126,6 +126,17 @@ class Blocks:
         """How the block behind a load is read."""
         return f"{self._inputs[load.tensor, canonical(load.index, self.plan)].name}[...]"
 
+    @property
+    def kept(self) -> list[Block]:
+        """The outputs that programs may store a part of only: the rest keeps what was there."""
+        return [block for block in self.written if not self._covered(block)]
+
+    def _covered(self, block: Block) -> bool:
+        """Whether the programs together store every element."""
+        loops = {g.name: g.dim for g in self.plan.kernel.grid} | {p.name: p.dim for p in self.plan.phases if not p.bounded}
+        entries = zip(block.index, block.tensor.dims, strict=True)
+        return all(isinstance(i, Axis) or (isinstance(i, ir.Index) and loops.get(i.name) == dim) for i, dim in entries)
+
     # -------------------------------------------------------------- legality
     def _checked(self, block: Block) -> Block:
         """Raises ConfigError where the last two dims are neither whole nor multiples of a register's."""
@@ -177,6 +188,8 @@ class Blocks:
             text += f".transpose({', '.join(map(str, block.order))})"
         if len(block.axes) == 1:
             text += "[..., None]" if self.column(block) else "[..., None, :]"
+        elif not block.axes:
+            text += "[..., None, None]"
         return text + (".astype(jnp.float32)" if block.tensor.dtype.name == "f16" else "")
 
     def out_shape(self, block: Block) -> str:

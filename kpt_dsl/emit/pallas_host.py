@@ -13,7 +13,8 @@ _SCALAR = {"float": "jnp.float32", "int": "jnp.int32", "bool": "jnp.int32"}
 def host(made: KernelText, vmem_bytes: int) -> str:
     """The text of the function; the kernel may use ``vmem_bytes`` of vector memory."""
     kernel, plan, out = made.kernel, made.plan, Writer()
-    inputs = [t.name for t in kernel.tensors if t.role == "in"]
+    kept = made.blocks.kept
+    inputs = [t.name for t in kernel.tensors if t.role == "in"] + [b.tensor.name for b in kept]
     scalars = [s.name for s in kernel.scalars]
     results = [b.tensor.name for b in made.blocks.written]
     grid = [g.dim if isinstance(g, ir.Each) else f"pl.cdiv({g.dim}, {g.block})" for g in kernel.grid]
@@ -33,6 +34,8 @@ def host(made: KernelText, vmem_bytes: int) -> str:
                     with out.block(f"{name}=["):
                         for block in blocks:
                             out.call("pl.BlockSpec(", _spec(made, block), tail=f"),  # {block.tensor.name}")
+                        for block in kept if name == "in_specs" else ():
+                            out.line(f"pl.BlockSpec(memory_space=pl.ANY),  # what {block.tensor.name} holds")
                     out.line("],")
                 if plan.kept:
                     with out.block("scratch_shapes=["):
@@ -41,6 +44,11 @@ def host(made: KernelText, vmem_bytes: int) -> str:
                     out.line("],")
             out.line("),")
             out.line(f"out_shape=[{', '.join(map(made.blocks.out_shape, made.blocks.written))}],")
+            if kept:
+                first = len(made.prefetched) + len(made.blocks.read)
+                outputs = [made.blocks.written.index(block) for block in kept]
+                pairs = ", ".join(f"{first + i}: {output}" for i, output in enumerate(outputs))
+                out.line(f"input_output_aliases={{{pairs}}},  # what is not stored stays")
             with out.block("compiler_params=pltpu.CompilerParams("):
                 out.line(f"dimension_semantics={_tuple(semantics)},")
                 out.line(f"vmem_limit_bytes={vmem_bytes},")
@@ -59,16 +67,14 @@ def _arguments(made: KernelText) -> list[str]:
     """What the kernel is called on: scalars first, which index maps may read."""
     elements = [f"{t.name}.astype({_SCALAR[t.dtype.kind]})" for t in made.blocks.scalars]
     scalars = [f"jnp.asarray({s.name}, {JAX_DTYPES[s.dtype.name]}).reshape(1)" for s in made.kernel.scalars]
-    return elements + scalars + [made.blocks.array(b, b.tensor.name) for b in made.blocks.read]
+    blocks = [*made.blocks.read, *made.blocks.kept]
+    return elements + scalars + [made.blocks.array(b, b.tensor.name) for b in blocks]
 
 
 def _spec(made: KernelText, block: Block) -> list[str]:
     """A block's shape, and which block a step sees: an index map takes the step's place in the grid, then all scalars."""
     place = made.blocks.place(block, made.text, made.calls)
-    every = ", ".join(made.prefetched)
-    rest = [] if not every else ["*_"]
-    if every and every in place:
-        place, rest = place.replace(every, "*scalars"), ["*scalars"]
+    rest = ["*_"] if made.prefetched else []
     if not words(place).isdisjoint(made.prefetched):
         rest = made.prefetched
     return [made.blocks.shape(block, made.text), f"lambda {', '.join([*made.axes, *rest])}: {place}"]

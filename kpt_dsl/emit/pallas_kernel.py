@@ -45,6 +45,7 @@ class KernelText:
 
     def _function(self) -> str:
         refs = [*self.prefetched, *(b.name for b in self.blocks.read)]
+        refs += [f"{b.tensor.name}_kept_ref" for b in self.blocks.kept]
         refs += [b.name for b in self.blocks.written] + [f"{name}_scratch" for name in self.plan.kept]
         body = self._body().rstrip()
         header = Writer()

@@ -124,6 +124,19 @@ class Plan:
         return found
 
     @cached_property
+    def _in_loops(self) -> dict[str, Expr]:
+        """Scalars that a loop's body computes once, from what a step knows before it begins: index maps compute them anew."""
+        assigned = [s for segment in self.segments for s in segment.body if isinstance(s, ir.Assign)]
+        found: dict[str, Expr] = {}
+        for stmt in (s for segment in self.segments if segment.phase for s in segment.body if isinstance(s, ir.Assign)):
+            inside = list(ir.walk(stmt.value))
+            once = sum(s.name == stmt.name for s in assigned) == 1
+            known = all(e.name in found or e.name in self.definitions for e in inside if isinstance(e, ir.Var))
+            if once and known and not any(e.type.shape for e in inside):
+                found[stmt.name] = stmt.value
+        return found
+
+    @cached_property
     def live(self) -> tuple[frozenset[str], ...]:
         """For each segment, the variables that are still read after it has run."""
         found: list[frozenset[str]] = []
@@ -150,12 +163,13 @@ class Plan:
         Raises TargetError where one depends on what a loop computed: TPU block indices and bounds cannot.
         """
         if isinstance(node, ir.Var):
-            if node.name not in self.definitions:
+            value = self.definitions.get(node.name) or self._in_loops.get(node.name)
+            if value is None:
                 raise TargetError(
                     f"{self.kernel.name}: an index or a loop bound depends on {node.name}, which a loop computes "
                     f"(line {node.loc.line}); on a TPU both must be known before a program starts"
                 )
-            return self.resolved(self.definitions[node.name])
+            return self.resolved(value)
         return ir.with_children(node, tuple(self.resolved(c) for c in ir.children(node)))
 
     # -------------------------------------------------------------- axes
@@ -219,8 +233,8 @@ def settled(body: Iterable[Stmt], dims: Mapping[str, int]) -> tuple[Stmt, ...]:
 
     def value(node: Expr) -> int | None:
         match node:
-            case ir.Const(number):
-                return int(number)
+            case ir.Const(int(number)):
+                return number
             case ir.Size(dim):
                 return dims[dim]
             case ir.Var(name):

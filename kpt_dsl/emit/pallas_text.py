@@ -5,10 +5,9 @@ Everything on a TPU lies in registers of two dimensions, so a value with one axi
 """
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 
-from kpt_dsl import ir
+from kpt_dsl import arithmetic, ir
 from kpt_dsl.dtypes import DType, f16, f32
 from kpt_dsl.emit.pallas_plan import Plan, Side
 from kpt_dsl.ir import Axis, Expr
@@ -24,16 +23,10 @@ _INFIX: dict[str, tuple[str, int]] = {
 }  # fmt: skip
 
 _CALL: dict[str, str] = {
-    "max": "jnp.maximum", "min": "jnp.minimum", "abs": "jnp.abs", "exp": "jnp.exp", "exp2": "jnp.exp2", "log": "jnp.log",
+    "max": "jnp.maximum", "min": "jnp.minimum", "maxnum": "jnp.maximum", "minnum": "jnp.minimum",
+    "abs": "jnp.abs", "exp": "jnp.exp", "exp2": "jnp.exp2", "log": "jnp.log",
     "log2": "jnp.log2", "sqrt": "jnp.sqrt", "rsqrt": "lax.rsqrt", "tanh": "jnp.tanh", "erf": "lax.erf",
     "sigmoid": "lax.logistic", "floor": "jnp.floor",
-}  # fmt: skip
-
-_PYTHON: dict[str, Callable[..., float]] = {
-    "abs": abs, "exp": math.exp, "exp2": lambda x: 2.0**x, "log": math.log, "log2": math.log2, "sqrt": math.sqrt,
-    "rsqrt": lambda x: 1 / math.sqrt(x), "tanh": math.tanh, "erf": math.erf, "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
-    "floor": math.floor, "floordiv": operator.floordiv, "mod": operator.mod, "neg": operator.neg, "add": operator.add,
-    "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "max": max, "min": min,
 }  # fmt: skip
 
 JAX_DTYPES: dict[str, str] = {
@@ -63,6 +56,12 @@ def nearest(tile, bounds, length, count):
     """The tile itself where it holds indices within the bounds, else the nearest that does: nothing useless is fetched."""
     start, stop = bounds
     return jnp.clip(jnp.clip(tile, lax.div(start, length), lax.div(stop - 1, length)), 0, count - 1)''',
+    "to_int": '''\
+def to_int(x):
+    """Towards zero; what is too large saturates, and NaN becomes 0."""
+    inside = (x >= -2147483648.0) & (x < 2147483648.0)
+    beyond = jnp.where(x > 0.0, 2147483647, jnp.where(x < 0.0, -2147483648, 0)).astype(jnp.int32)
+    return jnp.where(inside, jnp.where(inside, x, 0.0).astype(jnp.int32), beyond)''',
     "saturated": '''\
 def saturated(x, largest, dtype):
     """Rounded to a float8 dtype; what is too large becomes its largest number."""
@@ -147,6 +146,8 @@ class Text:
                 return self._turned(self.variable(node), node, self.own_side(node), side)
             case ir.Load():
                 return self._load(node, side)
+            case ir.Checked(x, _, dim):
+                return f"jnp.clip({self.expr(x)}, 0, {dim} - 1)", ATOM
             case ir.Unary(op, x):
                 if op in ("neg", "not"):
                     return f"{'-' if op == 'neg' else '~'}{self.expr(x, _NEGATE, side)}", _NEGATE
@@ -192,7 +193,7 @@ class Text:
         return False
 
     def static(self, node: Expr) -> float:
-        """What a static scalar is; NaN where it divides by zero."""
+        """What a static scalar is; NaN where an integer is divided by zero."""
         match node:
             case ir.Start() | ir.Before():
                 return 0
@@ -206,13 +207,13 @@ class Text:
                 return self.plan.dims[dim]
             case ir.Block(tile):
                 return self.plan.lanes[self.dim_of[tile]]
+            case ir.Cast(x) if node.type.dtype == f32:
+                return self.static(x)  # printed exactly, and rounded where it is read
             case ir.Cast(x):
-                return self.static(x)
+                return arithmetic.converted(arithmetic.converted(self.static(x), x.type.dtype), node.type.dtype)
             case ir.Unary(op) | ir.Binary(op):
-                try:
-                    return _PYTHON[op](*map(self.static, ir.children(node)))
-                except ZeroDivisionError:
-                    return math.nan
+                found = arithmetic.evaluate(op, *map(self.static, ir.children(node)))
+                return math.nan if found is None else found
         raise AssertionError(node)
 
     def placed(self, node: Expr, indices: Mapping[str, str]) -> str:
@@ -260,7 +261,8 @@ class Text:
         """A block's value. A narrow one-axis one is masked in float32 (``wide``: and stays so): Mosaic masks no narrow rows."""
         if not node.type.shape:
             where = ", ".join(self.expr(i) for i in node.index if isinstance(i, Expr))
-            return f"{node.tensor}_ref[{where}]", ATOM
+            text = f"{node.tensor}_ref[{where}]"
+            return (f"{text} != 0", _COMPARE) if node.type.dtype.kind == "bool" else (text, ATOM)
         text = self.block(node)
         kept = [a for a in node.index if isinstance(a, Axis)]
         masks: list[str] = []
@@ -283,7 +285,7 @@ class Text:
 
     def _binary(self, op: str, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:
         static = self.is_static(a) and self.is_static(b)
-        if op in ("max", "min"):
+        if op in ("max", "min", "maxnum", "minnum"):
             return f"{op if static else _CALL[op]}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
         if op in ("floordiv", "mod") and not static and self._never_negative(a) and self._never_negative(b):
             # Truncation is the same as rounding down here, and one instruction instead of six.
@@ -301,7 +303,10 @@ class Text:
         if to.is_fp8:
             return f"saturated({self.expr(x, side=side)}, {_LARGEST[to.name]}, {JAX_DTYPES[to.name]})", ATOM
         if self.is_static(x):
-            return self._format(x, side)
+            widened = to == f32 or (to.kind == x.type.dtype.kind == "int" and to.bits >= x.type.dtype.bits)
+            return self._format(x, side) if widened else _number(self.static(ir.Cast(x, type=ir.Type(to))))
+        if to.kind == "int" and x.type.dtype.is_float:
+            return f"to_int({self.expr(x, side=side)})", ATOM
         return f"{self.expr(x, ATOM, side)}.astype({JAX_DTYPES[to.name]})", ATOM
 
     def _held(self, x: Expr) -> DType:
@@ -322,13 +327,13 @@ class Text:
         return f"jnp.expand_dims({self.expr(x)}, {axis})", ATOM
 
     def _reduce(self, op: str, x: Expr, axis: int, node: Expr, side: Side | None) -> tuple[str, int]:
-        rank = len(x.type.shape)
+        rank, name = len(x.type.shape), op.removesuffix("num")
         if rank == 1:
-            return f"jnp.{op}({self.expr(x)}, keepdims=True)", ATOM
+            return f"jnp.{name}({self.expr(x)}, keepdims=True)", ATOM
         if rank == 2:
-            text = f"jnp.{op}({self.expr(x)}, axis={axis}, keepdims=True)"
+            text = f"jnp.{name}({self.expr(x)}, axis={axis}, keepdims=True)"
             return self._turned(text, node, "column" if axis == 1 else "row", side)
-        return f"jnp.{op}({self.expr(x)}, axis={axis})", ATOM
+        return f"jnp.{name}({self.expr(x)}, axis={axis})", ATOM
 
     def _dot(self, a: Expr, b: Expr, acc: Expr | None) -> tuple[str, int]:
         turned = (isinstance(a, ir.Transpose), isinstance(b, ir.Transpose))

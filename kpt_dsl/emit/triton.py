@@ -14,6 +14,7 @@ from kpt_dsl.emit import Source, gluon, triton_epilogue
 from kpt_dsl.emit.text import Writer, in_docstring
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
 from kpt_dsl.emit.triton_axes import Axes, Bounds, Scope
+from kpt_dsl.emit.triton_checks import Checks
 from kpt_dsl.emit.triton_expr import Expressions
 from kpt_dsl.emit.triton_facts import Facts, facts, tiles
 from kpt_dsl.emit.triton_grid import Grid
@@ -65,7 +66,8 @@ class _Emitter:
         precision = str(config.get("precision", "ieee"))
         self.expressions = Expressions(self.axes, self._loaded, emulate, precision)
         described = bool(config.get("descriptors", False)) and target.descriptors
-        self.memory = Memory(kernel, self.expressions, described, emulate, relaxed(kernel))
+        self.checks = Checks.of(kernel, self.expressions) if config.get("checked", False) else None
+        self.memory = Memory(kernel, self.expressions, described, emulate, relaxed(kernel), self.checks)
         self.grid = Grid(kernel, self.axes, int(config.get("group", 1)))
         self.loads: dict[ir.Load, str] = {}
         self.policies: dict[tuple[int, ir.Load], str] = {}
@@ -86,6 +88,8 @@ class _Emitter:
         for helper in HELPERS:
             if helper in self.expressions.helpers:
                 out.line("\n" + HELPERS[helper])
+        if self.checks and self.checks.places:
+            out.line("\n" + self.checks.text)
         out.line()
         out.line()
         out.line("@triton.jit")
@@ -94,7 +98,9 @@ class _Emitter:
             for name, value in self.axes.constants.items():
                 out.line(f"{name}: tl.constexpr = {value}")
             out.paste(body)
-        abi = TritonAbi(arguments, self._grid(), bool(self.config.get("persistent", False)), self._options())
+        persistent = bool(self.config.get("persistent", False))
+        places = tuple(self.checks.places.values()) if self.checks else ()
+        abi = TritonAbi(arguments, self._grid(), persistent, self._options(), places=places)
         return Source("triton", self.entry, out.text(), abi)
 
     def _header(self, out: Writer) -> None:
@@ -118,7 +124,8 @@ class _Emitter:
         tensors = [a for a in used if isinstance(a, Pointer | Descriptor)]
         tensors.sort(key=lambda a: order[a.tensor])
         strides.sort(key=lambda a: (order[a.tensor], a.axis))
-        return (*tensors, *scalars, *extents, *strides)
+        report = self.checks.argument if self.checks else ()
+        return (*tensors, *scalars, *extents, *strides, *report)
 
     def _grid(self) -> tuple[tuple[str, int], ...]:
         return tuple((g.dim, self.facts.lanes[g.axis] if isinstance(g, ir.Tile) else 1) for g in self.kernel.grid)

@@ -3,8 +3,10 @@
 Knows nothing of the tile IR and imports no Triton: the emitter writes one of these, ``build`` and ``runtime`` read it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
+
+from kpt_dsl.errors import IndexRangeError
 
 TYPES = {
     "f32": "fp32", "f16": "fp16", "bf16": "bf16", "f8e4m3": "fp8e4nv", "f8e5m2": "fp8e5", "i32": "i32", "i64": "i64",
@@ -90,7 +92,27 @@ class Stride:
         return "i64" if self.wide else "i32"
 
 
-Argument = Pointer | Descriptor | Scalar | Extent | Stride
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The address of a word of 64 bits, zero before, for the first index that is none of its dim: the number of its place in
+    ``TritonAbi.places`` above, the index below."""
+
+    name: str
+
+    @property
+    def signature(self) -> str:
+        return "*i64"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an index is checked: its dim, and what an error says of it."""
+
+    dim: str
+    text: str
+
+
+Argument = Pointer | Descriptor | Scalar | Extent | Stride | Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +121,7 @@ class TritonAbi:
 
     ``grid``: the dims that programs are counted over, with their blocks; ``persistent``: no more programs than the device
     runs at a time. ``options`` go to Triton's compiler. ``language``: what the module is written in, "triton" or "gluon".
+    ``places``: where indices are checked, numbered from one.
     """
 
     arguments: tuple[Argument, ...]
@@ -106,6 +129,7 @@ class TritonAbi:
     persistent: bool
     options: tuple[tuple[str, object], ...]
     language: str = "triton"
+    places: tuple[Place, ...] = field(default=(), repr=False)
 
     def signature(self) -> dict[str, str]:
         """Triton's signature: argument name -> type, in order."""
@@ -125,6 +149,12 @@ class TritonAbi:
             if facts:
                 found[(position,)] = facts
         return found
+
+    def bad_index(self, word: int, extents: dict[str, int]) -> IndexRangeError:
+        """The error that a reported word stands for."""
+        place = self.places[(word >> 32) - 1]
+        index = word & 0xFFFFFFFF
+        return IndexRangeError.at(place.text, index - (index >> 31 << 32), extents[place.dim])
 
     def tiles(self, extents: dict[str, int]) -> int:
         """How many tiles the grid has for these extents of dims."""

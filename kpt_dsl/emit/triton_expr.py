@@ -31,7 +31,12 @@ INFIX = {
     "eq": ("==", COMPARE), "ne": ("!=", COMPARE), "and": ("&", AND), "or": ("|", OR),
 }  # fmt: skip
 
-CALLS = {"max": "maximum", "min": "minimum"}
+CALLS = {"max": "maximum", "min": "minimum", "maxnum": "maximum", "minnum": "minimum"}
+
+REDUCTIONS = {"sum": "sum", "max": "max", "min": "min", "maxnum": "max", "minnum": "min"}
+
+KEEPS_NAN = {"max": "max_or_nan", "min": "min_or_nan"}
+"""Helpers for floats; Triton's own maxima and minima drop a NaN."""
 
 SIGNED_CALLS = {"floordiv": "floor_div", "mod": "floor_mod"}
 """Integer division of Triton rounds towards zero: where an operand may be negative a helper does it."""
@@ -123,6 +128,8 @@ class Expressions:
                 return self.axes.valid(axis), ATOM
             case ir.Load():
                 return self._loaded(e), ATOM
+            case ir.Checked(x=x):
+                return self._show(x)
             case ir.Unary(op=op, x=x):
                 return self._unary(op, x)
             case ir.Binary(op=op, a=a, b=b):
@@ -137,8 +144,8 @@ class Expressions:
                 return self._expand(x, axis), ATOM
             case ir.Transpose(x=x):
                 return f"{self.text(x, ATOM)}.T", ATOM
-            case ir.Reduce(op=op, x=x, axis=axis):
-                return f"{self.axes.language}.{op}({self.text(x)}, axis={axis})", ATOM
+            case ir.Reduce():
+                return self._reduce(e), ATOM
             case ir.Dot(a=a, b=b, acc=acc):
                 return self._dot(a, b, acc), ATOM
         raise AssertionError(f"no text for {type(e).__name__}")
@@ -150,6 +157,8 @@ class Expressions:
         return pattern.format(x=self.text(x, strength), tl=self.axes.language), strength or ATOM
 
     def _binary(self, op: ir.BinaryOp, a: ir.Expr, b: ir.Expr) -> Text:
+        if op in KEEPS_NAN and a.type.dtype.is_float:
+            return self._call(KEEPS_NAN[op], f"{self.text(a)}, {self.text(b)}"), ATOM
         if op in CALLS:
             return f"{self.axes.language}.{CALLS[op]}({self.text(a)}, {self.text(b)})", ATOM
         if op in SIGNED_CALLS and not (nonnegative(a) and nonnegative(b)):
@@ -166,7 +175,9 @@ class Expressions:
         if x.type.dtype.name in self._emulate:
             half = self._half(x)
             return (half if to == f16 else f"{half}.to({self.dtype(to)})"), ATOM
-        if not e.type.shape:
+        if x.type.dtype == f32 and to.kind == "int":
+            return self._call(f"f32_to_{to.name}", self.text(x)), ATOM
+        if not e.type.shape and not to.is_fp8:
             return f"{self.axes.language}.cast({self.text(x)}, {self.dtype(to)})", ATOM
         return self.cast_text(self.text(x, LOOSE if to.is_fp8 else ATOM), x.type.dtype, to), ATOM
 
@@ -178,7 +189,7 @@ class Expressions:
         if to.name in self._emulate:
             return self._call(f"f32_to_{to.name}", wide)
         limit = FP8_LIMITS[to.name]
-        clamped = f"{self.axes.language}.clamp({wide}, -{limit}, {limit}, propagate_nan={self.axes.language}.PropagateNan.ALL)"
+        clamped = f"{self.axes.language}.clamp({wide}, -{limit}, {limit}, propagate_nan=tl.PropagateNan.ALL)"
         return f"{clamped}.to({self.dtype(to)})"
 
     def _half(self, x: ir.Expr) -> str:
@@ -186,6 +197,13 @@ class Expressions:
         if x.type.dtype.name in self._emulate:
             return self._call(f"{x.type.dtype.name}_to_f16", self.text(x))
         return f"{self.text(x, ATOM)}.to({self.dtype(f16)})"
+
+    def _reduce(self, e: ir.Reduce) -> str:
+        language, x = self.axes.language, self.text(e.x)
+        if e.op in KEEPS_NAN and e.type.dtype.is_float:
+            self.helpers.add(KEEPS_NAN[e.op])
+            return f"{language}.reduce({x}, {e.axis}, {KEEPS_NAN[e.op]})"
+        return f"{language}.{REDUCTIONS[e.op]}({x}, axis={e.axis})"
 
     def _call(self, helper: str, arguments: str) -> str:
         self.helpers.add(helper)

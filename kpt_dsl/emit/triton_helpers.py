@@ -1,6 +1,18 @@
 """Functions that a generated Triton module carries when it uses them: what Triton lacks, or rounds otherwise than tile IR."""
 
 HELPERS = {
+    "max_or_nan": '''
+@triton.jit
+def max_or_nan(a, b):
+    """The larger of two, NaN where one is NaN; tl.maximum and tl.max would drop it."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+''',
+    "min_or_nan": '''
+@triton.jit
+def min_or_nan(a, b):
+    """The smaller of two, NaN where one is NaN; tl.minimum and tl.min would drop it."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+''',
     "sigmoid": '''
 @triton.jit
 def sigmoid(x):
@@ -17,6 +29,22 @@ def tanh(x):
     near = (near - 3.33332819422e-1) * z * x + x
     far = 1.0 - 2.0 / (tl.exp(2.0 * a) + 1.0)
     return tl.where(a < 0.625, near, tl.where(x < 0.0, -far, far))
+''',
+    "f32_to_i32": '''
+@triton.jit
+def f32_to_i32(x):
+    """Towards zero; what is too large saturates, and NaN becomes 0. Compilers leave that open."""
+    inside = (x >= -2147483648.0) & (x < 2147483648.0)
+    beyond = tl.where(x > 0.0, 2147483647, tl.where(x < 0.0, -2147483648, 0))
+    return tl.where(inside, tl.cast(tl.where(inside, x, 0.0), tl.int32), beyond)
+''',
+    "f32_to_i64": '''
+@triton.jit
+def f32_to_i64(x):
+    """Towards zero; what is too large saturates, and NaN becomes 0. Compilers leave that open."""
+    inside = (x >= -9223372036854775808.0) & (x < 9223372036854775808.0)
+    beyond = tl.where(x > 0.0, 9223372036854775807, tl.where(x < 0.0, -9223372036854775807 - 1, 0))
+    return tl.where(inside, tl.cast(tl.where(inside, x, 0.0), tl.int64), beyond)
 ''',
     "floor_div": '''
 @triton.jit

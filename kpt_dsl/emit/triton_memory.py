@@ -5,13 +5,14 @@ are masked along its unit stride, so that wide accesses stay wide; elsewhere, un
 row again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kpt_dsl import ir
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton_abi import Argument, Descriptor, Pointer, Stride
-from kpt_dsl.emit.triton_expr import ATOM, LOOSE, MULTIPLY, Expressions
+from kpt_dsl.emit.triton_checks import Checks
+from kpt_dsl.emit.triton_expr import AND, ATOM, LOOSE, MULTIPLY, Expressions
 from kpt_dsl.emit.triton_facts import TMA_BYTES, TMA_ROWS
 
 Index = tuple[ir.Axis | ir.Expr, ...]
@@ -22,7 +23,7 @@ class Memory:
     """Writes the loads and stores of one kernel and collects the arguments that they need.
 
     ``descriptors``: use them where they are legal. ``relaxed``: axes along which a load, as the operand
-    of products alone, need not be cleared.
+    of products alone, need not be cleared. ``checks``: what sees to indices that may be of no element, where that is asked for.
     """
 
     kernel: ir.Kernel
@@ -30,13 +31,15 @@ class Memory:
     descriptors: bool
     emulate: frozenset[str]
     relaxed: Mapping[ir.Load, frozenset[ir.Axis]]
+    checks: Checks | None = None
     arguments: dict[object, Argument] = field(default_factory=dict)
 
     def load(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str, policy: str = "") -> None:
         """Write a load whose result is called ``name``; ``policy`` is what caches are asked to do with it."""
         axes, kept = self.expressions.axes, kept_axes(e.index)
         zero = "0.0" if e.type.dtype.is_float and e.type.dtype.name not in self.emulate else "0"
-        if self._describable(e.tensor, e.index):
+        asked = self._asked(e.index, e.when, out, loc)
+        if not asked and self._describable(e.tensor, e.index):
             text = f"{self._descriptor(e.tensor, e.index)}.load({self._corner(e.index)})"
             if len(kept) < len(e.index):
                 text += f".reshape({self.expressions.shape(tuple(kept))})"
@@ -48,21 +51,28 @@ class Memory:
             return
         strides = axes.facts.tensors[e.tensor].strides
         if kept and all(strides[i].zero for i, entry in enumerate(e.index) if isinstance(entry, ir.Axis)):
-            self._load_repeated(e, out, loc, name)
+            self._load_repeated(e, asked, zero, out, loc, name)
             return
         contiguous = self._contiguous(e.tensor, e.index)
         masked = [a for a in kept if a in e.masked or (a == contiguous and axes.beyond_memory(a))]
         pointers = self._pointers(e.tensor, e.index, masked, out, loc)
-        mask = [f"mask={self._condition(masked, kept)}", f"other={zero}"] if masked else []
+        mask = [f"mask={self._condition(masked, kept, asked)}", f"other={zero}"] if masked or asked else []
         hint = [f'eviction_policy="{policy}"'] if policy else []
         out.call(f"{name} = {axes.language}.load(", [pointers, *mask, *hint], loc)
 
-    def _load_repeated(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str) -> None:
+    def _asked(self, index: Index, when: ir.Expr | None, out: Writer, loc: ir.Loc) -> list[str]:
+        """The conditions, scalars all, under which an index is used; checks of it are written first."""
+        given = [] if when is None else [self.expressions.text(when, AND)]
+        checked = [] if self.checks is None else self.checks.write(index, "".join(given), out, loc)
+        return given + checked
+
+    def _load_repeated(self, e: ir.Load, asked: list[str], zero: str, out: Writer, loc: ir.Loc, name: str) -> None:
         """A tile whose elements are all the same one: a scalar in one register, where a tile would take many."""
         kept, dtype, tl = kept_axes(e.index), self.expressions.dtype(e.type.dtype), self.expressions.axes.language
         index = tuple(i if isinstance(i, ir.Expr) else ir.scalar(0) for i in e.index)
         pointer = self._pointers(e.tensor, index, [], out, loc)
-        text = self.expressions.filled(tuple(kept), f"{tl}.load({pointer})", dtype)
+        mask = f", mask={' & '.join(asked)}, other={zero}" if asked else ""
+        text = self.expressions.filled(tuple(kept), f"{tl}.load({pointer}{mask})", dtype)
         if e.masked:
             text = f"{tl}.where({self._condition(list(e.masked), kept)}, {text}, 0.0)"
         out.line(f"{name} = {text}", loc)
@@ -72,14 +82,16 @@ class Memory:
         axes, kept = self.expressions.axes, kept_axes(stmt.index)
         dtype = self.kernel.tensor(stmt.tensor).dtype
         cast = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
-        if not stmt.add and self._describable(stmt.tensor, stmt.index) and all(axes.natural(a) for a in stmt.masked):
+        asked = self._asked(stmt.index, None, out, stmt.loc)
+        plain = not stmt.add and not asked
+        if plain and self._describable(stmt.tensor, stmt.index) and all(axes.natural(a) for a in stmt.masked):
             lanes = [axes.lanes(i) if isinstance(i, ir.Axis) else "1" for i in stmt.index]
             shape = f".reshape([{', '.join(lanes)}])" if len(kept) < len(stmt.index) else ""
             value = self.expressions.text(cast, ATOM if shape else LOOSE) + shape
             out.call(f"{self._descriptor(stmt.tensor, stmt.index)}.store(", [self._corner(stmt.index), value], stmt.loc)
             return
         pointers = self._pointers(stmt.tensor, stmt.index, list(stmt.masked), out, stmt.loc)
-        mask = [f"mask={self._condition(list(stmt.masked), kept)}"] if stmt.masked else []
+        mask = [f"mask={self._condition(list(stmt.masked), kept, asked)}"] if stmt.masked or asked else []
         # Sums ask no program to wait for another.
         how, order = ("atomic_add", ['sem="relaxed"']) if stmt.add else ("store", [])
         out.call(f"{axes.language}.{how}(", [pointers, self.expressions.text(cast), *mask, *order], stmt.loc)
@@ -184,8 +196,8 @@ class Memory:
         unit = self.expressions.axes.facts.tensors[tensor].strides[-1].unit
         return last if unit and isinstance(last, ir.Axis) else None
 
-    def _condition(self, masked: list[ir.Axis], kept: list[ir.Axis]) -> str:
-        texts = [across(self.expressions.axes.valid(a), a, kept) for a in kept if a in masked]
+    def _condition(self, masked: list[ir.Axis], kept: list[ir.Axis], asked: Sequence[str] = ()) -> str:
+        texts = [*asked, *(across(self.expressions.axes.valid(a), a, kept) for a in kept if a in masked)]
         return " & ".join(texts)
 
 

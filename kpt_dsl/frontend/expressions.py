@@ -4,29 +4,22 @@ An expression's value is tile IR (``ir.Expr``), a tensor argument, a tile, or a 
 """
 
 import ast
-import difflib
-import importlib
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from kpt_dsl import ir, language
-from kpt_dsl.dtypes import DType, f32, i32
+from kpt_dsl import arithmetic, ir, language
+from kpt_dsl.dtypes import DType, bool_, f32, i32
+from kpt_dsl.errors import InputError
 from kpt_dsl.frontend import typing as ty
+from kpt_dsl.frontend.names import WORDS, Local, Names
+from kpt_dsl.frontend.outside import Helper, Values
 from kpt_dsl.frontend.source import Source, fail
 from kpt_dsl.ir import Expr, Loc
-
-
-@dataclass
-class Local:
-    """Names of one scope: what they mean now, which ended with a loop, and the prefix of variables made here."""
-
-    values: dict[str, Any]
-    ended: dict[str, Loc]
-    prefix: str = ""
+from kpt_dsl.values import told_apart
 
 
 @dataclass(frozen=True)
@@ -35,29 +28,6 @@ class TileRef:
 
     dim: str
     tile: ir.Tile | None = None
-
-
-@dataclass(frozen=True)
-class Helper:
-    """A @kd.function: inlined where it is called. ``hash`` covers its text and what that inlines."""
-
-    name: str
-    hash: str
-    source: Source = field(compare=False, repr=False)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """For editors and type checkers: a value, or a tuple of them."""
-        language._never(self.name)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
-        """By name: another process reads the helper from its own source."""
-        return _helper_of, (self.source.fn.__module__, self.source.fn.__qualname__)
-
-
-def _helper_of(module: str, name: str) -> "Helper":
-    found = getattr(importlib.import_module(module), name)
-    assert isinstance(found, Helper)
-    return found
 
 
 def describe(value: Any) -> str:
@@ -71,6 +41,10 @@ def describe(value: Any) -> str:
             return f"a tile of {dim}" if tile is None else f"the tile {tile.name} of {dim}"
         case Helper():
             return f"the function {value.name}"
+        case ModuleType():
+            return f"the module {value.__name__}"
+    if callable(value):
+        return f"the Python {'class' if isinstance(value, type) else 'function'} {getattr(value, '__name__', value)}"
     return f"{value!r} ({type(value).__name__})"
 
 
@@ -91,21 +65,27 @@ _UNARY_FUNCTIONS: dict[Any, ir.UnaryOp] = {
 }  # fmt: skip
 _BINARY_FUNCTIONS: dict[Any, ir.BinaryOp] = {language.maximum: "max", language.minimum: "min"}
 _REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max", language.min: "min"}
+_NAN_DROPPED: dict[Any, Literal["maxnum", "minnum"]] = {
+    language.maximum: "maxnum", language.max: "maxnum", language.minimum: "minnum", language.min: "minnum",
+}  # fmt: skip
 _TILE_PARTS = ("index", "count", "before", "start", "stop", "size")
 
 
-class Expressions:
+class Expressions(Names):
     """Evaluates expressions in a scope; ``options`` collects the algorithm choices met."""
 
-    def __init__(self, source: Source, local: Local, dims: frozenset[str], choices: Mapping[str, Any]) -> None:
-        self.source = source
-        self.local = local
+    def __init__(
+        self, source: Source, local: Local, dims: frozenset[str], choices: Mapping[str, Any], outside: Values
+    ) -> None:
+        super().__init__(source, local, outside)
         self.dims = dims
         self.choices = choices
         self.options: dict[str, tuple[object, ...]] = {}
         self.tiles: set[str] = set()
         self.begins: dict[str, Expr] = {}
         """The first index that each tile's loop visits."""
+        self.asked: Expr | None = None  # under which condition the branches of kd.where that are being read are taken
+        self.without_extents: Mapping[str, tuple[str, ...]] = {}
 
     def inline(self, helper: Helper, node: ast.Call) -> Any:
         raise AssertionError("statements know how to inline")
@@ -122,7 +102,12 @@ class Expressions:
             case ast.List(elts=elts):
                 return [self.expr(e) for e in elts]
             case ast.Attribute(value=base, attr=attr):
-                return self.attribute(self.expr(base), attr, loc)
+                inner = self.expr(base)
+                return (
+                    self.of_module(inner, node, loc)
+                    if isinstance(inner, ModuleType)
+                    else self.attribute(inner, attr, loc)
+                )
             case ast.UnaryOp(op=op, operand=operand):
                 return self.unary(op, self.expr(operand), loc)
             case ast.BinOp(left=left, op=op, right=right):
@@ -148,22 +133,6 @@ class Expressions:
             "see docs/language.md for what expressions may hold",
         )
 
-    # -------------------------------------------------------------- names
-    def name(self, name: str, loc: Loc) -> Any:
-        if name in self.local.values:
-            value = self.local.values[name]
-            return replace(value, loc=loc) if isinstance(value, ir.Var) else value
-        if name in self.local.ended:
-            fail(loc, f"{name} is used outside the loop (line {self.local.ended[name].line}) that defines it",
-                 f"define {name} before the loop, so that the loop carries it out")  # fmt: skip
-        try:
-            return self.source.resolve(name)
-        except KeyError:
-            close = difflib.get_close_matches(name, [*self.local.values, *self.source.fn.__globals__], n=1)
-            fail(
-                loc, f"{name} is not defined", f"did you mean {close[0]}?" if close else "assign it first, or import it"
-            )
-
     def attribute(self, base: Any, attr: str, loc: Loc) -> Any:
         if isinstance(base, TileRef) and base.tile is not None:
             name, scalar = base.tile.name, ir.Type(i32)
@@ -188,13 +157,6 @@ class Expressions:
                 return _Method(base)
             fail(
                 loc, f"a value has no .{attr}", "it has .T and .to(dtype); functions are kd.exp(x), kd.sum(x, axis=1) …"
-            )
-        if isinstance(base, ModuleType):
-            if hasattr(base, attr):
-                return getattr(base, attr)
-            close = difflib.get_close_matches(attr, dir(base), n=1)
-            fail(
-                loc, f"{base.__name__} has no {attr}", f"did you mean {close[0]}?" if close else "see kpt_dsl.language"
             )
         fail(
             loc,
@@ -244,6 +206,8 @@ class Expressions:
 
     def compare(self, op: ast.cmpop, a: Any, b: Any, loc: Loc) -> Any:
         name, fn = _COMPARE[type(op)]
+        if isinstance(a, Helper) and isinstance(b, Helper) and isinstance(op, ast.Is | ast.IsNot):
+            return (a == b) == isinstance(op, ast.Is)  # one that was defined again with the same text is the same
         if name is None or not (isinstance(a, Expr) or isinstance(b, Expr)):
             return self.python(fn, a, b, loc=loc)
         return ty.binary(name, self.operand(a, loc), self.operand(b, loc), loc)
@@ -258,10 +222,11 @@ class Expressions:
                 break
         return result
 
-    def operand(self, x: Any, loc: Loc) -> Expr | ty.Number:
+    def operand(self, x: Any, loc: Loc) -> Expr | arithmetic.Number:
         """An operand of arithmetic: an expression or a Python number."""
         if isinstance(x, Expr | int | float):
             return x
+        self.present(x, loc)
         self.no_reference(x, loc)
         fail(loc, f"arithmetic with {describe(x)}", "use numbers and tiles")
 
@@ -287,11 +252,13 @@ class Expressions:
 
     # -------------------------------------------------------------- indexing
     def subscript(self, base: Any, node: ast.expr, loc: Loc) -> Any:
+        self.present(base, loc)
         if isinstance(base, ir.Tensor):
             if base.role == "out":
                 fail(loc, f"{base.name} is declared kd.Out, so it cannot be loaded", "keep the value in a variable")
             index, shape = self.index(base, node)
-            return ir.Load(base.name, index, type=ir.Type(base.dtype, shape), loc=loc)
+            when = self.asked if any(isinstance(i, Expr) for i in index) else None
+            return ir.Load(base.name, index, when=when, type=ir.Type(base.dtype, shape), loc=loc)
         if isinstance(base, Expr):
             return ty.expand(base, tuple(self.slices(node)), loc)
         return self.python(operator.getitem, base, self.expr(node), loc=loc)
@@ -321,8 +288,9 @@ class Expressions:
         if len(entries) != len(tensor.dims):
             fail(loc, f"{len(entries)} indices for {tensor.name}[{dims}]",
                  f"give one a dim: a tile, a whole-number scalar, or ':' ({len(tensor.dims)} of them)")  # fmt: skip
+        places = [self.source.loc(e) for e in (node.elts if isinstance(node, ast.Tuple) else [node])]
         index: list[ir.Axis | Expr] = []
-        for entry, dim in zip(entries, tensor.dims, strict=True):
+        for entry, dim, place in zip(entries, tensor.dims, places, strict=True):
             match entry:
                 case slice():
                     index.append(ir.Axis(dim))
@@ -331,10 +299,12 @@ class Expressions:
                         fail(loc, f"tile {tile.name} runs over {over}, but this index of {tensor.name}[{dims}] is {dim}",
                              f"index it with a tile of {dim}, or name the dim {over} in the kernel's decorator")  # fmt: skip
                     index.append(tile.axis)
-                case Expr() if entry.type == ir.Type(i32):
+                case ir.Index():
                     index.append(entry)
+                case Expr() if entry.type == ir.Type(i32):
+                    index.append(ir.Checked(entry, tensor.name, dim, type=entry.type, loc=place))
                 case int() if not isinstance(entry, bool) and entry >= 0:
-                    index.append(ir.scalar(entry, loc))
+                    index.append(ir.scalar(entry, place))
                 case _:
                     fail(loc, f"{tensor.name}[{dims}] indexed with {describe(entry)}",
                          "an index is a tile, a whole-number scalar from 0 up, or ':'")  # fmt: skip
@@ -345,6 +315,9 @@ class Expressions:
 
     def check_dim(self, dim: Any, loc: Loc) -> str:
         if not isinstance(dim, str) or dim not in self.dims:
+            if without := [name for name, dims in self.without_extents.items() if dim in dims]:
+                fail(loc, f"argument {without[0]} is None, and nothing else says how long dim {dim} is",
+                     f"pass {without[0]}", InputError)  # fmt: skip
             fail(loc, f"{dim!r} is not a dim of this kernel", f"its dims are {', '.join(sorted(self.dims))}")
         return dim
 
@@ -354,13 +327,37 @@ class Expressions:
         loc = self.source.loc(node)
         if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
             fail(loc, "* and ** in a call", "write the arguments out")
-        positional = [self.expr(a) for a in node.args]
-        named = {cast(str, k.arg): self.expr(k.value) for k in node.keywords}
+        read = self.branches(node) if fn is language.where else self.expr
+        positional = [read(a) for a in node.args]
+        named = {cast(str, k.arg): read(k.value) for k in node.keywords}
         try:
             return dict(inspect.signature(fn).bind(*positional, **named).arguments)
         except TypeError as error:
             signature = f"{fn.__name__}{inspect.signature(fn)}"
             fail(loc, f"{fn.__name__}: {error}", f"its signature is {signature}")
+
+    def branches(self, node: ast.Call) -> Callable[[ast.expr], Any]:
+        """How the arguments of a kd.where are read: what is loaded in a branch of a scalar condition is loaded only where that
+        branch is taken."""
+        named = {k.arg: k.value for k in node.keywords}
+        first, *_ = [*node.args[:1], *([named["cond"]] if "cond" in named else []), None]
+        condition = None if first is None else self.expr(first)
+
+        def read(argument: ast.expr) -> Any:
+            if argument is first:
+                return condition
+            if not isinstance(condition, Expr) or condition.type != ir.Type(bool_):
+                return self.expr(argument)
+            loc, outer = self.source.loc(argument), self.asked
+            second = argument is named.get("b") or argument in node.args[2:]
+            mine = ty.unary("not", condition, loc) if second else condition
+            self.asked = mine if outer is None else ty.binary("and", outer, mine, loc)
+            try:
+                return self.expr(argument)
+            finally:
+                self.asked = outer
+
+        return read
 
     def call(self, node: ast.Call, loc: Loc) -> Any:
         fn = self.expr(node.func)
@@ -378,19 +375,22 @@ class Expressions:
         if callable(fn) and not node.keywords and not any(isinstance(v, Expr | ir.Tensor | TileRef) for v in values):
             return self.python(fn, *values, loc=loc)
         name = ast.unparse(node.func)
+        word = f"kd.{name}" if name in WORDS else "kd's own functions"
         fail(loc, f"{name} is a Python function and cannot take tiles", f"if {name} is yours, decorate it with "
-             "@kd.function to inline it; else use kd's own functions")  # fmt: skip
+             f"@kd.function to inline it; else use {word}")  # fmt: skip
 
     def builtin(self, fn: Any, given: dict[str, Any], loc: Loc) -> Any:
         if fn in _UNARY_FUNCTIONS:
             return ty.unary(_UNARY_FUNCTIONS[fn], self.operand(given["x"], loc), loc)
         if fn in _BINARY_FUNCTIONS:
             a, b = self.operand(given["a"], loc), self.operand(given["b"], loc)
+            drop_nan = self.drops_nan(given, loc)
             if not isinstance(a, Expr) and not isinstance(b, Expr):
-                return max(a, b) if fn is language.maximum else min(a, b)
-            return ty.binary(_BINARY_FUNCTIONS[fn], a, b, loc)
+                return arithmetic.larger(a, b) if fn is language.maximum else arithmetic.smaller(a, b)
+            return ty.binary(_NAN_DROPPED[fn] if drop_nan else _BINARY_FUNCTIONS[fn], a, b, loc)
         if fn in _REDUCTIONS:
-            return ty.reduce(_REDUCTIONS[fn], self.value(given["x"], loc), given["axis"], loc)
+            op = _NAN_DROPPED[fn] if self.drops_nan(given, loc) else _REDUCTIONS[fn]
+            return ty.reduce(op, self.value(given["x"], loc), given["axis"], loc)
         if fn is language.dot:
             acc = given.get("acc")
             return ty.dot(self.value(given["a"], loc), self.value(given["b"], loc),
@@ -415,6 +415,14 @@ class Expressions:
             f"kd.{getattr(fn, '__name__', fn)} cannot stand here",
             "kd.parallel and kd.sequential head a `for` loop",
         )
+
+    @staticmethod
+    def drops_nan(given: dict[str, Any], loc: Loc) -> bool:
+        """Whether a maximum or minimum was said to be free to drop a NaN."""
+        said = given.get("drop_nan", False)
+        if not isinstance(said, bool):
+            fail(loc, f"drop_nan is {describe(said)}", "it is True or False, known before the kernel runs")
+        return said
 
     def value(self, x: Any, loc: Loc) -> Expr:
         """An operand that must be a tile or a scalar of the kernel."""
@@ -448,8 +456,14 @@ class Expressions:
         name, options = args[0], tuple(args[1:])
         if self.options.setdefault(name, options) != options:
             fail(loc, f"choice {name!r} has other options elsewhere in this kernel", "give it a name of its own")
+        if len(set(options)) != len(options):
+            fail(
+                loc,
+                f"two options of choice {name!r} are equal: {', '.join(map(repr, options))}",
+                "give each another value",
+            )
         taken = self.choices.get(name, options[0])
-        if taken not in options:
+        if told_apart(taken) not in map(told_apart, options):
             fail(loc, f"choice {name!r} cannot be {taken!r}", f"its options are {', '.join(map(repr, options))}")
         return taken
 

@@ -6,6 +6,7 @@ Whatever is known before the kernel runs (static arguments, absent optional ones
 """
 
 import ast
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 from kpt_dsl import ir, language
 from kpt_dsl.dtypes import f32, i32
 from kpt_dsl.frontend import typing as ty
-from kpt_dsl.frontend.expressions import Expressions, Local, TileRef, describe
+from kpt_dsl.frontend.bounds import may_be_far
+from kpt_dsl.frontend.expressions import Expressions, TileRef, describe
+from kpt_dsl.frontend.names import Local
+from kpt_dsl.frontend.outside import Values
 from kpt_dsl.frontend.races import check_races
 from kpt_dsl.frontend.source import Source, fail
 from kpt_dsl.frontend.tiling import check_tiling
@@ -22,7 +26,8 @@ from kpt_dsl.ir import Expr, Loc
 
 @dataclass(frozen=True)
 class Specialisation:
-    """What a kernel is lowered for: its parameters as IR or static values, all known dims, and the choices taken."""
+    """What a kernel is lowered for: its parameters as IR or static values, all known dims, the choices taken, what its names
+    from outside mean, and which tensors and scalars are None, with their dims."""
 
     name: str
     source: Source
@@ -31,6 +36,8 @@ class Specialisation:
     statics: Mapping[str, Any]
     dims: frozenset[str]
     choices: Mapping[str, Any]
+    outside: Values
+    absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def lower(spec: Specialisation) -> ir.Kernel:
@@ -60,9 +67,12 @@ class _Lowering(Expressions):
         values: dict[str, Any] = dict(spec.statics)
         values |= {t.name: t for t in spec.tensors}
         values |= {s.name: ir.Param(s.name, type=ir.Type(s.dtype)) for s in spec.scalars}
-        super().__init__(spec.source, Local(values, {}), spec.dims, spec.choices)
+        absent = {name: name for name in spec.absent}
+        super().__init__(spec.source, Local(values, {}, "", absent), spec.dims, spec.choices, spec.outside)
         self.spec = spec
+        self.without_extents = spec.absent
         self.types: dict[str, ir.Type] = {}
+        self.values: dict[str, list[Expr]] = {}
         self.block: list[ir.Stmt] = []
         self.loops: list[_Loop] = []
         self.added: dict[str, bool] = {}
@@ -213,11 +223,13 @@ class _Lowering(Expressions):
 
     def emit(self, name: str, value: Expr, loc: Loc) -> ir.Var:
         self.types[name] = value.type
+        self.values.setdefault(name, []).append(value)
         self.block.append(ir.Assign(name, value, loc=loc))
         return ir.Var(name, type=value.type, loc=loc)
 
     def store(self, name: str, index: ast.expr, value: Any, loc: Loc, add: bool = False) -> None:
         tensor = self.local.values.get(name)
+        self.present(tensor, loc)
         if not isinstance(tensor, ir.Tensor):
             fail(loc, f"{name} is {describe(tensor)}; only kd.Out arguments can be stored to",
                  "tiles are values: assign a new one with kd.where(...)")  # fmt: skip
@@ -375,11 +387,12 @@ class _Lowering(Expressions):
         last = scalar("min", edge(scalar("add", index, 1)), size)
         return first, self.emit(self.fresh(f"{tile.name}_last"), last, loc)
 
-    @staticmethod
-    def clamped(start: Expr, stop: Expr, dim: str, loc: Loc) -> tuple[Expr, Expr]:
+    def clamped(self, start: Expr, stop: Expr, dim: str, loc: Loc) -> tuple[Expr, Expr]:
         """Bounds that never leave the dim, whatever was computed for them."""
         whole = ir.Size(dim, type=ir.Type(i32), loc=loc)
         low = start if isinstance(start, ir.Const) and start.value >= 0 else ty.binary("max", start, 0, loc)
+        if may_be_far(start, self.values):
+            low = ty.binary("min", low, whole, loc)
         high = stop if stop == whole else ty.binary("min", stop, whole, loc)
         return low, high
 
@@ -416,14 +429,22 @@ class _Lowering(Expressions):
         loc = self.source.loc(node)
         if self.inlining > 20:
             fail(loc, f"{helper.name} calls itself", "helpers are inlined, so they cannot recurse")
-        bound = self.arguments(node, helper.source.fn)
+        parameters = inspect.signature(helper.source.fn).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        bound = defaults | self.arguments(node, helper.source.fn)
         prefix = f"{self.local.prefix}{helper.name}_"
         held = {}
         for name, value in bound.items():
             simple = not isinstance(value, Expr) or isinstance(value, ir.Var | ir.Const | ir.Param | ir.Size | ir.Index)
             held[name] = value if simple else self.emit(self.fresh(prefix + name), value, loc)
         saved = self.source, self.local
-        self.source, self.local = helper.source, Local(held, {}, prefix)
+        given = inspect.signature(helper.source.fn).bind(*node.args, **{str(k.arg): k.value for k in node.keywords})
+        absent = {
+            name: self.local.absent[argument.id]
+            for name, argument in given.arguments.items()
+            if isinstance(argument, ast.Name) and argument.id in self.local.absent
+        }
+        self.source, self.local = helper.source, Local(held, {}, prefix, absent)
         self.inlining += 1
         loops, self.loops = self.loops, [_Loop(frozenset())] if self.loops else []
         try:

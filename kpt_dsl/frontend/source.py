@@ -1,26 +1,25 @@
-"""The source text of a kernel or helper function: its syntax tree, places in it, errors that point at them, its hash.
+"""The source text of a kernel or helper function: its syntax tree, places in it, errors that point at them.
 
 Knows nothing of the IR beyond ``Loc``.
 """
 
 import ast
-import hashlib
 import inspect
 import linecache
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType
 from typing import Any, NoReturn
 
-from kpt_dsl.errors import KernelError
+from kpt_dsl.errors import KernelError, KptError
 from kpt_dsl.ir import Loc
 
 
 @dataclass(frozen=True)
 class Source:
-    """A function's text: where it stands, its tree (columns and lines relative to ``text``) and how to resolve its names."""
+    """A function's text: where it stands, its tree (columns and lines relative to ``text``) and which names are its own."""
 
     fn: Callable[..., Any]
     file: str
@@ -39,18 +38,23 @@ class Source:
         end = getattr(node, "end_col_offset", column + 1) if same_line else len(text)
         return Loc(self.file, self.first_line + line - 1, column, end, text)
 
-    def resolve(self, name: str) -> Any:
-        """The Python value of a name that is not local to the function; raises KeyError."""
-        closure = inspect.getclosurevars(self.fn)
-        for scope in (closure.nonlocals, closure.globals, closure.builtins):
-            if name in scope:
-                return scope[name]
-        return self.fn.__globals__[name]
+    @cached_property
+    def own(self) -> frozenset[str]:
+        """The names that are the function's own, everywhere in it, as in Python: its parameters and what it assigns."""
+        stored = {n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        return frozenset(stored | {n.arg for n in ast.walk(self.tree.args) if isinstance(n, ast.arg)})
 
 
-def read(fn: Callable[..., Any]) -> Source:
-    """The source of a Python function. Raises KernelError where there is none (an interactive prompt, exec)."""
-    file = inspect.getsourcefile(fn) or "<unknown>"
+def read(fn: Any, decorator: str) -> Source:
+    """The source of a Python function. Raises KernelError for anything else, and where there is none (a prompt, exec)."""
+    if fn is None:
+        raise KernelError(f"{decorator} is written with parentheses or given nothing; it stands alone above a function")
+    if not isinstance(fn, FunctionType) or hasattr(fn, "__wrapped__"):
+        kind = "the class" if isinstance(fn, type) else f"a {type(fn).__name__},"
+        what = "what another decorator made of" if isinstance(fn, FunctionType) else kind
+        name = getattr(fn, "__qualname__", repr(fn))
+        raise KernelError(f"{place(fn)}{decorator} was given {what} {name}; it stands directly above a function's def")
+    file = inspect.getsourcefile(fn) or fn.__code__.co_filename
     linecache.checkcache(file)
     try:
         lines, first = inspect.getsourcelines(fn)
@@ -58,55 +62,28 @@ def read(fn: Callable[..., Any]) -> Source:
         raise KernelError(
             f"the source of {fn.__qualname__} cannot be read ({error}); kernels must be written in a file or a notebook cell"
         ) from None
-    raw = "".join(lines)
-    text = textwrap.dedent(raw)
     indent = len(lines[0]) - len(lines[0].lstrip())
-    tree = ast.parse(text).body[0]
+    text = "".join(line if line[:indent].strip() else line[indent:] or "\n" for line in lines)
+    try:
+        tree = ast.parse(text).body[0]
+    except SyntaxError:  # a lambda somewhere in a statement
+        tree = None
     if not isinstance(tree, ast.FunctionDef):
-        raise KernelError(f"{file}:{first}: a kernel is a plain function written with def, not {type(tree).__name__}")
+        kind = "an async function" if isinstance(tree, ast.AsyncFunctionDef) else "a lambda"
+        raise KernelError(f"{place(fn)}{decorator} takes a plain function written with def, not {kind}")
+    if tree.name != fn.__name__:
+        raise KernelError(
+            f"{place(fn)}here stands {tree.name}, not {fn.__name__}: the file has changed since it was imported"
+        )
     return Source(fn, file, first, indent, text, tree)
 
 
-def fail(loc: Loc, message: str, remedy: str = "") -> NoReturn:
-    """Raise KernelError with file, line, the line's text, a caret under the culprit, and what to write instead."""
-    number = str(loc.line)
-    caret = " " * loc.column + "^" * max(1, loc.end_column - loc.column)
-    shown = [
-        f"{Path(loc.file).name}:{number}: {message}",
-        f"  {number} | {loc.text}",
-        f"  {' ' * len(number)} | {caret}",
-    ]
-    if remedy:
-        shown.append(f"  {remedy}")
-    raise KernelError("\n".join(shown))
+def place(fn: Any) -> str:
+    """Where a function's text stands, to begin a message with; "" of what has none."""
+    code = getattr(inspect.unwrap(fn) if callable(fn) else fn, "__code__", None)
+    return "" if code is None else f"{Path(code.co_filename).name}:{code.co_firstlineno}: "
 
 
-def fingerprint(source: Source, inline: Callable[[Any], Source | None]) -> str:
-    """A hash of everything that a function's text means: its tree without layout or comments, the helpers it inlines
-    (``inline`` gives a helper's source) and the values of the constants that it names."""
-    parts: list[str] = []
-    seen: set[Callable[..., Any]] = set()
-
-    def add(one: Source) -> None:
-        if one.fn in seen:
-            return
-        seen.add(one.fn)
-        body = one.tree.body[1:] if ast.get_docstring(one.tree) else one.tree.body
-        parts.extend([ast.dump(one.tree.args), *(ast.dump(d) for d in one.tree.decorator_list), *map(ast.dump, body)])
-        names = {ast.unparse(n) for n in ast.walk(one.tree) if isinstance(n, ast.Name | ast.Attribute)}
-        for name in sorted(names):
-            root, *path = name.split(".")
-            try:
-                value = one.resolve(root)
-                for attribute in path:
-                    value = getattr(value, attribute)
-            except (KeyError, AttributeError):
-                continue
-            helper = inline(value)
-            if helper is not None:
-                add(helper)
-            elif not isinstance(value, ModuleType) and not callable(value):
-                parts.append(f"{name}={value!r}")
-
-    add(source)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def fail(loc: Loc, message: str, remedy: str = "", error: type[KptError] = KernelError) -> NoReturn:
+    """Raise an error with file, line, the line's text, a caret under the culprit, and what to write instead."""
+    raise error(loc.explain(message, remedy))

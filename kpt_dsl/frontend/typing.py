@@ -4,36 +4,62 @@ Each function builds a typed IR node from typed operands or fails at ``loc`` wit
 the dtype of the other operand.
 """
 
+import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from kpt_dsl import ir
+from kpt_dsl import arithmetic, ir
+from kpt_dsl.arithmetic import Number
 from kpt_dsl.dtypes import DType, bool_, f32, i32
 from kpt_dsl.frontend.source import fail
 from kpt_dsl.ir import UNIT, Axis, Expr, Loc, Type
-
-Number = int | float | bool
 
 _COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
 _SYMBOL = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "lt": "<", "le": "<=", "gt": ">",
     "ge": ">=", "eq": "==", "ne": "!=", "and": "&", "or": "|", "max": "kd.maximum", "min": "kd.minimum",
+    "maxnum": "kd.maximum", "minnum": "kd.minimum",
 }  # fmt: skip
+_OF_INTEGERS: dict[str, Literal["max", "min"]] = {"maxnum": "max", "minnum": "min"}
+"""What may drop a NaN is, of integers, which have none, what keeps it."""
 
 
 def constant(value: Number, dtype: DType | None, loc: Loc) -> ir.Const:
-    """A Python number as an IR constant; its own kind unless a dtype is given."""
+    """A Python number as an IR constant; its own kind unless a dtype is given.
+
+    A whole number that the type cannot hold is refused: the text says another number than it would be.
+    """
     if dtype is None:
         dtype = bool_ if isinstance(value, bool) else i32 if isinstance(value, int) else f32
-    return ir.Const(float(value) if dtype.is_float else value, type=Type(dtype), loc=loc)
+    if dtype.kind == "int" and isinstance(value, int):
+        low, high = arithmetic.limits(dtype)
+        if not low <= value <= high:
+            fail(loc, f"{value} does not fit {dtype}, which holds {low} to {high}",
+                 f"write it as a float, {value}.0, or meet a kd.i64 value with it")  # fmt: skip
+    return ir.Const(_as_held(value, dtype), type=Type(dtype), loc=loc)
+
+
+def _as_held(value: Number, dtype: DType) -> Number:
+    """A number as a type holds it; a float32 is left to print as the author wrote it, and rounds where it is read."""
+    held = arithmetic.converted(value, dtype)
+    return float(value) if dtype == f32 and abs(held) < math.inf else held
 
 
 def cast(x: Expr, dtype: DType, loc: Loc) -> Expr:
-    """``x`` in another dtype; nothing to do when it has it already."""
-    if x.type.dtype == dtype:
+    """``x`` in another dtype; nothing to do when it has it already.
+
+    Between integers and narrow floats lies float32, so that each backend rounds as often as the others.
+    """
+    held = x.type.dtype
+    if held == dtype:
         return x
     if isinstance(x, ir.Const):
-        return constant(float(x.value) if dtype.is_float else int(x.value), dtype, loc)
+        exact = x.value if dtype == f32 else arithmetic.converted(x.value, held)
+        return ir.Const(_as_held(exact, dtype), type=Type(dtype), loc=loc)
+    if dtype == bool_:
+        return binary("ne", x, 0.0 if held.is_float else 0, loc)
+    if held.is_float != dtype.is_float and f32 not in (held, dtype):
+        x = cast(x, f32, loc)
     return ir.Cast(x, type=Type(dtype, x.type.shape), loc=loc)
 
 
@@ -94,6 +120,8 @@ def binary(op: ir.BinaryOp, a: Expr | Number, b: Expr | Number, loc: Loc) -> Exp
         left, right, result = cast(left, f32, loc), cast(right, f32, loc), f32
     else:
         result = left.type.dtype
+    if kind == "int":
+        op = _OF_INTEGERS.get(op, op)
     return ir.Binary(op, left, right, type=Type(result, shape), loc=loc)
 
 
@@ -127,17 +155,19 @@ def where(cond: Expr, a: Expr | Number, b: Expr | Number, loc: Loc) -> Expr:
 
 def reduce(op: ir.ReduceOp, x: Expr, axis: Any, loc: Loc) -> Expr:
     """Over one axis, given by its number."""
-    rank = len(x.type.shape)
+    rank, name = len(x.type.shape), f"kd.{op.removesuffix('num')}"
     if not isinstance(axis, int) or isinstance(axis, bool) or not -rank <= axis < rank:
-        fail(loc, f"kd.{op} of {x.type} along axis {axis!r}", f"axis must be a whole number from {-rank} to {rank - 1}"
+        fail(loc, f"{name} of {x.type} along axis {axis!r}", f"axis must be a whole number from {-rank} to {rank - 1}"
              if rank else "a scalar has no axis to reduce")  # fmt: skip
     axis %= rank
     if x.type.shape[axis] == UNIT:
-        fail(loc, f"kd.{op} of {x.type} along a unit axis", "reduce before [:, None], not after it")
+        fail(loc, f"{name} of {x.type} along a unit axis", "reduce before [:, None], not after it")
     if x.type.dtype == bool_:
-        fail(loc, f"kd.{op} of conditions ({x.type})", "use kd.where(condition, 1, 0) first")
+        fail(loc, f"{name} of conditions ({x.type})", "use kd.where(condition, 1, 0) first")
     value = cast(x, f32, loc) if x.type.dtype.is_float else x
     shape = value.type.shape[:axis] + value.type.shape[axis + 1 :]
+    if not x.type.dtype.is_float:
+        op = _OF_INTEGERS.get(op, op)
     return ir.Reduce(op, value, axis, type=Type(value.type.dtype, shape), loc=loc)
 
 

@@ -6,18 +6,22 @@ is not its identity gets a ``where`` around its operand; loads and stores learn 
 """
 
 import math
-import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from kpt_dsl import ir
+from kpt_dsl import arithmetic, ir
+from kpt_dsl.arithmetic import Number
 from kpt_dsl.dtypes import DType, bool_, i32
 from kpt_dsl.ir import Axis, Expr, Type
 from kpt_dsl.passes import fold, infinity
 from kpt_dsl.passes.affine import Lane
 from kpt_dsl.passes.beyond import Beyond
 
-Number = float | int | bool
+_FOLDED = {
+    "add", "sub", "mul", "max", "min", "maxnum", "minnum", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "neg", "not",
+    "abs", "exp", "exp2", "tanh", "erf",
+}  # fmt: skip
+"""Operations of which every backend makes the same number here: zeros, ones, infinities and what is exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,7 @@ Pads = Mapping[int, Held]
 anything. (A shape may hold one axis twice, so that its name does not tell where it stands.)"""
 
 
-def guard(
-    kernel: ir.Kernel, padded: Callable[[Axis], bool], level: Collection[Axis] = frozenset()
-) -> ir.Kernel:
+def guard(kernel: ir.Kernel, padded: Callable[[Axis], bool], level: Collection[Axis] = frozenset()) -> ir.Kernel:
     """``kernel`` with masks. ``padded`` says of a whole dim or a tile over all of its dim whether its lanes may outnumber its
     elements; a loop with bounds of its own always has padding, but those along ``level`` axes (``passes.level``)."""
     return replace(kernel, body=_Guard(kernel, padded, level).block(kernel.body, frozenset()))
@@ -62,16 +64,10 @@ def whole(loop: ir.For) -> bool:
 def _identity(op: ir.ReduceOp, dtype: DType) -> Number:
     if op == "sum":
         return 0.0 if dtype.is_float else 0
-    sign = -1 if op == "max" else 1
-    return sign * math.inf if dtype.is_float else -(2 ** (dtype.bits - 1)) if op == "max" else 2 ** (dtype.bits - 1) - 1
-
-
-_FOLD: dict[str, Callable[..., Number]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "max": max, "min": min, "lt": operator.lt,
-    "le": operator.le, "gt": operator.gt, "ge": operator.ge, "eq": operator.eq, "ne": operator.ne,
-    "and": lambda a, b: a and b, "or": lambda a, b: a or b, "neg": operator.neg, "not": operator.not_, "abs": abs,
-    "exp": math.exp, "exp2": lambda x: 2.0**x, "tanh": math.tanh, "erf": math.erf,
-}  # fmt: skip
+    largest = op in ("max", "maxnum")
+    if dtype.is_float:
+        return -math.inf if largest else math.inf
+    return arithmetic.limits(dtype)[0 if largest else 1]
 
 
 class _Guard:
@@ -158,8 +154,8 @@ class _Guard:
             case ir.Valid():
                 return node, {0: Held(False)}
             case ir.Cast():
-                # An infinity may saturate in a narrow type; zero is zero in all of them.
-                return node, {i: h for i, h in pads[0].items() if h.value == 0 or not node.type.dtype.is_fp8}
+                to = node.type.dtype
+                return node, {i: replace(h, value=arithmetic.converted(h.value, to)) for i, h in pads[0].items()}
             case ir.Transpose():
                 return node, {1 - i: h for i, h in pads[0].items()}
             case ir.Expand(axis=at):
@@ -191,14 +187,13 @@ class _Guard:
 
     def folded(self, node: ir.Unary | ir.Binary, held: list[Held | None]) -> Held | None:
         """What an operation makes of numbers."""
-        operation, known = _FOLD.get(node.op), [h for h in held if h is not None]
-        if operation is None or len(known) < len(held):
+        known = [h for h in held if h is not None]
+        if node.op not in _FOLDED or len(known) < len(held):
             return None
-        try:
-            value = operation(*(h.value for h in known))
-        except (OverflowError, ValueError):
+        value = arithmetic.evaluate(node.op, *(h.value for h in known))
+        if value is None or value != value:
             return None
-        return Held(value, any(h.inside for h in known)) if value == value else None
+        return Held(arithmetic.converted(value, node.type.dtype), any(h.inside for h in known))
 
     def half_known(self, node: ir.Binary, left: Held | None, position: int) -> Held | None:
         """What an operation gives in the padding along a position whatever its right operand holds there."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kpt_dsl import ir
+from kpt_dsl.passes import indices
 from kpt_dsl.passes.split import split_masks
 
 
@@ -99,6 +100,8 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
     if any(isinstance(e, ir.Load) for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape
            for e in ir.walk(s.value)):  # fmt: skip
         raise Unfit("a scalar is loaded: what lies beyond bounds that depend on it may not enter a product")
+    if indices.checked(kernel):
+        raise Unfit("an index may be of no element")
     masked = _step(loop.body)
     before = _before(kernel.body)
     held = _held(masked, before)

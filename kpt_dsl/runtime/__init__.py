@@ -5,16 +5,18 @@ name where arrays cannot be written in place; ``launcher(problem, arrays, config
 ``kpt_dsl.runtime.<backend>``; a package adds its own through an entry point of the group ``kpt.runtimes``.
 """
 
-from collections.abc import Callable, Hashable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs
+from kpt_dsl.arrays import library
 from kpt_dsl.errors import InputError
-from kpt_dsl.problem import ALIGNMENT, Problem
-from kpt_dsl.space import Config
+from kpt_dsl.problem import Problem
+from kpt_dsl.runtime.binding import bind
+from kpt_dsl.space import Config, space
 
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
@@ -25,9 +27,6 @@ OWN = ("triton", "pallas", "numpy")
 Outputs = dict[str, Any] | None
 """The outputs by name, where the arrays given cannot be written in place."""
 
-_PROBLEMS_KEPT = 4096
-_problems: dict[Hashable, Problem] = {}
-
 
 def call(
     kernel: "Kernel",
@@ -37,12 +36,24 @@ def call(
 ) -> Outputs:
     """Run a kernel on its arguments by name. ``config``: knobs over those that the database or the rule gives.
 
-    Raises InputError for arguments or a backend that do not fit, CompileError where a compiler or device refuses.
+    Raises InputError for arguments or a backend that do not fit and for numbers that int32 arithmetic would wrap, ConfigError
+    for knobs that there are none of or values that they cannot have, CompileError where a compiler or device refuses.
     """
-    backend = backend or backend_of(arguments)
-    problem = _problem(kernel, arguments)
+    backend = backend_of(arguments) if backend is None else backend
+    if not isinstance(backend, str):
+        raise InputError(f"backend is {backend!r}; it is a string, one of {', '.join(OWN)}")
+    problem, arguments = bind(kernel, arguments)
+    if kernel.integers:
+        problem.check_integers(arguments)
     found, _ = chosen(problem, arguments, backend)
-    return run(problem, arguments, found | config if config else found, backend)
+    if config is not None and config != {}:
+        found = _overridden(problem, runtime(backend).target(arguments), found, Config(config))
+    return run(problem, arguments, found, backend)
+
+
+@lru_cache(maxsize=512)
+def _overridden(problem: Problem, target: "Target", found: Config, knobs: Config) -> Config:
+    return space(problem, target).overridden(found, knobs)
 
 
 def run(problem: Problem, arrays: Mapping[str, Any], config: Config, backend: str) -> Outputs:
@@ -73,45 +84,16 @@ def runtime(backend: str) -> Any:
         return import_module(f"kpt_dsl.runtime.{backend}")
     for found in entry_points(group="kpt.runtimes", name=backend):
         return found.load()
-    raise InputError(f"backend is {backend!r}; accepted are {', '.join(OWN)}, and what installed packages add")
+    cuda = "; CUDA and ROCm tensors run by triton" if backend in ("cuda", "gpu", "rocm", "hip") else ""
+    raise InputError(f"backend is {backend!r}; accepted are {', '.join(OWN)}, and what installed packages add{cuda}")
 
 
 def backend_of(arguments: Mapping[str, Any]) -> str:
     """The backend that serves arrays where they are: GPU tensors "triton", JAX arrays "pallas", the rest "numpy"."""
     for array in arguments.values():
-        library = type(array).__module__.partition(".")[0]
-        if library == "torch" and hasattr(array, "device"):
+        kind = library(array)
+        if kind == "torch" and hasattr(array, "device"):
             return "triton" if array.device.type == "cuda" else "numpy"
-        if library in ("jax", "jaxlib"):
+        if kind == "jax":
             return "pallas"
     return "numpy"
-
-
-def _problem(kernel: "Kernel", arguments: Mapping[str, Any]) -> Problem:
-    """``Problem.bind``, remembered: binding anew on each call would cost more than launching."""
-    key = (
-        kernel,
-        tuple(_layout(arguments[name]) for name in kernel.tensors),
-        tuple(arguments[name] is None for name in kernel.scalars),
-        tuple(arguments[name] for name in kernel.statics),
-    )
-    try:
-        known = _problems.get(key)
-    except TypeError:  # an unhashable argument; binding says which
-        return Problem.bind(kernel, arguments)
-    if known is None:
-        if len(_problems) >= _PROBLEMS_KEPT:
-            _problems.clear()
-        known = _problems[key] = Problem.bind(kernel, arguments)
-    return known
-
-
-def _layout(array: Any) -> Hashable:
-    """All that a problem keeps of an array."""
-    address = getattr(array, "data_ptr", None)
-    if address is not None:
-        return array.dtype, array.shape, array.stride(), address() % ALIGNMENT
-    if array is None:
-        return None
-    interface = getattr(array, "__array_interface__", {"data": (0,)})
-    return str(array.dtype), tuple(array.shape), getattr(array, "strides", None), interface["data"][0] % ALIGNMENT

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -38,7 +38,8 @@ def interpret(source: Source, programs: int, arguments: Sequence[Any]) -> None:
 @lru_cache(maxsize=64)
 def _code(source: Source) -> CodeType:
     """A module without its imports: whoever runs it brings the names."""
-    text = "\n".join("" if line in gluon_names.IMPORTS else line for line in source.text.splitlines())
+    imports = (*gluon_names.IMPORTS, gluon_names.NAN_IMPORT)
+    text = "\n".join("" if line in imports else line for line in source.text.splitlines())
     return compile(text, f"<kpt {source.name} {source.digest}>", "exec")
 
 
@@ -159,7 +160,7 @@ class Machine:
 
     def run(self, source: Source, arguments: Sequence[Any]) -> None:
         """Run the program of a module. Raises CompileError."""
-        modules = dict.fromkeys(("gluon", "gl", "mbarrier", "tma"), self)
+        modules = dict.fromkeys(("gluon", "gl", "tl", "mbarrier", "tma"), self)
         functions = ("fence_async_shared", "warpgroup_mma", "warpgroup_mma_wait")
         scope: dict[str, Any] = modules | {name: getattr(self, name) for name in functions}
         exec(_code(source), scope)
@@ -213,8 +214,34 @@ class Machine:
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         if not isinstance(condition, np.ndarray):
             return a if condition else b
-        wide = np.result_type(*(x for x in (a, b) if isinstance(x, np.ndarray)))
-        return np.where(condition, a, b).astype(wide).view(_Values)
+        kinds: list[Any] = [x.dtype for x in (a, b) if isinstance(x, np.ndarray)]
+        numbers = np.int32 if isinstance(a, int) and isinstance(b, int) else np.float32
+        return np.where(condition, a, b).astype(np.result_type(*kinds or [numbers])).view(_Values)
+
+    def cast(self, x: Any, dtype: str) -> Any:
+        return np.asarray(x).astype(_dtype(dtype)).view(_Values)
+
+    def clamp(self, x: Any, low: float, high: float, propagate_nan: bool = False) -> Any:
+        return self.minimum(self.maximum(x, low, propagate_nan), high, propagate_nan)
+
+    # NumPy's maxima keep NaN; Gluon's do where they are told to.
+    PropagateNan = SimpleNamespace(ALL=True)
+
+    def maximum(self, a: Any, b: Any, propagate_nan: bool = False) -> Any:
+        return (np.maximum if propagate_nan else np.fmax)(a, b)
+
+    def minimum(self, a: Any, b: Any, propagate_nan: bool = False) -> Any:
+        return (np.minimum if propagate_nan else np.fmin)(a, b)
+
+    def max(self, x: Any, axis: int) -> Any:
+        return np.fmax.reduce(x, axis)
+
+    def min(self, x: Any, axis: int) -> Any:
+        return np.fmin.reduce(x, axis)
+
+    def reduce(self, x: Any, axis: int, combine: Any) -> Any:
+        """By one of the functions that generated modules carry."""
+        return {"max_or_nan": np.max, "min_or_nan": np.min}[combine.__name__](x, axis)
 
     def load(self, pointer: Pointer, mask: Any = True, other: Any = 0) -> Any:
         if not isinstance(pointer.offset, np.ndarray):

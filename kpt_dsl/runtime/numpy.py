@@ -10,10 +10,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import targets
+from kpt_dsl.arrays import library
 from kpt_dsl.dtypes import DType, dtype
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.numpy import Precision, emit
 from kpt_dsl.errors import InputError
+from kpt_dsl.runtime.memory import overwritten, refuse_shared_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,11 +31,14 @@ def run(problem: "Problem", arrays: Mapping[str, Any], config: "Config", precisi
     """Run a problem on its arguments by name, tensors and scalars; outputs are written in place.
 
     ``precision="f64"`` computes in float64 whatever the dtypes; float64 outputs then keep what was computed.
-    Raises InputError for an array that is neither NumPy's nor a torch tensor of the CPU.
+    Raises InputError for an array that is neither NumPy's nor a torch tensor of the CPU, and for outputs that share memory.
     """
+    kernel = problem.kernel
+    views = {name: as_numpy(name, arrays[name]) for name in kernel.tensors if arrays[name] is not None}
+    refuse_shared_outputs(kernel, views)
+    views |= {name: views[name].copy() for name in overwritten(kernel, views)}
     source = emit(problem, None, config, precision)
-    function = load(source)
-    function(*(as_numpy(name, arrays[name]) if name in problem.kernel.tensors else arrays[name] for name in source.abi))
+    load(source)(*(views[name] if name in views else arrays[name] for name in source.abi))
 
 
 def target(arrays: Mapping[str, Any]) -> "Target":
@@ -62,8 +67,8 @@ def as_numpy(name: str, array: Any) -> "Array":
     import numpy as np
 
     if isinstance(array, np.ndarray):
-        return array
-    if type(array).__module__.partition(".")[0] != "torch":
+        return np.asarray(array)  # without the operators of a subclass
+    if library(array) != "torch":
         raise InputError(
             f"{name} is {type(array).__name__}; backend numpy takes NumPy arrays and torch tensors of the CPU"
         )
@@ -73,8 +78,12 @@ def as_numpy(name: str, array: Any) -> "Array":
 
 
 def _torch_view(tensor: Any, element: DType) -> "Array":
-    """bfloat16 and fp8 do not exist in NumPy itself: they cross as integers of their width."""
+    """bfloat16 and fp8 do not exist in NumPy itself: they cross as integers of their width.
+
+    Through DLPack: ``tensor.numpy()`` makes a tensor's memory unresizable for good, and FSDP frees parameters by resizing.
+    """
     import ml_dtypes
+    import numpy as np
     import torch
 
     crossing = {
@@ -83,8 +92,8 @@ def _torch_view(tensor: Any, element: DType) -> "Array":
         "f8e5m2": (torch.uint8, ml_dtypes.float8_e5m2),
     }
     if element.name not in crossing:
-        view: Array = tensor.numpy()
+        view: Array = np.from_dlpack(tensor)
         return view
     integer, narrow = crossing[element.name]
-    crossed: Array = tensor.view(integer).numpy().view(narrow)
+    crossed: Array = np.from_dlpack(tensor.view(integer)).view(narrow)
     return crossed

@@ -12,9 +12,13 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import targets
-from kpt_dsl.dtypes import dtype
+from kpt_dsl.arithmetic import converted
+from kpt_dsl.arrays import library
+from kpt_dsl.dtypes import dtype, i32, i64
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import InputError, MissingPackageError, TargetError
+from kpt_dsl.runtime.memory import refuse_shared_outputs
+from kpt_dsl.runtime.numpy import as_numpy
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -27,6 +31,9 @@ STAND_IN = "tpu-v6e"
 INTERPRETING = {"xla_disable_hlo_passes": "algsimp", "xla_backend_optimization_level": 0}
 """How XLA compiles what is interpreted: without algebraic simplification, which turns (x/n)(x/n) into xx/(nn), infinite for
 large x; and without much optimisation, since such runs are short and compiling takes most of their time."""
+
+WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+"""YNNPACK, to which XLA hands fusions on CPUs, drops NaN in maxima, minima and clips (seen with JAX 0.10.2)."""
 
 JaxFunction = Callable[..., Any]
 
@@ -61,12 +68,16 @@ def run(
     """Run a problem on its arguments by name; the outputs by name where they are JAX's, else they are written in place.
 
     ``interpret``: True or ``pltpu.InterpretParams(...)``; by default only where there is no TPU.
-    Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU.
+    Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU, and for outputs that share memory.
     """
     if 0 in dict(problem.dims).values():
         return _run_empty(problem, arrays, config)
+    written = {name: arrays[name] for name, role in problem.kernel.roles.items() if role == "out"}
+    in_place = {name: a for name, a in written.items() if a is not None and not _is_jax(a)}
+    refuse_shared_outputs(problem.kernel, {name: as_numpy(name, array) for name, array in in_place.items()})
     found = _call(problem, arrays, config, target(arrays), interpret)()
-    in_place = {name: arrays[name] for name in found if not _is_jax(arrays[name])}
+    if in_place:
+        jax_package().block_until_ready(found)  # inputs, which may share memory with outputs, have been read
     for name, array in in_place.items():
         _copy_back(array, found[name])
     return {name: array for name, array in found.items() if name not in in_place} or None
@@ -114,23 +125,40 @@ def _call(
     if interpret is None:
         interpret = _tpu(arrays) is None
     abi = source.abi
-    arguments = [_as_jax(a.name, arrays[a.name]) for a in abi.inputs] + [arrays[a.name] for a in abi.scalars]
+    roles = problem.kernel.roles
+    arguments = [_as_jax(a.name, arrays[a.name], roles[a.name] == "out") for a in abi.inputs]
+    arguments += [arrays[a.name] for a in abi.scalars]
     traced = any(isinstance(a, jax_package().core.Tracer) for a in arguments)
     function = _generated(source, interpret) if traced else _jitted(source, interpret)
     names = [a.name for a in abi.outputs]
+    wide = {n for n in names if dtype(arrays[n].dtype) == i64 and _is_jax(arrays[n])}
+    if wide and not jax_package().config.jax_enable_x64:
+        raise TargetError(f"output {min(wide)} is int64, which JAX has only with jax_enable_x64; declare it int32")
 
     def call() -> dict[str, Any]:
         results = function(*arguments)
-        return dict(zip(names, results if len(names) > 1 else [results], strict=True))
+        found = dict(zip(names, results if len(names) > 1 else [results], strict=True))
+        return found | {name: found[name].astype("int64") for name in wide}
 
     return call
 
 
 @lru_cache(maxsize=256)
 def _jitted(source: Source, interpret: Any) -> JaxFunction:
-    options = INTERPRETING if interpret else None
+    options = _interpreting() if interpret else None
     function: JaxFunction = jax_package().jit(_generated(source, interpret), compiler_options=options)
     return function
+
+
+@lru_cache(maxsize=1)
+def _interpreting() -> dict[str, Any]:
+    """``INTERPRETING``, without YNNPACK where this version of XLA has it."""
+    jax = jax_package()
+    try:
+        jax.jit(lambda x: x, compiler_options=WITHOUT_YNN).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return INTERPRETING
+    return INTERPRETING | WITHOUT_YNN
 
 
 def _generated(source: Source, interpret: Any) -> JaxFunction:
@@ -138,13 +166,22 @@ def _generated(source: Source, interpret: Any) -> JaxFunction:
 
 
 def define(name: str, text: str) -> JaxFunction:
-    """The function ``name`` that generated text defines; tracebacks show the text."""
+    """The function ``name`` that generated text defines; tracebacks show the text.
+
+    Numbers in the text are 32 bits wide, as a TPU's are, also where the user's own default is 64.
+    """
     file = f"<kpt pallas {name} {hash(text) & 0xFFFFFFFF:08x}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     module: dict[str, Any] = {"__name__": f"kpt_pallas_{name}"}
     exec(compile(text, file, "exec"), module)
     function: JaxFunction = module[name]
-    return function
+    jax = jax_package()
+
+    def narrow(*arguments: Any, **options: Any) -> Any:
+        with jax.enable_x64(False):
+            return function(*arguments, **options)
+
+    return narrow
 
 
 def specs(arguments: Iterable[tuple[tuple[int, ...], str]], sharding: Any = None) -> list[Any]:
@@ -176,12 +213,8 @@ def _jax_dtype(name: str) -> Any:
     }[name]  # fmt: skip
 
 
-def _library(array: Any) -> str:
-    return type(array).__module__.partition(".")[0]
-
-
 def _is_jax(array: Any) -> bool:
-    return _library(array) in ("jax", "jaxlib")
+    return library(array) == "jax"
 
 
 def _tpu(arrays: Mapping[str, Any]) -> Any:
@@ -198,12 +231,19 @@ def _tpu(arrays: Mapping[str, Any]) -> Any:
     return device if device.platform == "tpu" else None
 
 
-def _as_jax(name: str, array: Any) -> Any:
+def _as_jax(name: str, array: Any, written: bool) -> Any:
+    """An array as JAX has it; ``written``: it is an output, whose elements are kept where the kernel stores none."""
     jax = jax_package()
+    if isinstance(array, jax.ShapeDtypeStruct):
+        if not written:
+            raise InputError(f"{name} is a ShapeDtypeStruct, which holds no values; only outputs may be given so")
+        return jax.numpy.zeros(array.shape, array.dtype)  # an output of which a part is stored
+    if dtype(array.dtype) == i64:
+        array = _narrowed(name, array)
     if _is_jax(array):
         return array
-    if _library(array) != "torch":
-        return jax.numpy.asarray(array)
+    if library(array) != "torch":
+        return jax.numpy.asarray(as_numpy(name, array))
     if array.device.type != "cpu":
         raise InputError(
             f"{name} is on {array.device}; backend pallas takes JAX arrays and tensors of the CPU: {name}.cpu()"
@@ -215,12 +255,31 @@ def _as_jax(name: str, array: Any) -> Any:
     if element.is_fp8:  # dlpack has no float8: it crosses as bytes
         crossed = jax.dlpack.from_dlpack(tensor.view(torch.uint8))
         return jax.lax.bitcast_convert_type(crossed, _jax_dtype(element.name))
-    return jax.dlpack.from_dlpack(tensor.to(torch.int32) if element.name == "i64" else tensor)
+    return jax.dlpack.from_dlpack(tensor)
+
+
+def _narrowed(name: str, array: Any) -> Any:
+    """An int64 array as int32, which TPUs compute with. Raises InputError where a number does not fit, TargetError where a
+    traced array does not tell."""
+    if isinstance(array, jax_package().core.Tracer):
+        raise TargetError(
+            f"{name} is a traced int64 array; a TPU has integers of 32 bits, and whether its numbers fit is not known: "
+            f"pass {name}.astype(jnp.int32)"
+        )
+    if array.size if isinstance(array.size, int) else array.numel():
+        for number in (int(array.min()), int(array.max())):
+            if converted(number, i32) != number:
+                raise InputError(f"{name} holds {number}; backend pallas takes int64 tensors whose numbers fit int32")
+    if library(array) != "torch":
+        return array.astype("int32")
+    import torch
+
+    return array.to(torch.int32)
 
 
 def _copy_back(out: Any, result: Any) -> None:
     """Write a JAX array into a torch tensor of the CPU or a NumPy array."""
-    if _library(out) != "torch":
+    if library(out) != "torch":
         out[...] = result
         return
     import torch.utils.dlpack

@@ -6,12 +6,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import ir, targets
+from kpt_dsl.checks import is_on
 from kpt_dsl.emit import Source, emit
-from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Scalar, TritonAbi
+from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Report, Scalar, TritonAbi
 from kpt_dsl.errors import InputError, TargetError
+from kpt_dsl.passes import indices
+from kpt_dsl.runtime.memory import copied, overwritten, refuse_shared_outputs
 from kpt_dsl.runtime.numpy import as_numpy
 from kpt_dsl.runtime.triton_interpreter import interpret
-from kpt_dsl.runtime.triton_launch import Launch, maker, numbers
+from kpt_dsl.runtime.triton_launch import CheckedLaunch, Launch, maker, numbers
 from kpt_dsl.runtime.triton_module import function
 
 if TYPE_CHECKING:
@@ -49,18 +52,19 @@ def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", ta
     device = _device(arrays)
     if device.type == "cpu":
         return lambda: interpret_for(target, problem, arrays, config)
-    launch = prepare(problem, config, device.index)
+    launch = _prepared(problem, _with_precision(problem, config, _present(device.index)), device.index)
     arguments = tuple(arrays[name] for name in problem.kernel.signature.parameters)
     return lambda: launch(*arguments)
 
 
 def prepare(problem: "Problem", config: "Config", device: int) -> Launch:
-    """A launch of a problem on a CUDA or ROCm device, compiled if it has to be.
+    """A launch of a problem on a CUDA or ROCm device, compiled if it has to be; checked while ``kpt_dsl.checking`` asks for it.
 
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
     """
     # The precision that the user allows now is part of what is remembered.
-    return _prepared(problem, _with_precision(problem, config, _present(device)), device)
+    config = _with_precision(problem, config, _present(device))
+    return _prepared(problem, _checking(problem, config) if is_on() else config, device)
 
 
 @lru_cache(maxsize=4096)
@@ -69,15 +73,23 @@ def _prepared(problem: "Problem", config: "Config", device: int) -> Launch:
 
     chip = _present(device)
     source = emit(problem, chip, config)
-    return Launch(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
+    kind = CheckedLaunch if source.abi.places else Launch
+    return kind(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
 
 
 def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> None:
-    """Run the code generated for a GPU under Triton's interpreter, on tensors of the CPU."""
+    """Run the code generated for a GPU under Triton's interpreter, on tensors of the CPU.
+
+    Raises InputError for outputs that share memory.
+    """
     import torch
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    source = emit(problem, chip, config)
+    kernel = problem.kernel
+    views = {name: as_numpy(name, arrays[name]) for name in kernel.tensors if arrays[name] is not None}
+    refuse_shared_outputs(kernel, views)
+    arrays = {**arrays, **{name: copied(arrays[name]) for name in overwritten(kernel, views)}}
+    source = emit(problem, chip, _checking(problem, config))
     abi: TritonAbi = source.abi
     programs = abi.tiles(dict(problem.dims))
     if not programs:
@@ -89,8 +101,11 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
         _interpret_gluon(source, programs, arrays, known)
         return
     values: list[Any] = []
+    report = torch.zeros(1, dtype=torch.int64)
     for a in abi.arguments:
         match a:
+            case Report():
+                values.append(report)
             case Pointer():
                 tensor = arrays[a.tensor].detach()
                 values.append(tensor.view(torch.uint8) if a.bits else tensor)
@@ -104,6 +119,8 @@ def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any],
             case _:
                 values.append(next(known))
     interpret(function(source), programs, values)
+    if word := int(report):
+        raise abi.bad_index(word, dict(problem.dims))
 
 
 def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], known: Iterator[int]) -> None:
@@ -126,12 +143,16 @@ def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], k
     gluon.interpret(source, programs, values)
 
 
+def _checking(problem: "Problem", config: "Config") -> "Config":
+    """The config with checks of indices, where the kernel has any to check."""
+    return config | {"checked": True} if indices.checked(problem.lower(config)) else config
+
+
 def _with_precision(problem: "Problem", config: "Config", chip: "Target") -> "Config":
     """The config, with float32 products rounded to TF32 where PyTorch's user allowed it and the chip can."""
-    import torch
+    from kpt_dsl.runtime.precision import float32_products
 
-    allowed = torch.get_float32_matmul_precision() != "highest"
-    if allowed and "tf32" in chip.flops_per_s and _multiplies_f32(problem.lower()):
+    if "tf32" in chip.flops_per_s and float32_products() == "tf32" and _multiplies_f32(problem.lower()):
         return config | {"precision": "tf32"}
     return config
 
@@ -165,10 +186,16 @@ def _present(device: int) -> "Target":
 
 
 def _device(arrays: Mapping[str, Any]) -> Any:
-    """The one device of all tensors. Raises InputError where they are on several, or none is a torch tensor."""
+    """The one device of all tensors. Raises InputError where they are on several, or one is no torch tensor."""
     import torch
 
     devices = {name: a.device for name, a in arrays.items() if isinstance(a, torch.Tensor)}
+    if len(devices) < len(arrays):
+        for name, a in arrays.items():
+            if name not in devices and getattr(a, "shape", None):
+                raise InputError(
+                    f"{name} is {type(a).__module__}.{type(a).__name__}; backend triton takes torch tensors"
+                )
     if not devices:
         raise InputError("backend triton takes torch tensors, and no argument is one")
     if len(set(devices.values())) > 1:

@@ -2,8 +2,9 @@
 
 Triton decides at import (TRITON_INTERPRET=1) whether ``@triton.jit`` makes functions to compile or to interpret. Here the
 compiled kind is interpreted all the same: while a kernel runs, ``tl`` is patched as Triton's interpreter does it, device
-functions call their Python, and two of its conversions are replaced, for it rounds halves up and loses carries. One kernel at
-a time.
+functions call their Python, two of its conversions are replaced, for it rounds halves up and loses carries, and its spreading
+of scalars, for it takes a condition for what was compared. It reduces by functions that it does not know an element at a time;
+NumPy does what ours do. One kernel at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,8 @@ def _interpreting() -> Iterator[None]:
         patch.object(JITFunction, "__call__", lambda self, *args, **kwargs: self.fn(*args, **kwargs)),
         patch.object(interpreter, "_convert_float", _convert_float),
         patch.object(interpreter.InterpreterBuilder, "create_dot", _dot),
+        patch.object(interpreter.ReduceOps, "generic_reduce", _reduce),
+        patch.object(interpreter.InterpreterBuilder, "create_splat", _splat),
     ):
         scope = interpreter._patch_lang(everywhere)
         # NumPy 2.4 no longer takes an array of one element for a number, as the interpreter of Triton 3.6 has it.
@@ -85,6 +88,14 @@ def _convert_float(data: Any, from_type: Any, to_type: Any, rounding_mode: Any) 
     return found.view(bits).numpy().view(f"u{to_type.primitive_bitwidth // 8}").reshape(data.shape)
 
 
+def _reduce(self: Any, inputs: Any) -> Any:
+    """A reduction by one of the functions that generated modules carry; in place of the interpreter's, which takes any."""
+    import numpy as np
+
+    reduction = {"max_or_nan": np.max, "min_or_nan": np.min}[self.combine_fn.fn.__name__]
+    return self.min_max(inputs[0], val_reduce_op=reduction)
+
+
 def _dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
     """A product with float32 accumulation; in place of the interpreter's, which multiplies the bits of bf16."""
     import numpy as np
@@ -92,3 +103,11 @@ def _dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprec
 
     left, right = (_as_torch(x.data, x.dtype.scalar).float().numpy() for x in (a, b))
     return TensorHandle(np.matmul(left, right) + d.data, d.dtype.scalar)
+
+
+def _splat(self: Any, kind: Any, scalar: Any) -> Any:
+    """A scalar in all lanes of a tile; in place of the interpreter's, which gives conditions the type of what they compared."""
+    import numpy as np
+    from triton.runtime.interpreter import TensorHandle, _get_np_dtype
+
+    return TensorHandle(np.full(kind.shape, scalar.data, dtype=_get_np_dtype(kind.scalar)), kind.scalar)

@@ -88,6 +88,32 @@ class Launch:
                 raise CompileError(f"launching {self._kernel.name} failed: {error}") from error
 
 
+class CheckedLaunch(Launch):
+    """A launch that waits for its kernel, and raises IndexRangeError for the first bad index that this met."""
+
+    __slots__ = ("_abi", "_extents", "_word")
+
+    def __init__(self, problem: "Problem", source: Source, kernel: Any, device: int) -> None:
+        super().__init__(problem, source, kernel, device)
+        self._abi, self._extents = source.abi, dict(problem.dims)
+        self._word = _word(device)
+        self._numbers = [*self._numbers, self._word.data_ptr()]
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run the kernel on the current stream of its device."""
+        super().__call__(*arguments)
+        if word := int(self._word):  # which waits
+            int(self._word.zero_())  # cleared before a kernel on any other stream is started
+            raise self._abi.bad_index(word, self._extents)
+
+
+def _word(device: int) -> Any:
+    """A word of zero on a device."""
+    import torch
+
+    return torch.zeros(1, dtype=torch.int64, device=f"cuda:{device}")
+
+
 def _resident(kernel: Any, properties: Any) -> int:
     """How many programs fit on one multiprocessor side by side: one's epilogue then hides behind another's products."""
     threads: int = kernel.metadata.num_warps * properties.warp_size

@@ -18,6 +18,8 @@ class Config(Mapping[str, Value]):
     __slots__ = ("_hash", "_values")
 
     def __init__(self, values: Mapping[str, Value] | None = None, /, **knobs: Value) -> None:
+        if values is not None and not isinstance(values, Mapping):
+            raise ConfigError(f"config is {values!r}; it maps the names of knobs to values: {{'num_warps': 4}}")
         merged = {**(values or {}), **knobs}
         for name, value in merged.items():
             if not isinstance(name, str) or not isinstance(value, Value):

@@ -27,6 +27,10 @@ PIPELINED = "pipelined"
 """The schedule that is left to the compiler, named where there is a choice."""
 
 
+_LOOKED_AT = 1000
+"""Legal configs that are compared where the rule for a first one leaves out what was asked for."""
+
+
 class Rules(Protocol):
     """What the module named by ``target.rules`` defines, for one variant at a time (choices not included)."""
 
@@ -113,17 +117,68 @@ class Space:
 
     def why_illegal(self, config: Mapping[str, Value]) -> str | None:
         """Why a config cannot run here, for a person to read; None when it can."""
+        return self._why_not(config, asked=False)
+
+    def _why_not(self, config: Mapping[str, Value], asked: bool) -> str | None:
         variant = self._variant(config)
-        expected = {name: (value,) for name, value in variant.choices.items()} | variant.knobs
-        for name, value in config.items():
-            if name not in expected:
-                return self._why_unexpected(name, variant)
-            if not any(value == known and type(value) is type(known) for known in expected[name]):
-                accepted = self.knobs[name] if name in variant.choices else expected[name]
-                return f"{name} is {value!r}; accepted here are {', '.join(map(repr, accepted))}"
+        if reason := self._why_not_of(variant, config, asked):
+            return reason
+        expected = [*variant.choices, *variant.knobs]
         if missing := [name for name in expected if name not in config]:
             return f"{', '.join(missing)} missing; a config here has {', '.join(expected)}"
         return variant.rules.why_illegal(variant.facts, self.target, Config(config))
+
+    def _why_not_of(self, variant: Variant, knobs: Mapping[str, Value], asked: bool) -> str | None:
+        """Why some knobs are none of a variant, or cannot have these values in it. ``asked``: a caller wants these very ones,
+        so that blocks may have lengths that are not worth trying."""
+        expected = {name: (value,) for name, value in variant.choices.items()} | variant.knobs
+        for name, value in knobs.items():
+            if name not in expected:
+                return self._why_unexpected(name, variant)
+            any_power = asked and name in variant.facts.blocks
+            if any_power and type(value) is int and value > 0 and value.bit_count() == 1:
+                continue
+            if not any(value == known and type(value) is type(known) for known in expected[name]):
+                accepted = self.knobs[name] if name in variant.choices else expected[name]
+                others = ", and other powers of two" if any_power else ""
+                return f"{name} is {value!r}; accepted here are {', '.join(map(repr, accepted))}{others}"
+        return None
+
+    def overridden(self, config: Config, knobs: Mapping[str, Value]) -> Config:
+        """A config with some knobs set by a caller: where ``config`` allows it, all others as they are there; else, as after
+        another choice of algorithm, the first config by rule that has them. A block may be any power of two.
+
+        Raises ConfigError for a knob that there is none of, a value that it cannot have, and where nothing legal has them.
+        """
+        wanted = Config(knobs)
+        for whole in (wanted, config | wanted):
+            if self._why_not(whole, asked=True) is None:
+                return whole
+        agreeing = [v for v in self.variants if self._why_not_of(v, wanted, asked=True) is None]
+        if found := [first for variant in agreeing if (first := self._first_with(variant, wanted)) is not None]:
+            return min(found, key=self.seconds)
+        meant = next((v for v in self.variants if self._is_meant(v, wanted)), self._variant(wanted))
+        reason = self._why_not_of(meant, wanted, asked=True)
+        if reason is None:
+            others = {name: values[0] for name, values in meant.knobs.items()}
+            reason = self._why_not(meant.choices | others | wanted, asked=True)
+        raise ConfigError(f"{self.problem} on {self.target.name}: config {wanted} is illegal: {reason}")
+
+    @staticmethod
+    def _is_meant(variant: Variant, wanted: Config) -> bool:
+        """Whether a variant has all of some knobs, and none of its choices is another."""
+        known = {*variant.choices, *variant.knobs} >= wanted.keys()
+        return known and all(wanted.get(name, value) == value for name, value in variant.choices.items())
+
+    def _first_with(self, variant: Variant, wanted: Config) -> Config | None:
+        """The config of a variant to begin with, of those that have some knobs as given."""
+        knobs = {name: (wanted[name],) if name in wanted else values for name, values in variant.knobs.items()}
+        first = variant.rules.first(variant.facts, self.target, knobs)
+        if first is not None and self._why_not(variant.choices | first | wanted, asked=True) is None:
+            return variant.choices | first | wanted
+        points = (dict(zip(knobs, values, strict=True)) for values in itertools.product(*knobs.values()))
+        legal = (c for point in points if self._why_not(c := variant.choices | point, asked=True) is None)
+        return min(itertools.islice(legal, _LOOKED_AT), key=self.seconds, default=None)
 
     def check(self, config: Mapping[str, Value]) -> None:
         """Raises ConfigError with the reason when a config is illegal."""

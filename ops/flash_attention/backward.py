@@ -95,7 +95,7 @@ def _run(
     takes_delta = dq is not None or dk is not None
     shared = q.shape[1] != k.shape[1]
     parts = [_parts(t, q.shape[1]) if t is not None and shared else t for t in (dk, dv)]
-    flags = (scale, window, causal)
+    flags = (scale, contract.window_of(q, k, window), causal)
 
     def apart(launch: Launch) -> None:
         """A kernel for dq and one for dk and dv: seven products."""
@@ -145,6 +145,9 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=BACKWARD_SHAPES,
         autocast={"cuda": "keep", "cpu": "keep"},
+        multiplies=True,
+        flops=lambda do, q, k, *_: contract.flops(q, k, 5),
+        shardings=lambda size, do, q, k, *_: contract.shardings(size, q, k, 3, (True,) * 7 + (False,) * 5),
     )
 )
 

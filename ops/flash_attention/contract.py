@@ -1,5 +1,6 @@
 """What attention and its gradients ask of the arguments that they share."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import wide_dtype
 from kpt.ops.dtypes import FLOATS
+from kpt.ops.flops import product
+from kpt.ops.registry import Sharding
 from kpt_dsl.language import SMALLEST_POSITIVE
 
 LARGEST_HEAD_DIM = 256
@@ -45,10 +48,31 @@ def why_not(q: torch.Tensor, scale: float | None) -> str | None:
     return wide_dtype(q)
 
 
+def flops(q: torch.Tensor, k: torch.Tensor, products: int) -> int:
+    """Of products of all queries with all keys, as PyTorch counts them: what a mask hides is counted as well."""
+    batch, heads, queries, head_dim = q.shape
+    return products * batch * heads * product(queries, k.shape[2], head_dim)
+
+
+def shardings(size: int, q: torch.Tensor, k: torch.Tensor, outputs: int, tensors: Sequence[bool]) -> Iterator[Sharding]:
+    """By batch entries and, where each of ``size`` processes then has whole groups of heads, by heads.
+
+    ``tensors``: which arguments have both dims; of the others, the lengths of keys are dealt out with the batch.
+    """
+    yield Sharding((0,) * outputs, (0,) * len(tensors))
+    if not q.shape[1] % size and not k.shape[1] % size:
+        yield Sharding((1,) * outputs, tuple(1 if t else "whole" for t in tensors))
+
+
 def scale_of(q: torch.Tensor, scale: float | None) -> float:
     """What scores are multiplied with: 1 / sqrt(D) unless given."""
     default: float = q.shape[3] ** -0.5
     return default if scale is None else scale
+
+
+def window_of(q: torch.Tensor, k: torch.Tensor, window: int | None) -> int | None:
+    """The window, at most as wide as matters: kernels count in 32 bits, and tensors compare in 64."""
+    return None if window is None else min(window, max(q.shape[2], k.shape[2]))
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:

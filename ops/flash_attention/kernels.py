@@ -44,7 +44,8 @@ def flash_attention_fwd(
                 s = kd.where(n.index[None, :] > position - window, s, -kd.inf)
                 if not causal:
                     s = kd.where(n.index[None, :] < position + window, s, -kd.inf)
-            new_top = kd.maximum(top, kd.max(s, axis=1) * (scale * LOG2E))
+            # A NaN may be dropped here: it stays in s, and so in p, the sums and the result.
+            new_top = kd.maximum(top, kd.max(s, axis=1, drop_nan=True) * (scale * LOG2E), drop_nan=True)
             # A row that has seen no key yet has -inf here; subtracting that would be NaN.
             shift = kd.where(new_top == -kd.inf, 0.0, new_top)
             p = kd.exp2(s * (scale * LOG2E) - shift[:, None])

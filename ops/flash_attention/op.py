@@ -72,6 +72,7 @@ def _run(
     o = reference.empty_output(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
+    window = contract.window_of(q, k, window)
     launch(flash_attention_fwd, q, k, v, key_lengths, o, lse, contract.scale_of(q, scale), window, causal)
     return [o, lse] if return_lse else [o]
 
@@ -92,5 +93,8 @@ _dispatch = define(
         shapes=SHAPES,
         autocast={"cuda": "lower", "cpu": "lower"},
         gradient=GRADIENT,
+        multiplies=True,
+        flops=lambda q, k, *_: contract.flops(q, k, 2),
+        shardings=lambda size, q, k, *_: contract.shardings(size, q, k, 2, (True,) * 3 + (False,) * 5),
     )
 )

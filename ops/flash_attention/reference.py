@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from kpt.ops.eager import is_transformed
 from kpt.ops.flash_attention import contract
 
 
@@ -22,7 +23,11 @@ def flash_attention(
     return_lse: bool,
 ) -> list[torch.Tensor]:
     """[o], or [o, lse]; o as ``empty_output`` lays it out."""
+    if q.layout == torch.strided and q.is_nested:  # which has no shape to ask for, nor any mask in PyTorch
+        return [F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)]
     queries, keys = q.shape[2], k.shape[2]
+    window = contract.window_of(q, k, window)
+    k, v = (only_keys(t, key_lengths) for t in (k, v))
     # PyTorch's own is_causal aligns top left; a single query sees every key.
     masked = window is not None or key_lengths is not None or (causal and queries > 1 and queries != keys)
     allowed = allowed_keys(queries, keys, q.device, causal, window, key_lengths) if masked or return_lse else None
@@ -54,6 +59,8 @@ def flash_attention_backward(
 ) -> list[torch.Tensor]:
     """The needed ones of dq, dk and dv, from the probabilities that the log-sum-exp gives back; each laid out as its input."""
     wide = contract.lse_dtype(q.dtype)
+    window = contract.window_of(q, k, window)
+    k, v = (only_keys(t, key_lengths) for t in (k, v))
     scale = contract.scale_of(q, scale)
     kv_heads = max(1, k.shape[1])
     keys, values = (t.to(wide).repeat_interleave(q.shape[1] // kv_heads, dim=1) for t in (k, v))
@@ -80,6 +87,14 @@ def flash_attention_backward(
 def _summed(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """What query heads, (B, H, N, D), add to the gradient of the key-value head that they share."""
     return gradient.unflatten(1, (like.shape[1], -1)).sum(2).to(like.dtype) if like.numel() else torch.zeros_like(like)
+
+
+def only_keys(t: torch.Tensor, key_lengths: torch.Tensor | None) -> torch.Tensor:
+    """Keys or values without what lies behind ``key_lengths``: memory that nobody has written there may hold NaN."""
+    if key_lengths is None:
+        return t
+    behind = torch.arange(t.shape[2], device=t.device) >= key_lengths[:, None]
+    return t.masked_fill(behind[:, None, :, None], 0.0)
 
 
 def allowed_keys(
@@ -124,5 +139,7 @@ def empty_output(q: torch.Tensor) -> torch.Tensor:
 
 
 def _laid_out(o: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    if is_transformed():  # what memory there is, is functorch's business, which does not follow writes into it
+        return o
     wanted = empty_output(q)
     return o if o.stride() == wanted.stride() else wanted.copy_(o)

@@ -1,5 +1,6 @@
 """The FP8 product op: public function, checks, and the kernel call behind it."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride
 from kpt.ops.dtypes import FP8, KERNEL_FLOATS
+from kpt.ops.flops import product
 from kpt.ops.fp8_matmul import reference
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
 from kpt.ops.fp8_matmul.shapes import DIMS, SHAPES, arguments
 from kpt.ops.library import define
-from kpt.ops.registry import Op
+from kpt.ops.registry import Op, Sharding
 
 
 def fp8_matmul(
@@ -67,6 +69,15 @@ def _why_not(*_: Any) -> str | None:
     return None
 
 
+def _flops(a: torch.Tensor, b: torch.Tensor, *_: Any) -> int:
+    return product(a.shape[0], b.shape[1], a.shape[1])
+
+
+def _shardings(_: int, a: Any, b: Any, scale_a: torch.Tensor, scale_b: torch.Tensor, *__: Any) -> Iterator[Sharding]:
+    yield Sharding((0,), (0, "whole", 0 if scale_a.numel() > 1 else "whole", "whole", "whole", None))
+    yield Sharding((1,), ("whole", 1, "whole", 1 if scale_b.numel() > 1 else "whole", 0, None))
+
+
 def _run(
     launch: Launch,
     a: torch.Tensor,
@@ -98,5 +109,7 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "keep", "cpu": "keep"},
+        flops=_flops,
+        shardings=_shardings,
     )
 )

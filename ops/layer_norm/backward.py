@@ -86,7 +86,7 @@ def _run(
     if held:
         launch(kernels.layer_norm_bwd, slopes, rows, flat, dx, *sums, eps)
     else:
-        statistics = [rows.new_empty(rows.shape[0], dtype=torch.float32) for _ in range(4)]
+        statistics = [rows.new_empty(rows.shape[0], dtype=torch.float32) for _ in range(5)]
         launch(kernels.layer_norm_bwd_rows, slopes, rows, flat, *statistics, eps)
         launch(kernels.layer_norm_bwd_tiles, slopes, rows, flat, *statistics, dx, *sums)
     made = [(s, p) for s, p in zip(sums, (weight, bias), strict=True) if s is not None and p is not None]
@@ -108,6 +108,7 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=TRAINED,
         autocast={"cuda": "keep", "cpu": "keep"},
+        shardings=lambda _, dy, x, shape, *rest: norms.backward_shardings(x, shape, 2, rest[-1]),
     )
 )
 

@@ -2,7 +2,8 @@
 
 With x̂ = (x - mean) * rstd and g = dy * weight, of each row: dx = (g - mean(g) - x̂ * mean(g * x̂)) * rstd; over all rows:
 dweight = sum(dy * x̂), dbias = sum(dy) (Ba, Kiros & Hinton 2016, arXiv:1607.06450). Sums over rows are made in two stages: each
-of P programs sums its share, and ``kpt.ops.column_sums.column_sums`` adds the P partial sums, always in the same order.
+of P programs sums its share, and ``kpt.ops.column_sums.column_sums`` adds the P partial sums, always in the same order. What
+rounding leaves of a mean is taken off as in the forward kernel.
 """
 
 import kpt_dsl as kd
@@ -25,8 +26,10 @@ def layer_norm_bwd(
             row, slope = x[m, :], dy[m, :]
             mean = kd.sum(row, axis=1) / kd.size("N")
             centred = row - mean[:, None]
-            rstd = kd.rsqrt(kd.sum(centred * centred, axis=1) / kd.size("N") + eps)
-            normal = centred * rstd[:, None]
+            left = kd.sum(centred, axis=1) / kd.size("N")
+            variance = kd.maximum(kd.sum(centred * centred, axis=1) / kd.size("N") - left * left, 0.0)
+            rstd = kd.rsqrt(variance + eps)
+            normal = (centred - left[:, None]) * rstd[:, None]
             if dx is not None:
                 scaled = slope.to(kd.f32)
                 if weight is not None:
@@ -37,7 +40,7 @@ def layer_norm_bwd(
                 across = kd.sum(scaled, axis=1) / kd.size("N")
                 if again:
                     row, slope = x[m, :], dy[m, :]
-                    normal = (row - mean[:, None]) * rstd[:, None]
+                    normal = (row - mean[:, None] - left[:, None]) * rstd[:, None]
                     scaled = slope.to(kd.f32)
                     if weight is not None:
                         scaled = scaled * weight[:][None, :]
@@ -60,8 +63,10 @@ def layer_norm_bwd_dx(dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, eps: kd.Fl
             row = x[m, :]
             mean = kd.sum(row, axis=1) / kd.size("N")
             centred = row - mean[:, None]
-            rstd = kd.rsqrt(kd.sum(centred * centred, axis=1) / kd.size("N") + eps)
-            normal = centred * rstd[:, None]
+            left = kd.sum(centred, axis=1) / kd.size("N")
+            variance = kd.maximum(kd.sum(centred * centred, axis=1) / kd.size("N") - left * left, 0.0)
+            rstd = kd.rsqrt(variance + eps)
+            normal = (centred - left[:, None]) * rstd[:, None]
             scaled = dy[m, :].to(kd.f32)
             if weight is not None:
                 scaled = scaled * weight[:][None, :]
@@ -69,48 +74,65 @@ def layer_norm_bwd_dx(dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, eps: kd.Fl
             along = kd.sum(scaled * normal, axis=1) / kd.size("N")
             dx[m, :] = (scaled - across[:, None] - normal * along[:, None]) * rstd[:, None]
         else:
-            mean, squares, across, products = kd.zeros([m]), kd.zeros([m]), kd.zeros([m]), kd.zeros([m])
+            origin, mean, squares = kd.zeros([m]), kd.zeros([m]), kd.zeros([m])
+            across, products = kd.zeros([m]), kd.zeros([m])
             for n in kd.sequential(kd.tile("N")):
                 part = dy[m, n].to(kd.f32)
                 if weight is not None:
                     part = part * weight[n][None, :]
-                mean, squares, across, products = _merged(
-                    mean, squares, across, products, x[m, n], part, n.before, n.count
+                origin, mean, squares, across, products = _merged(
+                    origin, mean, squares, across, products, x[m, n], part, n.before, n.count
                 )
-            rstd = kd.rsqrt(squares / kd.size("N") + eps)
+            rstd = kd.rsqrt(kd.maximum(squares / kd.size("N"), 0.0) + eps)
             along = products * rstd / kd.size("N")
             for n2 in kd.sequential(kd.tile("N")):
                 rest = dy[m, n2].to(kd.f32)
                 if weight is not None:
                     rest = rest * weight[n2][None, :]
-                rest = rest - across[:, None] - (x[m, n2] - mean[:, None]) * (rstd * along)[:, None]
+                rest = rest - across[:, None] - (x[m, n2] - origin[:, None] - mean[:, None]) * (rstd * along)[:, None]
                 dx[m, n2] = rest * rstd[:, None]
 
 
-@kd.kernel(dy="M N", x="M N", weight="N", mean="M", rstd="M", across="M", along="M")
+@kd.kernel(dy="M N", x="M N", weight="N", origin="M", mean="M", rstd="M", across="M", along="M")
 def layer_norm_bwd_rows(
-    dy: kd.In, x: kd.In, weight: kd.In, mean: kd.Out, rstd: kd.Out, across: kd.Out, along: kd.Out, eps: kd.Float
-) -> None:
-    """What the gradients of a row take of all of it: mean, rstd, mean(g) and mean(g * x̂), for rows too long to hold."""
+    dy: kd.In, x: kd.In, weight: kd.In, origin: kd.Out, mean: kd.Out, rstd: kd.Out, across: kd.Out, along: kd.Out,
+    eps: kd.Float,
+) -> None:  # fmt: skip
+    """What the gradients of a row take of all of it, for rows too long to hold: mean (``origin``, and in ``mean``
+    what rounding dropped of it), rstd, mean(g) and mean(g * x̂)."""
     for m in kd.parallel(kd.tile("M")):
-        centre, squares, slope, products = kd.zeros([m]), kd.zeros([m]), kd.zeros([m]), kd.zeros([m])
+        centre, rest, squares = kd.zeros([m]), kd.zeros([m]), kd.zeros([m])
+        slope, products = kd.zeros([m]), kd.zeros([m])
         for n in kd.sequential(kd.tile("N")):
             part = dy[m, n].to(kd.f32)
             if weight is not None:
                 part = part * weight[n][None, :]
-            centre, squares, slope, products = _merged(centre, squares, slope, products, x[m, n], part, n.before, n.count)
-        scale = kd.rsqrt(squares / kd.size("N") + eps)
-        mean[m] = centre
+            centre, rest, squares, slope, products = _merged(
+                centre, rest, squares, slope, products, x[m, n], part, n.before, n.count
+            )
+        scale = kd.rsqrt(kd.maximum(squares / kd.size("N"), 0.0) + eps)
+        origin[m] = centre + rest
+        mean[m] = rest - (centre + rest - centre)
         rstd[m] = scale
         across[m] = slope
         along[m] = products * scale / kd.size("N")
 
 
 @kd.kernel(
-    dy="M N", x="M N", weight="N", mean="M", rstd="M", across="M", along="M", dx="M N", dweight="P N", dbias="P N"
+    dy="M N",
+    x="M N",
+    weight="N",
+    origin="M",
+    mean="M",
+    rstd="M",
+    across="M",
+    along="M",
+    dx="M N",
+    dweight="P N",
+    dbias="P N",
 )
 def layer_norm_bwd_tiles(
-    dy: kd.In, x: kd.In, weight: kd.In, mean: kd.In, rstd: kd.In, across: kd.In, along: kd.In,
+    dy: kd.In, x: kd.In, weight: kd.In, origin: kd.In, mean: kd.In, rstd: kd.In, across: kd.In, along: kd.In,
     dx: kd.Out, dweight: kd.Out, dbias: kd.Out,
 ) -> None:  # fmt: skip
     """dx, and partial sums of dweight and dbias over P shares of the rows, a tile of columns at a time."""
@@ -118,7 +140,7 @@ def layer_norm_bwd_tiles(
         weight_sum, bias_sum = kd.zeros([n]), kd.zeros([n])
         for m in kd.sequential(kd.tile("M"), share=p):
             slope = dy[m, n]
-            normal = (x[m, n] - mean[m][:, None]) * rstd[m][:, None]
+            normal = (x[m, n] - origin[m][:, None] - mean[m][:, None]) * rstd[m][:, None]
             if dx is not None:
                 scaled = slope.to(kd.f32)
                 if weight is not None:
@@ -136,23 +158,27 @@ def layer_norm_bwd_tiles(
 
 @kd.function
 def _merged(
-    mean: kd.Value, squares: kd.Value, across: kd.Value, products: kd.Value,
+    origin: kd.Value, mean: kd.Value, squares: kd.Value, across: kd.Value, products: kd.Value,
     part: kd.Value, scaled: kd.Value, before: kd.Value, count: kd.Value,
-) -> tuple[kd.Value, kd.Value, kd.Value, kd.Value]:  # fmt: skip
+) -> tuple[kd.Value, kd.Value, kd.Value, kd.Value, kd.Value]:  # fmt: skip
     """The means of x and g, and the sums of squared deviations of x and of its products with g, after another tile.
 
-    Merged as in Chan, Golub & LeVeque (1983), so that a large mean does not cancel. ``before`` elements of the row came before
-    the tile, which has ``count``.
+    Merged as in Chan, Golub & LeVeque (1983), so that a large mean does not cancel; that of x is ``mean`` more than ``origin``,
+    which is that of the first tile. ``before`` elements of the row came before the tile,
+    which has ``count``.
     """
     seen = before + count
     part_mean = kd.sum(part, axis=1) / count
     part_across = kd.sum(scaled, axis=1) / count
     off = part - part_mean[:, None]
-    delta, rise = part_mean - mean, part_across - across
+    left = kd.sum(off, axis=1) / count
+    origin = kd.where(before == 0, part_mean, origin)
+    delta, rise = part_mean - origin - mean + left, part_across - across
     share = delta * before * count / seen
     return (
+        origin,
         mean + delta * count / seen,
-        squares + kd.sum(off * off, axis=1) + delta * share,
+        squares + kd.sum(off * off, axis=1) - left * left * count + delta * share,
         across + rise * count / seen,
-        products + kd.sum(off * scaled, axis=1) + rise * share,
+        products + kd.sum(off * scaled, axis=1) - left * part_across * count + rise * share,
     )

@@ -8,33 +8,39 @@ def layer_norm_fwd(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, eps: kd.Floa
     """y = (x - mean) / sqrt(var + eps) * weight + bias, a row at a time, statistics in float32.
 
     Rows that fit on chip are read once; longer ones in tiles, twice for the statistics' sake and once to write: the mean and
-    squared deviations of tiles are merged as in Chan, Golub & LeVeque (1983), so that a large mean does not cancel.
+    squared deviations of tiles are merged as in Chan, Golub & LeVeque (1983), so that a large mean does not cancel. Rounding
+    the mean of a row that hardly varies costs more than its deviations: what it leaves of a row's mean is taken off again,
+    and rows in tiles are counted from the mean of their first.
     """
     for m in kd.parallel(kd.tile("M")):
         if kd.choice("whole_row", True, False):
             row = x[m, :]
             mean = kd.sum(row, axis=1) / kd.size("N")
             centred = row - mean[:, None]
-            rstd = kd.rsqrt(kd.sum(centred * centred, axis=1) / kd.size("N") + eps)
-            normal = centred * rstd[:, None]
+            left = kd.sum(centred, axis=1) / kd.size("N")
+            variance = kd.maximum(kd.sum(centred * centred, axis=1) / kd.size("N") - left * left, 0.0)
+            rstd = kd.rsqrt(variance + eps)
+            normal = (centred - left[:, None]) * rstd[:, None]
             if weight is not None:
                 normal = normal * weight[:][None, :]
             if bias is not None:
                 normal = normal + bias[:][None, :]
             y[m, :] = normal
         else:
-            mean, squares = kd.zeros([m]), kd.zeros([m])
+            origin, mean, squares = kd.zeros([m]), kd.zeros([m]), kd.zeros([m])
             for n in kd.sequential(kd.tile("N")):
                 part = x[m, n]
                 part_mean = kd.sum(part, axis=1) / n.count
                 off = part - part_mean[:, None]
-                delta = part_mean - mean
+                left = kd.sum(off, axis=1) / n.count
+                origin = kd.where(n.before == 0, part_mean, origin)
+                delta = part_mean - origin - mean + left
                 seen = n.before + n.count
-                squares += kd.sum(off * off, axis=1) + delta * delta * n.before * n.count / seen
+                squares += kd.sum(off * off, axis=1) - left * left * n.count + delta * delta * n.before * n.count / seen
                 mean += delta * n.count / seen
-            rstd = kd.rsqrt(squares / kd.size("N") + eps)
+            rstd = kd.rsqrt(kd.maximum(squares / kd.size("N"), 0.0) + eps)
             for n2 in kd.sequential(kd.tile("N")):
-                scaled = (x[m, n2] - mean[:, None]) * rstd[:, None]
+                scaled = (x[m, n2] - origin[:, None] - mean[:, None]) * rstd[:, None]
                 if weight is not None:
                     scaled = scaled * weight[n2][None, :]
                 if bias is not None:

@@ -16,6 +16,9 @@ DENSITY = 0.3989422804014327
 """1 / sqrt(2 pi), the normal density at zero"""
 HALF_LOG2E = 0.7213475204444817
 """log2(e) / 2"""
+FLAT = 32768.0
+"""Beyond it, on both sides, the gradient of every activation is 0 or 1 in float32: a pre-activation that is saved for the
+backward stops here, which float16 holds. Larger ones would be saved as infinities there, whose gradients are NaN."""
 
 
 @kd.function

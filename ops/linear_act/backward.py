@@ -1,6 +1,7 @@
 """The gradients of the linear-with-activation op: public function, checks, the kernel calls, and what autograd is told."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
 from kpt.ops.column_sums import column_sums, partial_column_sums
 from kpt.ops.dtypes import FLOATS
+from kpt.ops.flops import product
 from kpt.ops.library import define
 from kpt.ops.linear_act import backward_kernels as kernels
 from kpt.ops.linear_act import reference
@@ -17,7 +19,7 @@ from kpt.ops.linear_act.activations import BACKWARD
 from kpt.ops.linear_act.contract import check_activation
 from kpt.ops.linear_act.saving import linear_act_saving
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, backward_arguments
-from kpt.ops.registry import Gradient, Op, Ready
+from kpt.ops.registry import Gradient, Op, Placed, Ready, Sharding
 
 Wanted = Sequence[bool]
 """Which of the gradients of x, weight and bias are wanted."""
@@ -109,6 +111,29 @@ def _why_not(dy: torch.Tensor, *_: Any) -> str | None:
     return wide_dtype(dy)
 
 
+def _flops(
+    dy: torch.Tensor, x: Any, weight: Any, bias: Any, preactivation: Any, activation: str, needed: Wanted
+) -> int:
+    inner = 1 if x is None and weight is None else (weight if x is None else x).shape[-1]
+    products = needed[0] + needed[1] + (preactivation is None and activation != "none")
+    return products * product(math.prod(dy.shape[:-1]), dy.shape[-1], inner)
+
+
+def _shardings(
+    _: int, dy: torch.Tensor, x: Any, weight: Any, bias: Any, preactivation: Any, activation: str, needed: Wanted
+) -> Iterator[Sharding]:
+    last = dy.ndim - 1
+
+    def way(outputs: Sequence[Placed], inputs: Sequence[Placed]) -> Sharding:
+        return Sharding([o for o, n in zip(outputs, needed, strict=True) if n], (*inputs, None, None))
+
+    for dim in range(last):
+        yield way((dim, "sum", "sum"), (dim, dim, "whole", "whole", dim))
+    yield way(("sum", 0, 0), (last, "whole", 0, 0, last))
+    if preactivation is not None or activation == "none":
+        yield way((last, 1, "whole"), ("whole", last, 1, "whole", "whole"))
+
+
 def _run(
     launch: Launch,
     dy: torch.Tensor,
@@ -175,6 +200,9 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=TRAINED,
         autocast={"cuda": "keep", "cpu": "keep"},
+        multiplies=True,
+        flops=_flops,
+        shardings=_shardings,
     )
 )
 

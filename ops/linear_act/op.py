@@ -1,5 +1,7 @@
 """The linear-with-activation op: public function, checks, and the kernel call behind it."""
 
+import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
+from kpt.ops.flops import product
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
@@ -14,7 +17,7 @@ from kpt.ops.linear_act.backward import GRADIENT
 from kpt.ops.linear_act.contract import check_linear
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.linear_act.shapes import DIMS, SHAPES, arguments
-from kpt.ops.registry import Op
+from kpt.ops.registry import Op, Sharding
 
 
 def linear_act(
@@ -51,6 +54,19 @@ def _why_not(x: torch.Tensor, *_: Any) -> str | None:
     return wide_dtype(x)
 
 
+def _flops(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
+    return product(math.prod(x.shape[:-1]), *weight.shape)
+
+
+def _shardings(_: int, x: torch.Tensor, weight: Any, bias: Any, activation: str, recompute: Any) -> Iterator[Sharding]:
+    last = x.ndim - 1
+    for dim in range(last):
+        yield Sharding((dim,), (dim, "whole", "whole", None, None))
+    yield Sharding((last,), ("whole", 0, 0, None, None))
+    if activation == "none" and bias is None:
+        yield Sharding(("sum",), (last, 1, None, None, None))
+
+
 def _run(
     launch: Launch, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, _: bool
 ) -> torch.Tensor:
@@ -76,5 +92,8 @@ _dispatch = define(
         shapes=SHAPES,
         autocast={"cuda": "lower", "cpu": "lower"},
         gradient=GRADIENT,
+        multiplies=True,
+        flops=_flops,
+        shardings=_shardings,
     )
 )

@@ -8,6 +8,8 @@ from types import MappingProxyType
 import torch
 import torch.nn.functional as F
 
+from kpt.ops.linear_act.activations import FLAT
+
 
 def _identity(x: torch.Tensor) -> torch.Tensor:
     return x
@@ -48,10 +50,9 @@ def linear_act(
 def linear_act_saving(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``linear_act`` and its pre-activation, in memory of their own."""
+    """``linear_act`` and its pre-activation, at most ``FLAT``, in memory of their own."""
     z = F.linear(x, weight, bias).contiguous()
-    y = ACTIVATIONS[activation](z)
-    return (y.clone() if y is z else y), z
+    return ACTIVATIONS[activation](z), z.clamp(-FLAT, FLAT)
 
 
 def linear_act_backward(

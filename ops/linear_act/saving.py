@@ -1,24 +1,29 @@
 """The linear-with-activation op that gives its pre-activation besides: the forward of training."""
 
+import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
+from kpt.ops.flops import product
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.backward_kernels import linear_act_fwd_saving
 from kpt.ops.linear_act.contract import check_linear
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, saving_arguments
-from kpt.ops.registry import Op
+from kpt.ops.registry import Op, Sharding
 
 
 def linear_act_saving(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str = "none"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``linear_act`` and its pre-activation, ``x @ weight.T + bias``, both (..., N), contiguous, of the dtype of x.
+
+    The pre-activation is for ``linear_act_backward``: it stops at 32768 on both sides, beyond which no gradient changes.
 
     Arguments and errors are those of ``linear_act``.
     """
@@ -36,6 +41,17 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> tuple[torch.Tensor,
 
 def _why_not(x: torch.Tensor, *_: Any) -> str | None:
     return wide_dtype(x)
+
+
+def _flops(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
+    return product(math.prod(x.shape[:-1]), *weight.shape)
+
+
+def _shardings(_: int, x: torch.Tensor, *__: Any) -> Iterator[Sharding]:
+    last = x.ndim - 1
+    for dim in range(last):
+        yield Sharding((dim, dim), (dim, "whole", "whole", None))
+    yield Sharding((last, last), ("whole", 0, 0, None))
 
 
 def _run(
@@ -66,5 +82,8 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=TRAINED,
         autocast={"cuda": "lower", "cpu": "lower"},
+        multiplies=True,
+        flops=_flops,
+        shardings=_shardings,
     )
 )

@@ -1,5 +1,6 @@
 """The FP8 quantisation op: public function, checks, and the kernel calls behind it."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from kpt.ops.library import define
 from kpt.ops.quantize_fp8 import reference
 from kpt.ops.quantize_fp8.kernels import SMALLEST, quantize_rows, quantize_with_scale, row_amax
 from kpt.ops.quantize_fp8.shapes import DIMS, SHAPES, arguments
-from kpt.ops.registry import Op
+from kpt.ops.registry import Op, Sharding
 
 
 def quantize_fp8(
@@ -49,6 +50,12 @@ def _why_not(x: torch.Tensor, *_: Any) -> str | None:
     return wide_dtype(x)
 
 
+def _shardings(_: int, x: torch.Tensor, granularity: str, dtype: Any) -> Iterator[Sharding]:
+    if granularity == "row":
+        for dim in range(x.ndim - 1):
+            yield Sharding((dim, dim), (dim, None, None))
+
+
 def _run(launch: Launch, x: torch.Tensor, granularity: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     largest = torch.finfo(dtype).max
     rows = as_matrix(x, x.shape[-1])
@@ -77,5 +84,6 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "keep", "cpu": "keep"},
+        shardings=_shardings,
     )
 )

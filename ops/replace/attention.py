@@ -1,31 +1,111 @@
-"""The attention of Transformers models: which configs run kpt's, and the function that they then call.
+"""The attention of Transformers models: which configs run kpt's, and how Transformers comes to know it.
 
 Restoring needs no memory: only models that run "sdpa" are replaced, so "sdpa" is what they go back to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
-import torch
 from torch import nn
 
-from kpt.ops.flash_attention.op import flash_attention
-from kpt.ops.replace.attention_mask import AttentionMask, attention_mask, log_once
+from kpt.ops.flash_attention.contract import LARGEST_HEAD_DIM
 from kpt.ops.replace.report import Change, Skipped
-from kpt.ops.replace.rules import ATTENTION
+from kpt.ops.replace.rules import ATTENTION, PLACE
+from kpt.ops.replace.source import NAME, REPLACES, findings
 from kpt_dsl.errors import MissingPackageError
-
-NAME = "kpt"
-"""Under which Transformers knows kpt's attention: ``config._attn_implementation``."""
-
-REPLACES = "sdpa"
 
 OLDEST = (5, 4)
 """The first Transformers release whose mask interface gives query lengths and offsets as numbers."""
 
+_numbers = count(1)
+
+
+class Owner:
+    """A replaced model, as its attention layers know it: by the name of its class, and a number that no other model has.
+
+    A copy, and what comes out of a pickle, is another model: it has a number of its own, and Transformers knows kpt's attention
+    before it runs, in a fresh process too.
+    """
+
+    __slots__ = ("name", "number")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.number = next(_numbers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _owner_again, (self.name,)
+
+
+def _owner_again(name: str) -> Owner:
+    _register()
+    return Owner(name)
+
+
+class Place:
+    """Where a module stands: in which replaced model, at what path."""
+
+    __slots__ = ("owner", "path")
+
+    def __init__(self, owner: Owner, path: str) -> None:
+        self.owner = owner
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Place, (self.owner, self.path)
+
+
+class _Config:
+    """A Transformers config in a model, and the modules that have it, by path."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.modules: dict[str, nn.Module] = {}
+
+    @property
+    def path(self) -> str:
+        """Of the config, by the first module that has it."""
+        return f"{next(iter(self.modules))}.config"
+
+    def why_not(self) -> str | None:
+        """Why it keeps the attention that it runs, or None."""
+        found = self.config._attn_implementation
+        models: list[Any] = [m for m in self.modules.values() if hasattr(m, "_can_set_attn_implementation")]
+        if found != REPLACES:
+            for lacking in [m for m in models if not getattr(m, "_supports_sdpa", True)]:
+                return f'it runs "{found}"; {type(lacking).__name__} does not offer "{REPLACES}"'
+            return f'it runs "{found}"; load it with attn_implementation="{REPLACES}"'
+        if not all(m._can_set_attn_implementation() for m in models):
+            return "the model does not go through Transformers' AttentionInterface"
+        for path, module in self.modules.items():
+            for refusal in findings(type(module)).refusals:
+                return f"{path} ({type(module).__name__}) {refusal}"
+        return None
+
+    def unserved(self) -> tuple[str, ...]:
+        """What of its attention is known to stay PyTorch's."""
+        found: dict[str, None] = {}
+        for module in self.modules.values():
+            kind = type(module).__name__
+            for keyword in findings(type(module)).pytorchs:
+                found[f"{kind} where it passes {keyword}"] = None
+            keys, values, width = (getattr(module, name, None) for name in ("qk_head_dim", "v_head_dim", "head_dim"))
+            if None not in (keys, values) and keys != values:
+                found[f"{kind}, whose values are {values} wide and keys {keys}"] = None
+            elif isinstance(width, int) and width > LARGEST_HEAD_DIM:
+                found[f"{kind}, whose heads are {width} wide, above {LARGEST_HEAD_DIM}"] = None
+        settings = vars(self.config)  # not by attribute: a config of unlike layers refuses some
+        for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
+            if settings.get(name):
+                found[f"training, where {name} is {settings[name]}"] = None
+        if settings.get("attention_chunk_size"):
+            found[f"layers of chunked attention, attention_chunk_size {settings['attention_chunk_size']}"] = None
+        return tuple(found)
+
 
 def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, required: bool) -> None:
-    """Let every config of the model that runs sdpa run kpt's attention.
+    """Let every config of the model that runs sdpa run kpt's attention, where nothing in its modules' code speaks against it.
 
     Raises MissingPackageError where ``required`` and Transformers is missing or too old.
     """
@@ -36,104 +116,44 @@ def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, 
     except MissingPackageError as error:
         if required:
             raise
-        skipped.extend(Skipped(path, ATTENTION, str(error)) for path, _, _ in configs)
+        skipped.extend(Skipped(c.path, ATTENTION, str(error)) for c in configs)
         return
-    for path, config, settable in configs:
-        found = config._attn_implementation
-        if found == NAME:
+    owner = Owner(type(model).__name__)
+    for found in configs:
+        if found.config._attn_implementation == NAME:
             continue
-        if found != REPLACES:
-            skipped.append(
-                Skipped(path, ATTENTION, f'it runs "{found}"; load it with attn_implementation="{REPLACES}"')
-            )
-        elif not settable:
-            skipped.append(Skipped(path, ATTENTION, "the model does not go through Transformers' AttentionInterface"))
-        else:
-            _set(config, NAME)
-            changes.append(Change(path, ATTENTION, REPLACES, NAME))
+        reason = found.why_not()
+        if reason is not None:
+            skipped.append(Skipped(found.path, ATTENTION, reason))
+            continue
+        _set(found.config, NAME)
+        for path, module in found.modules.items():
+            setattr(module, PLACE, Place(owner, path))
+        changes.append(Change(found.path, ATTENTION, REPLACES, NAME, found.unserved()))
 
 
 def restore(model: nn.Module, changes: list[Change]) -> None:
     """Let every config that runs kpt's attention run sdpa again."""
-    for path, config, _ in _configs(model):
-        if config._attn_implementation == NAME:
-            _set(config, REPLACES)
-            changes.append(Change(path, ATTENTION, NAME, REPLACES))
+    for found in _configs(model):
+        for module in found.modules.values():
+            vars(module).pop(PLACE, None)
+        if found.config._attn_implementation == NAME:
+            _set(found.config, REPLACES)
+            changes.append(Change(found.path, ATTENTION, NAME, REPLACES))
 
 
-def attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """What an attention layer calls: (B, heads, length, head dim) in, (B, length, heads, head dim) out."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    reason = _why_not(query, key, value, dropout, kwargs)
-    if reason is not None:
-        log_once(f"attention runs in PyTorch: {reason}")
-    elif isinstance(attention_mask, AttentionMask):
-        lengths = attention_mask.key_lengths
-        lengths = None if lengths is None else lengths.to(query.device)
-        return _attend(query, key, value, attention_mask.causal, scaling, attention_mask.window, lengths)
-    elif attention_mask is None:  # the layer itself knows, as for sdpa
-        causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal) and query.shape[2] > 1
-        if not causal or query.shape[2] == key.shape[2]:
-            return _attend(query, key, value, causal, scaling, None, None)
-    output: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS[REPLACES](
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
-    )
-    return output
+def _configs(model: nn.Module) -> Sequence[_Config]:
+    """Each Transformers config in the model once."""
+    found: dict[int, _Config] = {}
+    for path, module in _with_config(model):
+        found.setdefault(id(module.config), _Config(module.config)).modules[path] = module
+    return list(found.values())
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    causal: bool,
-    scale: float | None,
-    window: int | None,
-    key_lengths: torch.Tensor | None,
-) -> tuple[torch.Tensor, None]:
-    o = flash_attention(query, key, value, causal=causal, scale=scale, window=window, key_lengths=key_lengths)
-    assert isinstance(o, torch.Tensor)
-    return o.transpose(1, 2).contiguous(), None
-
-
-def _why_not(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, kwargs: dict[str, Any]
-) -> str | None:
-    if dropout:
-        return "dropout is on"
-    if value.shape != key.shape or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        return "queries, keys and values differ in batch or head dim"
-    if len({query.dtype, key.dtype, value.dtype}) != 1:
-        return "queries, keys and values differ in dtype"
-    asked = [
-        name for name in ("softcap", "s_aux", "position_bias", "head_mask", "cache") if kwargs.get(name) is not None
-    ]
-    return f"the layer asks for {asked[0]}" if asked else None
-
-
-def _configs(model: nn.Module) -> Iterator[tuple[str, Any, bool]]:
-    """Each Transformers config in the model once: the path of the first module that has it, and whether its attention
-    can be chosen."""
-    seen: dict[int, tuple[str, Any, bool]] = {}
+def _with_config(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
-        config = getattr(module, "config", None)
-        if not hasattr(type(config), "_attn_implementation"):
-            continue
-        can_set = getattr(module, "_can_set_attn_implementation", None)
-        settable = can_set is None or bool(can_set())
-        first, _, settable_so_far = seen.get(id(config), (f"{path or '(model)'}.config", config, True))
-        seen[id(config)] = (first, config, settable_so_far and settable)
-    yield from seen.values()
+        if hasattr(type(getattr(module, "config", None)), "_attn_implementation"):
+            yield path or "(model)", module
 
 
 def _set(config: Any, name: str) -> None:
@@ -148,5 +168,8 @@ def _register() -> None:
         raise MissingPackageError(f"{need}: pip install -U transformers") from error
     if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST:
         raise MissingPackageError(f"{need}, found {transformers.__version__}: pip install -U transformers")
+    from kpt.ops.replace.attention_forward import attention_forward
+    from kpt.ops.replace.attention_mask import attention_mask
+
     transformers.AttentionInterface.register(NAME, attention_forward)
     transformers.AttentionMaskInterface.register(NAME, attention_mask)

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A module (or, for attention, a config) that changed: its path in the model, and what it was and became."""
+    """A module (or, for attention, a config) that changed: its path in the model, and what it was and became.
+
+    ``unserved``: what of it is known to stay PyTorch's.
+    """
 
     path: str
     kind: str
     before: str
     after: str
+    unserved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Report:
         width = max(
             (len(path) for path in [*(c.path for c in self.changes), *(s.path for s in self.skipped)]), default=0
         )
-        lines += [f"  {c.path:{width}}  {c.before} -> {c.after}" for c in self.changes]
+        for c in self.changes:
+            lines.append(f"  {c.path:{width}}  {c.before} -> {c.after}")
+            lines += [f"  {'':{width}}  stays PyTorch's: {what}" for what in c.unserved]
         lines += [f"  {s.path:{width}}  left alone: {s.reason}" for s in self.skipped]
         return "\n".join(lines)

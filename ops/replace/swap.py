@@ -1,4 +1,8 @@
-"""Replacing and restoring: walk the model, apply the table, report."""
+"""Replacing and restoring: walk the model, apply the table, report.
+
+A ``forward`` patched on an instance runs whatever it captured, so a module with one is left alone, in both directions.
+Accelerate patches thus (device maps, offloading), and keeps what it wraps where it can be exchanged: ``_old_forward``.
+"""
 
 from collections.abc import Collection
 
@@ -42,14 +46,21 @@ def restore_modules(model: nn.Module) -> Report:
     skipped: list[Skipped] = []
     for path, module in model.named_modules():
         for rule in RULES:
-            if type(module) is rule.replacement:
-                module.__class__ = rule.original
-                changes.append(Change(path or "(model)", rule.kind, rule.replacement.__name__, rule.original.__name__))
-            elif isinstance(module, rule.replacement):
-                reason = f"its class was changed to {type(module).__name__} after it was replaced"
-                skipped.append(Skipped(path or "(model)", rule.kind, reason))
+            if isinstance(module, rule.replacement):
+                _restore(path or "(model)", module, rule, changes, skipped)
     attention.restore(model, changes)
     return Report("restored", tuple(changes), tuple(skipped))
+
+
+def _restore(path: str, module: nn.Module, rule: Rule, changes: list[Change], skipped: list[Skipped]) -> None:
+    if type(module) is not rule.replacement:
+        reason = f"its class was changed to {type(module).__name__} after it was replaced"
+        skipped.append(Skipped(path, rule.kind, reason))
+    elif not _becomes(module, rule.replacement, rule.original):
+        reason = "its forward was patched on the instance after it was replaced: take that out, and restore again"
+        skipped.append(Skipped(path, rule.kind, reason))
+    else:
+        changes.append(Change(path, rule.kind, rule.replacement.__name__, rule.original.__name__))
 
 
 def _replace(path: str, module: nn.Module, rule: Rule, changes: list[Change], skipped: list[Skipped]) -> None:
@@ -58,11 +69,23 @@ def _replace(path: str, module: nn.Module, rule: Rule, changes: list[Change], sk
     if type(module) is not rule.original:
         reason = f"{type(module).__name__} is a subclass of {rule.original.__name__} and may compute something else"
         skipped.append(Skipped(path, rule.kind, reason))
-    elif "forward" in module.__dict__:
+    elif not _becomes(module, rule.original, rule.replacement):
         skipped.append(Skipped(path, rule.kind, "its forward was patched on the instance"))
     else:
-        module.__class__ = rule.replacement
         changes.append(Change(path, rule.kind, rule.original.__name__, rule.replacement.__name__))
+
+
+def _becomes(module: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> bool:
+    """Change the class of a module, and with it the forward that accelerate keeps on the instance: beneath a hook, and after
+    the hook is gone. False where another's forward is in the way."""
+    own = module.__dict__
+    if "forward" in own:
+        kept = "_old_forward" if "_hf_hook" in own and "_old_forward" in own else "forward"
+        if getattr(own[kept], "__func__", None) is not old.forward:
+            return False
+        own[kept] = new.forward.__get__(module)
+    module.__class__ = new
+    return True
 
 
 def _kinds(model: nn.Module, only: Collection[str] | None) -> Collection[str]:

@@ -41,7 +41,7 @@ def rms_norm_backward(
 
 
 def _check(dy: Any, x: Any, normalized_shape: Any, weight: Any, eps: Any, needed: Any) -> None:
-    norms.check_norm_backward(OP, dy, x, normalized_shape, needed, INPUTS, weight=weight)
+    norms.check_norm_backward(OP, dy, x, normalized_shape, needed, INPUTS, any_dtype=True, weight=weight)
     if eps is not None:
         checks.number(OP, "eps", eps)
 
@@ -104,6 +104,7 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=TRAINED,
         autocast={"cuda": "keep", "cpu": "keep"},
+        shardings=lambda _, dy, x, shape, *rest: norms.backward_shardings(x, shape, 1, rest[-1]),
     )
 )
 

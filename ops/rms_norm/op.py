@@ -10,7 +10,7 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
 from kpt.ops.library import define
-from kpt.ops.norms import as_shape, check_norm
+from kpt.ops.norms import as_shape, check_norm, shardings
 from kpt.ops.registry import Op
 from kpt.ops.rms_norm import reference
 from kpt.ops.rms_norm.backward import GRADIENT
@@ -26,8 +26,8 @@ def rms_norm(
 ) -> torch.Tensor:
     """``input / sqrt(mean(input ** 2) + eps) * weight`` over the trailing dims, as ``torch.nn.functional.rms_norm``.
 
-    ``input``: (..., *normalized_shape), float16, bfloat16, float32 or float64. ``weight``: normalized_shape, of the input's
-    dtype, or float32 beside a half-precision input. ``eps`` None: the spacing at one of the type computed in (float32, or
+    ``input``: (..., *normalized_shape), float16, bfloat16, float32 or float64. ``weight``: normalized_shape, of any of these
+    dtypes. ``eps`` None: the spacing at one of the type computed in (float32, or
     float64 for float64). Statistics are float32. Gives a contiguous tensor of the input's shape and dtype. Raises InputError
     for arguments that do not fit. Zhang & Sennrich 2019, arXiv:1910.07467.
     """
@@ -36,7 +36,7 @@ def rms_norm(
 
 
 def _check(x: Any, normalized_shape: Any, weight: Any, eps: Any) -> None:
-    check_norm("rms_norm", x, normalized_shape, weight=weight)
+    check_norm("rms_norm", x, normalized_shape, any_dtype=True, weight=weight)
     if eps is not None:
         checks.number("rms_norm", "eps", eps)
 
@@ -76,5 +76,6 @@ _dispatch = define(
         shapes=SHAPES,
         autocast={"cuda": "float32"},
         gradient=GRADIENT,
+        shardings=lambda _, x, shape, *__: shardings(x, shape, 1),
     )
 )

@@ -14,10 +14,11 @@ def resolved_eps(dtype: torch.dtype, eps: float | None) -> float:
 def rms_norm(
     x: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None, eps: float | None
 ) -> torch.Tensor:
-    """``torch.nn.functional.rms_norm``; a float32 weight beside half-precision input is not rounded first."""
+    """``torch.nn.functional.rms_norm``; a weight of another type than the input is not rounded first."""
     eps = resolved_eps(x.dtype, eps)
     if weight is not None and weight.dtype != x.dtype:
-        return F.rms_norm(x.float(), normalized_shape, weight.float(), eps).to(x.dtype).contiguous()
+        wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+        return F.rms_norm(x.to(wide), normalized_shape, weight.to(wide), eps).to(x.dtype).contiguous()
     return F.rms_norm(x, normalized_shape, weight, eps).contiguous()
 
 

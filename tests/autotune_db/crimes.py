@@ -2,6 +2,9 @@
 
 import ctypes
 import os
+import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -31,6 +34,47 @@ def hang() -> None:
 
 def nap(seconds: float) -> None:
     time.sleep(seconds)
+
+
+def _pipe() -> int:
+    """The descriptor of this process's pipe to its parent: its only socket."""
+    there = (fd for fd in range(3, 64) if Path(f"/proc/self/fd/{fd}").exists())
+    return next(fd for fd in there if stat.S_ISSOCK(os.fstat(fd).st_mode))
+
+
+def hang_up() -> None:
+    os.close(_pipe())
+    time.sleep(600)
+
+
+def send(garbage: bytes) -> None:
+    os.write(_pipe(), garbage)
+    time.sleep(600)
+
+
+def leave_a_child() -> None:
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(3)
+
+
+def print_and_crash(length: int) -> None:
+    sys.stderr.write(("x" * 99 + "\n") * (length // 100))
+    crash()
+
+
+def start_and_wait(file: str) -> None:
+    Path(file).write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+
+
+def start_and_hang(file: str) -> None:
+    start_and_wait(file)
+    hang()
+
+
+def start_and_crash(file: str) -> None:
+    start_and_wait(file)
+    crash()
 
 
 def refuse() -> None:
@@ -138,6 +182,15 @@ def compile_or_not(problem: Problem, target: str, config: Config) -> Report:
 
 
 REFUSED, COMPILER_CRASH, SPILLS = 16, 32, 64
+
+
+def compile_and_hang(problem: Problem, target: str, config: Config) -> Report:
+    if config["block_M"] == COMPILER_HANG:
+        hang()
+    return Report(target, str(config))
+
+
+COMPILER_HANG = 64
 
 
 def compile_never(problem: Problem, target: str, config: Config) -> Report:

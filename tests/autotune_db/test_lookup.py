@@ -1,7 +1,9 @@
 """The order of look-up, the provenance of each answer, and what dispatch never does."""
 
+import json
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import autotune_db
-from autotune_db import environment, lookup, shipped
+from autotune_db import environment, lookup, shipped, snapshot
 from autotune_db.entry import Entry
+from autotune_db.store import Store
 from kpt_dsl import targets
-from kpt_dsl.errors import ConfigError, InputError
+from kpt_dsl.errors import ConfigError, InputError, StoreError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
 from tests.autotune_db import kernels, problems
@@ -216,7 +219,7 @@ def test_neighbours_are_the_nearest_first() -> None:
     store(
         entry(problems.softmax(M=4 * 4096), USER), entry(problems.softmax(M=2 * 4096), SHIPPED), entry(config=PREDICTED)
     )
-    assert lookup.neighbours(problems.softmax(), TARGET) == [PREDICTED, SHIPPED, USER]
+    assert lookup.neighbours(problems.softmax(), TARGET, 5) == [PREDICTED, SHIPPED, USER]
 
 
 def test_the_provider_is_what_the_language_finds() -> None:
@@ -248,3 +251,102 @@ def test_a_lookup_that_was_made_before_costs_next_to_nothing() -> None:
     problem = problems.softmax()
     answer(problem)
     assert timeit.timeit(lambda: autotune_db.choose(problem, TARGET), number=1000) / 1000 < 200e-6
+
+
+def test_what_others_measured_goes_after_what_was_measured_here_and_before_what_is_shipped() -> None:
+    ship(entry(config=SHIPPED))
+    imported(entry(config=PREDICTED))
+    assert answer() == (PREDICTED, "imported")
+    store(entry(config=USER))
+    assert answer() == (USER, "measured")
+    imported(entry(config=SHIPPED))  # later, and still
+    assert answer() == (USER, "measured")
+
+
+def test_a_prediction_of_others_goes_after_ones_own() -> None:
+    store(entry(config=USER, origin="predicted"))
+    imported(entry(config=PREDICTED, origin="predicted"))
+    assert answer() == (USER, "predicted")
+
+
+def test_of_siblings_that_are_equally_near_ones_own_goes_first() -> None:
+    imported(entry(problems.softmax(M=2 * 4096), PREDICTED))
+    store(entry(problems.softmax(M=2 * 4096), USER))
+    assert answer() == (USER, "measured (sibling: M=4097..8192)")
+    imported(entry(problems.softmax(M=2 * 4096), SHIPPED))
+    assert answer() == (USER, "measured (sibling: M=4097..8192)")
+
+
+def imported(*entries: Entry) -> None:
+    with Store() as opened:
+        opened.add_imported(entries)
+    lookup.forget()
+
+
+def test_an_entry_under_the_id_of_another_key_does_not_answer(database: Path) -> None:
+    store(entry(config=USER), entry(problems.softmax(N=8)))
+    with sqlite3.connect(database) as connection:  # the second row says that it is the first
+        connection.execute("DELETE FROM kpt_winners WHERE key_id = 1")
+        connection.execute("UPDATE kpt_winners SET key_id = 1")
+        connection.execute("UPDATE kpt_keys SET body = (SELECT body FROM kpt_keys WHERE id = 2) WHERE id = 1")
+    lookup.forget()
+    assert answer()[1] == "rule"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "deep", "cut"])
+def test_whatever_stands_in_the_place_of_what_is_shipped(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = shipped.FOLDER / "nvidia-h200.json"
+    ship(entry(config=SHIPPED))
+    text = file.read_text()
+    file.unlink()
+    {
+        "fifo": lambda: os.mkfifo(file),
+        "folder": file.mkdir,
+        "device": lambda: file.symlink_to("/dev/zero"),
+        "deep": lambda: file.write_text("[" * 100_000),
+        "cut": lambda: file.write_text(text[: len(text) // 2]),
+    }[kind]()
+    lookup.forget()
+    with caplog.at_level(logging.WARNING, "kpt"):
+        assert answer()[1] == "rule"
+    (record,) = caplog.records
+    assert "shipped configs are left out" in record.message
+
+
+def test_every_truncation_of_what_is_shipped_is_told() -> None:
+    file = shipped.FOLDER / "nvidia-h200.json"
+    ship(entry(config=SHIPPED))
+    text = file.read_bytes()
+    for length in range(len(text.rstrip())):
+        file.write_bytes(text[:length])
+        with pytest.raises(StoreError):
+            shipped.load("nvidia-h200")
+
+
+def test_without_a_home_folder_there_is_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does without $HOME and an account
+    for place in (None, "~/configs.sqlite", "~nobody-of-that-name/configs.sqlite"):
+        monkeypatch.delenv("KPT_DB", raising=False)
+        if place:
+            monkeypatch.setenv("KPT_DB", place)
+        lookup.forget()
+        assert answer()[1] == "rule"
+        with pytest.raises(StoreError, match=r"no (such )?home folder"):
+            Store()
+    assert [p.name for p in tmp_path.iterdir()] == ["devices"]  # and no folder called "~"
+
+
+def test_a_look_up_parses_what_it_needs_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes as long among many entries as among few: those of other families are not looked at twice."""
+    many = [entry(problems.softmax(N=8 * n), USER) for n in range(1, 300)]
+    imported(*many)
+    answer(problems.softmax(N=5000))  # indexes the kernel
+    parsed: list[object] = []
+    sound = snapshot.parsed
+    monkeypatch.setattr(snapshot, "parsed", lambda *fields: parsed.append(fields) or sound(*fields))
+    monkeypatch.setattr(snapshot.files, "from_json", lambda text: parsed.append(text) or json.loads(text))
+    assert answer(problems.softmax(M=8 * 4096, N=80))[1] == "imported (sibling: M=2049..4096)"
+    assert answer(problems.softmax(M=8 * 4096, N=6000))[1] == "rule"
+    assert len(parsed) < 10

@@ -3,21 +3,24 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from autotune_db import lookup
+from autotune_db import store as store_module
 from autotune_db.location import VARIABLE, local_file, location
 from autotune_db.store import Store
 from autotune_db.trial import Trial
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
-from tests.autotune_db.entries import entry, key
+from tests.autotune_db.entries import add, entry, key
 from tests.autotune_db.problems import softmax
 from tests.autotune_db.test_store import WRITER, child
 
@@ -79,7 +82,7 @@ def test_many_processes_write_at_once_also_the_tables(url: str) -> None:
 
 def test_an_entry_comes_back_as_it_was(url: str) -> None:
     with Store() as store:
-        store.add_entry(entry(softmax(N=333)))
+        add(store, entry(softmax(N=333)))
         store.add_trial(
             store.start_run(key(softmax(N=333)), "measured", {"a": "b"}), Trial(Config(a=1), "timed", 1.5, 2.5)
         )
@@ -93,6 +96,40 @@ def test_reading_only_does_not_make_tables(url: str) -> None:
     """Another schema of the same server is as an empty database."""
     with pytest.raises(StoreError), Store(url.replace("/postgres?", "/template1?"), read_only=True) as store:
         store.entries()
+
+
+def test_what_was_imported_stands_beside_what_was_measured(url: str) -> None:
+    one = entry(softmax(N=444))
+    with Store() as store:
+        add(store, one)
+        store.add_imported([one, entry(softmax(N=445))])
+        found = [e for e in store.entries() if dict(e.key.shape)["N"].low in (444, 445)]
+        assert [e.known for e in found] == ["measured", "imported measured", "imported measured"]
+        assert store.remove(found) == 3
+
+
+def test_a_server_that_stops_in_the_middle_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is halted: the system still takes what is sent to it. A new connection then serves."""
+    monkeypatch.setattr(store_module, "WAIT_SECONDS", 2.0)
+    started = time.monotonic()
+    with Store() as store:
+        with pytest.raises(StoreError, match="no answer in 2 s"), store._transaction(2.0) as connection:  # noqa: PT012
+            process = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            os.kill(process, signal.SIGSTOP)
+            try:
+                connection.exec_driver_sql("SELECT 1")
+            finally:
+                os.kill(process, signal.SIGCONT)
+        store.entries()
+    assert time.monotonic() - started < 15
+
+
+def test_a_lock_that_is_never_given_back_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store() as holder, holder._engine.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE kpt_winners IN ACCESS EXCLUSIVE MODE")
+        monkeypatch.setattr(store_module, "WAIT_SECONDS", 2.0)
+        with Store() as store, pytest.raises(StoreError, match=r"no answer in 2 s"):
+            store.entries()
 
 
 def test_dispatch_does_not_go_to_the_network(url: str) -> None:

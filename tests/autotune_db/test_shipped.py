@@ -1,6 +1,7 @@
 """Files of entries: reviewable, read back exactly, and refused where anything is wrong."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,6 +70,35 @@ def change(text: str, where: str, what: Any) -> str:
         (change(shipped.dump(ENTRIES), "entry", {"origin": "guessed"}), "'guessed' is not one of measured, predicted"),
         (change(shipped.dump(ENTRIES), "entry", {"microseconds": -1}), "must be positive"),
         (change(shipped.dump(ENTRIES), "entry", {"shape": {"M": "many"}}), "not a key"),
+        ("[" * 100_000, "nested too deep"),
+        *(
+            (change(shipped.dump(ENTRIES), where, {name: value}), told)
+            for where, name, values, told in (
+                ("group", "kernel", (3, None, [], "a\x1b[2Jb", "x" * 5000, "\ud800"), "not a key: kernel"),
+                ("group", "device", (True, {"a": 1}), "not a key: device"),
+                ("group", "environment", ([], 3, {"a": 1}, {"a": "\n"}, {"a": None}), "environment"),
+                ("entry", "dtypes", ({"x": "f33"}, {"x": 1}, {"x": []}, [], None), "not a key: dtypes"),
+                ("entry", "layouts", ({"x": 1}, {"x": None}, "x"), "not a key: layouts"),
+                ("entry", "flags", ({"x": []}, {"x": float("nan")}, {"x": 10**30}, {"x": "\0"}), "not a key: flags"),
+                (
+                    "entry",
+                    "shape",
+                    ({"M": -1}, {"M": True}, {"M": 1.5}, {"M": "9..2"}, {"M": "2..9 "}, {"M": "1_0"}, {"M": 2**70}),
+                    "not a key: shape",
+                ),
+                (
+                    "entry",
+                    "config",
+                    ([], None, {"a": None}, {"a": {}}, {"a": 2**70}, {"a": "\x07"}, {"\n": 1}),
+                    "config|knob",
+                ),
+                ("entry", "origin", (None, [], "imported measured"), "origin"),
+                ("entry", "microseconds", (0, True, "9", float("inf"), float("nan"), []), "must be positive"),
+                ("entry", "first_microseconds", (-1, {}), "must be positive"),
+                ("entry", "date", (3, None, "yesterday", []), "date"),
+            )
+            for value in values
+        ),
     ],
 )
 def test_a_file_with_anything_wrong_is_refused_with_its_place(text: str, told: str) -> None:
@@ -93,3 +123,11 @@ def test_what_is_shipped_is_sound(target: str) -> None:
 
 def test_every_shipped_file_is_of_a_target() -> None:
     assert {path.stem for path in shipped.FOLDER.glob("*.json")} <= set(targets.names())
+
+
+def test_of_what_was_imported_and_what_was_measured_here_the_latter_is_written() -> None:
+    own, other = entry(config=Config(block_M=1)), replace(entry(config=Config(block_M=2)), imported=True)
+    for both in ([own, other], [other, own]):
+        (found,) = shipped.parse(shipped.dump(both), "file")
+        assert found.config == own.config
+        assert not found.imported

@@ -9,15 +9,25 @@ from pathlib import Path
 import pytest
 
 from autotune_db import snapshot
+from autotune_db.key import Key
+from autotune_db.sibling import likeness
 from autotune_db.store import Store
+from autotune_db.winners import Winners
 from kpt_dsl.space import Config
-from tests.autotune_db.entries import entry, key, stored
+from tests.autotune_db.entries import add, entry, key, stored
 from tests.autotune_db.problems import softmax
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "WAIT_SECONDS", 0.05)
+
+
+def relatives(winners: Winners, wanted: Key) -> list[Key | None]:
+    """The keys of the winners among which one whose N is exact finds siblings."""
+    exact = frozenset({"N"})
+    found = winners.relatives(wanted.kernel, likeness(wanted.to_dict(), exact).family, exact)
+    return [item.entry.key if item.entry else None for _, item in found]
 
 
 def test_winners_are_read_and_the_latest_stands(database: Path) -> None:
@@ -31,14 +41,15 @@ def test_winners_are_read_and_the_latest_stands(database: Path) -> None:
     assert found.key == key()
     assert found.microseconds == 12.5
     assert winners.get(key(device="other").digest, "measured") is None
-    assert {e.key for e in winners.of_kernel(key().kernel)} == {key(), key(softmax(N=8))}
-    assert winners.devices(key().kernel) == {"NVIDIA H200"}
+    assert relatives(winners, key()) == [key(), key()]
+    assert relatives(winners, key(softmax(N=8))) == [key(softmax(N=8))]
+    assert set(winners.devices(key().kernel)) == {"NVIDIA H200"}
 
 
 def test_winners_of_a_writer_at_work_are_read(database: Path) -> None:
     """In WAL mode neither waits for the other: an open transaction does not show, what is committed does."""
     with Store() as store:
-        store.add_entry(entry())
+        add(store, entry())
         writer = sqlite3.connect(database, isolation_level=None)
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("DELETE FROM kpt_winners")
@@ -123,7 +134,7 @@ def test_a_row_that_is_not_understood_is_passed_over(column: str, value: str | N
     assert trouble is None
     assert winners.get(key().digest, "measured") is None
     assert winners.get(key(softmax(N=8)).digest, "measured") is not None
-    assert len(list(winners.of_kernel(key().kernel))) == 1
+    assert relatives(winners, key(softmax(N=8))) == [key(softmax(N=8))]
 
 
 @pytest.fixture
@@ -139,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_read(open_folder: Path) -> None:
     """As on a read-only image: WAL has no place for its index there."""
     path = open_folder / "configs.sqlite"
     with Store(str(path)) as store:
-        store.add_entry(entry())
+        add(store, entry())
     path.chmod(0o444)
     open_folder.chmod(0o555)
     reader, told = os.pipe()

@@ -2,22 +2,26 @@
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from autotune_db import schema, store
+from autotune_db import engine, schema, snapshot, store
 from autotune_db.location import location
 from autotune_db.store import Store
 from autotune_db.trial import Trial
 from kpt_dsl.build import cache
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
-from tests.autotune_db.entries import entry, key
+from tests.autotune_db.entries import add, entry, key
 from tests.autotune_db.problems import linear, softmax
 
 ONE, TWO = Config(block_M=1, num_warps=1), Config(block_M=2, num_warps=1)
@@ -25,7 +29,7 @@ ONE, TWO = Config(block_M=1, num_warps=1), Config(block_M=2, num_warps=1)
 
 def test_an_entry_comes_back_as_it_was(database: Path) -> None:
     with Store() as opened:
-        opened.add_entry(entry(linear(bias=False)))
+        add(opened, entry(linear(bias=False)))
         assert opened.entries() == [entry(linear(bias=False))]
     with Store(str(database), read_only=True) as opened:
         assert opened.entries() == [entry(linear(bias=False))]
@@ -54,8 +58,8 @@ def test_every_trial_is_kept_with_its_environment(database: Path) -> None:
 def test_the_latest_winner_of_an_origin_stands_and_the_others_stay(database: Path) -> None:
     with Store() as opened:
         for config in (ONE, TWO):
-            opened.add_entry(entry(config=config))
-        opened.add_entry(entry(config=ONE, origin="predicted"))
+            add(opened, entry(config=config))
+        add(opened, entry(config=ONE, origin="predicted"))
         assert [(e.config, e.origin) for e in opened.entries()] == [(TWO, "measured"), (ONE, "predicted")]
     assert sqlite3.connect(database).execute("SELECT count(*) FROM kpt_winners").fetchone() == (3,)
 
@@ -111,9 +115,9 @@ def test_a_writer_that_is_killed_leaves_what_was_written_before(database: Path) 
         import sqlalchemy as sa
         from autotune_db import schema
         from autotune_db.store import Store
-        from tests.autotune_db.entries import entry
+        from tests.autotune_db.entries import add, entry
         store = Store()
-        store.add_entry(entry())
+        add(store, entry())
         with store._engine.begin() as connection:
             for _ in range(5000):
                 connection.execute(sa.insert(schema.schema).values(version=99))
@@ -125,7 +129,7 @@ def test_a_writer_that_is_killed_leaves_what_was_written_before(database: Path) 
     assert victim.wait(30) == -signal.SIGKILL
     with Store() as opened:
         assert opened.entries() == [entry()]
-        opened.add_entry(entry(softmax(N=77)))
+        add(opened, entry(softmax(N=77)))
         assert len(opened.entries()) == 2
         assert opened.damage() == ""
 
@@ -138,7 +142,7 @@ def test_clearing_the_cache_of_compilations_leaves_the_database(
     monkeypatch.delenv("KPT_DB")
     monkeypatch.delenv("KPT_CACHE_DIR")
     with Store() as opened:
-        opened.add_entry(entry())
+        add(opened, entry())
     assert Path(location()).is_relative_to(tmp_path)
     compiled = cache.Entry("source", "0" * 16)
     compiled.put({"source.py": "pass"})
@@ -160,7 +164,7 @@ def test_a_corrupt_file_is_refused_and_not_touched(database: Path) -> None:
 def test_a_damaged_page_is_found(database: Path) -> None:
     with Store() as opened:
         for width in range(60):
-            opened.add_entry(entry(softmax(N=1 + width)))
+            add(opened, entry(softmax(N=1 + width)))
     sqlite3.connect(database).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     page = 4096
     content = bytearray(database.read_bytes())
@@ -189,20 +193,20 @@ def test_a_newer_database_is_refused(database: Path) -> None:
 
 
 def test_a_locked_database_is_waited_for_and_then_reported(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "WAIT_SECONDS", 0.1)
     Store().close()
     holder = sqlite3.connect(database, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="locked; another process holds it"):
-        Store().add_entry(entry())
+        add(Store(), entry())
     holder.execute("ROLLBACK")
     with Store() as opened:
-        opened.add_entry(entry())
+        add(opened, entry())
 
 
 def test_a_full_disk_is_reported_and_loses_nothing(database: Path) -> None:
     with Store() as opened:
-        opened.add_entry(entry())
+        add(opened, entry())
 
         # SQLite says the same of a file that may not grow as of a disk that is full.
         pages = sqlite3.connect(database).execute("PRAGMA page_count").fetchone()[0]
@@ -213,11 +217,11 @@ def test_a_full_disk_is_reported_and_loses_nothing(database: Path) -> None:
 
         with pytest.raises(StoreError, match="full; free some space"):  # noqa: PT012
             for width in range(1000):
-                opened.add_entry(entry(softmax(N=2000 + width)))
+                add(opened, entry(softmax(N=2000 + width)))
     with Store() as opened:
         assert opened.entries()[0] == entry()
         assert opened.damage() == ""
-        opened.add_entry(entry(config=TWO))
+        add(opened, entry(config=TWO))
 
 
 def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
@@ -235,12 +239,12 @@ def test_a_database_that_is_not_there_is_not_made_by_reading(database: Path) -> 
 def test_reading_does_not_write(database: Path) -> None:
     Store().close()
     with Store(read_only=True) as opened, pytest.raises(StoreError, match="readonly"):
-        opened.add_entry(entry())
+        add(opened, entry())
 
 
 def test_an_sqlite_url_is_as_good_as_a_path(database: Path) -> None:
     with Store(f"sqlite:///{database}") as opened:
-        opened.add_entry(entry())
+        add(opened, entry())
     with Store(str(database)) as opened:
         assert opened.entries() == [entry()]
 
@@ -259,3 +263,79 @@ def test_the_tables_say_nothing_that_postgresql_does_not_know() -> None:
     made = [str(CreateTable(t).compile(dialect=postgresql.dialect())) for t in schema.metadata.sorted_tables]
     assert len(made) == 5
     assert sum("BIGSERIAL" in text or "GENERATED" in text for text in made) == 4
+
+
+# ------------------------------------------------------------------ what was found elsewhere
+def test_what_was_imported_stands_beside_what_was_measured_here(database: Path) -> None:
+    with Store() as opened:
+        add(opened, entry(config=ONE))
+        opened.add_imported([entry(config=TWO), entry(softmax(N=8), origin="predicted")])
+        assert [(e.config, e.known) for e in opened.entries()] == [
+            (ONE, "measured"),
+            (TWO, "imported measured"),
+            (entry().config, "imported predicted"),
+        ]
+
+
+def test_an_import_is_whole_or_not_at_all(database: Path) -> None:
+    """The last of many entries cannot be stored: the database refuses it."""
+    with Store() as opened:
+        add(opened, entry())
+        with sqlite3.connect(database) as connection:
+            connection.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON kpt_winners WHEN NEW.microseconds = 99 "
+                "BEGIN SELECT RAISE(ABORT, 'full'); END"
+            )
+        many = [entry(softmax(N=8 + n)) for n in range(50)]
+        with pytest.raises(StoreError, match="full"):
+            opened.add_imported([*many, replace(entry(softmax(N=7)), microseconds=99.0)])
+        assert opened.entries() == [entry()]
+        assert sqlite3.connect(database).execute("SELECT count(*) FROM kpt_keys").fetchone() == (1,)
+
+
+def test_ten_thousand_entries_are_imported_in_seconds(database: Path) -> None:
+    one = entry()
+    many = [replace(one, key=replace(one.key, source=f"{n:016x}")) for n in range(10_000)]
+    started = time.process_time()
+    with Store() as opened:
+        opened.add_imported(many)
+        assert len(opened.entries()) == 10_000
+    assert time.process_time() - started < 10
+    winners, trouble = snapshot.read(database)
+    assert (len(winners), trouble) == (10_000, None)
+
+
+def test_winners_are_removed_and_trials_stay(database: Path) -> None:
+    with Store() as opened:
+        for config in (ONE, TWO):
+            add(opened, entry(config=config))
+        opened.add_imported([entry()])
+        run = opened.start_run(key(), "measured", {})
+        opened.add_trial(run, Trial(ONE, "timed", 1.0))
+        assert opened.remove([entry(config=TWO)]) == 2
+        assert [e.known for e in opened.entries()] == ["imported measured"]
+        assert len(opened.trials()) == 1
+
+
+# ------------------------------------------------------------------ servers that do not answer
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a server that accepts and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_server_that_says_nothing_is_given_up(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg")
+    monkeypatch.setattr(engine, "CONNECT_SECONDS", 2)  # libpq takes no less
+    started = time.monotonic()
+    with pytest.raises(StoreError) as raised:
+        Store(f"postgresql+psycopg://me:secret@127.0.0.1:{silent}/kpt")
+    assert time.monotonic() - started < 20
+    assert "timeout" in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_only_sqlite_and_postgresql_are_written() -> None:
+    with pytest.raises(StoreError, match="an SQLite file or a PostgreSQL server, not 'mysql'"):
+        Store("mysql://me:secret@127.0.0.1/kpt")

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from autotune_db import jobs, lookup, tune
+from autotune_db import environment, jobs, lookup, tune
 from autotune_db.bench import Bench
 from autotune_db.budget import Budget
 from autotune_db.ledger import Progress
 from autotune_db.result import Result
 from autotune_db.store import Store
+from autotune_db.trial import Trial
 from autotune_db.workshop import Workshop
 from kpt.ops import registry
 from kpt_dsl import targets
@@ -259,3 +260,34 @@ def test_a_workshop_serves_one_key_after_another(database: Path, monkeypatch: py
     assert len(started) == 2
     assert [t.outcome for t in found.trials] == ["timed"] * 3  # verified, on arrays of its own shape
     assert found.microseconds is not None
+
+
+def test_what_crashed_or_hung_is_not_tried_again_in_the_same_environment(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "Bench", crimes.CriminalBench)
+    monkeypatch.setattr(tune, "TIME_SECONDS", 1.0)
+    tuned()
+    again = outcomes(tuned())
+    assert set(again) == {crimes.FAULTS, crimes.LIES, crimes.FASTEST, 512, 1024}
+    sound = environment.describe
+    monkeypatch.setattr(environment, "describe", lambda target: sound(target) | {"driver": "newer"})
+    assert crimes.HANGS in outcomes(tuned())
+
+
+def test_the_first_config_is_tried_whatever_it_did_before(database: Path) -> None:
+    with Store() as store:
+        result = tuned(trials=1)
+        run = store.start_run(result.key, "measured", environment.describe(CPU))
+        store.add_trial(run, Trial(FIRST, "crash"))
+    assert FIRST in [trial.config for trial in tuned(trials=2).trials]
+
+
+def test_a_config_that_still_compiles_when_the_search_ends_is_remembered(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "compile_one", crimes.compile_and_hang)
+    monkeypatch.setattr(jobs, "HANG_SECONDS", 1.0)
+    found = outcomes(tuned(seconds=12.0))
+    assert found[crimes.COMPILER_HANG] == "timeout"
+    assert crimes.COMPILER_HANG not in outcomes(tuned(seconds=12.0))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune_db import store
+from autotune_db import engine
 from autotune_db.store import Store
 from tests.autotune_db.entries import entry, stored
 from tests.cli.conftest import Command
@@ -114,7 +114,7 @@ def test_a_database_that_cannot_be_used(damage, words: tuple[str, ...], tune: Co
 
 
 def test_a_locked_database(tune: Command, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "WAIT_SECONDS", 0.1)
     stored(entry())
     tune("export", "-o", str(tmp_path / "file.json"))
     holder = sqlite3.connect(database, isolation_level=None)

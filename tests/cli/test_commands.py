@@ -1,17 +1,24 @@
 """Each command on good input, for people and for scripts."""
 
+import contextlib
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from autotune_db import shipped
 from autotune_db.store import Store
 from kpt.cli import select
 from kpt_dsl import targets
+from kpt_dsl.errors import StoreError
+from kpt_dsl.space import Config
 from tests.autotune_db.entries import entry, key, stored
 from tests.autotune_db.problems import linear, softmax
 from tests.cli.conftest import Command
@@ -72,8 +79,11 @@ def test_what_fails_is_told_and_the_rest_is_done(tune: Command) -> None:
     assert "no config" in failure["error"]
 
 
-def test_ctrl_c_ends_with_130_and_what_was_found_is_stored(database: Path) -> None:
-    """A signal to the command itself, as a terminal sends it, once its progress tells of a trial."""
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stop_ends_with_its_code_and_what_was_found_is_stored(
+    stop: signal.Signals, code: int, database: Path
+) -> None:
+    """A signal to all processes, as a terminal or a scheduler sends it, once there is a trial."""
     path = os.pathsep.join(p or "." for p in sys.path)
     words = [
         "run",
@@ -95,18 +105,27 @@ def test_ctrl_c_ends_with_130_and_what_was_found_is_stored(database: Path) -> No
     )
     while not database.exists() or not trials():
         assert command.poll() is None, command.communicate()
-    os.killpg(command.pid, signal.SIGINT)
+    for process in [command.pid, *children_of(command.pid)]:
+        os.kill(process, stop)
     out, err = command.communicate(timeout=120)
-    assert command.returncode == 130, err
+    assert command.returncode == code, err
     assert "Traceback" not in err
     assert "linear" in out
     with Store(read_only=True) as store:
         assert len(store.entries()) == 1
 
 
-def trials() -> int:
-    from kpt_dsl.errors import StoreError
+def children_of(parent: int) -> list[int]:
+    """The processes that one has started, by the system's own list."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
 
+
+def trials() -> int:
     try:
         with Store(read_only=True) as store:
             return len(store.trials())
@@ -116,8 +135,6 @@ def trials() -> int:
 
 def test_what_cannot_be_stored_is_told(tune: Command, database: Path) -> None:
     """The table goes away after the database was opened; the winner is printed all the same."""
-    import sqlite3
-
     Store().close()
     with sqlite3.connect(database) as connection:
         connection.execute("DROP TABLE kpt_winners")
@@ -146,6 +163,106 @@ def test_list_selects(tune: Command) -> None:
     assert found["key"]["kernel"] == key().kernel
     (found,) = json.loads(tune("list", "--device", "h100", "--json").out)
     assert found["key"]["device"] == "NVIDIA H100 PCIe"
+
+
+def test_what_goes_wrong_between_keys_costs_that_key(tune: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autotune_db import warm
+
+    troubles = iter([OSError("no more processes"), StoreError("no answer"), RuntimeError("of a driver")])
+    sound = warm.warm_starts
+
+    def warm_starts(*arguments: Any) -> list[Config]:
+        for trouble in troubles:
+            raise trouble
+        return sound(*arguments)
+
+    monkeypatch.setattr(warm, "warm_starts", warm_starts)
+    shapes = ("--shapes", "M=64,N=64;M=64,N=128;M=64,N=256;M=64,N=512")
+    words = ("--kernel", SOFTMAX[1], *shapes, "--dtype", "f32", "--target", "cpu", "--trials", "1", "--processes", "1")
+    done = tune("run", *words, "--json")
+    assert done.code == 1
+    found = json.loads(done.out)
+    assert [failure["error"] for failure in found["failures"]] == [
+        "OSError('no more processes')", "no answer", "RuntimeError('of a driver')"
+    ]  # fmt: skip
+    (result,) = found["results"]
+    assert result["key"]["shape"]["N"] == 512
+
+
+def test_modules_of_the_current_folder_do_not_run_in_place_of_others(
+    tune: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel of the current folder is tuned; what lies beside it under the name of a package is not imported by anyone."""
+    planted = "import pathlib; pathlib.Path({!r}).write_text('ran')"
+    for name in ("json", "numpy", "torch", "optuna", "autotune_db", "kpt_dsl", "sitecustomize", "usercustomize"):
+        (tmp_path / f"{name}.py").write_text(planted.format(str(tmp_path / f"{name}-ran")))
+    (tmp_path / "stranger.py").write_text(
+        "import kpt_dsl as kd\n\n"
+        '@kd.kernel(x="M N", out="M N")\n'
+        "def double(x: kd.In, out: kd.Out) -> None:\n"
+        '    for m in kd.parallel(kd.tile("M")):\n'
+        "        out[m, :] = x[m, :] * 2.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    # An empty part of it is the current folder.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + os.environ.get("PYTHONPATH", ""))
+    words = ("--kernel", "stranger:double", "--shapes", "M=64,N=64", "--dtype", "f32", "--target", "cpu")
+    done = tune("run", *words, "--trials", "2", "--processes", "1", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["results"][0]["trials"] == {"timed": 2}
+    assert not list(tmp_path.glob("*-ran"))
+
+
+def test_remove_forgets_winners_and_keeps_trials(tune: Command, database: Path) -> None:
+    stored(entry(config=Config(block_M=1, num_warps=1)), entry(), entry(softmax(N=8)))
+    done = tune("remove", key(softmax(N=8)).digest[:10])
+    assert (done.code, done.out) == (0, "1 winners removed\n")
+    done = tune("remove", key().digest)
+    assert (done.code, done.out) == (0, "1 winners removed (2 rows, with earlier ones)\n")
+    assert tune("list").out.startswith("no entries")
+    assert tune("remove", key().digest).code == 2
+    assert tune("remove").code == 2
+
+
+def test_what_is_imported_is_told_apart_and_removed_apart(tune: Command, database: Path, tmp_path: Path) -> None:
+    stored(entry(config=Config(block_M=1, num_warps=1)))
+    (tmp_path / "file.json").write_text(shipped.dump([entry(), entry(softmax(N=8))]))
+    assert tune("import", str(tmp_path / "file.json")).code == 0
+    found = json.loads(tune("list", "--json").out)
+    assert [(one["imported"], one["config"]["block_M"]) for one in found] == [(False, 1), (True, 4), (True, 4)]
+    assert "imported measured" in tune("list").out
+    exported = shipped.parse(tune("export").out, "exported")
+    assert {(one.key, one.config["block_M"]) for one in exported} == {(key(), 1), (key(softmax(N=8)), 4)}
+    assert tune("remove", "--imported").out == "2 winners removed\n"
+    assert [one["imported"] for one in json.loads(tune("list", "--json").out)] == [False]
+
+
+def test_damaged_rows_are_told_of_and_can_be_removed(tune: Command, database: Path) -> None:
+    stored(entry(), entry(softmax(N=8)))
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE kpt_winners SET config = '[' WHERE id = 1")
+    done = tune("list")
+    assert done.code == 0
+    assert "N=8" in done.out
+    assert done.err == f"kpt-tune: {database}: 1 damaged rows left out; see `kpt-tune doctor`\n"
+    assert "winners 1: not JSON" in tune("doctor").out
+    assert tune("remove", "--damaged").out == "0 winners removed\n1 damaged rows removed\n"
+    assert tune("list").err == ""
+
+
+def test_passwords_are_not_printed(tune: Command, caplog: pytest.LogCaptureFixture) -> None:
+    places = (
+        "postgresql+psycopg://me:se/cr?et@127.0.0.1:1/kpt", "postgresql://me:s%65cret@127.0.0.1:1/kpt?connect_timeout=1",
+        "postgresql+psycopg://127.0.0.1:1/kpt?user=me&password=secret", "postgresql://me:secret@host:port/kpt",
+        "postgres:/me:secret@127.0.0.1/kpt", "mysql://me:secret@127.0.0.1/kpt", "nonsense://me:secret@127.0.0.1/kpt",
+    )  # fmt: skip
+    for place in places:
+        for words in (("list",), ("doctor",), ("doctor", "--json"), ("export",), ("remove", "a")):
+            done = tune(*words, "--db", place)
+            assert "Traceback" not in done.err
+            for shown in (done.out, done.err, caplog.text):
+                assert not {"secret", "s%65cret", "se/cr?et", "cr?et"} & set(re.split(r"[:@&= '\"]", shown))
 
 
 def test_show_wants_one_key(tune: Command) -> None:

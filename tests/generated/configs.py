@@ -1,7 +1,7 @@
 """Configs for generated cases: any point of the legal space, as long as an interpreter can run it in a moment."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
@@ -33,13 +33,19 @@ def _turns(tile: ir.Tile, problem: Problem, config: Mapping[str, object]) -> int
     return math.ceil(problem.dim(tile.dim) / block)
 
 
-def any_legal(problem: Problem, target: Target, seed: int, most_steps: int = MOST_STEPS) -> Config:
+def any_legal(
+    problem: Problem,
+    target: Target,
+    seed: int,
+    most_steps: int = MOST_STEPS,
+    count: Callable[[Problem, Mapping[str, object]], int] = steps,
+) -> Config:
     """A random legal config for a target, with not too many steps; the first config by rule where none is found."""
     options, random = space(problem, target), Random(seed)
     for _ in range(_TRIES):
         variant = random.choice(options.variants)
         config = variant.choices | {name: random.choice(values) for name, values in variant.knobs.items()}
-        if options.why_illegal(config) is None and steps(problem, config) <= most_steps:
+        if options.why_illegal(config) is None and count(problem, config) <= most_steps:
             return config
     return options.first
 

@@ -10,7 +10,7 @@ import numpy as np
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
 from tests.generated.arrays import Layout, empty, exact, layouts, place, random
-from tests.generated.case import Case, Close
+from tests.generated.case import Array, Case, Close
 from tests.tolerances import rounding, tolerance
 
 ROWS = Layout((0, 1))
@@ -64,9 +64,21 @@ class LayerNorm(Norm):
         centred = x - mean
         rstd = 1 / np.sqrt((centred * centred).sum(axis=1, keepdims=True) / max(1, self.N) + self.eps)
         y = centred * rstd * weight + bias
-        # The mean is off by some eps of the largest number, which rstd magnifies.
-        size = np.abs(x).max(axis=1, keepdims=True, initial=0) * rstd * np.abs(weight) + np.abs(y) + np.abs(bias)
-        return {"y": Close(y, rounding(self.dtype, y) + tolerance("f32", self.N) * size)}
+        unit = tolerance("f32", self.N)
+        size = (
+            off_centre(x, unit) * rstd * np.abs(weight) + np.abs(y) * (1 + (lost(x, unit) * rstd) ** 2) + np.abs(bias)
+        )
+        return {"y": Close(y, rounding(self.dtype, y) + unit * size)}
+
+
+def lost(x: Array, unit: float) -> Array:
+    """How far a row's mean may be off when it is first taken: some eps of the row's largest number."""
+    return unit * np.abs(x).max(axis=1, keepdims=True, initial=0)
+
+
+def off_centre(x: Array, unit: float) -> Array:
+    """What a row's mean may still be off by some eps of, once what the first one lost is taken off."""
+    return np.abs(x - x[:, :1]).max(axis=1, keepdims=True, initial=0) + lost(x, unit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from kpt.ops.layer_norm import backward_kernels as layer
 from kpt.ops.rms_norm import backward_kernels as rms
 from tests.generated.arrays import Layout, empty, exact, layouts, place, random
 from tests.generated.case import Array, Case, Close
-from tests.generated.norms import COLUMNS, ROW_COUNT, ROWS, WIDTH
-from tests.tolerances import rounding, tolerance
+from tests.generated.norms import COLUMNS, ROW_COUNT, ROWS, WIDTH, lost, off_centre
+from tests.tolerances import EPS_F32, rounding, tolerance
 
 VECTOR = Layout((0,))
 SUBLANES = 8
@@ -46,14 +46,15 @@ def terms(x: Array, dy: Array, weight: Array | None, eps: float, centred: bool) 
     normal = (x - centre) * rstd
     g = dy if weight is None else dy * weight
     across, along = (mean(g) if centred else np.zeros((m, 1))), mean(g * normal)
-    # The mean is off by some eps of the largest number, which rstd magnifies; deviations and rstd follow.
-    far = np.abs(x).max(axis=1, keepdims=True, initial=0) * rstd if centred else np.zeros((m, 1))
-    shift = unit * (np.abs(normal) * (1 + far) + far)
+    # The mean is off by some eps of this, which rstd magnifies; deviations and rstd follow.
+    far, first = (np.zeros((m, 1)), 0.0) if not centred else (off_centre(x, unit) * rstd, (lost(x, unit) * rstd) ** 2)
+    shift = unit * (np.abs(normal) * (1 + far + first) + far)
     size, spread = mean(np.abs(g)), mean(np.abs(g * normal))
-    along_error = unit * spread * (1 + far) + mean(np.abs(g) * shift)
+    along_error = unit * spread * (1 + far + first) + mean(np.abs(g) * shift)
     whole = np.abs(g) + size + np.abs(normal) * spread
-    dx_error = rstd * (unit * whole * (1 + far) + shift * np.abs(along) + np.abs(normal) * along_error)
+    dx_error = rstd * (unit * whole * (1 + far + first) + shift * np.abs(along) + np.abs(normal) * along_error)
     rows = tolerance("f32", m)
+    rounded = EPS_F32 * np.abs(centre)
     return Terms(
         dx=(g - across - normal * along) * rstd,
         dx_error=dx_error,
@@ -62,8 +63,10 @@ def terms(x: Array, dy: Array, weight: Array | None, eps: float, centred: bool) 
         dbias=dy.sum(axis=0),
         dbias_error=rows * np.abs(dy).sum(axis=0),
         statistics={
-            "mean": (centre[:, 0], unit * np.abs(x).max(axis=1, initial=0)),
-            "rstd": (rstd[:, 0], (unit * rstd * (1 + far))[:, 0]),
+            # The mean and what rounding dropped of it; how well they add up is seen in the op's tests.
+            "origin": (centre[:, 0], (unit * off_centre(x, unit) + rounded)[:, 0]),
+            "mean": (np.zeros(m), (unit * off_centre(x, unit) + rounded)[:, 0]),
+            "rstd": (rstd[:, 0], (unit * rstd * (1 + far + first))[:, 0]),
             "across": (across[:, 0], (unit * size)[:, 0]),
             "along": (along[:, 0], along_error[:, 0]),
         },
@@ -159,7 +162,7 @@ class LayerNormRows(Backward):
     """What the gradients take of a whole row."""
 
     kernel: ClassVar = layer.layer_norm_bwd_rows
-    wants: tuple[str, ...] = ("mean", "rstd", "across", "along")
+    wants: tuple[str, ...] = ("origin", "mean", "rstd", "across", "along")
 
     def arguments(self) -> dict[str, Any]:
         return super().arguments() | {name: empty((self.M,), "f32", VECTOR) for name in self.wants}
@@ -181,19 +184,23 @@ class LayerNormTiles(Backward):
     """The gradients where the statistics of the rows are given."""
 
     kernel: ClassVar = layer.layer_norm_bwd_tiles
-    given: ClassVar[tuple[str, ...]] = ("mean", "rstd", "across", "along")
+    given: ClassVar[tuple[str, ...]] = ("origin", "mean", "rstd", "across", "along")
 
     def arguments(self) -> dict[str, Any]:
         found = super().arguments()
         statistics = self.terms(found).statistics
-        return found | {name: place(statistics[name][0], "f32", VECTOR) for name in self.given}
+        found |= {name: place(statistics[name][0], "f32", VECTOR) for name in self.given}
+        if self.centred:
+            found["mean"] = place(statistics["origin"][0] - exact(found["origin"]), "f32", VECTOR)
+        return found
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
         x, dy = exact(arguments["x"]), exact(arguments["dy"])
         g = dy * exact(arguments["weight"]) if self.weight else dy
         known = {name: exact(arguments[name])[:, None] for name in self.given}
-        mean, across = (known.get(name, np.zeros((self.M, 1))) for name in ("mean", "across"))
+        origin, mean, across = (known.get(name, np.zeros((self.M, 1))) for name in ("origin", "mean", "across"))
         rstd, along = known["rstd"], known["along"]
+        x = x - origin
         normal = (x - mean) * rstd
         dx = (g - across - normal * along) * rstd
         unit, rows = tolerance("f32"), tolerance("f32", self.M)

@@ -13,6 +13,21 @@ INNER = LOOP + "for n in kd.sequential(kd.tile('N')):\n        "
 # body of the kernel, what the caret must stand under, parts of the message (problem, then remedy)
 MISTAKES = {
     "undefined name": (LOOP + "y[m, :] = x[m, :] * scael", "scael", ["scael is not defined", "assign it first"]),
+    "name like a module": (LOOP + "row[m] = eps * maht", "maht", ["maht is not defined", "assign it first, or import it"]),
+    "private name": (LOOP + "row[m] = eps * _privat", "_privat", ["_privat is not defined", "assign it first, or import it"]),
+    "misspelt constant": (LOOP + "row[m] = eps * FACTR", "FACTR", ["FACTR is not defined", "did you mean FACTOR?"]),
+    "misspelt helper": (LOOP + "y[m, :] = duble(x[m, :])", "duble", ["duble is not defined", "did you mean double?"]),
+    "word without kd": (LOOP + "row[m] = rsqrt(eps)", "rsqrt", ["rsqrt is not defined", "did you mean kd.rsqrt?"]),
+    "module of kd's": (LOOP + "y[m, :] = kd.tagets(x[m, :])", "kd.tagets", ["has no tagets", "docs/language.md lists all words"]),
+    "no word of a kernel": (LOOP + "y[m, :] = kd.source(x[m, :])", "kd.source",
+                            ["kpt_dsl has no source for the text of a kernel", "docs/language.md"]),
+    "misspelt of another module": (LOOP + "row[m] = eps * math.pie", "math.pie", ["math has no pie", "did you mean pi?"]),
+    "python's sum": (LOOP + "row[m] = sum(x[m, :])", "sum(x[m, :])", ["sum is a Python function", "else use kd.sum"]),
+    "module as a value": (LOOP + "row[m] = math", "row[m] = math", ["the module math cannot be stored"]),
+    "own name before its value": (LOOP + "FACTOR = FACTOR * 2\n    row[m] = FACTOR", "FACTOR",
+                                  ["FACTOR has no value here", "snippet's own everywhere in it"]),
+    "value on one way only": (LOOP + "if not flag: s = 1.0\n    row[m] = s", "s", ["s has no value here", "on every way here"]),
+    "equal options": (LOOP + "c = kd.choice('fast', 1, True)", "kd.choice('fast', 1, True)", ["two options of choice 'fast' are equal"]),
     "misspelt name": (LOOP + "row[m] = epss", "epss", ["epss is not defined", "did you mean eps?"]),
     "misspelt function": (LOOP + "y[m, :] = kd.epx(x[m, :])", "kd.epx", ["has no epx", "did you mean exp"]),
     "rank mismatch": (LOOP + "y[m, :] = x[m, :] + w[:]", "x[m, :] + w[:]", ["f32[m, N]", "ranks differ", "[None, :]"]),
@@ -136,6 +151,64 @@ DECLARATIONS = {
     "no kind": ('@kd.kernel(y="M")\ndef snippet(y: kd.Out, n: int): pass', ["argument n has no kind", "kd.Static"]),
     "repeated dim": ('@kd.kernel(y="M M")\ndef snippet(y: kd.Out): pass', ["dims of y repeat"]),
     "bad dim": ('@kd.kernel(y="M 3")\ndef snippet(y: kd.Out): pass', ["'3' cannot name a dim"]),
+    "comma": (
+        '@kd.kernel(y="M, N")\ndef snippet(y: kd.Out): pass',
+        ["'M,' cannot name a dim of y", "with spaces between"],
+    ),
+    "keyword as a dim": ('@kd.kernel(y="for")\ndef snippet(y: kd.Out): pass', ["'for' cannot name a dim"]),
+    "list of dims": (
+        '@kd.kernel(y=["M", "N"])\ndef snippet(y: kd.Out): pass',
+        ["dims of y are ['M', 'N']", '@kd.kernel(y="M N")'],
+    ),
+    "number for dims": ("@kd.kernel(y=2)\ndef snippet(y: kd.Out): pass", ["dims of y are 2", '@kd.kernel(y="M N")']),
+    "no parentheses": (
+        "@kd.kernel\ndef snippet(y: kd.Out): pass",
+        [".py:", "without parentheses", '@kd.kernel(x="M N"'],
+    ),
+    "positional": ('@kd.kernel("M N")\ndef snippet(y: kd.Out): pass', ["with 'M N', which names no argument"]),
+    "any number of arguments": (
+        '@kd.kernel(y="M")\ndef snippet(y: kd.Out, *rest): pass',
+        ["*rest takes any number of values"],
+    ),
+    "any keywords": ('@kd.kernel(y="M")\ndef snippet(y: kd.Out, **rest): pass', ["**rest takes any number of values"]),
+    "default before none": (
+        '@kd.kernel(y="M")\ndef snippet(y: kd.Out, *, a: kd.Int = 1, b: kd.Int): pass',
+        ["argument b has no default, but a has one", "write b before a"],
+    ),
+    "class": (
+        '@kd.kernel(y="M")\nclass snippet: pass',
+        ["was given the class snippet", "directly above a function's def"],
+    ),
+    "async": ('@kd.kernel(y="M")\nasync def snippet(y: kd.Out): pass', [".py:", "not an async function"]),
+    "lambda": ('snippet = kd.kernel(y="M")(\n    lambda y: y)', [".py:", "not a lambda"]),
+    "twice": (
+        '@kd.kernel(y="M")\n@kd.kernel(y="M")\ndef snippet(y: kd.Out): pass',
+        ["was given a Kernel", ":snippet>"],
+    ),
+    "another decorator": (
+        'import functools\n@kd.kernel(y="M")\n@functools.wraps(plain)\ndef snippet(y: kd.Out): pass',
+        [".py:", "what another decorator made of"],
+    ),
+    "function with parentheses": (
+        "@kd.function()\ndef snippet(y): return y",
+        ["@kd.function is written with parentheses"],
+    ),
+    "function of a builtin": (
+        "snippet = kd.function(len)",
+        ["@kd.function was given a builtin_function_or_method, len"],
+    ),
+    "function of a kernel": (
+        '@kd.function\n@kd.kernel(y="M")\ndef snippet(y: kd.Out): pass',
+        ["@kd.function was given a Kernel"],
+    ),
+    "annotation that cannot be read": (
+        'def make():\n    kind = kd.Out\n    @kd.kernel(y="M")\n    def snippet(y: "kind"): pass\nmake()',
+        ["the kind of y cannot be read: name 'kind' is not defined", "write it as kd.In"],
+    ),
+    "no source": (
+        "exec(\"import kpt_dsl as kd\\n@kd.kernel(y='M')\\ndef snippet(y: kd.Out): pass\")",
+        ["the source of snippet cannot be read", "in a file or a notebook cell"],
+    ),
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from kpt_dsl import InputError, ir
+from kpt_dsl.printer import format_expr
 from kpt_dsl.problem import Problem
 from tests.language.snippets import SIGNATURE, kernel, lower
 
@@ -72,8 +73,32 @@ def test_loop_bounds_stay_inside_the_dim(tmp_path: Path) -> None:
     body = LOOP + "for n in kd.sequential(kd.tile('N'), start=shift, stop=ids[0] + 7): y[m, n] = x[m, n]"
     loop = next(s for s in lower(tmp_path, body).body if isinstance(s, ir.For))
     assert str(loop.start.type) == "i32"
-    assert isinstance(loop.start, ir.Binary) and loop.start.op == "max"
     assert isinstance(loop.stop, ir.Binary) and loop.stop.op == "min"
+    for start, shown in {
+        "shift": "min(max(shift, 0), size(N))",  # rounded up to a tile's start, what is given may not fit in 32 bits
+        "ids[0] - 1": "min(max(ids[0] - 1, 0), size(N))",
+        "kd.where(m.start < ids[0], shift, 3)": "min(max(where(m.start < ids[0], shift, 3), 0), size(N))",
+        "m.start - shift": "max(m.start - shift, 0)",
+        "kd.where(m.start < ids[0], m.start, 3)": "max(where(m.start < ids[0], m.start, 3), 0)",
+        "m.start": "max(m.start, 0)",
+    }.items():
+        text = LOOP + f"for n in kd.sequential(kd.tile('N'), start={start}): y[m, n] = x[m, n]"
+        loop = next(s for s in lower(tmp_path, text).body if isinstance(s, ir.For))
+        assert format_expr(loop.start) == shown
+
+
+def test_a_start_that_only_shrinks_needs_no_upper_bound(tmp_path: Path) -> None:
+    """What is taken away from indices cannot reach beyond the dim, whatever was loaded for a condition."""
+    starts = [
+        "m.start - shift",
+        "kd.where(m.start < ids[0], m.start - shift, 0)",
+        "kd.minimum(ids[0], m.start)",
+        "m.start",
+    ]
+    for start in starts:
+        body = LOOP + f"for n in kd.sequential(kd.tile('N'), start={start}): y[m, n] = x[m, n]"
+        loop = next(s for s in lower(tmp_path, body).body if isinstance(s, ir.For))
+        assert isinstance(loop.start, ir.Binary) and loop.start.op == "max", start
 
 
 def test_every_node_knows_its_place(tmp_path: Path) -> None:

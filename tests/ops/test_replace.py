@@ -1,6 +1,7 @@
 """Replacing modules and restoring them: same outputs, same state dicts, same objects back."""
 
 import copy
+import functools
 import io
 from collections import OrderedDict
 
@@ -222,3 +223,69 @@ def test_training_and_compiling_a_replaced_model() -> None:
         assert a.grad is not None, name
     with torch.no_grad():
         assert_close(torch.compile(replaced, fullgraph=True, backend="aot_eager")(X), plain(X), "f32", 16)
+
+
+class Hook:
+    """What accelerate hangs on a module, by its protocol: ``_hf_hook``, ``_old_forward``, and a ``forward`` of the instance."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def attach(self, module: nn.Module) -> None:
+        def new_forward(module: nn.Module, *args: object, **kwargs: object) -> object:
+            module._hf_hook.calls += 1
+            return module._old_forward(*args, **kwargs)
+
+        module._old_forward = module.forward
+        module._hf_hook = self
+        module.forward = functools.update_wrapper(functools.partial(new_forward, module), module._old_forward)
+
+    @staticmethod
+    def detach(module: nn.Module) -> None:
+        del module._hf_hook
+        module.forward = module._old_forward
+        del module._old_forward
+
+
+HOOKED = ("norm", "scale", "bare", "mlp", "head")
+
+
+def calls_of_kpt(model: nn.Module) -> int:
+    before = sum(sum(served(op).values()) for op in ("layer_norm", "rms_norm", "linear_act"))
+    model(X)
+    return sum(sum(served(op).values()) for op in ("layer_norm", "rms_norm", "linear_act")) - before
+
+
+@pytest.mark.parametrize("hooked", ["before", "after"])
+@pytest.mark.parametrize("detached", [False, True])
+def test_hooks_of_accelerate_are_replaced_under_and_restored(hooked: str, detached: bool) -> None:
+    model = Model()
+    expected, hook = model(X), Hook()
+    if hooked == "after":
+        kpt.replace_modules(model)
+    for path in HOOKED:
+        hook.attach(model.get_submodule(path))
+    if hooked == "before":
+        assert {c.path for c in kpt.replace_modules(model).changes} == {"norm", "scale", "bare", "mlp"}
+    assert calls_of_kpt(model) == 5
+    assert hook.calls == len(HOOKED)
+    if detached:
+        for path in HOOKED:
+            Hook.detach(model.get_submodule(path))
+    report = kpt.restore_modules(model)
+    assert (len(report.changes), report.skipped) == (4, ())
+    assert calls_of_kpt(model) == 0
+    assert torch.equal(model(X), expected)
+    assert hook.calls == (1 if detached else 3) * len(HOOKED)
+
+
+def test_a_forward_patched_after_replacing_is_named() -> None:
+    model = Model()
+    kpt.replace_modules(model)
+    theirs = model.scale.forward
+    model.scale.forward = lambda x: theirs(x) * 1.0
+    report = kpt.restore_modules(model)
+    assert [(s.path, s.kind) for s in report.skipped] == [("scale", "rms_norm")]
+    assert "patched on the instance after it was replaced" in str(report)
+    del model.scale.forward
+    assert [c.path for c in kpt.restore_modules(model).changes] == ["scale"]

@@ -1,5 +1,6 @@
 """Attention of Transformers models: every padding, mask and model gives what PyTorch's attention gives, or goes there."""
 
+import copy
 import logging
 import os
 import subprocess
@@ -12,62 +13,22 @@ import pytest
 import torch
 
 import kpt
-from tests.ops.calls import served
+from tests.ops.models import (
+    HOLES,
+    IDS,
+    LEFT,
+    RIGHT,
+    SMALL,
+    attended,
+    bert,
+    both,
+    llama,
+    mistral,
+    model,
+    passed_by,
+    transformers,
+)
 from tests.tolerances import assert_close
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-transformers = pytest.importorskip("transformers")
-
-SMALL = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 100,
-}
-IDS = torch.randint(0, 100, (2, 9), generator=torch.Generator().manual_seed(20))
-RIGHT = torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
-LEFT = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
-HOLES = torch.tensor([[1] * 9, [1, 0] * 4 + [1]])
-
-
-@pytest.fixture(autouse=True)
-def _fresh_log() -> None:
-    from kpt.ops.replace.attention_mask import log_once
-
-    log_once.cache_clear()
-
-
-def model(name: str, **options: Any) -> Any:
-    torch.manual_seed(20)
-    config = getattr(transformers, f"{name}Config")(**{**SMALL, **options})
-    return getattr(transformers, f"{name}Model")(config).eval()
-
-
-def bert() -> Any:
-    return model("Bert")
-
-
-def llama() -> Any:
-    return model("Llama", num_key_value_heads=2)
-
-
-def mistral() -> Any:
-    return model("Mistral", num_key_value_heads=2, sliding_window=4)
-
-
-def attended() -> int:
-    return sum(served("flash_attention").values())
-
-
-def both(subject: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Outputs before and after replacing, and how many calls kpt's attention served."""
-    with torch.no_grad():
-        expected = subject(**inputs).last_hidden_state
-        kpt.replace_modules(subject)
-        before = attended()
-        got = subject(**inputs).last_hidden_state
-    return got, expected, attended() - before
 
 
 @pytest.mark.parametrize("build", [bert, llama, mistral])
@@ -77,13 +38,16 @@ def both(subject: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
     ids=["none", "right", "left", "holes"],
 )
 def test_padding(build: Any, mask: torch.Tensor | None, expressible: bool, caplog: pytest.LogCaptureFixture) -> None:
+    subject = build()
     with caplog.at_level(logging.WARNING, "kpt"):
-        got, expected, calls = both(build(), input_ids=IDS, attention_mask=mask)
+        got, expected, calls = both(subject, input_ids=IDS, attention_mask=mask)
     tokens = torch.ones_like(IDS, dtype=torch.bool) if mask is None else mask.bool()
     assert_close(got[tokens], expected[tokens], "f32", 64)
     assert calls == (2 if expressible else 0)
     messages = [r.getMessage() for r in caplog.records]
-    assert messages == ([] if expressible else ["attention runs in PyTorch: padding is not on the right"])
+    name, layer = type(subject).__name__, "encoder.layer.0.attention.self" if build is bert else "layers.0.self_attn"
+    said = f"attention of {name} runs in PyTorch: padding is not on the right (first in {layer})"
+    assert messages == ([] if expressible else [said])
 
 
 def test_the_padding_of_these_tests_matters() -> None:
@@ -118,7 +82,7 @@ def test_generating(build: Any, cache: str | None, mask: torch.Tensor | None) ->
     before = attended()
     kpt.replace_modules(subject)
     assert torch.equal(subject.generate(IDS, **options), expected)
-    assert (attended() > before) or mask is not None or cache is not None
+    assert attended() > before or mask is not None
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32])
@@ -231,13 +195,138 @@ def test_other_attention_is_left_alone() -> None:
     assert 'it runs "eager"; load it with attn_implementation="sdpa"' in str(report)
 
 
-def test_compiles_into_one_graph() -> None:
-    subject = llama()
-    kpt.replace_modules(subject)
+def test_some_logits_of_a_model_that_shares_keys() -> None:
+    """Gemma 4 runs its last layers for the wanted queries only, where its attention is not called "sdpa"."""
+    from tests.architectures import build
+
+    subject = build("gemma4_text")
     torch._dynamo.reset()
     with torch.no_grad():
-        compiled = torch.compile(subject, fullgraph=True, backend="aot_eager")
-        assert_close(compiled(IDS).last_hidden_state, subject(IDS).last_hidden_state, "f32", 64)
+        expected = subject(IDS, logits_to_keep=3).logits
+        kpt.replace_modules(subject)
+        outside = passed_by()
+        assert_close(subject(IDS, logits_to_keep=3).logits, expected, "f32", 512)
+        compiled = torch.compile(subject, fullgraph=True, backend="eager")
+        assert_close(compiled(IDS, logits_to_keep=3).logits, expected, "f32", 512)
+    assert passed_by() == outside
+
+
+def test_the_last_queries_of_a_mask_are_a_mask() -> None:
+    subject = mistral()
+    kpt.replace_modules(subject)
+    create = transformers.masking_utils.create_sliding_window_causal_mask
+    mask = create(subject.config, torch.empty(2, 9, 64), RIGHT.bool(), None)
+    whole = mask & True
+    for rows, kept in ((slice(-3, None), True), (slice(4, None), True), (slice(0, None), True), (slice(0, 3), False)):
+        part = mask[:, :, rows, :]
+        assert (type(part) is not torch.Tensor) == kept
+        assert torch.equal(part & True, whole[:, :, rows])
+    assert torch.equal(mask[:, :, :, :5] & True, whole[..., :5])
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(3, 9), (9, 9), (1, 9), (9, 3)])
+@pytest.mark.parametrize("causal", [None, True, False])
+def test_no_mask_means_what_pytorchs_attention_reads_there(queries: int, keys: int, causal: bool | None) -> None:
+    from kpt.ops.replace.attention_forward import attention_forward
+
+    sdpa = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    q, k, v = torch.randn(2, 4, queries, 16), torch.randn(2, 4, keys, 16), torch.randn(2, 4, keys, 16)
+    got, expected = (f(torch.nn.Module(), q, k, v, None, is_causal=causal)[0] for f in (attention_forward, sdpa))
+    assert_close(got, expected, "f32", 64)
+
+
+def test_a_mask_of_other_lengths_is_not_taken_at_its_word() -> None:
+    from kpt.ops.replace.attention_forward import attention_forward
+
+    subject = bert()
+    kpt.replace_modules(subject)
+    mask = transformers.masking_utils.create_bidirectional_mask(subject.config, torch.empty(2, 9, 64), RIGHT)
+    q = torch.randn(2, 4, 5, 16)
+    with pytest.raises(RuntimeError):  # PyTorch's own
+        attention_forward(torch.nn.Module(), q, q, q, mask)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_autocast_makes_dtypes_alike(use_cache: bool) -> None:
+    """As the Trainer calls: rotated queries and keys come in float32, values in bfloat16."""
+    subject = llama()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = subject(IDS, use_cache=use_cache).last_hidden_state
+        kpt.replace_modules(subject)
+        before, outside = attended(), passed_by()
+        got = subject(IDS, use_cache=use_cache).last_hidden_state
+    assert_close(got, expected, "bf16", 64)
+    assert (attended() - before, passed_by() - outside) == (2, 0)
+
+
+def test_what_falls_back_is_counted_and_logged_for_each_model(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = llama(), llama()
+    reason = "LlamaModel: padding is not on the right"
+    before = passed_by(reason)
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "kpt"):
+        for subject in (first, second):
+            kpt.replace_modules(subject)
+            for _ in range(3):
+                subject(IDS, attention_mask=LEFT)
+    assert passed_by(reason) - before == 2 * 3 * 2
+    said = "attention of LlamaModel runs in PyTorch: padding is not on the right (first in layers.0.self_attn)"
+    assert [r.getMessage() for r in caplog.records] == [said, said]
+
+
+def test_the_report_says_what_stays_pytorchs() -> None:
+    from tests.architectures import build
+
+    text = str(kpt.replace_modules(build("t5")))
+    assert "stays PyTorch's: T5Attention where it passes position_bias" in text
+    text = str(kpt.replace_modules(build("deepseek_v3")))
+    assert "stays PyTorch's: DeepseekV3Attention, whose values are 12 wide and keys 16" in text
+    assert "training, where attention_dropout is 0.25" in str(
+        kpt.replace_modules(model("Llama", attention_dropout=0.25))
+    )
+    assert "stays" not in str(kpt.replace_modules(llama()))
+    text = str(kpt.replace_modules(build("gpt_oss")))
+    assert 'it runs "eager"; GptOssForCausalLM does not offer "sdpa"' in text
+
+
+RUN_AGAIN = """
+import pickle, sys, multiprocessing, torch
+def run(path):
+    model, ids, expected = torch.load(path, weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(model(ids).last_hidden_state, expected), "another answer"
+    return model.config._attn_implementation
+if __name__ == "__main__":
+    print(run(sys.argv[1]))
+    model, ids, expected = torch.load(sys.argv[1], weights_only=False)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with torch.no_grad():
+            assert torch.equal(pool.apply(model, (ids,)).last_hidden_state, expected)
+"""
+
+
+def test_a_pickle_runs_in_a_fresh_process_and_in_a_spawned_one(tmp_path: Path) -> None:
+    subject = llama().requires_grad_(False)
+    kpt.replace_modules(subject)
+    with torch.no_grad():
+        torch.save((subject, IDS, subject(IDS).last_hidden_state), tmp_path / "model.pt")
+    (tmp_path / "again.py").write_text(RUN_AGAIN)
+    ran = subprocess.run(
+        [sys.executable, str(tmp_path / "again.py"), str(tmp_path / "model.pt")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ran.stdout, ran.returncode) == ("kpt\n", 0), ran.stderr
+
+
+def test_a_copy_is_a_model_of_its_own() -> None:
+    subject = llama()
+    kpt.replace_modules(subject)
+    other = copy.deepcopy(subject)
+    owners = {module._kpt_place.owner for module in other.modules() if hasattr(module, "_kpt_place")}
+    assert len(owners) == 1
+    assert owners.pop().number != subject._kpt_place.owner.number
+    kpt.restore_modules(other)
+    assert not [name for module in other.modules() for name in vars(module) if "kpt" in name]
+    assert subject.config._attn_implementation == "kpt"
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -20,6 +20,7 @@ from kpt.ops.registry import get
 from kpt_dsl import runtime, targets
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import space
+from tests.autotune_db.entries import add
 from tests.ops.test_flash_attention_backward import OPTIONS, expected, heads_last, lengths, randn
 from tests.tolerances import assert_close
 
@@ -54,7 +55,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tuned]:
             for mine, problem, time in zip(problems(), found or problems(), times, strict=True):
                 if time is not None:
                     key = key_of(problem, environment.device_name(CPU), "numpy", environment.compiler("numpy"))
-                    into.add_entry(Entry(key, space(mine, CPU).first, origin, time))
+                    add(into, Entry(key, space(mine, CPU).first, origin, time))
         lookup.forget()
 
     yield store

@@ -1,0 +1,177 @@
+"""Indices that may be of no element: which of a kernel's scalar indices are seen to lie within their dims, and which are not.
+
+An index that can only have one value is decided here: a literal beyond its dim is an error before anything runs. Others are
+followed as intervals (``h // kd.group("H", "G")`` stays below G); what is loaded or given with the call may be anything, and
+stays ``ir.Checked``: every backend sees to that in its own way.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kpt_dsl import ir
+from kpt_dsl.dtypes import i32
+from kpt_dsl.errors import IndexRangeError
+from kpt_dsl.ir import Expr
+from kpt_dsl.passes.intervals import Interval, around, of_one, of_two
+
+ANY: Interval = (-(2**31), 2**31 - 1)
+"""Of an i32 of which nothing is known."""
+
+
+def check(kernel: ir.Kernel, extents: Mapping[str, int]) -> ir.Kernel:
+    """``kernel`` with those scalar indices in ``Checked`` that are not seen to be within their dims, at these extents, and with
+    starts of loops that do not lie beyond the dim, whatever was loaded for them.
+
+    Raises IndexRangeError for an index that cannot be, unless no program runs or its load has a condition.
+    """
+    if any(not extents[loop.dim] for loop in kernel.grid):
+        return kernel
+    return replace(kernel, body=_Check(kernel, extents).block(kernel.body))
+
+
+def checked(kernel: ir.Kernel) -> bool:
+    """Whether a kernel has an index that may be of no element."""
+    return any(isinstance(e, ir.Checked) for e in ir.every_expr(kernel.body))
+
+
+def indexed_with(kernel: ir.Kernel) -> Iterator[tuple[str, str]]:
+    """The tensors and scalar arguments that such indices are made of, each with a dim that it indexes."""
+    values: dict[str, list[Expr]] = {}
+    for stmt in ir.statements(kernel.body):
+        if isinstance(stmt, ir.Assign):
+            values.setdefault(stmt.name, []).append(stmt.value)
+    for index in (e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Checked)):
+        todo, seen = [index.x], set[str]()
+        while todo:
+            for e in ir.walk(todo.pop()):
+                if isinstance(e, ir.Load | ir.Param):
+                    yield e.tensor if isinstance(e, ir.Load) else e.name, index.dim
+                elif isinstance(e, ir.Var) and e.name not in seen:
+                    seen.add(e.name)
+                    todo += values.get(e.name, [])
+
+
+def place(kernel: ir.Kernel, index: ir.Checked) -> str:
+    """Where an index stands, as errors say it: file and line, kernel, tensor, dim."""
+    where = f"{Path(index.loc.file).name}:{index.loc.line}"
+    return f"{where}: {kernel.name} indexes {_shown(kernel.tensor(index.tensor))} along {index.dim}"
+
+
+def _shown(tensor: ir.Tensor) -> str:
+    return f"{tensor.name}[{', '.join(tensor.dims)}]"
+
+
+class _Check:
+    """One walk over a kernel. ``indices`` and ``tiles``: how many values the indices of each loop have."""
+
+    def __init__(self, kernel: ir.Kernel, extents: Mapping[str, int]) -> None:
+        self.kernel, self.extents = kernel, extents
+        loops = [*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
+        self.indices = {loop.name: extents[loop.dim] for loop in loops if not isinstance(loop, ir.Tile)}
+        self.tiles = {loop.name: extents[loop.dim] for loop in loops if isinstance(loop, ir.Tile)}
+        assigned = [s for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)]
+        count = Counter(s.name for s in assigned)
+        self.values = {name: [s.value for s in assigned if s.name == name] for name in count}
+        # Of a variable that is assigned once, what it is holds wherever it is read.
+        self.definitions = {s.name: s.value for s in assigned if count[s.name] == 1}
+
+    def block(self, body: tuple[ir.Stmt, ...]) -> tuple[ir.Stmt, ...]:
+        return tuple(map(self.statement, body))
+
+    def statement(self, stmt: ir.Stmt) -> ir.Stmt:
+        match stmt:
+            case ir.Assign():
+                return replace(stmt, value=self.expr(stmt.value))
+            case ir.Store():
+                index = tuple(self.expr(i) if isinstance(i, Expr) else i for i in stmt.index)
+                index = self.index(stmt.tensor, index, stmt.loc, None)
+                return replace(stmt, index=index, value=self.expr(stmt.value))
+            case ir.For():
+                start, stop = self.expr(stmt.start), self.expr(stmt.stop)
+                if self.span(start)[1] > self.extents[stmt.over.dim] and self.given(start):
+                    # Rounded up to a tile's start, it would not fit in 32 bits.
+                    size = ir.Size(stmt.over.dim, type=start.type, loc=stmt.loc)
+                    start = ir.Binary("min", start, size, type=start.type, loc=stmt.loc)
+                body = self.block(stmt.body) if self.extents[stmt.over.dim] else stmt.body  # else it never runs
+                return replace(stmt, start=start, stop=stop, body=body)
+        raise AssertionError(stmt)
+
+    def expr(self, node: Expr) -> Expr:
+        node = ir.with_children(node, tuple(map(self.expr, ir.children(node))))
+        if not isinstance(node, ir.Load):
+            return node
+        index = self.index(node.tensor, node.index, node.loc, node.when)
+        asked = any(isinstance(i, ir.Checked) for i in index)
+        return replace(node, index=index, when=node.when if asked else None)
+
+    def index(
+        self, tensor: str, index: tuple[ir.Axis | Expr, ...], loc: ir.Loc, when: Expr | None
+    ) -> tuple[ir.Axis | Expr, ...]:
+        dims = self.kernel.tensor(tensor).dims
+        return tuple(
+            i if isinstance(i, ir.Axis) else self.entry(tensor, dim, i, loc, when)
+            for i, dim in zip(index, dims, strict=True)
+        )
+
+    def entry(self, tensor: str, dim: str, given: Expr, loc: ir.Loc, when: Expr | None) -> Expr:
+        """A scalar index: itself where it is seen to be one of its dim."""
+        x, at = (given.x, given.loc) if isinstance(given, ir.Checked) else (given, given.loc)
+        low, high = self.span(x)
+        extent = self.extents[dim]
+        if low >= 0 and high < extent:
+            return x
+        if low == high and when is None:
+            allowed = f"indices of {dim} go from 0 to {extent - 1}" if extent else f"{dim} has no index"
+            what = f"index {low} of {_shown(self.kernel.tensor(tensor))} along {dim}, whose extent is {extent}"
+            place = at if at != ir.NOWHERE else loc
+            raise IndexRangeError(place.explain(f"{self.kernel.name}: {what}", allowed))
+        return ir.Checked(x, tensor, dim, type=x.type, loc=at if isinstance(given, ir.Checked) else loc)
+
+    def given(self, e: Expr, computed: bool = False, seen: frozenset[str] = frozenset()) -> bool:
+        """Whether a bound is, or is computed from, what is loaded; or is an argument as it was given."""
+        match e:
+            case ir.Load():
+                return True
+            case ir.Param():
+                return not computed
+            case ir.Var(name=name):
+                return name not in seen and any(
+                    self.given(v, computed, seen | {name}) for v in self.values.get(name, [])
+                )
+            case ir.Where(a=a, b=b) | ir.Binary(op="min" | "max", a=a, b=b):
+                return self.given(a, computed, seen) or self.given(b, computed, seen)
+        return any(self.given(x, True, seen) for x in ir.children(e))
+
+    # -------------------------------------------------------------- intervals
+    def span(self, e: Expr) -> Interval:
+        """The least and greatest value of an i32 scalar."""
+        low, high = self._span(e)
+        return (low, high) if ANY[0] <= low and high <= ANY[1] else ANY  # what does not fit may be anything
+
+    def _span(self, e: Expr) -> Interval:
+        match e:
+            case ir.Const(value=value):
+                return int(value), int(value)
+            case ir.Size(dim=dim):
+                return self.extents[dim], self.extents[dim]
+            case ir.Index(name=name) if name in self.indices:
+                return 0, self.indices[name] - 1
+            case ir.Start(tile=tile):
+                return 0, self.tiles[tile] - 1
+            case ir.Stop(tile=tile) | ir.Count(tile=tile):
+                return 1, self.tiles[tile]
+            case ir.Before(tile=tile):
+                return 0, self.tiles[tile] - 1
+            case ir.Var(name=name) if name in self.definitions:
+                return self.span(self.definitions[name])
+            case ir.Checked(x=x):
+                return self.span(x)
+            case ir.Where(a=a, b=b):
+                return around([self.span(a), self.span(b)]) or ANY
+            case ir.Unary(op=op, x=x) if x.type.dtype == i32:
+                return of_one(op, self.span(x)) or ANY
+            case ir.Binary(op=op, a=a, b=b) if a.type.dtype == i32:
+                return of_two(op, self.span(a), self.span(b)) or ANY
+        return ANY

@@ -1,0 +1,44 @@
+"""Intervals of whole numbers: what operations make of what their operands may be. Knows no kernel."""
+
+Interval = tuple[int, int]
+"""The least and the greatest number that an expression may come to."""
+
+
+def around(intervals: list[Interval | None]) -> Interval | None:
+    """The least interval that holds all; None where one is unknown."""
+    known = [i for i in intervals if i is not None]
+    if len(known) < len(intervals):
+        return None
+    return min(low for low, _ in known), max(high for _, high in known)
+
+
+def of_one(op: str, x: Interval) -> Interval | None:
+    """The interval of a unary operation; None for one that is not of whole numbers."""
+    low, high = x
+    match op:
+        case "neg":
+            return -high, -low
+        case "abs":
+            return max(low, -high, 0), max(-low, high)
+    return None
+
+
+def of_two(op: str, a: Interval, b: Interval) -> Interval | None:
+    """The interval of a binary operation; None where a divisor may be zero, and for one that does not give whole numbers."""
+    match op:
+        case "add":
+            return a[0] + b[0], a[1] + b[1]
+        case "sub":
+            return a[0] - b[1], a[1] - b[0]
+        case "max":
+            return max(a[0], b[0]), max(a[1], b[1])
+        case "min":
+            return min(a[0], b[0]), min(a[1], b[1])
+    if op not in ("mul", "floordiv", "mod") or (op != "mul" and b[0] <= 0 <= b[1]):
+        return None
+    if op == "mod":
+        if b[0] > 0:
+            return a if a[0] >= 0 and a[1] < b[0] else (0, b[1] - 1)
+        return b[0] + 1, 0
+    corners = [x * y if op == "mul" else x // y for x in a for y in b]
+    return min(corners), max(corners)

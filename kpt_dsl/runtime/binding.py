@@ -1,0 +1,97 @@
+"""From a call's arguments to a problem, remembered: binding anew on each call would cost more than launching.
+
+What is remembered is asked of each argument's layout, type and kind; values are looked at by nobody.
+"""
+
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kpt_dsl import arrays
+from kpt_dsl.errors import InputError
+from kpt_dsl.frontend.outside import Helper
+from kpt_dsl.problem import Problem
+from kpt_dsl.values import told_apart
+
+if TYPE_CHECKING:
+    from kpt_dsl.kernel import Kernel
+
+_KEPT = 4096
+
+
+class _Bound(NamedTuple):
+    """A problem, and which tensors it was bound to are not what they seem: ``negated`` mean the negative of what their memory
+    holds, ``graded`` need gradients."""
+
+    problem: Problem
+    negated: tuple[str, ...]
+    graded: tuple[str, ...]
+
+
+_known: dict[Hashable, _Bound] = {}
+
+
+def bind(kernel: "Kernel", arguments: Mapping[str, Any]) -> tuple[Problem, Mapping[str, Any]]:
+    """The problem of a call, and its arguments by name, with inputs whose memory holds their values.
+
+    Raises InputError for arguments that do not fit, outputs that are negated views, tensors without memory, and, where
+    gradients are recorded, tensors that need them.
+    """
+    try:
+        key = (
+            kernel,
+            tuple([arrays.layout(arguments[name]) for name in kernel.tensors]),
+            tuple([arguments[name] is None for name in kernel.scalars]),
+            kernel.now().hash,
+            tuple([_static(arguments[name]) for name in kernel.statics]),
+        )
+        known = _known.get(key)
+    except (
+        AttributeError,
+        RuntimeError,
+        TypeError,
+    ):  # no array, one without memory, or an argument that cannot be a key
+        return _first(kernel, arguments).problem, arguments
+    if known is None:
+        if len(_known) >= _KEPT:
+            _known.clear()
+        known = _known[key] = _first(kernel, arguments)
+    if known.graded:
+        _refuse_gradients(kernel, known.graded)
+    if known.negated:
+        arguments = {**arguments, **_resolved(arguments, known.negated)}
+    return known.problem, arguments
+
+
+def _static(value: Any) -> Hashable:
+    """All that a problem keeps of a static argument."""
+    return value.now() if isinstance(value, Helper) else told_apart(value)
+
+
+def _first(kernel: "Kernel", arguments: Mapping[str, Any]) -> _Bound:
+    present = {name: arguments[name] for name in kernel.tensors if arguments[name] is not None}
+    torch = {name: tensor for name, tensor in present.items() if arrays.library(tensor) == "torch"}
+    negated = tuple(name for name, tensor in torch.items() if tensor.is_neg())
+    if outputs := [name for name in negated if kernel.roles[name] == "out"]:
+        raise InputError(
+            f"{kernel.name}: output {outputs[0]} is a negated view, as of a conjugated tensor: what a kernel writes to its "
+            f"memory would be read with the other sign; give a tensor of its own, and copy"
+        )
+    problem = Problem.bind(kernel, {**arguments, **_resolved(arguments, negated)})
+    for name, array in present.items():
+        if trouble := arrays.why_no_memory(array):
+            raise InputError(f"{kernel.name}: {name} {trouble}")
+    return _Bound(problem, negated, tuple(name for name, tensor in torch.items() if tensor.requires_grad))
+
+
+def _resolved(arguments: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: arguments[name].resolve_neg() for name in names}
+
+
+def _refuse_gradients(kernel: "Kernel", names: tuple[str, ...]) -> None:
+    import torch
+
+    if torch.is_grad_enabled():
+        raise InputError(
+            f"{kernel.name}: {names[0]} requires grad, and a kernel has no gradient of its own: call it under torch.no_grad() "
+            f"or in a torch.autograd.Function, or give {names[0]}.detach()"
+        )

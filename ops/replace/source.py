@@ -1,0 +1,198 @@
+"""What the code of a model's modules says of their attention: read before replacing, as Transformers itself reads it.
+
+Code that asks whether its attention is called "sdpa" computes something else under another name: the sparse models apply
+their selection themselves there, and hand it on elsewhere. Code that names a keyword which nobody understands needs an
+attention function of its own.
+"""
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from kpt.ops.replace.keywords import PYTORCHS, not_understood
+
+NAME = "kpt"
+"""Under which Transformers knows kpt's attention: ``config._attn_implementation``."""
+
+REPLACES = "sdpa"
+
+_ATTRIBUTES = frozenset({"_attn_implementation", "attn_implementation", "_attn_implementation_internal"})
+"""How code calls the name of its attention."""
+
+_INTERFACES = ("ALL_ATTENTION_FUNCTIONS", "AttentionInterface", ".get_interface(")
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Of a class or a module's functions: why it cannot run kpt's attention, and the keywords of PyTorch's that it passes."""
+
+    refusals: tuple[str, ...] = ()
+    pytorchs: tuple[str, ...] = ()
+
+    def __add__(self, other: "Findings") -> "Findings":
+        return Findings(
+            tuple(dict.fromkeys(self.refusals + other.refusals)), tuple(dict.fromkeys(self.pytorchs + other.pytorchs))
+        )
+
+
+def findings(kind: type[nn.Module]) -> Findings:
+    """What the code of a class of modules says, that of its bases and of the functions beside it included."""
+    found = Findings()
+    for base in kind.__mro__:
+        # What Transformers shares between models knows every registered name; torch knows none.
+        package = base.__module__.split(".")
+        if package[0] in ("torch", "builtins", "typing", "abc"):
+            continue
+        if package[0] == "transformers" and package[1] != "models":
+            continue
+        of_file = _of_file(base.__module__)
+        found = found + of_file.get(base.__name__, Findings()) + of_file.get("", Findings())
+    return found
+
+
+@cache
+def _of_file(module: str) -> dict[str, Findings]:
+    """The findings of each class of a module, and under "" those of its functions. None where the source cannot be read: where
+    it is a model's, Transformers does not let its attention be chosen then."""
+    loaded = sys.modules.get(module)
+    try:
+        tree = ast.parse(inspect.getsource(loaded)) if loaded is not None else None
+    except (OSError, TypeError, SyntaxError):
+        tree = None
+    found: dict[str, Findings] = {}
+    for node in tree.body if tree is not None else ():
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = _of_code(node, vars(loaded))
+        elif isinstance(node, ast.FunctionDef):
+            found[""] = found.get("", Findings()) + _of_code(node, vars(loaded))
+    return found
+
+
+def _of_code(code: ast.AST, names: dict[str, Any]) -> Findings:
+    refusals, pytorchs = [], []
+    for function in [n for n in ast.walk(code) if isinstance(n, ast.FunctionDef)]:
+        if function.name == "__init__":
+            continue  # ran before, under the name that the model was built with
+        if _tells_apart(function, names):
+            refusals.append(f'asks whether its attention is "{REPLACES}" by name, and does otherwise where it is not')
+        passed = list(_keywords(function))
+        refusals += [
+            f"passes {name}, which neither kpt's nor PyTorch's attention understands" for name in not_understood(passed)
+        ]
+        pytorchs += [name for name in passed if name in PYTORCHS]
+    return Findings(tuple(dict.fromkeys(refusals)), tuple(dict.fromkeys(pytorchs)))
+
+
+def _keywords(function: ast.FunctionDef) -> Iterator[str]:
+    """Keywords that a function names where it calls an attention function that it looked up; a constant None asks nothing."""
+    looked_up = {
+        ast.unparse(target)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and _is_look_up(node.value)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    }
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and (ast.unparse(node.func) in looked_up or _is_look_up(node.func)):
+            for keyword in node.keywords:
+                is_none = isinstance(keyword.value, ast.Constant) and keyword.value.value is None
+                if keyword.arg is not None and keyword.arg not in _ARGUMENTS and not is_none:
+                    yield keyword.arg
+
+
+_ARGUMENTS = frozenset({"module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal"})
+"""What every attention function takes."""
+
+
+def _is_look_up(node: ast.expr) -> bool:
+    text = ast.unparse(node)
+    return isinstance(node, ast.Call | ast.Subscript) and any(name in text for name in _INTERFACES)
+
+
+def _tells_apart(function: ast.FunctionDef, names: dict[str, Any]) -> bool:
+    """Something in the function comes out differently for the names "sdpa" and "kpt"."""
+    aliases = {
+        target.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and _is_name(node.value, frozenset())
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    known = frozenset(aliases)
+    without_masks = {
+        inner
+        for node in ast.walk(function)
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And) and any(map(_needs_no_mask, node.values))
+        for inner in ast.walk(node)
+    }
+    return any(node not in without_masks and _differs(node, known, names) for node in ast.walk(function))
+
+
+def _needs_no_mask(condition: ast.expr) -> bool:
+    """It holds only where some mask is None. Under kpt no causal one is, and one that masks nothing is right by any name."""
+    return any(
+        isinstance(node, ast.Compare)
+        and isinstance(node.ops[0], ast.Is)
+        and isinstance(node.comparators[0], ast.Constant)
+        and node.comparators[0].value is None
+        and "mask" in ast.unparse(node.left)
+        for node in ast.walk(condition)
+    )
+
+
+def _is_name(node: ast.AST, aliases: frozenset[str]) -> bool:
+    if isinstance(node, ast.Attribute):
+        return node.attr in _ATTRIBUTES
+    return isinstance(node, ast.Name) and (node.id in aliases or node.id in _ATTRIBUTES)
+
+
+def _differs(node: ast.AST, aliases: frozenset[str], names: dict[str, Any]) -> bool:
+    """A question about the name, answered for both; one whose answer cannot be worked out counts as told apart."""
+    if isinstance(node, ast.Match):
+        return _is_name(node.subject, aliases)
+    if isinstance(node, ast.Subscript):
+        return _is_name(node.slice, aliases) and _lacks(node.value, names)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        if _is_name(node.func.value, aliases):
+            return True  # startswith and its like
+        asked = node.func.attr == "get" and node.args and _is_name(node.args[0], aliases)
+        return bool(asked) and _lacks(node.func.value, names)
+    if not isinstance(node, ast.Compare) or len(node.ops) != 1:
+        return isinstance(node, ast.Compare) and any(_is_name(side, aliases) for side in (node.left, *node.comparators))
+    sides = [node.left, node.comparators[0]]
+    ours = [side for side in sides if _is_name(side, aliases)]
+    if not ours or len(ours) == 2:
+        return False
+    other = _value(sides[0] if ours[0] is sides[1] else sides[1], names)
+    if other is _UNKNOWN:
+        return True
+    if isinstance(node.ops[0], ast.In | ast.NotIn):
+        return (REPLACES in other) != (NAME in other)
+    return bool((other == REPLACES) != (other == NAME))
+
+
+_UNKNOWN = object()
+
+
+def _value(node: ast.expr, names: dict[str, Any]) -> Any:
+    """A constant, or what a name or an attribute of one stands for."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id, _UNKNOWN)
+    if isinstance(node, ast.Attribute):
+        base = _value(node.value, names)
+        return _UNKNOWN if base is _UNKNOWN else getattr(base, node.attr, _UNKNOWN)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return _UNKNOWN
+
+
+def _lacks(table: ast.expr, names: dict[str, Any]) -> bool:
+    """A table of functions by name that has none for kpt's. Transformers' own has one once kpt is registered."""
+    found = _value(table, names)
+    return found is _UNKNOWN or NAME not in found

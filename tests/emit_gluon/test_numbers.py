@@ -1,0 +1,98 @@
+"""NaN and casts in warp-specialised kernels: as everywhere else, interpreted here and compiled for sm_90."""
+
+import math
+
+import pytest
+import torch
+
+import kpt_dsl as kd
+from kpt_dsl import build, targets
+from kpt_dsl.emit import emit
+from kpt_dsl.emit.triton import WARP_SPECIALISED
+from kpt_dsl.problem import Problem
+from kpt_dsl.runtime.triton import interpret_for
+from kpt_dsl.space import Config, space
+
+H200 = targets.get("nvidia-h200")
+
+
+@kd.kernel(q="M D", k="N D", v="N D", o="M D", highest="M")
+def attention(q: kd.In, k: kd.In, v: kd.In, o: kd.Out, highest: kd.Out) -> None:
+    """Attention whose running maximum keeps NaN, and is an output."""
+    for m in kd.parallel(kd.tile("M")):
+        query = q[m, :]
+        top, total, acc = kd.full([m], -kd.inf), kd.zeros([m]), kd.zeros([m, "D"])
+        for n in kd.sequential(kd.tile("N")):
+            s = kd.dot(query, k[n, :].T)
+            new_top = kd.maximum(top, kd.max(s, axis=1))
+            p = kd.exp2(s - new_top[:, None])
+            fade = kd.exp2(top - new_top)
+            total = total * fade + kd.sum(p, axis=1)
+            acc = kd.dot(p, v[n, :], acc * fade[:, None])
+            top = new_top
+        o[m, :] = acc / total[:, None]
+        highest[m] = top
+
+
+@kd.kernel(x="M K", w="N K", y="M N")
+def product(x: kd.In, w: kd.In, y: kd.Out) -> None:
+    """A product whose epilogue clamps and truncates."""
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        acc = kd.zeros([m, n])
+        for k in kd.sequential(kd.tile("K")):
+            acc = kd.dot(x[m, k], w[n, k].T, acc)
+        y[m, n] = kd.minimum(kd.maximum(acc, -64.0), 1e9) + acc.to(kd.i32).to(kd.f32)
+
+
+def warp_specialised(problem: Problem) -> Config:
+    variant = next(v for v in space(problem, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
+    found = variant.rules.first(variant.facts, H200, variant.knobs)
+    assert found is not None
+    return variant.choices | found
+
+
+def interpreted(kernel: kd.Kernel, **tensors: torch.Tensor) -> None:
+    problem = Problem.bind(kernel, tensors)
+    config = warp_specialised(problem)
+    assert "warp_specialize" in emit(problem, H200, config).text
+    interpret_for(H200, problem, tensors, config)
+
+
+def test_a_running_maximum_keeps_nan() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(n, 64).bfloat16() for n in (300, 199, 199))
+    q[17, 3] = q[250, 60] = math.nan
+    o, highest = torch.empty(300, 64, dtype=torch.bfloat16), torch.empty(300)
+    interpreted(attention, q=q, k=k, v=v, o=o, highest=highest)
+    wanted = (q.float() @ k.float().T).amax(1)
+    assert highest.isnan().nonzero().flatten().tolist() == [17, 250]
+    torch.testing.assert_close(highest, wanted, equal_nan=True)
+    assert (o.isnan().all(1) == wanted.isnan()).all()
+
+
+def test_an_epilogue_keeps_nan_and_truncates() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(200, 128).bfloat16(), torch.randn(264, 128).bfloat16()
+    x[5, 7], x[6, 0], w[:, 0] = math.nan, 3e38, 3.0
+    y = torch.empty(200, 264, dtype=torch.bfloat16)
+    interpreted(product, x=x, w=w, y=y)
+    acc = x.float() @ w.float().T
+    whole = acc.double().trunc().clamp(-(2**31), 2**31 - 1).nan_to_num()
+    wanted = acc.clamp(-64.0, 1e9).double() + whole
+    assert y[5].isnan().all()
+    torch.testing.assert_close(y.double(), wanted, equal_nan=True, rtol=2**-7, atol=1.01)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem.of_shapes(
+            attention, {"M": 4096, "N": 4096, "D": 128}, dict.fromkeys("qkvo", "bf16") | {"highest": "f32"}
+        ),
+        Problem.of_shapes(product, {"M": 4096, "N": 4096, "K": 4096}, dict.fromkeys("xwy", "bf16")),
+    ],
+    ids=lambda p: p.kernel.name,
+)
+def test_it_compiles(problem: Problem) -> None:
+    report = build.compile(problem, H200, warp_specialised(problem))
+    assert report.spills == 0, report

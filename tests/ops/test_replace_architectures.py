@@ -1,0 +1,150 @@
+"""Architectures of Transformers, replaced: each computes what it did, or is left alone for a reason that names the layer.
+
+``python -m tests.architectures`` runs all of them.
+"""
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import kpt
+from kpt.ops.replace import source
+from kpt.ops.replace.keywords import not_understood
+from tests.architectures import build, judge
+
+SPARSE = ("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "minimax_m3_vl_text", "mistral_large4_text")
+"""They hand their selection to attention functions that are called neither "eager" nor "sdpa"."""
+
+SERVED = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma4_text", "phi3", "olmo2", "cohere2", "gpt2", "gpt_neox", "opt",
+    "bloom", "mixtral", "llama4_text", "ministral3", "granite", "smollm3", "bert", "roberta", "distilbert", "electra",
+    "modernbert", "bart", "whisper", "t5", "vit", "clip_vision_model", "siglip_text_model", "wav2vec2", "deepseek_v3",
+    "qwen2_vl",
+)  # fmt: skip
+"""A few dozen that build quickly; among them shared keys, windows, chunks, position bias and values narrower than keys."""
+
+NEVER_SERVED = ("t5", "deepseek_v3", "bloom")
+"""Position bias in every layer; other widths of values; attention of its own."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models of this size lose by threads, above all beside other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_replaced_models_compute_what_they_did(name: str) -> None:
+    verdict = judge(name)
+    assert verdict.cases
+    assert set(verdict.cases.values()) == {"equal"}, verdict
+    assert (verdict.served > 0) == (name not in NEVER_SERVED), verdict
+    assert verdict.served or verdict.fallbacks or not verdict.replaced, "what kpt does not serve is counted"
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparse_models_are_left_alone(name: str) -> None:
+    verdict = judge(name)
+    assert set(verdict.cases.values()) == {"equal"}, verdict
+    assert (verdict.served, verdict.fallbacks) == (0, 0)
+    assert "self_attn (" in verdict.note
+    assert 'asks whether its attention is "sdpa" by name' in verdict.note
+
+
+def test_the_selection_of_these_tests_matters() -> None:
+    """As other libraries do it: the name alone is changed, and the selection dropped."""
+    subject = build("deepseek_v32")
+    ids = torch.randint(3, 100, (2, 11), generator=torch.Generator().manual_seed(20))
+    with torch.no_grad():
+        expected = subject(ids).logits
+        kpt.replace_modules(build("llama"))  # lets Transformers know of kpt's
+        subject.config._attn_implementation = "kpt"
+        with pytest.raises(kpt.InputError, match="DeepseekV32Attention passes indices, which neither kpt's"):
+            subject(ids)
+        subject.config._attn_implementation = "sdpa"
+        subject.config.index_topk = 11
+        for layer in subject.model.layers:
+            layer.self_attn.indexer.index_topk = 11
+        assert (subject(ids).logits - expected).abs().max() > 0.01
+
+
+def test_a_keyword_that_nobody_understands_is_refused_at_the_call() -> None:
+    subject = build("llama")
+    kpt.replace_modules(subject)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        subject(ids, indices=None, num_items_in_batch=3)
+        with pytest.raises(kpt.InputError) as caught:
+            subject(ids, indices=torch.tensor([0]))
+    assert "attention of LlamaForCausalLM: model.layers.0.self_attn (LlamaAttention) passes indices" in str(
+        caught.value
+    )
+    assert "kpt.restore_modules(model)" in str(caught.value)
+
+
+def test_selections_sinks_and_masks_of_heads_are_not_understood() -> None:
+    names = ["indices", "block_indices", "sinks", "s_aux", "head_mask", "something_new"]
+    assert not_understood([*names, "sliding_window", "position_bias"]) == names
+
+
+def findings(body: str, **names: Any) -> source.Findings:
+    """Of a class whose forward has this body."""
+    lines = "\n".join(f"        {line}" for line in body.splitlines())
+    return source._of_code(ast.parse(f"class Layer:\n    def forward(self):\n{lines}\n"), names)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'if self.config._attn_implementation in ("eager", "sdpa"): pass',
+        'if self.config._attn_implementation != "sdpa": pass',
+        'x = 1 if "sdpa" == config._attn_implementation else 2',
+        'name = self.config._attn_implementation\nif name == "sdpa": pass',
+        "if self.config._attn_implementation in DENSE: pass",
+        "if self.config._attn_implementation in self.dense: pass",
+        'if self.config._attn_implementation.startswith("sdpa"): pass',
+        "f = FUNCTIONS[self.config._attn_implementation]",
+        "f = FUNCTIONS.get(self.config._attn_implementation, eager)",
+        'match self.config._attn_implementation:\n    case "sdpa": pass',
+        'if self.config._attn_implementation == "sdpa" and mask is not None: pass',
+    ],
+)
+def test_code_that_tells_names_apart(body: str) -> None:
+    found = findings(body, DENSE=("eager", "sdpa"), FUNCTIONS={"sdpa": print})
+    assert len(found.refusals) == 1
+    assert "by name" in found.refusals[0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'if self.config._attn_implementation == "eager": pass',
+        'if self.config._attn_implementation in ("flash_attention_2", "flex_attention"): pass',
+        "if self.config._attn_implementation in DENSE: pass",
+        "f = FUNCTIONS[self.config._attn_implementation]",
+        "f = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)",
+        'if self.config._attn_implementation == "sdpa" and any(mask is None for mask in masks): pass',
+        "if self.config._attn_implementation != config._attn_implementation: pass",
+    ],
+)
+def test_code_that_does_not(body: str) -> None:
+    found = findings(body, DENSE=("eager",), FUNCTIONS={"sdpa": print, "kpt": print})
+    assert found.refusals == ()
+
+
+def test_keywords_in_code() -> None:
+    found = findings(
+        "attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)\n"
+        "attend(self, q, k, v, mask, scaling=1.0, position_bias=b, sliding_window=w, chosen=c, nothing=None, **kwargs)\n"
+        "other(self, thing=1)"
+    )
+    assert found.pytorchs == ("position_bias",)
+    assert found.refusals == ("passes chosen, which neither kpt's nor PyTorch's attention understands",)

@@ -1,0 +1,253 @@
+"""What a kernel's text means, said by Python: the function runs as it stands, on whole dims, in float64 and exact integers.
+
+Written apart from the compiler, and knows nothing of it: ``kd`` here is a small eager library of the same words. A tile is its
+whole dim (or what bounds leave of it), so that what a config changes does not exist.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.programs.program import Call, Program
+from tests.programs.values import LARGEST
+
+_I32 = (-(2**31), 2**31 - 1)
+
+
+class Value:
+    """An array of float64, int64 or bool."""
+
+    __slots__ = ("array", "wide")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, array: Any, wide: bool = False) -> None:
+        self.array: NDArray[Any] = np.asarray(array)
+        self.wide = wide
+
+    def __index__(self) -> int:
+        return int(self.array)
+
+    @property
+    def T(self) -> "Value":
+        return Value(self.array.T, self.wide)
+
+    def __getitem__(self, index: Any) -> "Value":
+        return Value(self.array[index], self.wide)
+
+    def to(self, dtype: str) -> "Value":
+        x = self.array
+        if dtype in LARGEST:
+            x = x.astype(np.float64)
+            limit = LARGEST[dtype]
+            return Value(np.clip(x, -limit, limit) if dtype.startswith("f8") else x)
+        low, high = _I32 if dtype == "i32" else (-(2**63), 2**63 - 1)
+        if x.dtype.kind == "f":
+            clear = np.nan_to_num(np.trunc(x), nan=0.0, posinf=2.0**62, neginf=-(2.0**62))
+            x = np.clip(clear, -(2.0**62), 2.0**62).astype(np.int64)
+            x = np.clip(x, low, high)
+        return Value(x.astype(np.int64), dtype == "i64")
+
+
+def _raw(x: Any) -> Any:
+    return x.array if isinstance(x, Value) else x
+
+
+def _wide(*given: Any) -> bool:
+    return any(isinstance(x, Value) and x.wide for x in given)
+
+
+def _lift(fn: Callable[..., Any]) -> Callable[..., Value]:
+    return lambda *given, drop_nan=False: Value(fn(*map(_raw, given)), _wide(*given))
+
+
+def _divide(a: Any, b: Any) -> Any:
+    return np.asarray(a, np.float64) / np.asarray(b, np.float64)
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "truediv": _divide,
+    "floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b, "and": lambda a, b: a & b, "or": lambda a, b: a | b,
+    "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b,
+}  # fmt: skip
+for _name, _fn in _OPERATORS.items():
+    setattr(Value, f"__{_name}__", _lift(_fn))
+    setattr(Value, f"__r{_name}__", _lift(lambda a, b, fn=_fn: fn(b, a)))
+Value.__neg__ = _lift(lambda a: -a)  # type: ignore[attr-defined]
+Value.__invert__ = _lift(lambda a: ~a)  # type: ignore[attr-defined]
+
+
+@dataclass
+class Tile:
+    """What bounds leave of a dim."""
+
+    low: int
+    high: int
+
+    @property
+    def index(self) -> Value:
+        return Value(np.arange(self.low, self.high))
+
+    start = property(lambda self: Value(self.low))
+    stop = property(lambda self: Value(self.high))
+    size = property(lambda self: Value(self.high - self.low))
+    count = size
+    before = property(lambda self: Value(0))
+
+
+@dataclass
+class Memory:
+    """A tensor argument; ``written`` says which elements of an output were stored to."""
+
+    array: NDArray[Any]
+    dtype: str
+    wide: bool = False
+    written: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+
+    def place(self, index: Any) -> tuple[Any, ...]:
+        entries = index if isinstance(index, tuple) else (index,)
+        assert len(entries) == self.array.ndim
+        found: list[Any] = []
+        for entry, extent in zip(entries, self.array.shape, strict=True):
+            if isinstance(entry, Tile):
+                found.append(slice(entry.low, entry.high))
+            elif isinstance(entry, slice):
+                found.append(entry)
+            else:
+                at = int(_raw(entry))
+                if not 0 <= at < extent:
+                    raise IndexError(f"index {at} of a dim of {extent}")
+                found.append(at)
+        return tuple(found)
+
+    def __getitem__(self, index: Any) -> Value:
+        return Value(self.array[self.place(index)].copy(), self.dtype == "i64")
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        place = self.place(index)
+        self.array[place] = _raw((value if isinstance(value, Value) else Value(value)).to(self.dtype)
+                                 if self.dtype != "bool" else value)  # fmt: skip
+        self.written[place] = True
+
+
+class _Words:
+    """The words of the language for one call."""
+
+    def __init__(self, call: Call, choices: Mapping[str, Any]) -> None:
+        self.extents, self.choices = call.extents, choices
+
+    def parallel(self, *over: Any) -> Iterator[Any]:
+        ranges = [[Tile(0, self.extents[o.dim])] if isinstance(o, _Over) else [Value(i) for i in range(self.extents[o])]
+                  for o in over]  # fmt: skip
+        if any(isinstance(o, _Over) and not self.extents[o.dim] for o in over):
+            return
+        for found in product(*ranges):
+            yield found if len(over) > 1 else found[0]
+
+    def sequential(self, over: Any, *, start: Any = 0, stop: Any = None, share: Any = None) -> Iterator[Any]:
+        extent = self.extents[over.dim if isinstance(over, _Over) else over]
+        low, high = max(int(_raw(start)), 0), extent if stop is None else min(int(_raw(stop)), extent)
+        if share is not None and int(_raw(share)) > 0:
+            return
+        if isinstance(over, str):
+            yield from (Value(i) for i in range(low, high))
+        elif low < high:
+            yield Tile(low, high)
+
+    def length(self, side: Any) -> int:
+        return side.high - side.low if isinstance(side, Tile) else self.extents[side]
+
+    def full(self, shape: Any, value: Any, dtype: str = "f32") -> Value:
+        filled = Value(np.full([self.length(s) for s in shape], _raw(value)))
+        return filled if dtype == "bool" else filled.to(dtype)
+
+    def size(self, dim: str) -> Value:
+        return Value(self.extents[dim])
+
+    def group(self, dim: str, of: str) -> Value:
+        return Value(self.extents[dim] // self.extents[of])
+
+    def choice(self, name: str, *options: Any) -> Any:
+        return self.choices.get(name, options[0])
+
+
+@dataclass(frozen=True)
+class _Over:
+    dim: str
+
+
+def _reduced(op: Callable[..., Any], low: bool) -> Callable[..., Value]:
+    def along(x: Value, axis: int, drop_nan: bool = False) -> Value:
+        if x.array.dtype.kind == "f":
+            empty: Any = -np.inf if low else np.inf
+        else:
+            empty = (-(2**63), 2**63 - 1)[not low] if x.wide else _I32[not low]
+        return Value(op(x.array, axis=axis, initial=empty), x.wide)
+
+    return along
+
+
+def _dot(a: Value, b: Value, acc: Value | None = None) -> Value:
+    found = a.array.astype(np.float64) @ b.array.astype(np.float64)
+    return Value(found if acc is None else acc.array + found)
+
+
+def _real(fn: Callable[[Any], Any]) -> Callable[[Any], Value]:
+    return lambda x: Value(fn(np.asarray(_raw(x), np.float64)))
+
+
+def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
+    words = _Words(call, choices)
+    dtypes = {d: d for d in ("f32", "f16", "bf16", "f8e4m3", "f8e5m2", "i32", "i64")}
+    kinds = dict.fromkeys(("In", "Out", "Float", "Positive", "Int", "Static", "Value"))
+    return SimpleNamespace(
+        kernel=lambda **dims: lambda fn: fn, function=lambda fn: fn, inf=math.inf, tile=_Over, parallel=words.parallel,
+        sequential=words.sequential, full=words.full, zeros=lambda shape, dtype="f32": words.full(shape, 0, dtype),
+        size=words.size, group=words.group, choice=words.choice, dot=_dot,
+        where=_lift(np.where), maximum=_lift(np.maximum), minimum=_lift(np.minimum), abs=_lift(np.abs),
+        sum=lambda x, axis: Value(x.array.sum(axis=axis), x.wide), max=_reduced(np.max, True), min=_reduced(np.min, False),
+        exp=_real(np.exp), exp2=_real(np.exp2), log=_real(np.log), log2=_real(np.log2), sqrt=_real(np.sqrt),
+        rsqrt=_real(lambda x: 1 / np.sqrt(x)), tanh=_real(np.tanh), erf=_real(np.vectorize(math.erf, otypes=[np.float64])),
+        sigmoid=_real(lambda x: 1 / (1 + np.exp(-x))), floor=_real(np.floor),
+        **dtypes, **kinds,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an output is, and which of its elements are written."""
+
+    values: NDArray[Any]
+    written: NDArray[np.bool_]
+
+
+def meaning(
+    program: Program, statics: Mapping[str, Any], constants: Mapping[str, Any], choices: Mapping[str, Any]
+) -> dict[str, Meaning]:
+    """The outputs of a call. Raises IndexError where the text reads or writes beyond a tensor."""
+    call = program.call
+    scope: dict[str, Any] = {"kd": _words(call, choices), "__name__": "meaning"}
+    exec(compile(program.text.replace("import kpt_dsl as kd\n", "\n"), "<meaning>", "exec"), scope)
+    scope.update(constants)
+    held = call.values()
+    given: dict[str, Any] = {t.name: Memory(held[t.name], t.dtype) for t in call.tensors if t.name in held}
+    outputs = {}
+    for t in call.tensors:
+        if t.role == "out" and not t.absent:
+            kind = np.bool_ if t.dtype == "bool" else np.int64 if t.dtype in ("i32", "i64") else np.float64
+            shape = call.shape(t)
+            outputs[t.name] = Memory(np.zeros(shape, kind), t.dtype, written=np.zeros(shape, bool))
+    scalars = {
+        n: None if v is None else Value(np.float64(v) if isinstance(v, float) else v) for n, v in call.scalars.items()
+    }
+    functions = {n: scope[v] for n, v in statics.items() if n in call.functions and v is not None}
+    absent = {t.name: None for t in call.tensors if t.absent}
+    with np.errstate(all="ignore"):
+        scope["drawn"](**given, **outputs, **absent, **scalars, **{**statics, **functions})
+    return {name: Meaning(memory.array, memory.written) for name, memory in outputs.items()}
