@@ -16,7 +16,7 @@ from kpt_dsl.runtime import pallas as on_pallas
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import Config, space
 
-TEXT = '''
+TEXT = """
 import kpt_dsl as kd
 
 
@@ -32,7 +32,7 @@ def {kernel}({x}: kd.In, {w}: kd.In, {y}: kd.Out, {s}: kd.Out, {shift}: kd.Int) 
             {out} = {x}[{m}, {n2}] * {w}[{n2}][None, :] + {total}[:, None]
             {y}[{m}, {n2}] = kd.tanh({out}) + kd.sigmoid({out}) + ({n2}.index // 2 % 3)[None, :]
         {s}[{m}] = {total}
-'''
+"""
 
 PLAIN = dict(x="x", w="w", y="y", s="s", shift="shift", kernel="kernel", m="m", n="n", n2="n2", M="M", N="N", total="total",
              last="last", part="part", seen="seen", out="out")  # fmt: skip
@@ -58,7 +58,14 @@ def load(file: Path, text: str, name: str) -> Kernel:
         {"kernel": "row", "n": "scalars", "m": "_", "out": "column", "seen": "nearest", "w": "jnp"},
         {"x": "x", "w": "x_2", "y": "x_ref", "s": "x_2_ref", "shift": "x_kept_ref"},
         {"M": "lambda", "N": "None", "m": "M", "n": "N", "total": "block_lambda", "last": "block_None"},
-        {"last": "n_stop", "total": "n_clear_stop", "part": "n_bounds", "seen": "n_valid", "out": "n2_start", "s": "n_last"},
+        {
+            "last": "n_stop",
+            "total": "n_clear_stop",
+            "part": "n_bounds",
+            "seen": "n_valid",
+            "out": "n2_start",
+            "s": "n_last",
+        },
         {"M": "x", "N": "y", "m": "x_start", "total": "total_", "last": "total_scratch", "out": "step", "n2": "clear"},
         {"M": "block_N", "total": "max", "last": "sum", "part": "min", "seen": "float", "w": "math", "out": "next"},
         {"x": "x_desc", "y": "x_base", "w": "x_tile", "M": "BLOCK_M", "N": "BLOCK_N", "out": "m_index", "s": "m_tiles"},
@@ -82,14 +89,16 @@ def test_names_do_not_meet(tmp_path: Path, names: dict[str, str]) -> None:
         if backend == "numpy":
             on_numpy.run(problem, given, Config(dict.fromkeys(blocks, 8)))
         elif backend == "triton":
-            interpret_for(targets.get("nvidia-h200"), problem, given, Config(dict.fromkeys(blocks, 8)) | {"num_warps": 4})
+            interpret_for(
+                targets.get("nvidia-h200"), problem, given, Config(dict.fromkeys(blocks, 8)) | {"num_warps": 4}
+            )
         else:
             on_pallas.run(problem, given, Config(dict(zip(blocks, (8, 128), strict=True))))
         torch.testing.assert_close(given[names["y"]], expected, msg=lambda text, b=backend: f"{b}: {text}")
         torch.testing.assert_close(given[names["s"]], total, msg=lambda text, b=backend: f"{b}: {text}")
 
 
-PRODUCT = '''
+PRODUCT = """
 import kpt_dsl as kd
 
 
@@ -100,7 +109,7 @@ def product({x}: kd.In, {w}: kd.In, {bias}: kd.In, {y}: kd.Out) -> None:
         for k in kd.sequential(kd.tile("{K}")):
             {acc} = kd.dot({x}[{m}, k], {w}[n, k].T, {acc})
         {y}[{m}, n] = {acc} + {bias}[n][None, :]
-'''
+"""
 
 
 @pytest.mark.parametrize(
@@ -125,7 +134,9 @@ def test_names_in_warp_specialised_modules(tmp_path: Path, names: dict[str, str]
     torch.testing.assert_close(given[names["y"]], expected, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("file", ['a"""b.py', "back\\slash\\.py", "new\nline.py", "\\N{x}.py", "quote\".py", "sep\u2028.py"])
+@pytest.mark.parametrize(
+    "file", ['a"""b.py', "back\\slash\\.py", "new\nline.py", "\\N{x}.py", 'quote".py', "sep\u2028.py"]
+)
 @pytest.mark.parametrize("option", ["plain", 'q"""q', "end\\", "\n"])
 def test_nothing_ends_a_docstring_or_a_comment(tmp_path: Path, file: str, option: str) -> None:
     names = {"x": "x", "w": "w", "bias": "bias", "y": "y", "m": "m", "acc": "acc", "K": "K"}
