@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from unittest.mock import patch
 
 import hypothesis.errors
@@ -25,6 +26,9 @@ from tests.programs.runs import BACKENDS, Finding, Tally, check
 
 RUN = 40
 """Programs of one run of hypothesis."""
+RUNNING = "running.py"
+"""File in a process' own folder that holds what it runs: where a compiler kills the process, the folder is left behind."""
+
 SHRINKING_S = 45.0
 """Longest time for making a failing program small."""
 
@@ -101,6 +105,7 @@ def one_run(plan: Plan, number: int, count: int, folder: Path, report: Report, k
         if not shrinking and not program.call.refused:
             for backend in backends:
                 report.asked[backend] += 1
+        (folder / RUNNING).write_text(program.module("a process died with it"))
         try:
             check(program, folder, backends, tally)
         except Finding as finding:
@@ -137,12 +142,21 @@ def one_run(plan: Plan, number: int, count: int, folder: Path, report: Report, k
         known.add(kind)
 
 
+FOLDERS = "kpt-programs-"
+
+
+def left_behind() -> list[Path]:
+    """What processes ran that died."""
+    files = Path(gettempdir()).glob(f"{FOLDERS}*/{RUNNING}")
+    return [f for f in files if not Path(f"/proc/{f.parent.name.split('-')[2]}").exists()]
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder for modules, and a cache and database of its own; JAX on the CPU, compiling quickly."""
     compile_quickly()
     places = {"KPT_DB": "configs.db", "KPT_CACHE_DIR": "cache", "TRITON_CACHE_DIR": "triton"}
-    with TemporaryDirectory(prefix="kpt-programs-") as name, patch.dict(os.environ):
+    with TemporaryDirectory(prefix=f"{FOLDERS}{os.getpid()}-") as name, patch.dict(os.environ):
         os.environ.update({variable: str(Path(name) / inside) for variable, inside in places.items()})
         yield Path(name)
 
@@ -176,7 +190,11 @@ def in_processes(
         starts = range(first, first + count, SHARE)
         shares = [pool.submit(campaign, plan, min(SHARE, first + count - at), until, at) for at in starts]
         for share in as_completed(shares):
-            report.add(share.result())
+            try:
+                report.add(share.result())
+            except BrokenProcessPool:
+                told = "\n  ".join(map(str, left_behind()))
+                raise SystemExit(f"a process died; run again what such processes left behind:\n  {told}") from None
             tell(report)
     return report
 
