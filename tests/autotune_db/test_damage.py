@@ -1,6 +1,7 @@
 """A share of ``python -m tests.damage``: damaged databases cost no answer and no traceback, and kills no entry."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,11 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_damaged_database_costs_no_answer_and_no_traceback() -> None:
+    outside = [Path("/"), Path("/dev/zero"), Path("/dev/tty")]  # what links in place of a database lead to
+    before = [place.stat().st_mode for place in outside if place.exists()]
     figures = databases.try_all(60, seed=1)
     assert figures.faults == []
+    assert [place.stat().st_mode for place in outside if place.exists()] == before
     assert figures.asked >= 60 * 7
 
 
