@@ -107,7 +107,7 @@ class Dispatcher:
         return choice.implementation.prepare(arguments)(*arguments)
 
     def count_outside(self, reason: str) -> None:
-        """Count a call that PyTorch served for the op, since the op could not be asked: an attention mask that it has no word for."""
+        """Count a call that PyTorch served since the op has no words for it, as for an attention mask of any shape."""
         self._fallbacks[reason] += 1
 
     def counters(self) -> dict[str, dict[str, int]]:

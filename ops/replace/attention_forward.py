@@ -14,6 +14,7 @@ from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.flash_attention.op import flash_attention
 from kpt.ops.replace.attention_mask import AttentionMask, why_not_ours
 from kpt.ops.replace.keywords import PYTORCHS, not_understood
+from kpt.ops.replace.rules import PLACE
 from kpt.ops.replace.source import REPLACES
 from kpt_dsl.errors import InputError
 
@@ -87,7 +88,8 @@ def _why_not(
 def _why_not_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, causal: bool) -> str | None:
     if mask is None:
         # As PyTorch's function reads it: query i stands at key i, whatever keys come after.
-        return "there is no mask, and queries are not as many as keys" if causal and query.shape[2] != key.shape[2] else None
+        other = causal and query.shape[2] != key.shape[2]
+        return "there is no mask, and queries are not as many as keys" if other else None
     if not isinstance(mask, AttentionMask):
         return why_not_ours(mask)
     if mask.shape[0] != query.shape[0] or mask.shape[2] != query.shape[2] or mask.shape[3] != key.shape[2]:
@@ -99,20 +101,20 @@ def _refusal(module: nn.Module, unknown: list[str]) -> str:
     name, number = _model(module)
     where = f"{_path(module)} ({type(module).__name__})" if number else type(module).__name__
     return (
-        f"attention of {name}: {where} passes {', '.join(unknown)}, which neither kpt's attention nor PyTorch's understands; "
-        "leaving it out could change what the model computes. If it came from you, leave it out of the call; if the model needs "
-        'it, kpt.restore_modules(model), then kpt.replace_modules(model, only=["layer_norm", "rms_norm", "linear_act"])'
+        f"attention of {name}: {where} passes {', '.join(unknown)}, which neither kpt's attention nor PyTorch's understands: "
+        "without it the model may compute something else. If it came from you, leave it out; if the model needs it, "
+        'kpt.restore_modules(model), then kpt.replace_modules(model, only=["layer_norm", "rms_norm", "linear_act"])'
     )
 
 
 def _model(module: nn.Module) -> tuple[str, int]:
     """Name and number of the replaced model that a layer is part of; of the layer where no model was replaced."""
-    place = getattr(module, "_kpt_place", None)
+    place = getattr(module, PLACE, None)
     return (type(module).__name__, 0) if place is None else (place.owner.name, place.owner.number)
 
 
 def _path(module: nn.Module) -> str:
-    place = getattr(module, "_kpt_place", None)
+    place = getattr(module, PLACE, None)
     return type(module).__name__ if place is None else place.path
 
 

@@ -28,9 +28,9 @@ Context = tuple[int, bool, int | None, bool, bool]
 class AttentionMask(torch.Tensor):
     """A boolean mask (B, 1, queries, keys) that says what it is and holds nothing.
 
-    Only the first ``seen`` keys are there for anyone (a static cache has room behind them), and the last query stands at the last
-    of them. ``causal``, ``window`` and, where ``limited``, ``lengths``, (B,) int32, say which of them a query sees. ``implied``:
-    PyTorch's would be None, so that a layer which is not causal sees all keys in spite of it.
+    Only the first ``seen`` keys are there for anyone (a static cache has room behind them); the last query stands at the last
+    of them. ``causal``, ``window`` and, where ``limited``, ``lengths``, (B,) int32, say which of them a query sees.
+    ``implied``: PyTorch's would be None, so that a layer which is not causal sees all keys in spite of it.
 
     A tensor, since Transformers and model code may look at its shape, slice it or move it: its last queries are a mask again,
     whatever else is made of it is an ordinary tensor of its values. torch.compile follows it by what it flattens to.
@@ -82,12 +82,12 @@ class AttentionMask(torch.Tensor):
         queries = None
         if func is torch.ops.aten.slice.Tensor:
             queries = _last_queries(*args)
-        elif func in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):  # a slice that leaves all is an alias
+        elif func in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):  # slices that leave all
             queries = args[0].shape[2]
         if queries is not None:
             batch, _, _, keys = args[0].shape
             _, context = args[0].__tensor_flatten__()
-            return AttentionMask((batch, 1, queries, keys), *context, args[0].lengths)
+            return cls.__tensor_unflatten__({"lengths": args[0].lengths}, context, (batch, 1, queries, keys), None)
         args, kwargs = tree_map_only(cls, cls.materialized, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -103,7 +103,7 @@ def _last_queries(
     return mask.shape[2] - first
 
 
-@torch._dynamo.allow_in_graph
+@torch._dynamo.allow_in_graph  # type: ignore[untyped-decorator]  # PyTorch leaves it untyped
 def _mask(
     shape: Sequence[int],
     seen: int,
@@ -145,7 +145,8 @@ def attention_mask(**description: Any) -> torch.Tensor | None:
         any_size = description.get("local_size") is None and not description.get("use_vmap")
         found = traced_mask.pattern(mask, any_size)
         if found is not None:
-            return _mask(tuple(mask.shape), mask.shape[3], *found, False, None, mask.device)
+            made: AttentionMask = _mask(tuple(mask.shape), mask.shape[3], *found, False, None, mask.device)
+            return made
     setattr(mask, _REASON, reason)
     return mask
 
@@ -179,7 +180,9 @@ def _expressed(
     if allow_is_bidirectional_skip and not causal and window is None and lengths is None:
         return None
     implied = allow_is_causal_skip and causal and window is None and lengths is None and q_length in (1, seen)
-    return _mask((batch_size, 1, q_length, kv_length), seen, causal, window, implied, lengths, torch.device(device))
+    shape = (batch_size, 1, q_length, kv_length)
+    made: AttentionMask = _mask(shape, seen, causal, window, implied, lengths, torch.device(device))
+    return made
 
 
 def _may_read() -> bool:

@@ -25,7 +25,9 @@ def _alone() -> Iterator[None]:
 
 
 def block() -> nn.Module:
-    return nn.Sequential(nn.LayerNorm(16), nn.RMSNorm(16), nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)))
+    return nn.Sequential(
+        nn.LayerNorm(16), nn.RMSNorm(16), nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+    )
 
 
 @pytest.mark.usefixtures("_alone")
