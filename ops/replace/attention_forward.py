@@ -43,14 +43,14 @@ def attention_forward(
     asked = [name for name, value in keywords.items() if value is not None]
     if unknown := not_understood(asked):
         raise InputError(_refusal(module, unknown))
+    if _sees_all(module, query, attention_mask, is_causal):
+        attention_mask = None
     causal = query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     reason = _why_not(query, key, value, dropout, asked) or _why_not_mask(attention_mask, query, key, causal)
     if reason is None:
         window, lengths = None, None
         if isinstance(attention_mask, AttentionMask):
-            seen, window = attention_mask.seen, attention_mask.window
-            if not (attention_mask.implied and query.shape[2] == seen):
-                causal = attention_mask.causal
+            seen, causal, window = attention_mask.seen, attention_mask.causal, attention_mask.window
             if seen != key.shape[2]:
                 key, value = key[:, :, :seen], value[:, :, :seen]
             lengths = attention_mask.lengths.to(query.device) if attention_mask.limited else None
@@ -66,6 +66,15 @@ def attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **keywords
     )
     return output
+
+
+def _sees_all(module: nn.Module, query: torch.Tensor, mask: torch.Tensor | None, is_causal: bool | None) -> bool:
+    """A layer that is not causal, under a causal mask that PyTorch's would leave to the layer: it masks nothing there.
+
+    What the call says does not count alone: some models say that a call is not causal where they have a mask.
+    """
+    implied = isinstance(mask, AttentionMask) and mask.implied and query.shape[2] == mask.seen
+    return implied and not is_causal and not getattr(module, "is_causal", True)
 
 
 def _why_not(

@@ -18,8 +18,9 @@ def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) ->
     """Put kpt ops into a model, in place: norms, Linear-then-activation pairs of ``nn.Sequential``, Transformers' attention.
 
     ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "attention". State dicts, hooks, flags, devices and
-    dtypes stay as they are. Attention is replaced where a model runs "sdpa"; masks that kpt cannot express still go there.
-    Gives a report that prints what changed and what was left alone, and why. Replacing twice changes nothing more.
+    dtypes stay as they are. Attention is replaced where a model runs "sdpa" and its code needs no more than that; calls that
+    kpt cannot express still go there, and are counted (``kpt.ops.counters``). Gives a report that prints what changed, what of
+    it stays PyTorch's, and what was left alone, and why. Replacing twice changes nothing more.
 
     Raises InputError for a model that is no ``nn.Module`` and for an unknown kind, MissingPackageError when attention is asked
     for by name and Transformers is missing or too old.
