@@ -52,6 +52,8 @@ def check_norm(op: str, x: Any, normalized_shape: Any, any_dtype: bool = False, 
         checks.reject(
             op, "normalized_shape", repr(normalized_shape), "a sequence of one or more extents, such as (768,)"
         )
+    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in normalized_shape):
+        checks.reject(op, "normalized_shape", repr(normalized_shape), "a sequence of whole numbers, such as (768,)")
     if tuple(x.shape[-len(normalized_shape) :]) != tuple(normalized_shape):
         checks.reject(
             op, "input", checks.shape_of(x), f"a shape that ends with normalized_shape {tuple(normalized_shape)}"
