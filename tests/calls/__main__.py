@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 
 from tests.calls.judge import some
 
-CPU = ("numpy", "numpy", "numpy", "triton", "triton", "triton", "pallas", "reference", "unasked")
+CPU = ("numpy",) * 10 + ("unasked",) * 4 + ("triton",) * 5 + ("pallas",) + ("reference",) * 2
 GPU = ("unasked", "unasked", "unasked", "reference")
 SHARE = 25
 """Calls that a worker takes at once."""
@@ -58,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
             for one in wait(running, return_when=FIRST_COMPLETED).done:
                 share = running.pop(one)
                 if isinstance(one.exception(), BrokenProcessPool):
-                    print(f"A process died in --first {share[0]} --calls {share[1]}, or one of {list(running.values())}")
+                    print(
+                        f"A process died in --first {share[0]} --calls {share[1]}, or one of {list(running.values())}"
+                    )
                     return 1
                 for call, found in one.result():
                     made[call.split(": ", 1)[1].split("(")[0]] += 1
@@ -75,5 +78,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:  # configs of whoever runs this are none of its business
-        os.environ.setdefault("KPT_DB", os.path.join(folder, "configs.db"))
+        os.environ.setdefault("KPT_DB", str(Path(folder) / "configs.db"))
         sys.exit(main())

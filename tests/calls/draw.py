@@ -67,7 +67,9 @@ def draw(number: int, device: str, backends: tuple[str, ...]) -> Call:
             n: t if t is None or n not in wants else Given(**{**vars(t), "grad": True}) for n, t in tensors.items()
         }
     autocast = rng.choice((torch.bfloat16, torch.float16)) if rng.random() < 0.1 else None
-    mode = rng.choice(("grad", "torch.ops")) if grads else rng.choice(("grad", "no_grad", "inference_mode", "torch.ops"))
+    mode = (
+        rng.choice(("grad", "torch.ops")) if grads else rng.choice(("grad", "no_grad", "inference_mode", "torch.ops"))
+    )
     return Call(number, op, backend, device, tensors, flags, autocast, mode, length)
 
 
@@ -75,7 +77,9 @@ def draw(number: int, device: str, backends: tuple[str, ...]) -> Call:
 Drawn = tuple[dict[str, Given | None], dict[str, Any], int]
 
 
-def _given(rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype, magnitude: float = 1.0, centre: float = 0.0) -> Given:
+def _given(
+    rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype, magnitude: float = 1.0, centre: float = 0.0
+) -> Given:
     return Given(shape, dtype, rng.choice(LAYOUTS), magnitude, centre)
 
 
@@ -92,7 +96,9 @@ def _norm(rng: random.Random, parameters: tuple[str, ...], mixed: bool) -> Drawn
     dtype = rng.choice(FLOATS)
     shape = (rng.choice(EXTENTS),) if rng.random() < 0.8 else (rng.choice((1, 2, 3, 5)), rng.choice((1, 4, 7, 16, 33)))
     half = dtype in (torch.float16, torch.bfloat16)
-    beside = rng.choice(FLOATS) if mixed and rng.random() < 0.3 else torch.float32 if half and rng.random() < 0.3 else dtype
+    beside = (
+        rng.choice(FLOATS) if mixed and rng.random() < 0.3 else torch.float32 if half and rng.random() < 0.3 else dtype
+    )
     magnitude = rng.choice((1.0, 1.0, 1.0, 1e-3, 100.0))
     centre = rng.choice((0.0, 0.0, 0.0, 5.0, -100.0, 1000.0)) if "bias" in parameters else 0.0
     found: dict[str, Given | None] = {"input": _given(rng, (*_leading(rng), *shape), dtype, magnitude, centre)}

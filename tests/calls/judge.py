@@ -56,12 +56,12 @@ def trouble(call: Call) -> str | None:
             got = _answer(call, numbers, call.backend, slopes)
         except kpt.InputError as error:
             return None if _may_refuse(call, str(error)) else f"refused: {error}"
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is what is looked for)
+        except Exception as error:
             return f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         wide = {n: t if t is None or t.dtype == torch.int32 else _wide(call, n, t) for n, t in numbers.items()}
         exact = _answer(call, wide, "reference", slopes, exact=True)
         native = _answer(call, numbers, "reference", slopes)
-        if found := _compare(call, got, exact, native):
+        if found := _compare(call, numbers, got, exact, native):
             return found
     return None
 
@@ -75,9 +75,7 @@ def _may_refuse(call: Call, said: str) -> bool:
     return call.backend in ("numpy", "triton", "pallas") and "is preferred but cannot serve this call" in said
 
 
-def _answer(
-    call: Call, numbers: dict[str, Any], backend: str, slopes: torch.Generator, exact: bool = False
-) -> Answer:
+def _answer(call: Call, numbers: dict[str, Any], backend: str, slopes: torch.Generator, exact: bool = False) -> Answer:
     leaves: dict[str, torch.Tensor] = {}
     given: dict[str, Any] = {}
     for name, t in call.tensors.items():
@@ -102,7 +100,9 @@ def _answer(
         if call.autocast is not None and not exact:
             around.enter_context(torch.autocast(call.device, dtype=call.autocast))
         if not leaves:
-            around.enter_context({"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(call.mode, nullcontext)())
+            around.enter_context(
+                {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(call.mode, nullcontext)()
+            )
         outputs = _call(call, given, flags, exact)
     outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
     followed = [o for o in outputs if o.requires_grad]
@@ -154,21 +154,40 @@ def _unwritten(t: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 
 
 # ------------------------------------------------------------------ comparing
-def _compare(call: Call, got: Answer, exact: Answer, native: Answer) -> str | None:
+def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
+    """The size of what is summed in a gradient that may cancel to nothing: of one key, of a row of one element."""
+    size = {n: 0.0 if t is None or not t.numel() else float(t.double().abs().max()) for n, t in numbers.items()}
+    if call.op == "flash_attention" and name != "v":
+        q = call.tensors["q"]
+        assert q is not None
+        scale = q.shape[3] ** -0.5 if call.flags["scale"] is None else abs(call.flags["scale"])
+        return 3.0 * size["v"] * scale * size["k" if name == "q" else "q"] * math.sqrt(q.shape[3])
+    if name == "input":
+        dims = tuple(range(-len(call.flags["normalized_shape"]), 0))
+        x, eps = numbers["input"].double(), call.flags["eps"] or torch.finfo(torch.float32).eps
+        spread = x.var(dims, correction=0) if call.op == "layer_norm" else x.square().mean(dims)
+        weight = 1.0 if call.tensors["weight"] is None else size["weight"]
+        return 3.0 * weight / math.sqrt(float(spread.min()) + eps) if x.numel() else 0.0
+    return 0.0
+
+
+def _compare(call: Call, numbers: dict[str, Any], got: Answer, exact: Answer, native: Answer) -> str | None:
     if len(got.outputs) != len(exact.outputs):
         return f"{len(got.outputs)} outputs, not {len(exact.outputs)}"
     if set(got.gradients) != set(exact.gradients):
         return f"gradients of {sorted(got.gradients)}, not of {sorted(exact.gradients)}"
     narrow = _narrow(call)
     for number, (g, e, n) in enumerate(zip(got.outputs, exact.outputs, native.outputs, strict=True)):
-        if found := _difference(call, f"output {number}", g, e, n, narrow, 1.0):
+        if found := _difference(call, f"output {number}", g, e, n, narrow, 1.0, 0.0):
             return found
     for name, g in got.gradients.items():
         t = call.tensors[name]
         assert t is not None
         if g.dtype != t.dtype:
             return f"gradient of {name} is {g.dtype}"
-        if found := _difference(call, f"gradient of {name}", g, exact.gradients[name], native.gradients[name], narrow, ON_THE_WAY):
+        others = exact.gradients[name], native.gradients[name]
+        terms = _terms(call, name, numbers)
+        if found := _difference(call, f"gradient of {name}", g, *others, narrow, ON_THE_WAY, terms):
             return found
     return None
 
@@ -185,8 +204,9 @@ def _narrow(call: Call) -> str:
 
 
 def _difference(
-    call: Call, what: str, got: torch.Tensor, exact: torch.Tensor, native: torch.Tensor, narrow: str, times: float
-) -> str | None:
+    call: Call, what: str, got: torch.Tensor, exact: torch.Tensor, native: torch.Tensor, narrow: str, times: float,
+    terms: float,
+) -> str | None:  # fmt: skip
     if got.shape != exact.shape:
         return f"{what} is of shape {tuple(got.shape)}, not {tuple(exact.shape)}"
     if got.dtype != native.dtype:
@@ -204,11 +224,13 @@ def _difference(
         return None
     error = (g - e).abs()[fits]
     pytorchs = (n - e).abs()[fits].nan_to_num(0.0).max()
-    scale = float(e[fits].abs().max())
+    scale = max(terms, float(e[fits].abs().max()))
     allowed = max(times * tolerance(narrow, call.length) * scale, PYTORCHS * float(pytorchs), 1e-30)
     worst = float(error.nan_to_num(math.inf).max())
     if worst > allowed:
-        place = tuple(int(i) for i in (((g - e).abs().nan_to_num(math.inf) * fits) == worst).nonzero()[0]) if g.ndim else ()
+        place = (
+            tuple(int(i) for i in (((g - e).abs().nan_to_num(math.inf) * fits) == worst).nonzero()[0]) if g.ndim else ()
+        )
         return (
             f"{what} is off by {worst:.3g} at {place}: {float(g[place]):.6g} for {float(e[place]):.6g}; allowed {allowed:.3g}, "
             f"PyTorch {float(pytorchs):.3g}"

@@ -42,7 +42,13 @@ def ways() -> Iterator[Way]:
     for dim in (0, 1):
         rows = Shard(dim)
         given = [rows, WHOLE, WHOLE]
-        yield lambda x, w, b: kpt.ops.layer_norm(x, (8,), w, b), [x, weight, bias], given, rows, [rows, partial, partial]
+        yield (
+            lambda x, w, b: kpt.ops.layer_norm(x, (8,), w, b),
+            [x, weight, bias],
+            given,
+            rows,
+            [rows, partial, partial],
+        )
         yield lambda x, w: kpt.ops.rms_norm(x, (8,), w), [x, weight], given[:2], rows, [rows, partial]
     w, b = randn(10, 8, seed=3), randn(10, seed=4)
     for activation in ("none", "relu", "gelu", "silu"):
@@ -98,9 +104,13 @@ def check_redistribution(mesh: DeviceMesh) -> None:
                 quantised, scale = kpt.ops.quantize_fp8(distribute_tensor(x, mesh, [Shard(0)]), granularity)
                 alone = kpt.ops.quantize_fp8(x, granularity)
                 assert_close(scale.full_tensor(), alone[1], "f32")
-                b, scale_b = (DTensor.from_local(t.mT if t.ndim else t, mesh, [WHOLE]) for t in alone)  # gloo does not send FP8
+                b, scale_b = (
+                    DTensor.from_local(t.mT if t.ndim else t, mesh, [WHOLE]) for t in alone
+                )  # gloo does not send FP8
                 product = kpt.ops.fp8_matmul(quantised, b, scale, scale_b, out_dtype=torch.float32)
-                wanted = kpt.ops.fp8_matmul(alone[0], alone[0].T, alone[1], alone[1].mT if alone[1].ndim else alone[1], out_dtype=torch.float32)
+                wanted = kpt.ops.fp8_matmul(
+                    alone[0], alone[0].T, alone[1], alone[1].mT if alone[1].ndim else alone[1], out_dtype=torch.float32
+                )
                 assert_close(product.full_tensor(), wanted, "f32", 8)
 
 
@@ -170,7 +180,9 @@ def check_tensor_parallel(mesh: DeviceMesh) -> None:
     The MLP's pair runs as two modules, for the plan watches the linear layer; the op itself is in ``check_ops``.
     """
     torch.manual_seed(0)
-    native = nn.Sequential(nn.LayerNorm(16), nn.Sequential(nn.Linear(16, 32), nn.GELU()), nn.Linear(32, 16), nn.RMSNorm(16))
+    native = nn.Sequential(
+        nn.LayerNorm(16), nn.Sequential(nn.Linear(16, 32), nn.GELU()), nn.Linear(32, 16), nn.RMSNorm(16)
+    )
     x = randn(4, 6, 16)
     wanted = losses(copy.deepcopy(native), x, lambda loss: loss)
     for implementation in ("reference", "numpy"):

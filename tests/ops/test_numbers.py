@@ -90,7 +90,9 @@ def test_tiled_forms_of_kernels_that_hold_rows(backend: str) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
 def test_gradients_where_activations_are_flat(activation: str, dtype: torch.dtype, backend: Any) -> None:
     """The pre-activation lies beyond float16 on both sides, and where it is close to its end."""
-    z = torch.tensor([-180000.0, -70000, -65504, -40000, -32768, -200, -20, 20, 200, 32768, 40000, 65504, 70000, 180000])
+    z = torch.tensor(
+        [-180000.0, -70000, -65504, -40000, -32768, -200, -20, 20, 200, 32768, 40000, 65504, 70000, 180000]
+    )
     given = [(z[:, None] / 300).to(dtype), torch.zeros(len(z), dtype=dtype)]
     x = torch.full((1, 1), 300.0, dtype=dtype)
 
@@ -182,7 +184,9 @@ def test_rms_norm_of_every_pair_of_dtypes(given: torch.dtype, weights: torch.dty
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's about its own speed
         wanted = run(native)
-    narrow = next((name for t, name in ((torch.bfloat16, "bf16"), (torch.float16, "f16")) if t in (given, weights)), "f32")
+    narrow = next(
+        (name for t, name in ((torch.bfloat16, "bf16"), (torch.float16, "f16")) if t in (given, weights)), "f32"
+    )
     for backend in ("reference", *(KERNELS if torch.float64 not in (given, weights) else ())):
         with prefer(backend):  # type: ignore[arg-type]
             for g, w in zip(run(replaced), wanted, strict=True):
