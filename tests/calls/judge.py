@@ -19,6 +19,8 @@ SHORT = {
     torch.float8_e4m3fn: "f8e4m3", torch.float8_e5m2: "f8e5m2",
 }  # fmt: skip
 
+MODES: dict[str, Any] = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+
 ON_THE_WAY = 4.0
 """Roundings to the narrow type between an input's gradient and the output's, beside that of the result."""
 
@@ -100,9 +102,7 @@ def _answer(call: Call, numbers: dict[str, Any], backend: str, slopes: torch.Gen
         if call.autocast is not None and not exact:
             around.enter_context(torch.autocast(call.device, dtype=call.autocast))
         if not leaves:
-            around.enter_context(
-                {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(call.mode, nullcontext)()
-            )
+            around.enter_context(MODES.get(call.mode, nullcontext)())
         outputs = _call(call, given, flags, exact)
     outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
     followed = [o for o in outputs if o.requires_grad]
@@ -200,7 +200,7 @@ def _narrow(call: Call) -> str:
         dtypes = [call.flags["out_dtype"]]
     if call.op == "quantize_fp8":
         return SHORT[call.flags["dtype"]]
-    return max((SHORT[d] for d in dtypes), key=lambda name: tolerance(name))
+    return max((SHORT[d] for d in dtypes), key=tolerance)
 
 
 def _difference(

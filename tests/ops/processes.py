@@ -89,7 +89,7 @@ def check_ops(mesh: DeviceMesh) -> None:
 
 
 def check_redistribution(mesh: DeviceMesh) -> None:
-    """What no way fits is sent first: rows cut along what is summed, one head on two processes, lengths of keys beside heads."""
+    """What no way fits is sent first: rows cut along what is summed, one head on two processes."""
     x, q, lengths = randn(4, 8), randn(2, 1, 5, 8), torch.tensor([3, 5], dtype=torch.int32)
     cut, heads = (distribute_tensor(t, mesh, [Shard(1)]) for t in (x, q.expand(2, 2, 5, 8).contiguous()))
     one = distribute_tensor(q, mesh, [WHOLE])
@@ -103,13 +103,14 @@ def check_redistribution(mesh: DeviceMesh) -> None:
             for granularity in ("row", "tensor"):
                 quantised, scale = kpt.ops.quantize_fp8(distribute_tensor(x, mesh, [Shard(0)]), granularity)
                 alone = kpt.ops.quantize_fp8(x, granularity)
+                scales = alone[1].mT if alone[1].ndim else alone[1]
                 assert_close(scale.full_tensor(), alone[1], "f32")
                 b, scale_b = (
                     DTensor.from_local(t.mT if t.ndim else t, mesh, [WHOLE]) for t in alone
                 )  # gloo does not send FP8
                 product = kpt.ops.fp8_matmul(quantised, b, scale, scale_b, out_dtype=torch.float32)
                 wanted = kpt.ops.fp8_matmul(
-                    alone[0], alone[0].T, alone[1], alone[1].mT if alone[1].ndim else alone[1], out_dtype=torch.float32
+                    alone[0], alone[0].T, alone[1], scales, out_dtype=torch.float32
                 )
                 assert_close(product.full_tensor(), wanted, "f32", 8)
 
@@ -169,7 +170,7 @@ def check_trainings(mesh: DeviceMesh) -> None:
             "DDP": losses(nn.parallel.DistributedDataParallel(copy.deepcopy(ours)), mine, averaged),
             "FSDP2": losses(fully_shard(copy.deepcopy(ours), mesh=mesh), mine, averaged),
         }
-    for name, found in trained.items():
+    for found in trained.values():
         assert_close(torch.tensor(found), torch.tensor(wanted), "f32", 1000)
     assert all(served(op)["triton"] > calls for op, calls in before.items())
 

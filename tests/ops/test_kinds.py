@@ -147,7 +147,10 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     ),
     "jagged": (lambda: gelu(jagged(), W, B).values(), lambda: F.gelu(F.linear(torch.cat([X, X[:2]]), W, B))),
     "jagged norm": (lambda: layer_norm(jagged(), (8,), G).values(), lambda: F.layer_norm(torch.cat([X, X[:2]]), (8,), G)),
-    "jagged, needing grad": (lambda: rms_norm(jagged(True), (8,), G).values(), lambda: F.rms_norm(torch.cat([X, X[:2]]), (8,), G)),
+    "jagged, needing grad": (
+        lambda: rms_norm(jagged(True), (8,), G).values(),
+        lambda: F.rms_norm(torch.cat([X, X[:2]]), (8,), G),
+    ),
     "jagged, through torch.ops": (
         lambda: torch.ops.kpt.rms_norm(jagged(), (8,), G, None).values(),
         lambda: F.rms_norm(torch.cat([X, X[:2]]), (8,), G),
@@ -224,7 +227,8 @@ x, q = torch.ones(4, 8), torch.ones(1, 1, 4, 8)
 for prefers in ("reference", "numpy"):
     with kpt.ops.prefer(prefers):
         kpt.ops.layer_norm(x, (8,)), kpt.ops.rms_norm(x, (8,)), kpt.ops.linear_act(x, x), kpt.ops.flash_attention(q, q, q)
-        kpt.ops.fp8_matmul(*(t.T if n == 1 else t for n, t in enumerate([kpt.ops.quantize_fp8(x)[0]] * 2)), *[torch.ones(())] * 2)
+        y, scale = kpt.ops.quantize_fp8(x)
+        kpt.ops.fp8_matmul(y, y.T, scale, scale)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
