@@ -42,7 +42,13 @@ def ways() -> Iterator[Way]:
     for dim in (0, 1):
         rows = Shard(dim)
         given = [rows, WHOLE, WHOLE]
-        yield lambda x, w, b: kpt.ops.layer_norm(x, (8,), w, b), [x, weight, bias], given, rows, [rows, partial, partial]
+        yield (
+            lambda x, w, b: kpt.ops.layer_norm(x, (8,), w, b),
+            [x, weight, bias],
+            given,
+            rows,
+            [rows, partial, partial],
+        )
         yield lambda x, w: kpt.ops.rms_norm(x, (8,), w), [x, weight], given[:2], rows, [rows, partial]
     w, b = randn(10, 8, seed=3), randn(10, seed=4)
     for activation in ("none", "relu", "gelu", "silu"):
@@ -83,7 +89,7 @@ def check_ops(mesh: DeviceMesh) -> None:
 
 
 def check_redistribution(mesh: DeviceMesh) -> None:
-    """What no way fits is sent first: rows cut along what is summed, one head on two processes, lengths of keys beside heads."""
+    """What no way fits is sent first: rows cut along what is summed, one head on two processes."""
     x, q, lengths = randn(4, 8), randn(2, 1, 5, 8), torch.tensor([3, 5], dtype=torch.int32)
     cut, heads = (distribute_tensor(t, mesh, [Shard(1)]) for t in (x, q.expand(2, 2, 5, 8).contiguous()))
     one = distribute_tensor(q, mesh, [WHOLE])
@@ -97,10 +103,15 @@ def check_redistribution(mesh: DeviceMesh) -> None:
             for granularity in ("row", "tensor"):
                 quantised, scale = kpt.ops.quantize_fp8(distribute_tensor(x, mesh, [Shard(0)]), granularity)
                 alone = kpt.ops.quantize_fp8(x, granularity)
+                scales = alone[1].mT if alone[1].ndim else alone[1]
                 assert_close(scale.full_tensor(), alone[1], "f32")
-                b, scale_b = (DTensor.from_local(t.mT if t.ndim else t, mesh, [WHOLE]) for t in alone)  # gloo does not send FP8
+                b, scale_b = (
+                    DTensor.from_local(t.mT if t.ndim else t, mesh, [WHOLE]) for t in alone
+                )  # gloo does not send FP8
                 product = kpt.ops.fp8_matmul(quantised, b, scale, scale_b, out_dtype=torch.float32)
-                wanted = kpt.ops.fp8_matmul(alone[0], alone[0].T, alone[1], alone[1].mT if alone[1].ndim else alone[1], out_dtype=torch.float32)
+                wanted = kpt.ops.fp8_matmul(
+                    alone[0], alone[0].T, alone[1], scales, out_dtype=torch.float32
+                )
                 assert_close(product.full_tensor(), wanted, "f32", 8)
 
 
@@ -159,7 +170,7 @@ def check_trainings(mesh: DeviceMesh) -> None:
             "DDP": losses(nn.parallel.DistributedDataParallel(copy.deepcopy(ours)), mine, averaged),
             "FSDP2": losses(fully_shard(copy.deepcopy(ours), mesh=mesh), mine, averaged),
         }
-    for name, found in trained.items():
+    for found in trained.values():
         assert_close(torch.tensor(found), torch.tensor(wanted), "f32", 1000)
     assert all(served(op)["triton"] > calls for op, calls in before.items())
 
@@ -170,7 +181,9 @@ def check_tensor_parallel(mesh: DeviceMesh) -> None:
     The MLP's pair runs as two modules, for the plan watches the linear layer; the op itself is in ``check_ops``.
     """
     torch.manual_seed(0)
-    native = nn.Sequential(nn.LayerNorm(16), nn.Sequential(nn.Linear(16, 32), nn.GELU()), nn.Linear(32, 16), nn.RMSNorm(16))
+    native = nn.Sequential(
+        nn.LayerNorm(16), nn.Sequential(nn.Linear(16, 32), nn.GELU()), nn.Linear(32, 16), nn.RMSNorm(16)
+    )
     x = randn(4, 6, 16)
     wanted = losses(copy.deepcopy(native), x, lambda loss: loss)
     for implementation in ("reference", "numpy"):

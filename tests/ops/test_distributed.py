@@ -9,10 +9,14 @@ def test_two_processes_are_as_one(tmp_path: Path, repository: Path) -> None:
     command = [sys.executable, "-m", "tests.ops.processes"]
     processes = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meeting")], cwd=repository, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*command, str(rank), str(tmp_path / "meeting")],
+            cwd=repository,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     try:
         said = [process.communicate(timeout=300)[0] for process in processes]
     finally:
