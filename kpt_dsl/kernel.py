@@ -9,7 +9,6 @@ import inspect
 import numbers
 import operator
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from keyword import iskeyword
 from typing import Any, Literal, Never, cast
 
@@ -217,7 +216,7 @@ class Kernel:
 
     def _integer(self, name: str, value: Any) -> int | None:
         """What was given for a ``kd.Int``, as a number of Python. Raises InputError for all but whole numbers of int32."""
-        if value is None and name in self.may_be_absent:
+        if value is None:  # where the text uses it then, it says so itself
             return None
         accepted = f"a kd.Int is a whole number from {-(2**31)} to {2**31 - 1}"
         if not isinstance(value, bool):  # which is a whole number to Python
@@ -228,34 +227,19 @@ class Kernel:
             else:
                 if -(2**31) <= whole < 2**31:
                     return whole
-        raise InputError(f"{self.name}: {name} is {value!r} ({type(value).__name__}); {accepted}{self._or_none(name)}")
+        raise InputError(f"{self.name}: {name} is {value!r} ({type(value).__name__}); {accepted}")
 
     def _real(self, name: str, value: Any) -> Any:
         """The same for a ``kd.Float``. A JAX scalar, which may be traced, stays what it is."""
-        if value is None and name in self.may_be_absent:
+        if value is None:  # where the text uses it then, it says so itself
             return None
         if not isinstance(value, bool) and isinstance(value, numbers.Real):
             return float(value)
         if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and getattr(value, "shape", None) == ():
             return value
         raise InputError(
-            f"{self.name}: {name} is {value!r} ({type(value).__name__}); a kd.Float is a real number{self._or_none(name)}"
+            f"{self.name}: {name} is {value!r} ({type(value).__name__}); a kd.Float is a real number"
         )
-
-    def _or_none(self, name: str) -> str:
-        return ", or None" if name in self.may_be_absent else ""
-
-    @cached_property
-    def may_be_absent(self) -> frozenset[str]:
-        """The scalar arguments that may be None: by their default, or because the text asks ``is None``."""
-        asked = {
-            node.left.id
-            for node in ast.walk(self.source.tree)
-            if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name)
-            and isinstance(node.ops[0], ast.Is | ast.IsNot)
-            and isinstance(known := node.comparators[0], ast.Constant) and known.value is None
-        }  # fmt: skip
-        return frozenset(n for n in self.scalars if n in asked or self.signature.parameters[n].default is None)
 
     def __call__(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
         """Run the kernel: torch tensors on their device (CUDA: Triton; CPU: NumPy), JAX arrays through Pallas.

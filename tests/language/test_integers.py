@@ -164,11 +164,11 @@ def test_none_where_the_text_or_the_default_allows_it() -> None:
     assert y.tolist() == [2.0] * 3
     scaled(torch.ones(3), y, 2.0, None, 1.0)
     assert y.tolist() == [3.0] * 3
-    with pytest.raises(kd.InputError, match=r"scaled: scale is None \(NoneType\); a kd\.Float is a real number$"):
+    with pytest.raises(kd.InputError, match=r"argument scale is None, but is used here"):
         scaled(torch.ones(3), y, None, 1)
-    with pytest.raises(kd.InputError, match=r"scaled: window is 1\.5 \(float\); a kd\.Int is .*, or None$"):
+    with pytest.raises(kd.InputError, match=r"scaled: window is 1\.5 \(float\); a kd\.Int is a whole number"):
         scaled(torch.ones(3), y, 1.0, 1.5)
-    with pytest.raises(kd.InputError, match=r"windowed: window is None"):
+    with pytest.raises(kd.InputError, match=r"argument window is None, but is used here"):
         windowed(torch.ones(3, 4), torch.empty(3, 4), None)
 
 
@@ -256,13 +256,12 @@ def test_extents_alone() -> None:
     y = torch.empty(9, 7)
     flat(x, y)
     torch.testing.assert_close(y, x + torch.arange(62, -1, -1.0).reshape(9, 7))
-    wide = torch.empty(1).expand(50000, 50000)
     said = r"`kd\.size\(\"N\"\) \* kd\.size\(\"M\"\)` comes to 2500000000, .* N is 50000, M is 50000"
     for target in ("nvidia-h200", "amd-mi300x", "tpu-v6e", "cpu"):
         with pytest.raises(kd.InputError, match=said):
             kd.source(flat, target, shapes={"M": 50000, "N": 50000}, dtypes="f32")
     with pytest.raises(kd.InputError, match=r"\.to\(kd\.i64\)"):
-        flat(wide, wide)
+        kd.source(flat, shapes={"M": 50000, "N": 50000}, dtypes="f32")
     with pytest.raises(kd.InputError, match=r"flat: dim N is 2147483648; indices are int32"):
         kd.source(flat, shapes={"M": 1, "N": 2**31}, dtypes="f32")
 

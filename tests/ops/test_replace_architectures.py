@@ -23,9 +23,8 @@ SPARSE = ("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "minimax_m3_
 SERVED = (
     "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma4_text", "phi3", "olmo2", "cohere2", "gpt2", "gpt_neox", "opt",
     "bloom", "mixtral", "llama4_text", "ministral3", "granite", "smollm3", "bert", "roberta", "distilbert", "electra",
-    "modernbert", "bart", "whisper", "t5", "vit", "clip_vision_model", "siglip_text_model", "wav2vec2", "deepseek_v3", "moonshine",
-    "paligemma",
-    "qwen2_vl",
+    "modernbert", "bart", "whisper", "t5", "vit", "clip_vision_model", "siglip_text_model", "wav2vec2", "deepseek_v3",
+    "moonshine", "paligemma", "qwen2_vl",
 )  # fmt: skip
 """A few dozen that build quickly; among them shared keys, windows, chunks, position bias, values narrower than
 keys, and layers that contradict their mask."""
