@@ -57,7 +57,7 @@ def load(file: Path, text: str, name: str) -> Kernel:
         {"kernel": "sigmoid", "M": "indices", "N": "length", "part": "tiles", "out": "tanh"},
         {"kernel": "row", "n": "scalars", "m": "_", "out": "column", "seen": "nearest", "w": "jnp"},
         {"x": "x", "w": "x_2", "y": "x_ref", "s": "x_2_ref", "shift": "x_kept_ref"},
-        {"M": "lambda", "N": "None", "m": "M", "n": "N", "total": "block_lambda", "last": "block_None"},
+        {"M": "np", "N": "print", "m": "M", "n": "N", "total": "block_np", "last": "block_print"},
         {
             "last": "n_stop",
             "total": "n_clear_stop",
