@@ -272,7 +272,15 @@ class _Worker:
 
     def _has_ended(self) -> bool:
         """Whether the process is no more. Its number stays taken until it is waited for, and with it that of its group."""
-        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        return self._end(os.WNOHANG) is not None
+
+    def _end(self, how: int) -> tuple[int, int] | None:
+        """How the process ended, as ``waitid`` says it: code and status; None for one that has not."""
+        try:
+            found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | how)
+        except ChildProcessError:  # a program that ignores SIGCHLD is not told
+            return os.CLD_EXITED, 0
+        return (found.si_code, found.si_status) if found else None
 
     def _last_words(self) -> str:
         until = time.monotonic() + _END_SECONDS
@@ -281,10 +289,9 @@ class _Worker:
                 return "the process closed its pipe and went on"
             time.sleep(0.01)
         self._listen()
-        found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        assert found is not None
+        code, status = self._end(0) or (os.CLD_EXITED, 0)
         lines = self._last_printed.decode(errors="replace").strip().splitlines()
-        died = f"exit status {found.si_status}" if found.si_code == os.CLD_EXITED else f"signal {found.si_status}"
+        died = f"exit status {status}" if code == os.CLD_EXITED else f"signal {status}"
         return f"the process ended with {died}" + (f": {lines[-1][:300]}" if lines else "")
 
     def _send(self, message: Any) -> None:

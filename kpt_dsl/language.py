@@ -62,6 +62,9 @@ class In:
     A scalar index must be one of its dim, from 0 up: IndexRangeError says where it is not (on GPUs within ``kd.checking()``).
     """
 
+    dtype: DType
+    """Its element type, known before the kernel runs: ``if x.dtype == kd.f32``."""
+
     def __getitem__(self, index: Any) -> Value:
         _never("In")
 
@@ -72,6 +75,9 @@ class Out:
     ``y[m, :] += value`` adds to what a float32 tensor holds, element by element. Programs that add to one place do so in any
     order, so that the sum may differ in its last bits from run to run; whoever calls the kernel clears the tensor first.
     """
+
+    dtype: DType
+    """Its element type, known before the kernel runs."""
 
     def __setitem__(self, index: Any, value: Any) -> None:
         _never("Out")

@@ -20,6 +20,7 @@ from kpt_dsl.values import told_apart
 if TYPE_CHECKING:
     from kpt_dsl.kernel import Kernel
 
+
 @dataclass(frozen=True)
 class _Lowered:
     """IR that was made before, and the choices that were met on the way: what else a config holds does not matter to it."""
@@ -224,7 +225,9 @@ class Problem:
         )
         known = frozenset(d for t in tensors for d in t.dims)
         outside = {key: value for each in self.functions.values() for key, value in each.values.items()}
-        nowhere = {name: kernel.tensors.get(name, ()) for name in (*absent, *(s for s in kernel.scalars if s in statics))}
+        nowhere = {
+            name: kernel.tensors.get(name, ()) for name in (*absent, *(s for s in kernel.scalars if s in statics))
+        }
         return Specialisation(
             kernel.name, self.meaning.source, tensors, scalars, {**absent, **statics}, known, choices,
             outside | dict(self.meaning.values), nowhere,

@@ -119,10 +119,16 @@ class Launches:
         self._ways: dict[str, Launches] = {}
 
     def __call__(self, kernel: Kernel, *arguments: Any) -> None:
-        prepared = self._prepared.get(kernel)
-        if prepared is None or prepared.changed():
-            prepared = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
-        prepared.run(*arguments)
+        run, meant = self._prepared.get(kernel) or self._prepare(kernel, arguments)
+        for now, meaning in meant:
+            if now() is not meaning:
+                run, _ = self._prepare(kernel, arguments)
+                break
+        run(*arguments)
+
+    def _prepare(self, kernel: Kernel, arguments: tuple[Any, ...]) -> "_Prepared":
+        prepared = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
+        return prepared
 
     def quickest(self, *ways: Way) -> Any:
         """The quickest way, found out when it is first asked for; each way prepares its kernels for itself."""
@@ -136,22 +142,16 @@ class Launches:
         return ways[number](launches)
 
 
-class _Prepared:
-    """What runs a kernel, and what it and the functions among its arguments meant when it was prepared."""
+class _Prepared(NamedTuple):
+    """What runs a kernel; and of it and of the functions among its arguments, what gives their meanings and what these were."""
 
-    __slots__ = ("_meant", "run")
+    run: Callable[..., Any]
+    meant: tuple[tuple[Callable[[], Meaning], Meaning], ...]
 
-    def __init__(self, run: Callable[..., Any], problem: Problem) -> None:
-        self.run = run
+    @staticmethod
+    def of(run: Callable[..., Any], problem: Problem) -> "_Prepared":
         functions = [(value.now, problem.functions[name]) for name, value in problem.statics if name in problem.functions]
-        self._meant: list[tuple[Callable[[], Meaning], Meaning]] = [(problem.kernel.now, problem.meaning), *functions]
-
-    def changed(self) -> bool:
-        """Whether something that a text names from outside has another value now."""
-        for now, meant in self._meant:  # noqa: SIM110 (a generator would cost as much again)
-            if now() is not meant:
-                return True
-        return False
+        return _Prepared(run, ((problem.kernel.now, problem.meaning), *functions))
 
 
 class _Recorder:
@@ -222,8 +222,8 @@ def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prep
     config, _ = runtime.chosen(problem, bound, backend)
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     if device.type == "cuda":
-        return _Prepared(runtime.runtime(backend).prepare(problem, config, device.index), problem)
-    return _Prepared(lambda *given: runtime.run(problem, kernel.bind(*given), config, backend), problem)
+        return _Prepared.of(runtime.runtime(backend).prepare(problem, config, device.index), problem)
+    return _Prepared.of(lambda *given: runtime.run(problem, kernel.bind(*given), config, backend), problem)
 
 
 def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:

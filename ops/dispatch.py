@@ -10,12 +10,13 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from kpt.ops import flops, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
-from kpt.ops.eager import PLAIN, WORDS, is_autocasting, is_compiling, is_plain
+from kpt.ops.eager import PLAIN, WORDS, is_autocasting, is_plain
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.configs import generation
 from kpt_dsl.errors import IndexRangeError, KptError
@@ -24,7 +25,7 @@ from kpt_dsl.runtime.precision import float32_products
 log = logging.getLogger("kpt")
 
 _all_or_none: ContextVar[bool] = ContextVar("kpt_all_or_none", default=False)
-"""Inside a function of ours that autograd follows: an op that a subclass does not know is PyTorch's business with its gradient."""
+"""Inside a function of ours that autograd follows: an op that a subclass does not know is PyTorch's with its gradient."""
 
 DECISIONS_KEPT = 4096
 """Kinds of call remembered for each op: some MB at most, far more than a program of fixed shapes has."""
@@ -119,7 +120,9 @@ class Dispatcher:
         if not choice.implementation.differentiable:
             token = _all_or_none.set(True)
             try:
-                return followed(self.op, self.through_torch)(*arguments)  # comes back below autograd, and is counted there
+                return followed(self.op, self.through_torch)(
+                    *arguments
+                )  # comes back below autograd, and is counted there
             finally:
                 _all_or_none.reset(token)
         self._served[choice.implementation.name] += 1
@@ -129,7 +132,7 @@ class Dispatcher:
         return choice.implementation.prepare(arguments)(*arguments)
 
     def count_outside(self, reason: str) -> None:
-        """Count a call that PyTorch served for the op, since the op could not be asked: an attention mask that it has no word for."""
+        """Count a call that PyTorch served since the op has no words for it, as for an attention mask of any shape."""
         self._fallbacks[reason] += 1
 
     def counters(self) -> dict[str, dict[str, int]]:
@@ -226,7 +229,9 @@ class Dispatcher:
             reason = f"only PyTorch knows what to do with tensors of these kinds: {', '.join(sorted(kinds))}"
             self._fallbacks[reason] += 1
             self._log_once(reason)
-        with torch._C._EnableTorchFunction():  # off where PyTorch's dispatcher came by, and jagged attention lives there
+        with (
+            torch._C._EnableTorchFunction()
+        ):  # off where PyTorch's dispatcher came by, and jagged attention lives there
             return self.op.reference(*arguments)
 
     def _after_failure(self, key: Any, choice: Choice, arguments: tuple[Any, ...], error: KptError) -> Any:

@@ -10,7 +10,7 @@ from kpt.ops import checks
 from kpt.ops.backends import Launch
 from kpt.ops.column_sums import column_sums, partial_column_sums
 from kpt.ops.dtypes import FLOATS
-from kpt.ops.registry import Placed, Sharding
+from kpt.ops.registry import SUM, WHOLE, Placed, Sharding
 
 HELD_BYTES = 32 * 1024
 """Longest row whose gradients one program makes while the sums of its share stay in registers beside it: 16384 elements in half
@@ -52,6 +52,8 @@ def check_norm(op: str, x: Any, normalized_shape: Any, any_dtype: bool = False, 
         checks.reject(
             op, "normalized_shape", repr(normalized_shape), "a sequence of one or more extents, such as (768,)"
         )
+    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in normalized_shape):
+        checks.reject(op, "normalized_shape", repr(normalized_shape), "a sequence of whole numbers, such as (768,)")
     if tuple(x.shape[-len(normalized_shape) :]) != tuple(normalized_shape):
         checks.reject(
             op, "input", checks.shape_of(x), f"a shape that ends with normalized_shape {tuple(normalized_shape)}"
@@ -93,7 +95,7 @@ def check_norm_backward(
 def shardings(x: torch.Tensor, normalized_shape: Sequence[int], parameters: int) -> Iterator[Sharding]:
     """Of a norm: its rows, beside whole parameters. The last argument is eps."""
     for dim in range(x.ndim - len(normalized_shape)):
-        yield Sharding((dim,), (dim, None, *["whole"] * parameters, None))
+        yield Sharding((dim,), (dim, None, *[WHOLE] * parameters, None))
 
 
 def backward_shardings(
@@ -101,8 +103,8 @@ def backward_shardings(
 ) -> Iterator[Sharding]:
     """Of a norm's gradients: its rows; what the rows of a process give to a parameter's is a part of the sum."""
     for dim in range(x.ndim - len(normalized_shape)):
-        outputs: list[Placed] = [dim, *["sum"] * parameters]
-        given = (dim, dim, None, *["whole"] * parameters, None, None)
+        outputs: list[Placed] = [dim, *[SUM] * parameters]
+        given = (dim, dim, None, *[WHOLE] * parameters, None, None)
         yield Sharding([o for o, n in zip(outputs, needed, strict=True) if n], given)
 
 

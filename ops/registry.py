@@ -83,6 +83,9 @@ class Gradient:
 Placed = int | Literal["whole", "sum"] | None
 """Of one tensor, in a group of processes: cut along this dim, whole in each, or to be added up; None: no tensor."""
 
+WHOLE: Placed = "whole"
+SUM: Placed = "sum"
+
 
 class Sharding(NamedTuple):
     """One way to run an op on processes of which each has a part of its tensors."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kpt.ops.registry import Op, Placed, Sharding
+from kpt.ops.registry import SUM, WHOLE, Op, Placed, Sharding
 
 _SHARED_OUT: list[tuple[Any, Op]] = []
 """Ops whose shardings DTensor does not know yet, as torch.library knows them."""
@@ -48,21 +48,20 @@ def _strategy(op: Op, schema: Any) -> Any:
     from torch.distributed.tensor._op_schema import OpStrategy
     from torch.distributed.tensor._ops.utils import expand_to_full_mesh_op_strategy
 
-    arguments = [a.strategies[0].output_spec if isinstance(a, OpStrategy) else a for a in schema.args_schema]
     given = [isinstance(a, OpStrategy) for a in schema.args_schema]
     meta = [
-        torch.empty(a.shape, dtype=a.tensor_meta.dtype, device="meta") if g else a
-        for a, g in zip(arguments, given, strict=True)
+        torch.empty(a.shape, dtype=a.strategies[0].output_spec.tensor_meta.dtype, device="meta") if g else a
+        for a, g in zip(schema.args_schema, given, strict=True)
     ]
     outputs = op.fake(*meta)
     count = len(outputs) if isinstance(outputs, list | tuple) else 1
     mesh = schema.get_mesh_from_args()
-    whole = Sharding(("whole",) * count, tuple("whole" if g else None for g in given))
+    whole = Sharding((WHOLE,) * count, tuple(WHOLE if g else None for g in given))
     ways = [_placements(way, given, count) for way in (whole, *op.shardings(mesh.size(), *meta))]
     strategy = expand_to_full_mesh_op_strategy(mesh, schema, ways, input_index=count)
     if isinstance(outputs, list) and count == 1:  # a list of one is a list
         for one in strategy.strategies:
-            one.output_specs = (one.output_specs,)
+            one.output_specs = (one.output_spec,)
     return strategy
 
 
@@ -70,10 +69,10 @@ def _placements(way: Sharding, given: Sequence[bool], count: int) -> list[Any]:
     """What is asked of the outputs, then of each argument that is a tensor."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
-    words: dict[str, Callable[[], Any]] = {"whole": Replicate, "sum": Partial}
+    words: dict[Placed, Callable[[], Any]] = {WHOLE: Replicate, SUM: Partial}
 
     def placement(placed: Placed) -> Any:
-        return Shard(placed) if isinstance(placed, int) else words[str(placed)]()
+        return Shard(placed) if isinstance(placed, int) else words[placed]()
 
     inputs = [placement(p) if g else None for p, g in zip(way.inputs, given, strict=True)]
     return [*[placement(p) for p in way.outputs[:count]], *inputs]

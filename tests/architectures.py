@@ -1,4 +1,4 @@
-"""Every architecture of Transformers that builds from a tiny config: what the replaced model computes, beside what the model does.
+"""Every architecture of Transformers that builds from a tiny config: what it computes replaced, and before.
 
     python -m tests.architectures               # all of them: minutes
     python -m tests.architectures llama gemma4  # these, each case in a line
@@ -34,14 +34,15 @@ KEPT = 3
 """How many logits are kept where a model is asked for some only."""
 
 SIZES: dict[str, Any] = {
-    64: ("hidden_size d_model n_embd dim embed_dim encoder_hidden_size decoder_hidden_size projection_dim hidden_dim embedding_size "
-         "d_embed emb_dim model_dim text_embed_dim conv_dim_out audio_hidden_size text_hidden_size out_hidden_size adapter_input_size condition_dim"),
-    96: "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim d_inner n_inner ffn_hidden_size mlp_dim dim_feedforward",
-    2: ("num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_decoder_layers num_encoder_layers depth "
-        "moe_topk num_experts_per_tok num_selected_experts top_k_experts n_group topk_group num_blocks"),
-    4: ("num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_local_experts num_experts "
-        "n_routed_experts sliding_window attention_window window_size index_topk index_n_heads index_topk_blocks index_block_size "
-        "num_query_tokens num_queries index_kpool num_windows expert_ffn_hidden_size num_kv_shared_layers"),
+    64: ("hidden_size d_model n_embd dim embed_dim encoder_hidden_size decoder_hidden_size projection_dim hidden_dim d_embed "
+         "embedding_size emb_dim model_dim text_embed_dim conv_dim_out audio_hidden_size text_hidden_size out_hidden_size "
+         "adapter_input_size condition_dim"),
+    96: "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim d_inner n_inner ffn_hidden_size mlp_dim",
+    2: ("num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_decoder_layers num_encoder_layers "
+        "depth moe_topk num_experts_per_tok num_selected_experts top_k_experts n_group topk_group num_blocks"),
+    4: ("num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_local_experts "
+        "num_experts n_routed_experts sliding_window attention_window window_size index_topk index_n_heads index_topk_blocks "
+        "index_block_size num_query_tokens num_queries index_kpool num_windows expert_ffn_hidden_size num_kv_shared_layers"),
     32: "image_size moe_intermediate_size q_lora_rank expert_dim",
     12: "v_head_dim",
     16: "head_dim global_head_dim kv_lora_rank index_head_dim d_kv qk_head_dim",
@@ -163,9 +164,13 @@ def build(name: str) -> Any:
             return _filled(kinds[0](config))
     modelling = import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
     for kind in vars(modelling).values():  # parts of larger models, which no mapping has
-        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and kind.config_class is type(config):
-            if kind.__name__.endswith(("Model", "Encoder", "Decoder", "Transformer")) and "PreTrained" not in kind.__name__:
-                return _filled(kind(config))
+        if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+            continue
+        named = (
+            kind.__name__.endswith(("Model", "Encoder", "Decoder", "Transformer")) and "PreTrained" not in kind.__name__
+        )
+        if named and kind.config_class is type(config):
+            return _filled(kind(config))
     raise ValueError(f"transformers {transformers.__version__} has no model for it that these tests run")
 
 
@@ -212,7 +217,9 @@ def _small(kind: type, config: Any) -> dict[str, Any]:
         changes["rope_parameters"] = rotary | {"mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}
     changes |= SPECIAL.get(kind.model_type, {})
     changes |= {key: 0 for key in ("pad_token_id",) if key in given}
-    changes |= {key: 1 for key in ("bos_token_id", "decoder_start_token_id") if key in given and isinstance(given[key], int)}
+    changes |= {
+        key: 1 for key in ("bos_token_id", "decoder_start_token_id") if key in given and isinstance(given[key], int)
+    }
     changes |= {key: 2 for key in ("eos_token_id",) if key in given and isinstance(given[key], int)}
     return changes
 
@@ -226,7 +233,7 @@ def _modelling_code(kind: type) -> str:
 
 def _cases(model: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     """Each way to call a model of this kind, by name."""
-    
+
     takes = signature(model.forward).parameters
     generator = torch.Generator().manual_seed(20)
     if "input_ids" not in takes:
@@ -236,7 +243,11 @@ def _cases(model: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     decoder = {"decoder_input_ids": ids[:, :5]} if "decoder_input_ids" in takes else {}
     right, left = torch.ones_like(ids), torch.ones_like(ids)
     right[1, 6:], left[1, :4] = 0, 0
-    masks = {"no mask": None, "right padding": right, "left padding": left} if "attention_mask" in takes else {"no mask": None}
+    masks = (
+        {"no mask": None, "right padding": right, "left padding": left}
+        if "attention_mask" in takes
+        else {"no mask": None}
+    )
 
     def call(subject: Any, mask: torch.Tensor | None = None, **more: Any) -> Any:
         given = {} if mask is None else {"attention_mask": mask}
@@ -342,7 +353,8 @@ def main(arguments: Sequence[str]) -> int:
     started, tally = time.monotonic(), Counter[str]()
     for verdict in verdicts(list(arguments) or names(), workers=2):
         tally[verdict.word] += 1
-        print(f"{verdict.word:10} {verdict.name:32} served {verdict.served:3} not {verdict.fallbacks:3} {verdict.note[:300]}", flush=True)
+        counted = f"served {verdict.served:3}, not {verdict.fallbacks:3}"
+        print(f"{verdict.word:10} {verdict.name:32} {counted}  {verdict.note[:300]}", flush=True)
         for case, text in verdict.cases.items():
             if arguments or not text.startswith("equal"):
                 print(f"{'':14}{case:16} {text}", flush=True)

@@ -22,3 +22,6 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a full disk under our output, a terminal that is gone
+        print(f"kpt-tune: {error}", file=sys.stderr)
+        sys.exit(1)

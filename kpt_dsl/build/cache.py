@@ -231,6 +231,8 @@ def _distrusted(place: Path) -> str:
         return ""  # what cannot be looked at shows itself when it is to be written
     if found.st_uid not in (os.geteuid(), 0):
         return f"{place} belongs to another user; name a folder of your own with {VARIABLE}"
-    if stat.S_ISDIR(found.st_mode) and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{place} is no folder; name one with {VARIABLE}"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"others may write to {place}; `chmod go-w` it, or name another folder with {VARIABLE}"
     return ""

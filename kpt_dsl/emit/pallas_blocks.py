@@ -88,14 +88,6 @@ class Blocks:
                 f"{self.plan.kernel.name} adds to {store.tensor} (line {store.loc.line}); on a TPU an output has one writer"
             )
         tensor = self.plan.kernel.tensor(store.tensor)
-        each = {g.name: g.dim for g in self.plan.kernel.grid if isinstance(g, ir.Each)}
-        each |= {p.name: p.dim for p in self.plan.phases if not p.tiled}
-        for dim, index in zip(tensor.dims, store.index, strict=True):
-            if isinstance(index, Expr) and not (isinstance(index, ir.Index) and each.get(index.name) == dim):
-                raise TargetError(
-                    f"{self.plan.kernel.name} stores {tensor.name} at some places of {dim} only (line {store.loc.line}); a TPU "
-                    f"kernel writes whole outputs, so that what lay at the others would be lost"
-                )
         block = Block(f"{tensor.name}_ref", tensor, canonical(store.index, self.plan))
         loop = None if phase is None or not self.plan.phases[phase].bounded else self.plan.phases[phase].loop
         if loop is not None and loop.over.name in _stepped(store.index) and not loop.share:
@@ -141,7 +133,7 @@ class Blocks:
 
     def _covered(self, block: Block) -> bool:
         """Whether the programs together store every element."""
-        loops = {g.name: g.dim for g in self.plan.kernel.grid}
+        loops = {g.name: g.dim for g in self.plan.kernel.grid} | {p.name: p.dim for p in self.plan.phases if not p.bounded}
         entries = zip(block.index, block.tensor.dims, strict=True)
         return all(isinstance(i, Axis) or (isinstance(i, ir.Index) and loops.get(i.name) == dim) for i, dim in entries)
 

@@ -19,8 +19,7 @@ Kind = Literal["dim", "argument", "kernel", "loop", "variable"]
 
 _RESERVED = frozenset({
     "jax", "jnp", "lax", "pl", "pltpu", "step", "clear", "interpret", "begin", "finish", "scalars", "_", *HELPERS,
-    *keyword.kwlist,
-    *dir(builtins),
+    *keyword.kwlist, *dir(builtins),
 })  # fmt: skip
 
 _MADE: Mapping[Kind, tuple[str, ...]] = {

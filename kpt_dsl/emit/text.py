@@ -18,6 +18,12 @@ COMMENT_COLUMN = 60
 """Comments line up here where the statement leaves room."""
 
 
+def in_docstring(text: str) -> str:
+    """Text from outside (a file's name, a config) as it may stand in a docstring: one line, which nothing in it ends."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.replace("\\", "\\\\"))
+    return shown.replace('"', '\\"')
+
+
 class Writer:
     """Collects lines at the current indentation, ``depth`` levels deep.
 

@@ -150,6 +150,8 @@ class Expressions(Names):
                 case "size":
                     return ir.Block(name, type=scalar, loc=loc)
             fail(loc, f"a tile has no .{attr}", f"it has {', '.join('.' + p for p in _TILE_PARTS)}")
+        if isinstance(base, ir.Tensor) and attr == "dtype":
+            return base.dtype
         if isinstance(base, Expr):
             if attr == "T":
                 return ty.transpose(base, loc)

@@ -1,7 +1,8 @@
 """Every element is stored by one program: programs run in any order, so that of several values chance would choose one.
 
-A store is right where each parallel loop stands in its index: by its tile, by its index (alone, moved, or numbered along with
-others as in ``b * kd.size("H") + h``), or through a sequential loop that it deals out, whose bounds both follow it.
+A store is right where each parallel loop stands in its index: by its tile; by its index, alone, moved, numbered along with
+others as in ``b * kd.size("H") + h``, or as a place that was looked up for it; or through a sequential loop that it deals out,
+whose bounds both follow it.
 """
 
 from kpt_dsl import ir
@@ -90,7 +91,10 @@ def _told_apart(entry: ir.Axis | Expr) -> set[str]:
     names = _names(entry)
     if len(names) < 2:
         return names if _moves(entry) else set()
-    match entry:  # rows of a block of as many as there are: row-major numbers
+    match entry:
+        case ir.Load():
+            return {name for i in entry.index for name in _told_apart(i)}
+        # Rows of a block of as many as there are: row-major numbers
         case ir.Binary(op="add", a=ir.Binary(op="mul", a=outer, b=ir.Size()), b=ir.Index(name=name)):
             return _told_apart(outer) | {name}
     return set()
@@ -101,6 +105,8 @@ def _moves(e: Expr) -> bool:
     match e:
         case ir.Index():
             return True
+        case ir.Load():  # that no two are equal is the caller's word
+            return any(isinstance(i, Expr) and _moves(i) for i in e.index)
         case ir.Unary(op="neg", x=x) | ir.Cast(x=x):
             return _moves(x)
         case ir.Binary(op="add" | "sub", a=a, b=b):

@@ -63,7 +63,8 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
             cut = True
         elif isinstance(node, ir.Binary):
             lanes = (affine.Lane(axis, i) for i, a in enumerate(node.type.shape) if a == axis)
-            for bound in filter(None, (affine.bound(node, lane, definitions, inside) for lane in lanes)):
+            bounds = filter(None, (affine.bound(node, lane, definitions, inside) for lane in lanes))
+            for bound in (b for b in bounds if _stays_exact(b.value, definitions)):
                 known[node] = fold.truth(True, node)
                 (uppers if bound.upper else lowers).append(bound.value)
     cut = cut and (padded(axis) or not (loop.share or whole(loop)))
@@ -77,6 +78,20 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
     first = fold.round_up(start, loop.tile.name) if head else start
     tail = bool(uppers) or not _is_size(loop.stop) or padded(axis)
     return Interior(first, fold.round_down(stop, loop.tile.name) if tail else stop, body, head, tail)
+
+
+def _stays_exact(bound: Expr, definitions: dict[str, Expr]) -> bool:
+    """Whether a bound cannot wrap: nothing is calculated of what only the run knows. (Of the rest ``ranges`` knows intervals.)
+
+    ``n.index > last[b]`` holds from ``last[b] + 1`` on, but nowhere where that is the greatest of all numbers.
+    """
+
+    def loaded(e: Expr) -> bool:
+        if isinstance(e, ir.Var):
+            return e.name not in definitions or loaded(definitions[e.name])
+        return isinstance(e, ir.Load | ir.Reduce | ir.Cast) or any(map(loaded, ir.children(e)))
+
+    return isinstance(bound, ir.Load | ir.Var) or not loaded(bound)
 
 
 def _split_block(kernel: ir.Kernel, block: tuple[ir.Stmt, ...], padded: Callable[[Axis], bool]) -> tuple[ir.Stmt, ...]:

@@ -80,7 +80,7 @@ def as_numpy(name: str, array: Any) -> "Array":
 def _torch_view(tensor: Any, element: DType) -> "Array":
     """bfloat16 and fp8 do not exist in NumPy itself: they cross as integers of their width.
 
-    Through DLPack, since ``tensor.numpy()`` makes the tensor's memory unresizable for good, and FSDP frees parameters by resizing.
+    Through DLPack: ``tensor.numpy()`` makes a tensor's memory unresizable for good, and FSDP frees parameters by resizing.
     """
     import ml_dtypes
     import numpy as np

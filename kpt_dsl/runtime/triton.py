@@ -190,9 +190,12 @@ def _device(arrays: Mapping[str, Any]) -> Any:
     import torch
 
     devices = {name: a.device for name, a in arrays.items() if isinstance(a, torch.Tensor)}
-    if others := [name for name, a in arrays.items() if name not in devices and getattr(a, "shape", None)]:
-        kind = type(arrays[others[0]])
-        raise InputError(f"{others[0]} is {kind.__module__}.{kind.__name__}; backend triton takes torch tensors")
+    if len(devices) < len(arrays):
+        for name, a in arrays.items():
+            if name not in devices and getattr(a, "shape", None):
+                raise InputError(
+                    f"{name} is {type(a).__module__}.{type(a).__name__}; backend triton takes torch tensors"
+                )
     if not devices:
         raise InputError("backend triton takes torch tensors, and no argument is one")
     if len(set(devices.values())) > 1:

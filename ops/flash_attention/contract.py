@@ -9,7 +9,7 @@ from kpt.ops import checks
 from kpt.ops.backends import wide_dtype
 from kpt.ops.dtypes import FLOATS
 from kpt.ops.flops import product
-from kpt.ops.registry import Sharding
+from kpt.ops.registry import WHOLE, Sharding
 from kpt_dsl.language import SMALLEST_POSITIVE
 
 LARGEST_HEAD_DIM = 256
@@ -61,7 +61,7 @@ def shardings(size: int, q: torch.Tensor, k: torch.Tensor, outputs: int, tensors
     """
     yield Sharding((0,) * outputs, (0,) * len(tensors))
     if not q.shape[1] % size and not k.shape[1] % size:
-        yield Sharding((1,) * outputs, tuple(1 if t else "whole" for t in tensors))
+        yield Sharding((1,) * outputs, tuple(1 if t else WHOLE for t in tensors))
 
 
 def scale_of(q: torch.Tensor, scale: float | None) -> float:

@@ -14,7 +14,7 @@ from kpt.ops.fp8_matmul import reference
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
 from kpt.ops.fp8_matmul.shapes import DIMS, SHAPES, arguments
 from kpt.ops.library import define
-from kpt.ops.registry import Op, Sharding
+from kpt.ops.registry import WHOLE, Op, Sharding
 
 
 def fp8_matmul(
@@ -74,8 +74,8 @@ def _flops(a: torch.Tensor, b: torch.Tensor, *_: Any) -> int:
 
 
 def _shardings(_: int, a: Any, b: Any, scale_a: torch.Tensor, scale_b: torch.Tensor, *__: Any) -> Iterator[Sharding]:
-    yield Sharding((0,), (0, "whole", 0 if scale_a.numel() > 1 else "whole", "whole", "whole", None))
-    yield Sharding((1,), ("whole", 1, "whole", 1 if scale_b.numel() > 1 else "whole", 0, None))
+    yield Sharding((0,), (0, WHOLE, 0 if scale_a.numel() > 1 else WHOLE, WHOLE, WHOLE, None))
+    yield Sharding((1,), (WHOLE, 1, WHOLE, 1 if scale_b.numel() > 1 else WHOLE, 0, None))
 
 
 def _run(

@@ -26,10 +26,11 @@ def layer_norm_bwd(
             row, slope = x[m, :], dy[m, :]
             mean = kd.sum(row, axis=1) / kd.size("N")
             centred = row - mean[:, None]
-            left = kd.sum(centred, axis=1) / kd.size("N")
-            variance = kd.maximum(kd.sum(centred * centred, axis=1) / kd.size("N") - left * left, 0.0)
-            rstd = kd.rsqrt(variance + eps)
-            normal = (centred - left[:, None]) * rstd[:, None]
+            if x.dtype != kd.bf16:
+                left = kd.sum(centred, axis=1) / kd.size("N")
+                centred = centred - left[:, None]
+            rstd = kd.rsqrt(kd.sum(centred * centred, axis=1) / kd.size("N") + eps)
+            normal = centred * rstd[:, None]
             if dx is not None:
                 scaled = slope.to(kd.f32)
                 if weight is not None:
@@ -40,7 +41,10 @@ def layer_norm_bwd(
                 across = kd.sum(scaled, axis=1) / kd.size("N")
                 if again:
                     row, slope = x[m, :], dy[m, :]
-                    normal = (row - mean[:, None] - left[:, None]) * rstd[:, None]
+                    rest = row - mean[:, None]
+                    if x.dtype != kd.bf16:
+                        rest = rest - left[:, None]
+                    normal = rest * rstd[:, None]
                     scaled = slope.to(kd.f32)
                     if weight is not None:
                         scaled = scaled * weight[:][None, :]
@@ -63,10 +67,11 @@ def layer_norm_bwd_dx(dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, eps: kd.Fl
             row = x[m, :]
             mean = kd.sum(row, axis=1) / kd.size("N")
             centred = row - mean[:, None]
-            left = kd.sum(centred, axis=1) / kd.size("N")
-            variance = kd.maximum(kd.sum(centred * centred, axis=1) / kd.size("N") - left * left, 0.0)
-            rstd = kd.rsqrt(variance + eps)
-            normal = (centred - left[:, None]) * rstd[:, None]
+            if x.dtype != kd.bf16:
+                left = kd.sum(centred, axis=1) / kd.size("N")
+                centred = centred - left[:, None]
+            rstd = kd.rsqrt(kd.sum(centred * centred, axis=1) / kd.size("N") + eps)
+            normal = centred * rstd[:, None]
             scaled = dy[m, :].to(kd.f32)
             if weight is not None:
                 scaled = scaled * weight[:][None, :]

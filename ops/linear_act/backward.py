@@ -19,7 +19,7 @@ from kpt.ops.linear_act.activations import BACKWARD
 from kpt.ops.linear_act.contract import check_activation
 from kpt.ops.linear_act.saving import linear_act_saving
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, backward_arguments
-from kpt.ops.registry import Gradient, Op, Placed, Ready, Sharding
+from kpt.ops.registry import SUM, WHOLE, Gradient, Op, Placed, Ready, Sharding
 
 Wanted = Sequence[bool]
 """Which of the gradients of x, weight and bias are wanted."""
@@ -128,10 +128,10 @@ def _shardings(
         return Sharding([o for o, n in zip(outputs, needed, strict=True) if n], (*inputs, None, None))
 
     for dim in range(last):
-        yield way((dim, "sum", "sum"), (dim, dim, "whole", "whole", dim))
-    yield way(("sum", 0, 0), (last, "whole", 0, 0, last))
+        yield way((dim, SUM, SUM), (dim, dim, WHOLE, WHOLE, dim))
+    yield way((SUM, 0, 0), (last, WHOLE, 0, 0, last))
     if preactivation is not None or activation == "none":
-        yield way((last, 1, "whole"), ("whole", last, 1, "whole", "whole"))
+        yield way((last, 1, WHOLE), (WHOLE, last, 1, WHOLE, WHOLE))
 
 
 def _run(

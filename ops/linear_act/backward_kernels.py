@@ -10,14 +10,18 @@ from kpt.ops.linear_act.activations import FLAT
 
 @kd.kernel(x="M K", weight="N K", bias="N", y="M N", z="M N")
 def linear_act_fwd_saving(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, z: kd.Out, activation: kd.Static) -> None:
-    """``linear_act_fwd`` that keeps its pre-activation besides, as far out as gradients differ: float16 holds that."""
+    """``linear_act_fwd`` that keeps its pre-activation besides: float16, which does not hold all of them, as far out as
+    gradients differ."""
     for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
         acc = kd.zeros([m, n])
         for k in kd.sequential(kd.tile("K")):
             acc = kd.dot(x[m, k], weight[n, k].T, acc)
         if bias is not None:
             acc += bias[n][None, :]
-        z[m, n] = kd.where(acc > FLAT, FLAT, kd.where(acc < -FLAT, -FLAT, acc))
+        if z.dtype == kd.f16:
+            z[m, n] = kd.where(acc > FLAT, FLAT, kd.where(acc < -FLAT, -FLAT, acc))
+        else:
+            z[m, n] = acc
         y[m, n] = activation(acc)
 
 

@@ -17,7 +17,7 @@ from kpt.ops.linear_act.backward import GRADIENT
 from kpt.ops.linear_act.contract import check_linear
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.linear_act.shapes import DIMS, SHAPES, arguments
-from kpt.ops.registry import Op, Sharding
+from kpt.ops.registry import SUM, WHOLE, Op, Sharding
 
 
 def linear_act(
@@ -61,10 +61,10 @@ def _flops(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
 def _shardings(_: int, x: torch.Tensor, weight: Any, bias: Any, activation: str, recompute: Any) -> Iterator[Sharding]:
     last = x.ndim - 1
     for dim in range(last):
-        yield Sharding((dim,), (dim, "whole", "whole", None, None))
-    yield Sharding((last,), ("whole", 0, 0, None, None))
+        yield Sharding((dim,), (dim, WHOLE, WHOLE, None, None))
+    yield Sharding((last,), (WHOLE, 0, 0, None, None))
     if activation == "none" and bias is None:
-        yield Sharding(("sum",), (last, 1, None, None, None))
+        yield Sharding((SUM,), (last, 1, None, None, None))
 
 
 def _run(

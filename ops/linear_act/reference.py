@@ -50,9 +50,9 @@ def linear_act(
 def linear_act_saving(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``linear_act`` and its pre-activation, at most ``FLAT``, in memory of their own."""
+    """``linear_act`` and its pre-activation, of float16 at most ``FLAT``, in memory of their own."""
     z = F.linear(x, weight, bias).contiguous()
-    return ACTIVATIONS[activation](z), z.clamp(-FLAT, FLAT)
+    return ACTIVATIONS[activation](z), z.clamp(-FLAT, FLAT) if z.dtype == torch.float16 else z
 
 
 def linear_act_backward(

@@ -15,7 +15,7 @@ from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.backward_kernels import linear_act_fwd_saving
 from kpt.ops.linear_act.contract import check_linear
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, saving_arguments
-from kpt.ops.registry import Op, Sharding
+from kpt.ops.registry import WHOLE, Op, Sharding
 
 
 def linear_act_saving(
@@ -50,8 +50,8 @@ def _flops(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
 def _shardings(_: int, x: torch.Tensor, *__: Any) -> Iterator[Sharding]:
     last = x.ndim - 1
     for dim in range(last):
-        yield Sharding((dim, dim), (dim, "whole", "whole", None))
-    yield Sharding((last, last), ("whole", 0, 0, None))
+        yield Sharding((dim, dim), (dim, WHOLE, WHOLE, None))
+    yield Sharding((last, last), (WHOLE, 0, 0, None))
 
 
 def _run(

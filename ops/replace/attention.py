@@ -11,15 +11,12 @@ from torch import nn
 
 from kpt.ops.flash_attention.contract import LARGEST_HEAD_DIM
 from kpt.ops.replace.report import Change, Skipped
-from kpt.ops.replace.rules import ATTENTION
+from kpt.ops.replace.rules import ATTENTION, PLACE
 from kpt.ops.replace.source import NAME, REPLACES, findings
 from kpt_dsl.errors import MissingPackageError
 
 OLDEST = (5, 4)
 """The first Transformers release whose mask interface gives query lengths and offsets as numbers."""
-
-PLACE = "_kpt_place"
-"""The attribute of a module of a replaced model that says where it stands."""
 
 _numbers = count(1)
 
@@ -74,11 +71,11 @@ class _Config:
     def why_not(self) -> str | None:
         """Why it keeps the attention that it runs, or None."""
         found = self.config._attn_implementation
-        models = [m for m in self.modules.values() if hasattr(m, "_can_set_attn_implementation")]
+        models: list[Any] = [m for m in self.modules.values() if hasattr(m, "_can_set_attn_implementation")]
         if found != REPLACES:
-            lacking = [type(m).__name__ for m in models if not getattr(m, "_supports_sdpa", True)]
-            remedy = f'{lacking[0]} does not offer "{REPLACES}"' if lacking else f'load it with attn_implementation="{REPLACES}"'
-            return f'it runs "{found}"; {remedy}'
+            for lacking in [m for m in models if not getattr(m, "_supports_sdpa", True)]:
+                return f'it runs "{found}"; {type(lacking).__name__} does not offer "{REPLACES}"'
+            return f'it runs "{found}"; load it with attn_implementation="{REPLACES}"'
         if not all(m._can_set_attn_implementation() for m in models):
             return "the model does not go through Transformers' AttentionInterface"
         for path, module in self.modules.items():

@@ -14,6 +14,7 @@ from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.flash_attention.op import flash_attention
 from kpt.ops.replace.attention_mask import AttentionMask, why_not_ours
 from kpt.ops.replace.keywords import PYTORCHS, not_understood
+from kpt.ops.replace.rules import PLACE
 from kpt.ops.replace.source import REPLACES
 from kpt_dsl.errors import InputError
 
@@ -42,12 +43,14 @@ def attention_forward(
     asked = [name for name, value in keywords.items() if value is not None]
     if unknown := not_understood(asked):
         raise InputError(_refusal(module, unknown))
+    if _sees_all(module, query, attention_mask, is_causal):
+        attention_mask = None
     causal = query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     reason = _why_not(query, key, value, dropout, asked) or _why_not_mask(attention_mask, query, key, causal)
     if reason is None:
         window, lengths = None, None
         if isinstance(attention_mask, AttentionMask):
-            causal, window, seen = attention_mask.causal, attention_mask.window, attention_mask.seen
+            seen, causal, window = attention_mask.seen, attention_mask.causal, attention_mask.window
             if seen != key.shape[2]:
                 key, value = key[:, :, :seen], value[:, :, :seen]
             lengths = attention_mask.lengths.to(query.device) if attention_mask.limited else None
@@ -63,6 +66,15 @@ def attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **keywords
     )
     return output
+
+
+def _sees_all(module: nn.Module, query: torch.Tensor, mask: torch.Tensor | None, is_causal: bool | None) -> bool:
+    """A layer that is not causal, under a causal mask that PyTorch's would leave to the layer: it masks nothing there.
+
+    What the call says does not count alone: some models say that a call is not causal where they have a mask.
+    """
+    implied = isinstance(mask, AttentionMask) and mask.implied and query.shape[2] == mask.seen
+    return implied and not is_causal and not getattr(module, "is_causal", True)
 
 
 def _why_not(
@@ -85,7 +97,8 @@ def _why_not(
 def _why_not_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, causal: bool) -> str | None:
     if mask is None:
         # As PyTorch's function reads it: query i stands at key i, whatever keys come after.
-        return "there is no mask, and queries are not as many as keys" if causal and query.shape[2] != key.shape[2] else None
+        other = causal and query.shape[2] != key.shape[2]
+        return "there is no mask, and queries are not as many as keys" if other else None
     if not isinstance(mask, AttentionMask):
         return why_not_ours(mask)
     if mask.shape[0] != query.shape[0] or mask.shape[2] != query.shape[2] or mask.shape[3] != key.shape[2]:
@@ -97,20 +110,20 @@ def _refusal(module: nn.Module, unknown: list[str]) -> str:
     name, number = _model(module)
     where = f"{_path(module)} ({type(module).__name__})" if number else type(module).__name__
     return (
-        f"attention of {name}: {where} passes {', '.join(unknown)}, which neither kpt's attention nor PyTorch's understands; "
-        "leaving it out could change what the model computes. If it came from you, leave it out of the call; if the model needs "
-        'it, kpt.restore_modules(model), then kpt.replace_modules(model, only=["layer_norm", "rms_norm", "linear_act"])'
+        f"attention of {name}: {where} passes {', '.join(unknown)}, which neither kpt's attention nor PyTorch's understands: "
+        "without it the model may compute something else. If it came from you, leave it out; if the model needs it, "
+        'kpt.restore_modules(model), then kpt.replace_modules(model, only=["layer_norm", "rms_norm", "linear_act"])'
     )
 
 
 def _model(module: nn.Module) -> tuple[str, int]:
     """Name and number of the replaced model that a layer is part of; of the layer where no model was replaced."""
-    place = getattr(module, "_kpt_place", None)
+    place = getattr(module, PLACE, None)
     return (type(module).__name__, 0) if place is None else (place.owner.name, place.owner.number)
 
 
 def _path(module: nn.Module) -> str:
-    place = getattr(module, "_kpt_place", None)
+    place = getattr(module, PLACE, None)
     return type(module).__name__ if place is None else place.path
 
 

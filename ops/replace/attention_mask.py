@@ -4,7 +4,7 @@ Transformers describes a mask by a function of (batch, head, query, key) built f
 recognised; whatever else comes (left padding, packed sequences, chunks, a user's own function, a static cache) gets the mask
 that PyTorch's attention takes. Without a mask function of one's own, Transformers drops padding silently.
 
-A mask is never None here, though PyTorch's may be: a layer that got None would have to guess where its queries stand.
+A causal mask is never None here, though PyTorch's may be: a layer that got None would have to guess where its queries stand.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +21,16 @@ _REASON = "_kpt_reason"
 """The attribute of a mask of PyTorch's that says why it is not one of ours."""
 
 
+Context = tuple[int, bool, int | None, bool, bool]
+"""What a mask is beside its tensor: seen, causal, window, limited, implied."""
+
+
 class AttentionMask(torch.Tensor):
     """A boolean mask (B, 1, queries, keys) that says what it is and holds nothing.
 
-    Only the first ``seen`` keys are there for anyone (a static cache has room behind them), and the last query stands at the last
+    Only the first ``seen`` keys are there for anyone (a static cache has room behind them); the last query stands at the last
     of them. ``causal``, ``window`` and, where ``limited``, ``lengths``, (B,) int32, say which of them a query sees.
+    ``implied``: PyTorch's would be None, so that a layer which is not causal sees all keys in spite of it.
 
     A tensor, since Transformers and model code may look at its shape, slice it or move it: its last queries are a mask again,
     whatever else is made of it is an ordinary tensor of its values. torch.compile follows it by what it flattens to.
@@ -35,14 +40,23 @@ class AttentionMask(torch.Tensor):
     causal: bool
     window: int | None
     limited: bool
+    implied: bool
     lengths: torch.Tensor
 
     @staticmethod
     def __new__(
-        cls, shape: Sequence[int], seen: int, causal: bool, window: int | None, limited: bool, lengths: torch.Tensor
+        cls,
+        shape: Sequence[int],
+        seen: int,
+        causal: bool,
+        window: int | None,
+        limited: bool,
+        implied: bool,
+        lengths: torch.Tensor,
     ) -> "AttentionMask":
         mask: AttentionMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=lengths.device)
-        mask.seen, mask.causal, mask.window, mask.limited, mask.lengths = seen, causal, window, limited, lengths
+        mask.seen, mask.causal, mask.window = seen, causal, window
+        mask.limited, mask.implied, mask.lengths = limited, implied, lengths
         return mask
 
     def materialized(self) -> torch.Tensor:
@@ -52,12 +66,12 @@ class AttentionMask(torch.Tensor):
         allowed = allowed_keys(queries, self.seen, self.device, self.causal, self.window, lengths)
         return torch.nn.functional.pad(allowed, (0, keys - self.seen)).expand(batch, 1, queries, keys)
 
-    def __tensor_flatten__(self) -> tuple[list[str], tuple[int, bool, int | None, bool]]:
-        return ["lengths"], (self.seen, self.causal, self.window, self.limited)
+    def __tensor_flatten__(self) -> tuple[list[str], Context]:
+        return ["lengths"], (self.seen, self.causal, self.window, self.limited, self.implied)
 
     @staticmethod
     def __tensor_unflatten__(
-        inner: dict[str, torch.Tensor], context: tuple[int, bool, int | None, bool], shape: Sequence[int], _: Any
+        inner: dict[str, torch.Tensor], context: Context, shape: Sequence[int], _: Any
     ) -> "AttentionMask":
         return AttentionMask(shape, *context, inner["lengths"])
 
@@ -65,10 +79,15 @@ class AttentionMask(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # PyTorch declares no signature
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.ops.aten.slice.Tensor and (queries := _last_queries(*args)) is not None:
+        queries = None
+        if func is torch.ops.aten.slice.Tensor:
+            queries = _last_queries(*args)
+        elif func in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):  # slices that leave all
+            queries = args[0].shape[2]
+        if queries is not None:
             batch, _, _, keys = args[0].shape
             _, context = args[0].__tensor_flatten__()
-            return AttentionMask((batch, 1, queries, keys), *context, args[0].lengths)
+            return cls.__tensor_unflatten__({"lengths": args[0].lengths}, context, (batch, 1, queries, keys), None)
         args, kwargs = tree_map_only(cls, cls.materialized, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -84,15 +103,20 @@ def _last_queries(
     return mask.shape[2] - first
 
 
-@torch._dynamo.allow_in_graph
+@torch._dynamo.allow_in_graph  # type: ignore[untyped-decorator]  # PyTorch leaves it untyped
 def _mask(
-    shape: Sequence[int], seen: int, causal: bool, window: int | None, lengths: torch.Tensor | None, device: torch.device
+    shape: Sequence[int],
+    seen: int,
+    causal: bool,
+    window: int | None,
+    implied: bool,
+    lengths: torch.Tensor | None,
+    device: torch.device,
 ) -> AttentionMask:
     """A mask, made where torch.compile may see it as one operation."""
     limited = lengths is not None
-    return AttentionMask(
-        shape, seen, causal, window, limited, torch.empty(0, dtype=torch.int32, device=device) if lengths is None else lengths
-    )
+    inner = torch.empty(0, dtype=torch.int32, device=device) if lengths is None else lengths
+    return AttentionMask(shape, seen, causal, window, limited, implied, inner)
 
 
 def why_not_ours(mask: torch.Tensor) -> str:
@@ -104,21 +128,25 @@ class Inexpressible(Exception):
     """A mask that kpt cannot say; the text says why."""
 
 
-def attention_mask(**description: Any) -> torch.Tensor:
-    """The mask of one forward pass; registered with Transformers' AttentionMaskInterface, which names the arguments."""
+def attention_mask(**description: Any) -> torch.Tensor | None:
+    """The mask of one forward pass; registered with Transformers' AttentionMaskInterface, which names the arguments.
+
+    None where nothing is masked and PyTorch's would be None: the layer itself says then whether it is causal, for both.
+    """
     tracing = torch.compiler.is_compiling()
     try:
         return _expressed(**description)
     except Inexpressible as inexpressible:
         reason = str(inexpressible)
-    mask: torch.Tensor = masks.sdpa_mask(
-        **description | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    )
+    mask: torch.Tensor | None = masks.sdpa_mask(**description | {"allow_is_causal_skip": False})
+    if mask is None:
+        return None
     if tracing and description.get("attention_mask") is None:
         any_size = description.get("local_size") is None and not description.get("use_vmap")
         found = traced_mask.pattern(mask, any_size)
         if found is not None:
-            return _mask(tuple(mask.shape), mask.shape[3], *found, None, mask.device)
+            made: AttentionMask = _mask(tuple(mask.shape), mask.shape[3], *found, False, None, mask.device)
+            return made
     setattr(mask, _REASON, reason)
     return mask
 
@@ -133,9 +161,11 @@ def _expressed(
     kv_offset: int = 0,
     attention_mask: torch.Tensor | None = None,
     local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
     device: torch.device | str = "cpu",
     **_: Any,
-) -> AttentionMask:
+) -> AttentionMask | None:
     causal, window = _pattern(mask_function, local_size)
     seen = kv_length
     if causal or window is not None:
@@ -147,7 +177,12 @@ def _expressed(
         if not q_length <= seen <= kv_length:
             raise Inexpressible("the last query stands at none of the keys")
     lengths = None if attention_mask is None else _key_lengths(attention_mask, kv_offset, seen)
-    return _mask((batch_size, 1, q_length, kv_length), seen, causal, window, lengths, torch.device(device))
+    if allow_is_bidirectional_skip and not causal and window is None and lengths is None:
+        return None
+    implied = allow_is_causal_skip and causal and window is None and lengths is None and q_length in (1, seen)
+    shape = (batch_size, 1, q_length, kv_length)
+    made: AttentionMask = _mask(shape, seen, causal, window, implied, lengths, torch.device(device))
+    return made
 
 
 def _may_read() -> bool:

@@ -19,6 +19,9 @@ HARMLESS = frozenset(
         # How a kernel works, not what it computes.
         "deterministic",
         # What the whole model is asked for, and passes on as it came.
+        "image_sizes",
+        "labels",
+        "logits_to_keep",
         "num_items_in_batch",
         "output_attentions",
         "output_hidden_states",

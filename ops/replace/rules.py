@@ -34,4 +34,7 @@ RULES = (
 ATTENTION = "attention"
 """The kind that is no module class: the attention function of Transformers models."""
 
+PLACE = "_kpt_place"
+"""The attribute of a module of a model whose attention is replaced that says where it stands."""
+
 KINDS = (*(rule.kind for rule in RULES), ATTENTION)

@@ -1,8 +1,8 @@
 """What the code of a model's modules says of their attention: read before replacing, as Transformers itself reads it.
 
 Code that asks whether its attention is called "sdpa" computes something else under another name: the sparse models apply
-their selection themselves there, and hand it on elsewhere. Code that names a keyword which nobody understands needs an attention
-function of its own.
+their selection themselves there, and hand it on elsewhere. Code that names a keyword which nobody understands needs an
+attention function of its own.
 """
 
 import ast
@@ -41,14 +41,15 @@ class Findings:
         )
 
 
-@cache
 def findings(kind: type[nn.Module]) -> Findings:
-    """What the code of a module's class says, that of its bases and of the functions beside it included."""
+    """What the code of a class of modules says, that of its bases and of the functions beside it included."""
     found = Findings()
     for base in kind.__mro__:
         # What Transformers shares between models knows every registered name; torch knows none.
         package = base.__module__.split(".")
-        if package[0] in ("torch", "builtins", "typing", "abc") or (package[0] == "transformers" and package[1:2] != ["models"]):
+        if package[0] in ("torch", "builtins", "typing", "abc"):
+            continue
+        if package[0] == "transformers" and package[1] != "models":
             continue
         of_file = _of_file(base.__module__)
         found = found + of_file.get(base.__name__, Findings()) + of_file.get("", Findings())
@@ -79,7 +80,7 @@ def _of_code(code: ast.AST, names: dict[str, Any]) -> Findings:
         if function.name == "__init__":
             continue  # ran before, under the name that the model was built with
         if _tells_apart(function, names):
-            refusals.append(f'asks whether its attention is "{REPLACES}" by name, and computes otherwise where it is not')
+            refusals.append(f'asks whether its attention is "{REPLACES}" by name, and does otherwise where it is not')
         passed = list(_keywords(function))
         refusals += [
             f"passes {name}, which neither kpt's nor PyTorch's attention understands" for name in not_understood(passed)
@@ -104,9 +105,7 @@ def _keywords(function: ast.FunctionDef) -> Iterator[str]:
                     yield keyword.arg
 
 
-_ARGUMENTS = frozenset(
-    {"module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal"}
-)
+_ARGUMENTS = frozenset({"module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal"})
 """What every attention function takes."""
 
 
@@ -131,13 +130,11 @@ def _tells_apart(function: ast.FunctionDef, names: dict[str, Any]) -> bool:
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And) and any(map(_needs_no_mask, node.values))
         for inner in ast.walk(node)
     }
-    return any(
-        node not in without_masks and _differs(node, known, names) for node in ast.walk(function)
-    )
+    return any(node not in without_masks and _differs(node, known, names) for node in ast.walk(function))
 
 
 def _needs_no_mask(condition: ast.expr) -> bool:
-    """It holds only where some mask is None: never under kpt, whose masks are tensors."""
+    """It holds only where some mask is None. Under kpt no causal one is, and one that masks nothing is right by any name."""
     return any(
         isinstance(node, ast.Compare)
         and isinstance(node.ops[0], ast.Is)

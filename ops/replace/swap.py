@@ -1,7 +1,7 @@
 """Replacing and restoring: walk the model, apply the table, report.
 
-A ``forward`` patched on an instance runs whatever it captured, so a module with one is left alone, in both directions. Accelerate
-patches thus (device maps, offloading), and keeps the forward that it wraps where it can be exchanged: ``_old_forward``.
+A ``forward`` patched on an instance runs whatever it captured, so a module with one is left alone, in both directions.
+Accelerate patches thus (device maps, offloading), and keeps what it wraps where it can be exchanged: ``_old_forward``.
 """
 
 from collections.abc import Collection
@@ -18,8 +18,9 @@ def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) ->
     """Put kpt ops into a model, in place: norms, Linear-then-activation pairs of ``nn.Sequential``, Transformers' attention.
 
     ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "attention". State dicts, hooks, flags, devices and
-    dtypes stay as they are. Attention is replaced where a model runs "sdpa"; masks that kpt cannot express still go there.
-    Gives a report that prints what changed and what was left alone, and why. Replacing twice changes nothing more.
+    dtypes stay as they are. Attention is replaced where a model runs "sdpa" and its code needs no more than that; calls that
+    kpt cannot express still go there, and are counted (``kpt.ops.counters``). Gives a report that prints what changed, what of
+    it stays PyTorch's, and what was left alone, and why. Replacing twice changes nothing more.
 
     Raises InputError for a model that is no ``nn.Module`` and for an unknown kind, MissingPackageError when attention is asked
     for by name and Transformers is missing or too old.
@@ -57,8 +58,8 @@ def _restore(path: str, module: nn.Module, rule: Rule, changes: list[Change], sk
         reason = f"its class was changed to {type(module).__name__} after it was replaced"
         skipped.append(Skipped(path, rule.kind, reason))
     elif not _becomes(module, rule.replacement, rule.original):
-        reason = "its forward was patched on the instance after it was replaced, and what was patched in may run kpt's: "
-        skipped.append(Skipped(path, rule.kind, f"{reason}take that out, then restore again"))
+        reason = "its forward was patched on the instance after it was replaced: take that out, and restore again"
+        skipped.append(Skipped(path, rule.kind, reason))
     else:
         changes.append(Change(path, rule.kind, rule.replacement.__name__, rule.original.__name__))
 

@@ -1,7 +1,7 @@
 """What a mask is while torch.compile traces it, when nobody knows the values of what goes into the graph.
 
-A mask that depends on none of that is a constant: torch.compile computes it where it traces, and its pattern is read off. So are
-windows recognised, and, without a cache as in training, batches that Transformers takes for packed ones since it cannot
+A mask that depends on none of that is a constant: torch.compile computes it where it traces, and its pattern is read off. So
+windows are recognised, and, without a cache as in training, batches that Transformers takes for packed ones since it cannot
 look: their positions are counted up by the graph itself.
 """
 
@@ -23,8 +23,8 @@ _constant = [False]
 def pattern(mask: torch.Tensor, any_size: bool) -> tuple[bool, int | None] | None:
     """(causal, window) of a mask, (B, 1, queries, keys), that is being traced, or None: it depends on inputs, or is another.
 
-    ``any_size``: the mask has no size in it but its own, so that the pattern at one size is that of all; else a graph of unknown
-    sizes gets None.
+    ``any_size``: the mask has no size in it but its own, so that the pattern at one size is that of all; else a graph of
+    unknown sizes gets None.
     """
     looked_at, sizes_may_change = mask, any_size  # named for ``_look``
     comptime(_look)

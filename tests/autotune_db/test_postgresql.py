@@ -36,25 +36,19 @@ if _tool("initdb") is None:
     pytest.skip("no PostgreSQL server is installed", allow_module_level=True)
 
 
-AS_NOBODY = (
-    "setpriv", "--reuid=nobody", "--clear-groups", "--securebits=+no_setuid_fixup",
-    "--inh-caps=+dac_override,+dac_read_search", "--ambient-caps=+dac_override,+dac_read_search",
-)  # fmt: skip
-"""Another user, who may still go where root may: containers often let nobody else through their folders."""
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """A server of its own, reached through a socket in its folder."""
     with tempfile.TemporaryDirectory(prefix="kpt-pg-") as name:
         folder = Path(name)
-        data, prefix = folder / "data", ()
+        data, options = folder / "data", {}
         if os.getuid() == 0:  # PostgreSQL does not run as root
-            os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
-            prefix = AS_NOBODY
+            account = pwd.getpwnam("nobody")
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            options = {"user": "nobody", "cwd": name}
 
         def run(*words: str) -> None:
-            subprocess.run([*prefix, *words], check=True, capture_output=True, timeout=60, cwd=name)
+            subprocess.run(words, check=True, capture_output=True, timeout=60, **options)  # type: ignore[call-overload]
 
         run(str(_tool("initdb")), "-D", str(data), "-U", "kpt", "--auth=trust", "--no-sync")
         settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"

@@ -162,7 +162,7 @@ ONCE: dict[str, Way] = {
     "a terminal": _instead(lambda path: path.symlink_to("/dev/tty")),
     "a link to itself": _instead(lambda path: path.symlink_to(path)),
     "a link to nothing": _instead(lambda path: path.symlink_to("/nonexistent/configs.sqlite")),
-    "a link to a folder": _instead(lambda path: path.symlink_to("/")),
+    "a link to a folder": _instead(lambda path: path.symlink_to(path.parent)),
     "a terabyte of nothing": _instead(_huge),
     "not to be read": lambda path, chance: path.chmod(0) or 0,
     "a folder that is a file": lambda path, chance: _folder_is_a_file(path),

@@ -34,7 +34,7 @@ UNPROVEN = {
     "loaded": ("row[m] = w[ids[m]]", "w[checked(ids[m])]"),
     "a longer dim": ("row[m] = w[m * 6]", "w[checked(m * 6)]"),
     "bounded on one side": ("row[m] = w[kd.minimum(shift, 5)]", "w[checked(min(shift, 5))]"),
-    "what wraps": ("row[m] = w[kd.minimum(m * 1000000000, 5)]", "w[checked(min(m * 1000000000, 5))]"),
+    "what wraps": ("row[m] = w[kd.minimum(ids[m] * 3, 5)]", "w[checked(min(ids[m] * 3, 5))]"),
     "a remainder by what may be zero": ("row[m] = w[5 % shift]", "w[checked(5 % shift)]"),
     "a variable with two values": (
         "i = kd.minimum(kd.maximum(shift, 0), 5)\n    i = i + shift\n    row[m] = w[i]",

@@ -70,7 +70,8 @@ def counted(x: kd.In, y: kd.Out) -> None:
     for m in kd.parallel(kd.tile("M")):
         tile = x[m, :]
         low = kd.max(kd.where(tile > 0.0, -kd.inf, -kd.inf).to(kd.i32), axis=1)
-        y[m] = kd.sum((tile * 0.0 + 0.5).to(kd.i32), axis=1) + kd.sum((tile * 0.0 + 1.5).to(kd.i32), axis=1) + low
+        odd = kd.sum((tile * 0.0 + 0.5).to(kd.i32) * 2 - 1, axis=1)
+        y[m] = odd + kd.sum((tile * 0.0 + 1.5).to(kd.i32), axis=1) * 2 + low
 
 
 @kd.kernel(x="N", y="N", z="N")

@@ -151,35 +151,62 @@ DECLARATIONS = {
     "no kind": ('@kd.kernel(y="M")\ndef snippet(y: kd.Out, n: int): pass', ["argument n has no kind", "kd.Static"]),
     "repeated dim": ('@kd.kernel(y="M M")\ndef snippet(y: kd.Out): pass', ["dims of y repeat"]),
     "bad dim": ('@kd.kernel(y="M 3")\ndef snippet(y: kd.Out): pass', ["'3' cannot name a dim"]),
-    "comma": ('@kd.kernel(y="M, N")\ndef snippet(y: kd.Out): pass', ["'M,' cannot name a dim of y", "with spaces between"]),
+    "comma": (
+        '@kd.kernel(y="M, N")\ndef snippet(y: kd.Out): pass',
+        ["'M,' cannot name a dim of y", "with spaces between"],
+    ),
     "keyword as a dim": ('@kd.kernel(y="for")\ndef snippet(y: kd.Out): pass', ["'for' cannot name a dim"]),
-    "list of dims": ('@kd.kernel(y=["M", "N"])\ndef snippet(y: kd.Out): pass', ["dims of y are ['M', 'N']", '@kd.kernel(y="M N")']),
-    "number for dims": ('@kd.kernel(y=2)\ndef snippet(y: kd.Out): pass', ["dims of y are 2", '@kd.kernel(y="M N")']),
-    "no parentheses": ("@kd.kernel\ndef snippet(y: kd.Out): pass", [".py:", "without parentheses", '@kd.kernel(x="M N"']),
+    "list of dims": (
+        '@kd.kernel(y=["M", "N"])\ndef snippet(y: kd.Out): pass',
+        ["dims of y are ['M', 'N']", '@kd.kernel(y="M N")'],
+    ),
+    "number for dims": ("@kd.kernel(y=2)\ndef snippet(y: kd.Out): pass", ["dims of y are 2", '@kd.kernel(y="M N")']),
+    "no parentheses": (
+        "@kd.kernel\ndef snippet(y: kd.Out): pass",
+        [".py:", "without parentheses", '@kd.kernel(x="M N"'],
+    ),
     "positional": ('@kd.kernel("M N")\ndef snippet(y: kd.Out): pass', ["with 'M N', which names no argument"]),
-    "any number of arguments": ('@kd.kernel(y="M")\ndef snippet(y: kd.Out, *rest): pass', ["*rest takes any number of values"]),
+    "any number of arguments": (
+        '@kd.kernel(y="M")\ndef snippet(y: kd.Out, *rest): pass',
+        ["*rest takes any number of values"],
+    ),
     "any keywords": ('@kd.kernel(y="M")\ndef snippet(y: kd.Out, **rest): pass', ["**rest takes any number of values"]),
     "default before none": (
         '@kd.kernel(y="M")\ndef snippet(y: kd.Out, *, a: kd.Int = 1, b: kd.Int): pass',
         ["argument b has no default, but a has one", "write b before a"],
     ),
-    "class": ('@kd.kernel(y="M")\nclass snippet: pass', ["was given the class snippet", "directly above a function's def"]),
+    "class": (
+        '@kd.kernel(y="M")\nclass snippet: pass',
+        ["was given the class snippet", "directly above a function's def"],
+    ),
     "async": ('@kd.kernel(y="M")\nasync def snippet(y: kd.Out): pass', [".py:", "not an async function"]),
     "lambda": ('snippet = kd.kernel(y="M")(\n    lambda y: y)', [".py:", "not a lambda"]),
-    "twice": ('@kd.kernel(y="M")\n@kd.kernel(y="M")\ndef snippet(y: kd.Out): pass', ["was given a Kernel", ":snippet>"]),
+    "twice": (
+        '@kd.kernel(y="M")\n@kd.kernel(y="M")\ndef snippet(y: kd.Out): pass',
+        ["was given a Kernel", ":snippet>"],
+    ),
     "another decorator": (
         'import functools\n@kd.kernel(y="M")\n@functools.wraps(plain)\ndef snippet(y: kd.Out): pass',
         [".py:", "what another decorator made of"],
     ),
-    "function with parentheses": ("@kd.function()\ndef snippet(y): return y", ["@kd.function is written with parentheses"]),
-    "function of a builtin": ("snippet = kd.function(len)", ["@kd.function was given a builtin_function_or_method, len"]),
-    "function of a kernel": ('@kd.function\n@kd.kernel(y="M")\ndef snippet(y: kd.Out): pass', ["@kd.function was given a Kernel"]),
+    "function with parentheses": (
+        "@kd.function()\ndef snippet(y): return y",
+        ["@kd.function is written with parentheses"],
+    ),
+    "function of a builtin": (
+        "snippet = kd.function(len)",
+        ["@kd.function was given a builtin_function_or_method, len"],
+    ),
+    "function of a kernel": (
+        '@kd.function\n@kd.kernel(y="M")\ndef snippet(y: kd.Out): pass',
+        ["@kd.function was given a Kernel"],
+    ),
     "annotation that cannot be read": (
         'def make():\n    kind = kd.Out\n    @kd.kernel(y="M")\n    def snippet(y: "kind"): pass\nmake()',
         ["the kind of y cannot be read: name 'kind' is not defined", "write it as kd.In"],
     ),
     "no source": (
-        'exec("import kpt_dsl as kd\\n@kd.kernel(y=\'M\')\\ndef snippet(y: kd.Out): pass")',
+        "exec(\"import kpt_dsl as kd\\n@kd.kernel(y='M')\\ndef snippet(y: kd.Out): pass\")",
         ["the source of snippet cannot be read", "in a file or a notebook cell"],
     ),
 }

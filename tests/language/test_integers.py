@@ -221,6 +221,36 @@ def test_bounds_of_loops_are_clamped(backend: str) -> None:
         torch.testing.assert_close(y, x[max(first, 0) : max(last, 0)].sum().expand(50))
 
 
+@kd.kernel(x="N", first="P", y="P")
+def from_loaded(x: kd.In, first: kd.In, y: kd.Out) -> None:
+    for p in kd.parallel("P"):
+        total = kd.zeros([])
+        for n in kd.sequential(kd.tile("N"), start=first[p]):
+            total += kd.sum(x[n], axis=0)
+        y[p] = total
+
+
+@kd.kernel(x="N", last="P", y="P")
+def behind_loaded(x: kd.In, last: kd.In, y: kd.Out) -> None:
+    """The condition holds from ``last[p] + 1`` on, which must not wrap."""
+    for p in kd.parallel("P"):
+        total, limit = kd.zeros([]), last[p]
+        for n in kd.sequential(kd.tile("N")):
+            total += kd.sum(kd.where(n.index > limit, x[n], 0.0), axis=0)
+        y[p] = total
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kernel", [from_loaded, behind_loaded], ids=lambda k: k.name)
+def test_loaded_bounds_are_clamped(kernel: kd.Kernel, backend: str) -> None:
+    """Also where rounding them up to a tile would leave int32."""
+    x, first = torch.rand(300), torch.tensor([LEAST, -1, 0, 170, 299, 300, MOST - 1, MOST], dtype=torch.int32)
+    y = torch.empty(8)
+    run(kernel, backend, x, first, y)
+    kept = torch.arange(300) >= first[:, None] if kernel is from_loaded else torch.arange(300) > first[:, None]
+    torch.testing.assert_close(y, (x * kept).sum(1))
+
+
 def test_extents_alone() -> None:
     x = torch.rand(9, 7)
     y = torch.empty(9, 7)

@@ -87,6 +87,20 @@ def test_loop_bounds_stay_inside_the_dim(tmp_path: Path) -> None:
         assert format_expr(loop.start) == shown
 
 
+def test_a_start_that_only_shrinks_needs_no_upper_bound(tmp_path: Path) -> None:
+    """What is taken away from indices cannot reach beyond the dim, whatever was loaded for a condition."""
+    starts = [
+        "m.start - shift",
+        "kd.where(m.start < ids[0], m.start - shift, 0)",
+        "kd.minimum(ids[0], m.start)",
+        "m.start",
+    ]
+    for start in starts:
+        body = LOOP + f"for n in kd.sequential(kd.tile('N'), start={start}): y[m, n] = x[m, n]"
+        loop = next(s for s in lower(tmp_path, body).body if isinstance(s, ir.For))
+        assert isinstance(loop.start, ir.Binary) and loop.start.op == "max", start
+
+
 def test_every_node_knows_its_place(tmp_path: Path) -> None:
     found = lower(tmp_path, LOOP + "row[m] = kd.sum(x[m, :] * x[m, :], axis=1)")
     reduce = next(e for e in ir.every_expr(found.body) if isinstance(e, ir.Reduce))

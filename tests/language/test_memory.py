@@ -98,7 +98,7 @@ def test_ops_read_negated_views_with_their_sign(implementation: str) -> None:
     "output",
     [torch.empty(4, 1).expand(4, 8), torch.empty(8).expand(4, 8), torch.empty(40).as_strided((4, 8), (2, 1)),
      torch.empty(99).as_strided((4, 8), (6, 4))],
-    ids=str,
+    ids=lambda array: f"{tuple(array.shape)}",
 )  # fmt: skip
 def test_an_output_whose_elements_overlap_is_refused(output: torch.Tensor, backend: str) -> None:
     with pytest.raises(kd.InputError, match=r"doubled: y has shape \(4, 8\) and strides .*one place in memory"):
@@ -109,7 +109,7 @@ def test_an_output_whose_elements_overlap_is_refused(output: torch.Tensor, backe
     "output",
     [torch.empty(4, 8), torch.empty(8, 4).T, torch.empty(99).as_strided((4, 8), (1, 5)),
      torch.empty(199).as_strided((4, 8), (9, 5)), np.empty((4, 8), np.float32)[::-1, ::-1]],
-    ids=str,
+    ids=lambda array: f"{tuple(array.shape)}",
 )  # fmt: skip
 def test_an_output_with_gaps_or_in_another_order_is_written(output: Any) -> None:
     doubled(X, output)

@@ -8,6 +8,7 @@ import torch
 
 import kpt
 import kpt_dsl as kd
+from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt_dsl import targets
 from kpt_dsl.dtypes import DType, f32, i32
 from kpt_dsl.emit import emit
@@ -201,6 +202,9 @@ def test_the_text_asks_for_what_costs_more_only_where_it_must(target: str) -> No
     assert "max_or_nan" in texts[elementwise]
     assert "or_nan" not in texts[may_drop]
     assert "tl.max(" in texts[may_drop]
+    assert "or_nan" not in kd.source(
+        flash_attention_fwd, target, shapes={"D": 64}, key_lengths=None, causal=True, window=None
+    )
     whole = kd.source(mixed, target, dtypes={"x": "f32", "i": "i32", "high": "f32"})
     assert "tl.max(i_tile, axis=1) + tl.max(tl.maximum(" in whole
 

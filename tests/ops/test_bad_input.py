@@ -122,6 +122,9 @@ def test_the_warm_path_still_refuses() -> None:
     layer_norm(X, (8,), torch.ones(8))
     with pytest.raises(kpt.InputError, match="weight is of dtype"):
         layer_norm(X, (8,), torch.ones(8, dtype=torch.float64))
+    flash_attention(Q, KV, KV, causal=True)
+    with pytest.raises(kpt.InputError, match=r"causal is 1 \(int\)"):
+        flash_attention(Q, KV, KV, causal=1)
 
 
 def test_a_traced_call_fails_with_the_same_words() -> None:

@@ -22,12 +22,15 @@ SPARSE = ("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "minimax_m3_
 
 SERVED = (
     "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma4_text", "phi3", "olmo2", "cohere2", "gpt2", "gpt_neox", "opt",
-    "bloom", "mixtral", "llama4_text", "ministral3", "granite", "smollm3", "bert", "roberta", "distilbert", "electra", "modernbert",
-    "bart", "whisper", "t5", "vit", "clip_vision_model", "siglip_text_model", "wav2vec2", "deepseek_v3", "qwen2_vl",
+    "bloom", "mixtral", "llama4_text", "ministral3", "granite", "smollm3", "bert", "roberta", "distilbert", "electra",
+    "modernbert", "bart", "whisper", "t5", "vit", "clip_vision_model", "siglip_text_model", "wav2vec2", "deepseek_v3", "moonshine",
+    "paligemma",
+    "qwen2_vl",
 )  # fmt: skip
-"""A few dozen that build quickly; among them shared keys, windows, chunks, position bias and values that are narrower than keys."""
+"""A few dozen that build quickly; among them shared keys, windows, chunks, position bias, values narrower than
+keys, and layers that contradict their mask."""
 
-NEVER_SERVED = ("t5", "deepseek_v3", "bloom")
+NEVER_SERVED = ("t5", "deepseek_v3", "moonshine", "paligemma", "bloom")
 """Position bias in every layer; other widths of values; attention of its own."""
 
 
@@ -83,7 +86,9 @@ def test_a_keyword_that_nobody_understands_is_refused_at_the_call() -> None:
         subject(ids, indices=None, num_items_in_batch=3)
         with pytest.raises(kpt.InputError) as caught:
             subject(ids, indices=torch.tensor([0]))
-    assert "attention of LlamaForCausalLM: model.layers.0.self_attn (LlamaAttention) passes indices" in str(caught.value)
+    assert "attention of LlamaForCausalLM: model.layers.0.self_attn (LlamaAttention) passes indices" in str(
+        caught.value
+    )
     assert "kpt.restore_modules(model)" in str(caught.value)
 
 

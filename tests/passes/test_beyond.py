@@ -102,7 +102,7 @@ def test_rows_without_elements_keep_sums_over_them_masked(tmp_path: Path) -> Non
 
 def test_of_causal_attention_the_maximum_needs_no_mask() -> None:
     assert "maxnum(s, axis=1)" in text(attention(causal=True))
-    assert "max(where(n.valid" in text(attention(causal=False))
+    assert "maxnum(where(n.valid" in text(attention(causal=False))
 
 
 def test_lengths_that_are_loaded_keep_theirs() -> None:

@@ -84,3 +84,10 @@ def test_bounded_loops_are_always_ragged(tmp_path: Path) -> None:
     found = guard(lower(tmp_path, body), lambda axis: False)
     store = next(s for s in ir.statements(found.body) if isinstance(s, ir.Store))
     assert [str(a) for a in store.masked] == ["n"]
+
+
+def test_padding_belongs_to_a_position_not_to_an_axis(tmp_path: Path) -> None:
+    """Of N by N, the axis that is summed along is masked."""
+    body = "pair = kd.exp(x[m, :][:, None, :] - x[m, :][:, :, None])\n    row[m] = kd.sum(kd.sum(pair, axis={}), axis=1)"
+    assert "sum(where(N.valid[None, :][:, None, :], pair, 0), axis=2)" in text(tmp_path, body.format(2))
+    assert "sum(where(N.valid[None, :][:, :, None], pair, 0), axis=1)" in text(tmp_path, body.format(1))

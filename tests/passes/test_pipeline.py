@@ -96,3 +96,18 @@ NORM = ({"M": 4, "N": 8}, {"x": "bf16", "weight": None, "bias": None, "y": "bf16
 )
 def test_why_a_kernel_has_no_such_form(kernel: ir.Kernel, reason: str) -> None:
     assert reason in (pipeline.why_not(kernel) or "")
+
+
+@kd.kernel(a="M K", b="K N", y="M N")
+def counts_within_tiles(a: kd.In, b: kd.In, y: kd.Out) -> None:
+    """A tile with one dim along both axes: layouts are told by the names of axes."""
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        acc = kd.zeros([m, n])
+        for k in kd.sequential(kd.tile("K")):
+            acc = kd.dot(a[m, k], b[k, n], acc)
+        same = kd.sum(kd.where(n.index[None, :] == n.index[:, None], 1.0, 0.0), axis=0)
+        y[m, n] = acc * same[None, :]
+
+
+def test_tiles_with_one_dim_along_both_axes_keep_the_compilers_schedule() -> None:
+    assert "one dim along both" in (pipeline.why_not(guarded(counts_within_tiles, *PRODUCT)) or "")

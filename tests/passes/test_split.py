@@ -13,7 +13,8 @@ from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt_dsl import ir
-from kpt_dsl.passes import bounds, padding, split
+from kpt_dsl.dtypes import bool_
+from kpt_dsl.passes import bounds, fold, padding, split
 from kpt_dsl.problem import Problem
 
 
@@ -203,3 +204,18 @@ def test_a_loop_without_padding_stays_one() -> None:
     problem = Problem.of_shapes(linear_act_fwd, dict(M=8, N=8, K=8), dtypes, {"activation": ACTIVATIONS["relu"]})
     kernel = split.split_masks(padding.guard(problem.lower(), lambda axis: False))
     assert [s.part for s in kernel.body if isinstance(s, ir.For)] == ["interior"]
+
+
+def test_conditions_that_are_known_keep_their_shape() -> None:
+    kind = ir.Type(bool_, (ir.Axis("N"),))
+    other = ir.Valid(ir.Axis("N"), type=kind)
+    known = {value: fold.truth(value, other) for value in (True, False)}
+
+    def made(op: str, value: bool) -> ir.Expr:
+        return fold.resolve(ir.Binary(op, known[value], other, type=kind))  # type: ignore[arg-type]
+
+    assert (made("and", True), made("or", False)) == (other, other)
+    assert (made("and", False), made("or", True)) == (known[False], known[True])
+    assert fold.resolve(ir.Unary("not", known[True], type=kind)) == known[False]
+    wide = ir.Type(bool_, (ir.UNIT, ir.Axis("N")))
+    assert fold.resolve(ir.Expand(known[True], 0, type=wide)).type == wide

@@ -1,0 +1,210 @@
+"""Calls of ops, drawn: shapes, dtypes, strides, alignment, flags, gradients, autocast. One number says all of one call."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+EXTENTS = (1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 70, 100, 127, 128, 129, 130)
+ROWS = (1, 1, 2, 3, 4, 5, 7, 16, 17, 33)
+FLOATS = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.bfloat16, torch.float64)
+LAYOUTS = ("contiguous", "contiguous", "contiguous", "permuted", "gaps", "steps", "misaligned", "expanded", "negated")
+EPS = (1e-5, 1e-6, 1e-3, 1, 0.5)
+LARGEST_WINDOWS = (2**31 - 1, 2**31, 2**63 - 1)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor: its shape, dtype, layout, size of its values, and whether its gradient is wanted."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: str = "contiguous"
+    magnitude: float = 1.0
+    centre: float = 0.0
+    grad: bool = False
+
+    def __str__(self) -> str:
+        said = [str(self.dtype).removeprefix("torch."), "x".join(map(str, self.shape)) or "()"]
+        said += [self.layout] * (self.layout != "contiguous") + [f"*{self.magnitude:g}"] * (self.magnitude != 1)
+        return " ".join(said + [f"+{self.centre:g}"] * (self.centre != 0) + ["grad"] * self.grad)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call. ``tensors`` by the names of the op's arguments (None: not given), ``flags`` the others."""
+
+    number: int
+    op: str
+    backend: str
+    device: str
+    tensors: dict[str, Given | None]
+    flags: dict[str, Any]
+    autocast: torch.dtype | None = None
+    mode: str = "grad"
+    length: int = field(default=1, compare=False)
+    """Terms of the longest sum."""
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}=[{t}]" for name, t in self.tensors.items() if t is not None)
+        flags = ", ".join(f"{name}={value!r}" for name, value in self.flags.items())
+        around = [self.backend, self.mode, *([f"autocast {self.autocast}"] if self.autocast else [])]
+        return f"{self.op}({given}, {flags}) by {', '.join(around)}"
+
+
+def draw(number: int, device: str, backends: tuple[str, ...]) -> Call:
+    """The call of that number. ``backends``: those to choose from; None stands for who serves unasked."""
+    rng = random.Random(f"call {number}")
+    op = rng.choice(tuple(OPS))
+    backend = rng.choice(backends)
+    tensors, flags, length = OPS[op](rng)
+    grads = rng.random() < 0.5 and op not in ("fp8_matmul", "quantize_fp8")
+    if grads:
+        wants = [n for n, t in tensors.items() if t is not None and t.dtype.is_floating_point and rng.random() < 0.7]
+        tensors = {
+            n: t if t is None or n not in wants else Given(**{**vars(t), "grad": True}) for n, t in tensors.items()
+        }
+    autocast = rng.choice((torch.bfloat16, torch.float16)) if rng.random() < 0.1 else None
+    mode = (
+        rng.choice(("grad", "torch.ops")) if grads else rng.choice(("grad", "no_grad", "inference_mode", "torch.ops"))
+    )
+    return Call(number, op, backend, device, tensors, flags, autocast, mode, length)
+
+
+# ------------------------------------------------------------------ each op
+Drawn = tuple[dict[str, Given | None], dict[str, Any], int]
+
+
+def _given(
+    rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype, magnitude: float = 1.0, centre: float = 0.0
+) -> Given:
+    return Given(shape, dtype, rng.choice(LAYOUTS), magnitude, centre)
+
+
+def _leading(rng: random.Random) -> tuple[int, ...]:
+    shape = [rng.choice(ROWS) for _ in range(rng.choice((0, 1, 1, 1, 2, 3)))]
+    while len(shape) > 1 and torch.Size(shape).numel() > 64:
+        shape.pop()
+    if shape and rng.random() < 0.03:
+        shape[rng.randrange(len(shape))] = 0
+    return tuple(shape)
+
+
+def _norm(rng: random.Random, parameters: tuple[str, ...], mixed: bool) -> Drawn:
+    dtype = rng.choice(FLOATS)
+    shape = (rng.choice(EXTENTS),) if rng.random() < 0.8 else (rng.choice((1, 2, 3, 5)), rng.choice((1, 4, 7, 16, 33)))
+    half = dtype in (torch.float16, torch.bfloat16)
+    beside = (
+        rng.choice(FLOATS) if mixed and rng.random() < 0.3 else torch.float32 if half and rng.random() < 0.3 else dtype
+    )
+    magnitude = rng.choice((1.0, 1.0, 1.0, 1e-3, 100.0))
+    centre = rng.choice((0.0, 0.0, 0.0, 5.0, -100.0, 1000.0)) if "bias" in parameters else 0.0
+    found: dict[str, Given | None] = {"input": _given(rng, (*_leading(rng), *shape), dtype, magnitude, centre)}
+    for name in parameters:
+        found[name] = _given(rng, shape, beside) if rng.random() < 0.8 else None
+    eps = rng.choice(EPS if "bias" in parameters else (*EPS, None))
+    return found, {"normalized_shape": shape, "eps": eps}, torch.Size(shape).numel()
+
+
+def _linear(rng: random.Random) -> Drawn:
+    dtype, k, n = rng.choice(FLOATS), rng.choice(EXTENTS), rng.choice(EXTENTS)
+    found: dict[str, Given | None] = {
+        "x": _given(rng, (*_leading(rng), k), dtype, rng.choice((1.0, 1.0, 10.0, 0.01))),
+        "weight": _given(rng, (n, k), dtype, k**-0.5 * rng.choice((1.0, 1.0, 30.0))),
+        "bias": _given(rng, (n,), dtype) if rng.random() < 0.7 else None,
+    }
+    flags = {"activation": rng.choice(("none", "relu", "gelu", "gelu_tanh", "silu")), "recompute": rng.random() < 0.3}
+    return found, flags, k
+
+
+def _attention(rng: random.Random) -> Drawn:
+    dtype = rng.choice(FLOATS)
+    batch, kv_heads, group = rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 4))
+    queries, head_dim = rng.choice((1, 2, 5, 16, 17, 33, 64, 65)), rng.choice((1, 4, 8, 16, 24, 32, 64, 72))
+    keys = queries if rng.random() < 0.4 else rng.choice((1, 3, 7, 16, 20, 33, 64, 90))
+    if rng.random() < 0.02:
+        head_dim = 264
+    if rng.random() < 0.02:
+        batch = 0
+    found: dict[str, Given | None] = {"q": _given(rng, (batch, kv_heads * group, queries, head_dim), dtype)}
+    found |= {name: _given(rng, (batch, kv_heads, keys, head_dim), dtype) for name in "kv"}
+    found["key_lengths"] = Given((batch,), torch.int32, magnitude=keys) if rng.random() < 0.3 else None
+    windows = (None, None, None, 1, 2, rng.randrange(1, keys + 1), keys, queries + keys, *LARGEST_WINDOWS)
+    flags = {
+        "causal": rng.random() < 0.5,
+        "scale": rng.choice((None, None, None, 0.25, 1, 0.0, -0.5)),
+        "window": rng.choice(windows),
+        "return_lse": rng.random() < 0.3,
+    }
+    return found, flags, max(keys, head_dim)
+
+
+def _product(rng: random.Random) -> Drawn:
+    m, n, k = (rng.choice(EXTENTS) for _ in range(3))
+    kinds = (torch.float8_e4m3fn, torch.float8_e4m3fn, torch.float8_e5m2)
+    row_wise = rng.random() < 0.5
+    out = rng.choice((torch.bfloat16, torch.float16, torch.float32))
+    found: dict[str, Given | None] = {
+        "a": Given((m, k), rng.choice(kinds), rng.choice(("contiguous", "permuted", "gaps"))),
+        "b": Given((k, n), rng.choice(kinds), rng.choice(("permuted", "permuted", "contiguous"))),
+        "scale_a": Given((m, 1) if row_wise else rng.choice(((), (1,), (1, 1))), torch.float32, magnitude=-1.0),
+        "scale_b": Given((1, n) if row_wise else (), torch.float32, magnitude=-1.0),
+        "bias": _given(rng, (n,), rng.choice((out, torch.float32, torch.float16))) if rng.random() < 0.5 else None,
+    }
+    return found, {"out_dtype": out}, k
+
+
+def _quantise(rng: random.Random) -> Drawn:
+    found: dict[str, Given | None] = {
+        "x": _given(rng, (*_leading(rng), rng.choice(EXTENTS)), rng.choice(FLOATS), rng.choice((1.0, 1e-3, 1e3)))
+    }
+    kinds = (torch.float8_e4m3fn, torch.float8_e5m2)
+    return found, {"granularity": rng.choice(("tensor", "row")), "dtype": rng.choice(kinds)}, 1
+
+
+OPS: dict[str, Callable[[random.Random], Drawn]] = {
+    "flash_attention": _attention,
+    "linear_act": _linear,
+    "layer_norm": lambda rng: _norm(rng, ("weight", "bias"), mixed=False),
+    "rms_norm": lambda rng: _norm(rng, ("weight",), mixed=True),
+    "fp8_matmul": _product,
+    "quantize_fp8": _quantise,
+}
+
+
+# ------------------------------------------------------------------ values
+def values(given: Given, generator: torch.Generator) -> torch.Tensor:
+    """Numbers for a tensor, on the CPU, contiguous: normal ones, lengths from 0 to ``magnitude``, or positive scales (-1)."""
+    if given.dtype == torch.int32:
+        return torch.randint(0, int(given.magnitude) + 1, given.shape, generator=generator, dtype=torch.int32)
+    drawn = torch.randn(given.shape, generator=generator)
+    if given.magnitude < 0:
+        return drawn.abs() + 0.1
+    if given.layout == "expanded" and given.shape and given.shape[0]:
+        drawn = drawn[:1].expand(given.shape)
+    return (drawn * given.magnitude + given.centre).to(given.dtype)
+
+
+def laid_out(numbers: torch.Tensor, layout: str, device: str) -> torch.Tensor:
+    """A tensor of these numbers on the device whose memory is laid out otherwise."""
+    t = numbers.to(device)
+    match layout:
+        case "permuted":
+            order = tuple(reversed(range(t.ndim)))
+            return t.permute(order).contiguous().permute(order)
+        case "gaps" if t.ndim:
+            room = t.new_empty([n + 3 for n in t.shape])
+            view = room[tuple(slice(1, 1 + n) for n in t.shape)]
+        case "steps" if t.ndim:
+            view = t.new_empty((*t.shape[:-1], 2 * t.shape[-1]))[..., ::2]
+        case "misaligned":
+            view = t.new_empty(t.numel() + 1)[1:].view(t.shape)
+        case "expanded" if t.ndim and t.shape[0]:
+            return t[:1].contiguous().expand(t.shape)
+        case "negated" if t.dtype.is_floating_point and t.dtype.itemsize in (4, 8):
+            return torch.complex(torch.zeros_like(t), -t).conj().imag
+        case _:
+            return t.clone()
+    return view.copy_(t)

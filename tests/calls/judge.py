@@ -1,0 +1,238 @@
+"""Makes a drawn call and says what is wrong with its answer, by the same call in float64."""
+
+import inspect
+import math
+import warnings
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import kpt.ops
+from kpt.ops.registry import get
+from tests.calls.draw import Call, draw, laid_out, values
+from tests.tolerances import tolerance
+
+SHORT = {
+    torch.float64: "f32", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "f8e4m3", torch.float8_e5m2: "f8e5m2",
+}  # fmt: skip
+
+MODES: dict[str, Any] = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+
+ON_THE_WAY = 4.0
+"""Roundings to the narrow type between an input's gradient and the output's, beside that of the result."""
+
+PYTORCHS = 3.0
+"""How many times PyTorch's own error is allowed where that is larger: sums that cancel err in all orders."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call gave: its outputs, and the gradients that were wanted, by name."""
+
+    outputs: list[torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+
+
+def some(first: int, count: int, device: str, backends: tuple[str, ...]) -> list[tuple[str, str | None]]:
+    """Make some calls: each in words, and what is wrong with it."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    calls = [draw(number, device, backends) for number in range(first, first + count)]
+    return [(f"{call.number}: {call}", trouble(call)) for call in calls]
+
+
+def trouble(call: Call) -> str | None:
+    """None where the answer is right, else what is wrong with it.
+
+    The call is made twice, on different numbers: the second takes the way that the first one prepared.
+    """
+    torch.manual_seed(call.number)
+    generator = torch.Generator().manual_seed(call.number)
+    for _ in range(2):
+        numbers = {n: None if t is None else values(t, generator) for n, t in call.tensors.items()}
+        slopes = torch.Generator().manual_seed(call.number + 1)
+        try:
+            got = _answer(call, numbers, call.backend, slopes)
+        except kpt.InputError as error:
+            return None if _may_refuse(call, str(error)) else f"refused: {error}"
+        except Exception as error:
+            return f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        wide = {n: t if t is None or t.dtype == torch.int32 else _wide(call, n, t) for n, t in numbers.items()}
+        exact = _answer(call, wide, "reference", slopes, exact=True)
+        native = _answer(call, numbers, "reference", slopes)
+        if found := _compare(call, numbers, got, exact, native):
+            return found
+    return None
+
+
+def _wide(call: Call, name: str, t: torch.Tensor) -> torch.Tensor:
+    return t.double() if not (call.op == "fp8_matmul" and name in "ab") else t
+
+
+def _may_refuse(call: Call, said: str) -> bool:
+    """A preferred kernel says so where it cannot serve; unasked, nothing is refused."""
+    return call.backend in ("numpy", "triton", "pallas") and "is preferred but cannot serve this call" in said
+
+
+def _answer(call: Call, numbers: dict[str, Any], backend: str, slopes: torch.Generator, exact: bool = False) -> Answer:
+    leaves: dict[str, torch.Tensor] = {}
+    given: dict[str, Any] = {}
+    for name, t in call.tensors.items():
+        source = numbers[name]
+        if t is None or source is None:
+            given[name] = None
+            continue
+        leaf = source.to(call.device).clone().requires_grad_(t.grad)
+        if t.grad:
+            leaves[name] = leaf
+        given[name] = leaf if exact else _as_laid_out(leaf, t.layout, call.device)
+    if call.tensors.get("key_lengths") is not None and not exact:
+        given |= {name: _unwritten(given[name], given["key_lengths"]) for name in "kv"}
+    flags = dict(call.flags)
+    if exact and "eps" in flags and flags["eps"] is None and call.tensors["input"].dtype != torch.float64:  # type: ignore[union-attr]
+        flags["eps"] = torch.finfo(torch.float32).eps
+    if exact and call.op == "fp8_matmul":
+        flags["out_dtype"] = torch.float64
+    with ExitStack() as around:
+        if backend != "unasked":
+            around.enter_context(kpt.ops.prefer(backend))  # type: ignore[arg-type]
+        if call.autocast is not None and not exact:
+            around.enter_context(torch.autocast(call.device, dtype=call.autocast))
+        if not leaves:
+            around.enter_context(MODES.get(call.mode, nullcontext)())
+        outputs = _call(call, given, flags, exact)
+    outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+    followed = [o for o in outputs if o.requires_grad]
+    gradients: dict[str, torch.Tensor] = {}
+    if leaves and followed:
+        slopes.manual_seed(call.number + 2)
+        dy = [torch.randn(o.shape, generator=slopes).to(o) for o in followed]
+        found = torch.autograd.grad(followed, list(leaves.values()), dy, allow_unused=True)
+        gradients = {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
+    return Answer([o.detach() for o in outputs], gradients)
+
+
+def _call(call: Call, given: dict[str, Any], flags: dict[str, Any], exact: bool) -> Any:
+    op = get(call.op)
+    arguments = {**given, **flags}
+    names = inspect.signature(op.public).parameters
+    if exact:  # without the checks of dtypes
+        return op.reference(*[arguments[n] for n in names])
+    if call.mode == "torch.ops":
+        return getattr(torch.ops.kpt, call.op)(*[arguments[n] for n in names])
+    return op.public(**arguments)
+
+
+def _as_laid_out(leaf: torch.Tensor, layout: str, device: str) -> torch.Tensor:
+    """The leaf's numbers in another layout, from which its gradient comes back."""
+    if not leaf.requires_grad:
+        return laid_out(leaf, layout, device)
+    made: torch.Tensor = _LaidOut.apply(leaf, layout, device)
+    return made
+
+
+class _LaidOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, leaf: torch.Tensor, layout: str, device: str) -> torch.Tensor:
+        return laid_out(leaf, layout, device)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return dy, None, None
+
+
+def _unwritten(t: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """NaN behind the lengths: memory that nobody has written. The exact answer comes from numbers there: they do not matter."""
+    behind = torch.arange(t.shape[2], device=t.device) >= lengths[:, None]
+    if t.requires_grad or t.is_neg():
+        return t.masked_fill(behind[:, None, :, None], math.nan)
+    hidden = behind[:, None, :, None].expand(t.shape)
+    return torch.where(hidden, math.nan, t) if 0 in t.stride() else t.masked_fill_(hidden, math.nan)
+
+
+# ------------------------------------------------------------------ comparing
+def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
+    """The size of what is summed in a gradient that may cancel to nothing: of one key, of a row of one element."""
+    size = {n: 0.0 if t is None or not t.numel() else float(t.double().abs().max()) for n, t in numbers.items()}
+    if call.op == "flash_attention" and name != "v":
+        q = call.tensors["q"]
+        assert q is not None
+        scale = q.shape[3] ** -0.5 if call.flags["scale"] is None else abs(call.flags["scale"])
+        return 3.0 * size["v"] * scale * size["k" if name == "q" else "q"] * math.sqrt(q.shape[3])
+    if name == "input":
+        dims = tuple(range(-len(call.flags["normalized_shape"]), 0))
+        x, eps = numbers["input"].double(), call.flags["eps"] or torch.finfo(torch.float32).eps
+        spread = x.var(dims, correction=0) if call.op == "layer_norm" else x.square().mean(dims)
+        weight = 1.0 if call.tensors["weight"] is None else size["weight"]
+        return 3.0 * weight / math.sqrt(float(spread.min()) + eps) if x.numel() else 0.0
+    return 0.0
+
+
+def _compare(call: Call, numbers: dict[str, Any], got: Answer, exact: Answer, native: Answer) -> str | None:
+    if len(got.outputs) != len(exact.outputs):
+        return f"{len(got.outputs)} outputs, not {len(exact.outputs)}"
+    if set(got.gradients) != set(exact.gradients):
+        return f"gradients of {sorted(got.gradients)}, not of {sorted(exact.gradients)}"
+    narrow = _narrow(call)
+    for number, (g, e, n) in enumerate(zip(got.outputs, exact.outputs, native.outputs, strict=True)):
+        if found := _difference(call, f"output {number}", g, e, n, narrow, 1.0, 0.0):
+            return found
+    for name, g in got.gradients.items():
+        t = call.tensors[name]
+        assert t is not None
+        if g.dtype != t.dtype:
+            return f"gradient of {name} is {g.dtype}"
+        others = exact.gradients[name], native.gradients[name]
+        terms = _terms(call, name, numbers)
+        if found := _difference(call, f"gradient of {name}", g, *others, narrow, ON_THE_WAY, terms):
+            return found
+    return None
+
+
+def _narrow(call: Call) -> str:
+    """The narrowest type that values are rounded to on the way."""
+    dtypes = [t.dtype for t in call.tensors.values() if t is not None and t.dtype != torch.int32]
+    dtypes += [call.autocast] if call.autocast is not None else []
+    if call.op == "fp8_matmul":
+        dtypes = [call.flags["out_dtype"]]
+    if call.op == "quantize_fp8":
+        return SHORT[call.flags["dtype"]]
+    return max((SHORT[d] for d in dtypes), key=tolerance)
+
+
+def _difference(
+    call: Call, what: str, got: torch.Tensor, exact: torch.Tensor, native: torch.Tensor, narrow: str, times: float,
+    terms: float,
+) -> str | None:  # fmt: skip
+    if got.shape != exact.shape:
+        return f"{what} is of shape {tuple(got.shape)}, not {tuple(exact.shape)}"
+    if got.dtype != native.dtype:
+        return f"{what} is {got.dtype}, PyTorch's {native.dtype}"
+    if got.stride() != native.stride() and what.startswith("output") and got.numel():
+        return f"{what} has strides {got.stride()}, PyTorch's {native.stride()}"
+    g, e, n = got.double().cpu(), exact.double().cpu(), native.double().cpu()
+    limit = torch.finfo(got.dtype).max * 0.99
+    fits = e.isfinite() & (e.abs() <= limit)
+    if not torch.equal(g[~e.isfinite()], e[~e.isfinite()]) and not torch.equal(
+        torch.nan_to_num(g[~e.isfinite()]), torch.nan_to_num(n[~e.isfinite()])
+    ):
+        return f"{what} is not infinite, or not a number, where it should be"
+    if not fits.any():
+        return None
+    error = (g - e).abs()[fits]
+    pytorchs = (n - e).abs()[fits].nan_to_num(0.0).max()
+    scale = max(terms, float(e[fits].abs().max()))
+    allowed = max(times * tolerance(narrow, call.length) * scale, PYTORCHS * float(pytorchs), 1e-30)
+    worst = float(error.nan_to_num(math.inf).max())
+    if worst > allowed:
+        place = (
+            tuple(int(i) for i in (((g - e).abs().nan_to_num(math.inf) * fits) == worst).nonzero()[0]) if g.ndim else ()
+        )
+        return (
+            f"{what} is off by {worst:.3g} at {place}: {float(g[place]):.6g} for {float(e[place]):.6g}; allowed {allowed:.3g}, "
+            f"PyTorch {float(pytorchs):.3g}"
+        )
+    return None
