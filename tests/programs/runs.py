@@ -23,6 +23,7 @@ from kpt_dsl.emit.triton import WARP_SPECIALISED
 from kpt_dsl.errors import KptError
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
+from kpt_dsl.runtime.binding import bind
 from kpt_dsl.runtime.numpy import run as run_numpy
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import Config, space
@@ -177,11 +178,18 @@ class Run:
         for fill in (1234.0, -77.0):
             arrays = self.exact_arrays(fill)
             given = {**arrays, **self.call.scalars, **self.statics(self.call.statics)}
-            problem = Problem.bind(self.kernel, self.tensors() | self.call.scalars | self.statics(self.call.statics))
+            problem, _ = self.bound(self.tensors() | self.call.scalars | self.statics(self.call.statics))
             config = self.chosen(any_lengths(self.call, problem, self.random))
             run_numpy(problem, given, config, precision="f64")
             for t in self.outputs:
                 self.compare_exactly(t, arrays[t.name], wanted[t.name], fill)
+
+    def bound(self, given: Mapping[str, Any]) -> tuple[Problem, Mapping[str, Any]]:
+        """The problem, and the arguments as a runtime takes them, as a call makes them."""
+        problem, arguments = bind(self.kernel, given)
+        if self.kernel.integers:
+            problem.check_integers(arguments)
+        return problem, arguments
 
     def chosen(self, config: Config) -> Config:
         self.configs.append(config)
@@ -192,7 +200,7 @@ class Run:
         tensors = self.tensors()
         given = {**tensors, **self.call.scalars, **self.statics(self.call.statics)}
         before = {n: memory(x).copy() for n, x in tensors.items() if x is not None}
-        problem = Problem.bind(self.kernel, given)
+        problem, given = self.bound(given)
         count = partial(steps, self.call)
         if backend == "numpy":
             run_numpy(problem, given, self.chosen(any_lengths(self.call, problem, self.random)))
@@ -215,7 +223,7 @@ class Run:
         tensors = self.tensors()
         before = {n: memory(x).copy() for n, x in tensors.items() if x is not None}
         given = {**tensors, **self.call.scalars, **self.statics(statics)}
-        problem = Problem.bind(self.kernel, given)
+        problem, _ = self.bound(given)
         if steps(self.call, problem, runtime.chosen(problem, given, backend)[0]) > 4 * MOST_STEPS:
             return  # what is first by rule is meant for a device, not for an interpreter
         self.kernel(**given, backend=backend)
@@ -380,7 +388,7 @@ def _has_gluon(run: Run) -> bool:
     if "products" not in run.call.tags or (odd and ("start=" in run.program.text or "stop=" in run.program.text)):
         return False
     try:
-        problem = Problem.bind(run.kernel, {**run.tensors(), **run.call.scalars, **run.statics(run.call.statics)})
+        problem, _ = run.bound({**run.tensors(), **run.call.scalars, **run.statics(run.call.statics)})
         return warp_specialised(problem, run.random) is not None
     except KptError:
         return False
