@@ -21,10 +21,10 @@ SPARSE = ("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "minimax_m3_
 """They hand their selection to attention functions that are called neither "eager" nor "sdpa"."""
 
 SERVED = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma4_text", "phi3", "olmo2", "cohere2", "gpt2", "gpt_neox", "opt",
-    "bloom", "mixtral", "llama4_text", "ministral3", "granite", "smollm3", "bert", "roberta", "distilbert", "electra",
-    "modernbert", "bart", "whisper", "t5", "vit", "clip_vision_model", "siglip_text_model", "wav2vec2", "deepseek_v3",
-    "moonshine", "paligemma", "qwen2_vl",
+    "bart", "bert", "bloom", "clip_vision_model", "cohere2", "deepseek_v3", "distilbert", "electra", "gemma3_text",
+    "gemma4_text", "gpt2", "gpt_neox", "granite", "llama", "llama4_text", "ministral3", "mistral", "mixtral",
+    "modernbert", "moonshine", "olmo2", "opt", "paligemma", "phi3", "qwen2", "qwen2_vl", "qwen3", "roberta",
+    "siglip_text_model", "smollm3", "t5", "vit", "wav2vec2", "whisper",
 )  # fmt: skip
 """A few dozen that build quickly; among them shared keys, windows, chunks, position bias, values narrower than
 keys, and layers that contradict their mask."""
