@@ -162,6 +162,9 @@ def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
         assert q is not None
         scale = q.shape[3] ** -0.5 if call.flags["scale"] is None else abs(call.flags["scale"])
         return 3.0 * size["v"] * scale * size["k" if name == "q" else "q"] * math.sqrt(q.shape[3])
+    if call.op == "linear_act" and call.flags["activation"] != "none":  # slopes change with the pre-activation
+        z = size["x"] * size["weight"] * math.sqrt(call.length)
+        return 3.0 * z * {"x": size["weight"], "weight": size["x"], "bias": 1.0}[name]
     if name == "input":
         dims = tuple(range(-len(call.flags["normalized_shape"]), 0))
         x, eps = numbers["input"].double(), call.flags["eps"] or torch.finfo(torch.float32).eps

@@ -44,8 +44,11 @@ def negated(values: torch.Tensor) -> torch.Tensor:
 def test_lazily_negated_tensors(backend: Any) -> None:
     plain = layer_norm(X, (8,), G, G), rms_norm(X, (8,), G), linear_act(X, W, B, activation="gelu"), flash_attention(Q, Q, Q)
     x, w, b, g, q = map(negated, (X, W, B, G, Q))
+    like_x, like_w, like_b, like_g, like_q = (torch.complex(torch.zeros_like(t), t).imag for t in (X, W, B, G, Q))
     with preferring(backend):
-        layer_norm(X, (8,), G, G)  # a call like those below but for that
+        # Calls like those below but for that.
+        layer_norm(like_x, (8,), like_g, like_g), rms_norm(X, (8,), like_g)
+        linear_act(like_x, like_w, like_b, activation="gelu"), flash_attention(like_q, Q, like_q)
         lazy = layer_norm(x, (8,), g, g), rms_norm(X, (8,), g), linear_act(x, w, b, activation="gelu"), flash_attention(q, Q, q)
         raw = torch.ops.kpt.rms_norm(X, (8,), g, None)
         y, scale = quantize_fp8(x, "row")
