@@ -55,7 +55,14 @@ NAMED = {name: size for size, names in SIZES.items() for name in names.split()}
 """Settings of configs, and the small value that they get."""
 
 
+_SHARING = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+}
 SPECIAL: dict[str, dict[str, Any]] = {
+    "gemma4_text": _SHARING,
+    "gemma4_unified_text": _SHARING,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},

@@ -29,7 +29,7 @@ SERVED = (
 """A few dozen that build quickly; among them shared keys, windows, chunks, position bias, values narrower than
 keys, and layers that contradict their mask."""
 
-NEVER_SERVED = ("t5", "deepseek_v3", "moonshine", "paligemma", "bloom")
+NEVER_SERVED = ("t5", "deepseek_v3", "bloom")
 """Position bias in every layer; other widths of values; attention of its own."""
 
 
