@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from kpt.ops.eager import is_transformed
+from kpt.ops.eager import has_memory, is_transformed
 from kpt.ops.recompute import checkpoint_frame, lay_around
 from kpt.ops.registry import Implementation, Op
 from kpt_dsl.errors import InputError, MissingPackageError
@@ -140,6 +140,8 @@ def _why_not(
         return failed[candidate.name]
     if candidate.package is not None and find_spec(candidate.package) is None:
         return f"the package {candidate.package} is not installed"
+    if not candidate.differentiable and not all(has_memory(a) for a in arguments if isinstance(a, torch.Tensor)):
+        return "a tensor is sparse, nested or of mkldnn"
     if needs_grad and not candidate.differentiable:
         if is_transformed():
             return "torch.func transforms and forward-mode differentiation follow PyTorch's own operations only"

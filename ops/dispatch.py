@@ -16,7 +16,7 @@ from kpt.ops import flops, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
-from kpt.ops.eager import PLAIN, WORDS, is_autocasting, is_plain
+from kpt.ops.eager import PLAIN, WORDS, has_memory, is_autocasting, is_plain
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.configs import generation
 from kpt_dsl.errors import IndexRangeError, KptError
@@ -264,11 +264,6 @@ def _plain(value: Any) -> Any:
 
 def _is_lazy(tensor: torch.Tensor) -> bool:
     return tensor.is_neg() or tensor._is_zerotensor()
-
-
-def has_memory(tensor: torch.Tensor) -> bool:
-    """False for the plain tensors that PyTorch's dispatcher does not hand to an op of ours: sparse, mkldnn, strided nested."""
-    return type(tensor) not in PLAIN or (tensor.layout == torch.strided and not tensor.is_nested)
 
 
 def _in_a_line(error: KptError) -> str:

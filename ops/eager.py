@@ -53,3 +53,8 @@ def is_transformed() -> bool:
 def forward_mode() -> bool:
     """True inside forward-mode differentiation, where tensors may carry tangents."""
     return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def has_memory(tensor: torch.Tensor) -> bool:
+    """False for the plain tensors that PyTorch's dispatcher does not hand to an op of ours: sparse, mkldnn, strided nested."""
+    return type(tensor) not in PLAIN or (tensor.layout == torch.strided and not tensor.is_nested)

@@ -12,8 +12,8 @@ from torch.autograd.forward_ad import unpack_dual
 
 from kpt.ops import flops, sharding
 from kpt.ops.autocast import Off, cast
-from kpt.ops.dispatch import DISPATCHERS, Dispatcher, has_memory
-from kpt.ops.eager import dispatch_modes, forward_mode
+from kpt.ops.dispatch import DISPATCHERS, Dispatcher
+from kpt.ops.eager import dispatch_modes, forward_mode, has_memory
 from kpt.ops.registry import AutocastPolicy, Op, register
 
 _LIBRARY = torch.library.Library("kpt", "DEF")

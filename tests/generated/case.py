@@ -27,11 +27,13 @@ class Close:
     """An output must be within ``allowed`` (a number, or one for each element) of these values.
 
     ``summed``: it is partial sums, and their sums along this axis must be: where one share ends is the config's affair.
+    ``beside``: it is what was dropped of numbers of this size.
     """
 
     values: Array
     allowed: Array | float
     summed: int | None = None
+    beside: float = 0.0
 
     def check(self, got: torch.Tensor, name: str) -> None:
         """Fails unless it is."""

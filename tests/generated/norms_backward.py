@@ -169,7 +169,8 @@ class LayerNormRows(Backward):
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
         statistics = self.terms(arguments).statistics
-        return {name: Close(*statistics[name]) for name in self.wants}
+        mean = float(np.abs(statistics["origin"][0]).max(initial=0.0))
+        return {n: Close(*statistics[n], beside=mean if n == "mean" else 0.0) for n in self.wants}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What ``test_distributed.py`` runs on two processes of the CPU: ops on DTensors, and small trainings dealt out to both.
 
-``python -m tests.ops.processes RANK FILE``: both ranks of one FILE are one group. Exits with 1 at the first difference.
+``python -m tests.ops.processes RANK FILE [cuda]``: both ranks, 0 and 1, of one FILE that is not there yet are one group, each
+with a GPU of its own if so asked. Exits with 1 at the first difference.
 """
 
 import copy
@@ -23,11 +24,13 @@ from tests.ops.calls import served
 from tests.tolerances import assert_close
 
 SIZE = 2
+DEVICE = "cuda" if sys.argv[3:] == ["cuda"] else "cpu"
+KERNELS: Any = "triton" if DEVICE == "cuda" else "numpy"
 WHOLE = Replicate()
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(DEVICE)
 
 
 # ------------------------------------------------------------------ ops
@@ -74,7 +77,7 @@ def check_ops(mesh: DeviceMesh) -> None:
         wanted = op(*whole)
         wanted_gradients = torch.autograd.grad(wanted.square().sum(), whole, allow_unused=True)
         dealt = [distribute_tensor(t, mesh, [p]).requires_grad_() for t, p in zip(tensors, placements, strict=True)]
-        with prefer("numpy"):
+        with prefer(KERNELS):
             got = op(*dealt)
         assert isinstance(got, DTensor), number
         assert got.placements == (output,), (number, got.placements, output)
@@ -90,11 +93,11 @@ def check_ops(mesh: DeviceMesh) -> None:
 
 def check_redistribution(mesh: DeviceMesh) -> None:
     """What no way fits is sent first: rows cut along what is summed, one head on two processes."""
-    x, q, lengths = randn(4, 8), randn(2, 1, 5, 8), torch.tensor([3, 5], dtype=torch.int32)
+    x, q, lengths = randn(4, 8), randn(2, 1, 5, 8), torch.tensor([3, 5], dtype=torch.int32, device=DEVICE)
     cut, heads = (distribute_tensor(t, mesh, [Shard(1)]) for t in (x, q.expand(2, 2, 5, 8).contiguous()))
     one = distribute_tensor(q, mesh, [WHOLE])
     key_lengths = distribute_tensor(lengths, mesh, [WHOLE])
-    for implementation in ("numpy", "reference"):
+    for implementation in (KERNELS, "reference"):
         with prefer(implementation):
             assert_close(kpt.ops.layer_norm(cut, (8,)).full_tensor(), F.layer_norm(x, (8,)), "f32", 8)
             got = kpt.ops.flash_attention(heads, one, one, key_lengths=key_lengths)
@@ -109,9 +112,7 @@ def check_redistribution(mesh: DeviceMesh) -> None:
                     DTensor.from_local(t.mT if t.ndim else t, mesh, [WHOLE]) for t in alone
                 )  # gloo does not send FP8
                 product = kpt.ops.fp8_matmul(quantised, b, scale, scale_b, out_dtype=torch.float32)
-                wanted = kpt.ops.fp8_matmul(
-                    alone[0], alone[0].T, alone[1], scales, out_dtype=torch.float32
-                )
+                wanted = kpt.ops.fp8_matmul(alone[0], alone[0].T, alone[1], scales, out_dtype=torch.float32)
                 assert_close(product.full_tensor(), wanted, "f32", 8)
 
 
@@ -157,7 +158,7 @@ def averaged(loss: torch.Tensor) -> torch.Tensor:
 
 def check_trainings(mesh: DeviceMesh) -> None:
     torch.manual_seed(0)
-    native, x = Block(), randn(4, 6, 16)
+    native, x = Block().to(DEVICE), randn(4, 6, 16)
     with prefer("reference"):
         wanted = losses(copy.deepcopy(native), x, lambda loss: loss)
     ours = copy.deepcopy(native)
@@ -183,10 +184,10 @@ def check_tensor_parallel(mesh: DeviceMesh) -> None:
     torch.manual_seed(0)
     native = nn.Sequential(
         nn.LayerNorm(16), nn.Sequential(nn.Linear(16, 32), nn.GELU()), nn.Linear(32, 16), nn.RMSNorm(16)
-    )
+    ).to(DEVICE)
     x = randn(4, 6, 16)
     wanted = losses(copy.deepcopy(native), x, lambda loss: loss)
-    for implementation in ("reference", "numpy"):
+    for implementation in ("reference", KERNELS):
         ours = copy.deepcopy(native)
         kpt.replace_modules(ours)
         plan = {
@@ -195,19 +196,23 @@ def check_tensor_parallel(mesh: DeviceMesh) -> None:
         }  # fmt: skip
         model = parallelize_module(ours, mesh, plan)
         dealt = distribute_tensor(x, mesh, [Shard(1)])
-        before = served("rms_norm_backward").get("numpy", 0)
+        before = served("rms_norm_backward").get(KERNELS, 0)
         with prefer(implementation):
             found = losses(model, dealt, lambda loss: loss.full_tensor())  # type: ignore[attr-defined]
         assert_close(torch.tensor(found), torch.tensor(wanted), "f32", 1000)
-        if implementation == "numpy":
-            assert served("rms_norm_backward")["numpy"] == before + 4
+        if implementation == KERNELS:
+            assert served("rms_norm_backward")[KERNELS] == before + 4
 
 
 if __name__ == "__main__":
     rank, file = int(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=SIZE)
-    group = init_device_mesh("cpu", (SIZE,))
+    if DEVICE == "cuda":
+        torch.cuda.set_device(rank)
+    else:
+        torch.set_num_threads(1)
+    backend = "nccl" if DEVICE == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{file}", rank=rank, world_size=SIZE)
+    group = init_device_mesh(DEVICE, (SIZE,))
     for check in (check_ops, check_redistribution, check_trainings, check_tensor_parallel):
         check(group)
         print(f"{check.__name__}: ok", flush=True)

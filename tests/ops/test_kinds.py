@@ -394,3 +394,5 @@ def test_falling_back_for_a_kind_is_counted_where_a_kernel_was_expected() -> Non
     after = dispatcher.counters()
     assert after["fallbacks"] == before["fallbacks"]  # nobody expects kernels on a CPU
     assert after["served"]["reference"] == before["served"].get("reference", 0) + 1
+    with prefer("numpy"), pytest.raises(kpt.InputError, match="a tensor is sparse"):
+        kpt.ops.explain("linear_act", X, W.to_sparse_csr())
