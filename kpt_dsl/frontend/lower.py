@@ -418,7 +418,6 @@ class _Lowering(Expressions):
         unique = self.fresh(name)
         self.tiles.add(unique)
         tile = ir.Tile(unique, dim, f"block_{dim}")
-        self.begins[unique] = ir.scalar(0)
         self.local.ended.pop(name, None)
         self.local.values[name] = TileRef(dim, tile)
         return tile

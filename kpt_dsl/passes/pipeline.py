@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from kpt_dsl import ir
 from kpt_dsl.passes import indices
+from kpt_dsl.passes.padding import whole
 from kpt_dsl.passes.split import split_masks
 
 
@@ -103,6 +104,8 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
     if indices.checked(kernel):
         raise Unfit("an index may be of no element")
     masked = _step(loop.body)
+    if masked.link is None and not whole(loop):
+        raise Unfit("its loop has bounds of its own: what lies outside them, inside a tile, would be multiplied too")
     before = _before(kernel.body)
     held = _held(masked, before)
     split = split_masks(kernel).body

@@ -61,8 +61,11 @@ def trouble(call: Call) -> str | None:
         except Exception as error:
             return f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         wide = {n: t if t is None or t.dtype == torch.int32 else _wide(call, n, t) for n, t in numbers.items()}
-        exact = _answer(call, wide, "reference", slopes, exact=True)
-        native = _answer(call, numbers, "reference", slopes)
+        try:
+            exact = _answer(call, wide, "reference", slopes, exact=True)
+            native = _answer(call, numbers, "reference", slopes)
+        except RuntimeError:  # PyTorch does not compute it: its attention on GPUs refuses some strides
+            return None
         if found := _compare(call, numbers, got, exact, native):
             return found
     return None
