@@ -140,8 +140,9 @@ class Expressions(Names):
                 case "index":
                     return ir.Lanes(base.tile.axis, type=ir.Type(i32, (base.tile.axis,)), loc=loc)
                 case "count" | "before" if name not in self.begins:
-                    fail(loc, f"{name}.{attr} of a parallel loop's tile: it depends on how wide tiles are, which the config chooses",
-                         f"kd.sequential loops have it, to merge what was found so far; {name}.index holds the indices")  # fmt: skip
+                    what = f"{name}.{attr} of a parallel loop's tile"
+                    fail(loc, f"{what}: it depends on how wide tiles are, which the config chooses",
+                         f"tiles of kd.sequential have .{attr}, to merge with what came before; {name}.index holds the indices")  # fmt: skip
                 case "count":
                     return ir.Count(name, type=scalar, loc=loc)
                 case "before":

@@ -32,6 +32,10 @@ INTERPRETING = {"xla_disable_hlo_passes": "algsimp", "xla_backend_optimization_l
 """How XLA compiles what is interpreted: without algebraic simplification, which turns (x/n)(x/n) into xx/(nn), infinite for
 large x; and without much optimisation, since such runs are short and compiling takes most of their time."""
 
+NUMBER_KEPT = "pltpu.VMEM((1, 1)"
+"""What a module says that keeps a single number from step to step. Where a loop's bounds depend on what is loaded as well, XLA
+without its simplifier ends the whole process (shape_util.cc, "pointer_size > 0", with JAX 0.10.2), so there it simplifies."""
+
 WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """YNNPACK, to which XLA hands fusions on CPUs, drops NaN in maxima, minima and clips (seen with JAX 0.10.2)."""
 
@@ -145,7 +149,9 @@ def _call(
 
 @lru_cache(maxsize=256)
 def _jitted(source: Source, interpret: Any) -> JaxFunction:
-    options = _interpreting() if interpret else None
+    options = dict(_interpreting()) if interpret else None
+    if options and NUMBER_KEPT in source.text:
+        options.pop("xla_disable_hlo_passes")
     function: JaxFunction = jax_package().jit(_generated(source, interpret), compiler_options=options)
     return function
 

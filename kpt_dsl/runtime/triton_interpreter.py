@@ -23,12 +23,21 @@ def interpret(function: Any, programs: int, arguments: Sequence[Any]) -> None:
     from triton.runtime import interpreter
 
     with LOCK, _interpreting(), np.errstate(all="ignore"):
-        values = [interpreter._implicit_cvt(a) for a in arguments]
+        values = [_scalar(a) if isinstance(a, float) else interpreter._implicit_cvt(a) for a in arguments]
         builder = interpreter.interpreter_builder
         builder.set_grid_dim(programs, 1, 1)
         for program in range(programs):
             builder.set_grid_idx(program, 0, 0)
             function.fn(*values)
+
+
+def _scalar(value: float) -> Any:
+    """A float argument as the kernel has it: the interpreter leaves it to Python, in which ``~(s > 0)`` is true either way."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    return tl.tensor(TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
 
 
 @contextmanager
