@@ -142,7 +142,7 @@ class Expressions(Names):
                 case "count" | "before" if name not in self.begins:
                     what = f"{name}.{attr} of a parallel loop's tile"
                     fail(loc, f"{what}: it depends on how wide tiles are, which the config chooses",
-                         f"tiles of kd.sequential have .{attr}, to merge with what came before; {name}.index holds the indices")  # fmt: skip
+                         f"tiles of kd.sequential have it, to merge; {name}.index holds the indices")  # fmt: skip
                 case "count":
                     return ir.Count(name, type=scalar, loc=loc)
                 case "before":

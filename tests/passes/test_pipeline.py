@@ -111,3 +111,18 @@ def counts_within_tiles(a: kd.In, b: kd.In, y: kd.Out) -> None:
 
 def test_tiles_with_one_dim_along_both_axes_keep_the_compilers_schedule() -> None:
     assert "one dim along both" in (pipeline.why_not(guarded(counts_within_tiles, *PRODUCT)) or "")
+
+
+@kd.kernel(a="M K", c="N K", y="M N")
+def part_of_a_product(a: kd.In, c: kd.In, y: kd.Out) -> None:
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        acc = kd.zeros([m, n])
+        for k in kd.sequential(kd.tile("K"), start=16):
+            acc = kd.dot(a[m, k], c[n, k].T, acc)
+        y[m, n] = acc
+
+
+def test_a_lone_product_within_bounds_keeps_the_compilers_schedule() -> None:
+    """Nothing would mask what lies before them inside a tile: tiles go to the matrix unit as they lie in memory."""
+    dims, dtypes = {"M": 64, "N": 64, "K": 64}, dict.fromkeys("acy", "bf16")
+    assert "bounds of its own" in (pipeline.why_not(guarded(part_of_a_product, dims, dtypes)) or "")
