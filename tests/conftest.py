@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.interpreting import compile_quickly
-
 settings.register_profile(
     "ci",
     derandomize=True,  # the same cases on every run: a red CI is reproducible
@@ -31,7 +29,6 @@ PROGRAMS_SEED = "KPT_PROGRAMS_SEED"
 
 
 def pytest_configure() -> None:
-    compile_quickly()
     os.environ.setdefault(PROGRAMS_SEED, str(secrets.randbelow(1 << 31)))
 
 

@@ -19,7 +19,6 @@ from unittest.mock import patch
 import hypothesis.errors
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.interpreting import compile_quickly
 from tests.programs.kernels import Programs
 from tests.programs.program import Program
 from tests.programs.runs import BACKENDS, Finding, Tally, check
@@ -153,8 +152,7 @@ def left_behind() -> list[Path]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for modules, and a cache and database of its own; JAX on the CPU, compiling quickly."""
-    compile_quickly()
+    """A folder for modules, and a cache and database of its own; JAX on the CPU."""
     places = {"KPT_DB": "configs.db", "KPT_CACHE_DIR": "cache", "TRITON_CACHE_DIR": "triton"}
     with TemporaryDirectory(prefix=f"{FOLDERS}{os.getpid()}-") as name, patch.dict(os.environ):
         os.environ.update({variable: str(Path(name) / inside) for variable, inside in places.items()})
