@@ -40,7 +40,7 @@ WHERE_XLA_HAS_IT: tuple[dict[str, Any], ...] = (
     {"xla_cpu_experimental_ynn_fusion_type": ""},
     {"xla_cpu_use_fusion_emitters": False},
 )
-"""Options of some versions of XLA, on CPUs. YNNPACK, to which it hands fusions, drops NaN in maxima, minima and clips (seen with
+"""Options of some versions of XLA, on CPUs. YNNPACK, to which it hands fusions, drops NaN in maxima, minima and clips (so
 JAX 0.10.2). The older emitters compile in a quarter of the time of those that fuse (attention in tiles: 0.17 s for 0.63 s)."""
 
 JaxFunction = Callable[..., Any]
