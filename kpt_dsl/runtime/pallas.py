@@ -154,7 +154,7 @@ def _call(
 @lru_cache(maxsize=256)
 def _jitted(source: Source, interpret: Any) -> JaxFunction:
     options = dict(_interpreting()) if interpret else None
-    if options and NUMBER_KEPT in source.text:
+    if options and (NUMBER_KEPT in source.text or " / " not in source.text):
         options.pop("xla_disable_hlo_passes")
     function: JaxFunction = jax_package().jit(_generated(source, interpret), compiler_options=options)
     return function

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from kpt.ops.eager import is_transformed
+from kpt.ops.eager import PLAIN, is_transformed
 from kpt.ops.flash_attention import contract
+
+FUSED_BYTES = 16
+"""What PyTorch's fused attention loads at once."""
 
 
 def flash_attention(
@@ -37,6 +40,7 @@ def flash_attention(
     is_causal = bool(causal and allowed is None and queries > 1)
     # PyTorch masks by -inf before it scales, which a scale of 0 or less turns into NaN or +inf: scale the queries instead.
     scaled, scale = (q * scale, 1.0) if scale is not None and scale <= 0 else (q, scale)
+    scaled, k, v = map(_readable, (scaled, k, v))
     o = F.scaled_dot_product_attention(
         scaled, k, v, attn_mask=allowed, is_causal=is_causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
     )
@@ -82,6 +86,18 @@ def flash_attention_backward(
         gradients.append(_summed(p.mT @ up, v))
     like = [t for t, n in zip((q, k, v), needed, strict=True) if n]
     return [_laid_out(gradient, t) for gradient, t in zip(gradients, like, strict=True)]
+
+
+def _readable(t: torch.Tensor) -> torch.Tensor:
+    """A tensor as PyTorch's fused attention reads it on a GPU, 16 bytes at a time: a copy, where its elements lie otherwise.
+
+    PyTorch 2.11 does not always look: on an H200 misaligned keys ended the context, or gave NaN.
+    """
+    if t.device.type != "cuda" or type(t) not in PLAIN or is_transformed():
+        return t
+    step = FUSED_BYTES // t.element_size()
+    regular = t.stride(-1) == 1 and all(s % step == 0 for s, n in zip(t.stride()[:-1], t.shape, strict=False) if n > 1)
+    return t if regular and t.data_ptr() % FUSED_BYTES == 0 else t.clone(memory_format=torch.contiguous_format)
 
 
 def _summed(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
