@@ -22,9 +22,7 @@ from tests.ops.gradients import gelu, leaves
 from tests.tolerances import assert_close
 
 EVERY = ("numpy", "triton", "pallas", "reference", None)
-X, W, B, G = (
-    torch.randn(*s, generator=torch.Generator().manual_seed(sum(s))) for s in ((4, 8), (6, 8), (6,), (8,))
-)
+X, W, B, G = (torch.randn(*s, generator=torch.Generator().manual_seed(sum(s))) for s in ((4, 8), (6, 8), (6,), (8,)))
 Q = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -42,14 +40,24 @@ def negated(values: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend", EVERY)
 def test_lazily_negated_tensors(backend: Any) -> None:
-    plain = layer_norm(X, (8,), G, G), rms_norm(X, (8,), G), linear_act(X, W, B, activation="gelu"), flash_attention(Q, Q, Q)
+    plain = (
+        layer_norm(X, (8,), G, G),
+        rms_norm(X, (8,), G),
+        linear_act(X, W, B, activation="gelu"),
+        flash_attention(Q, Q, Q),
+    )
     x, w, b, g, q = map(negated, (X, W, B, G, Q))
     like_x, like_w, like_b, like_g, like_q = (torch.complex(torch.zeros_like(t), t).imag for t in (X, W, B, G, Q))
     with preferring(backend):
         # Calls like those below but for that.
         layer_norm(like_x, (8,), like_g, like_g), rms_norm(X, (8,), like_g)
         linear_act(like_x, like_w, like_b, activation="gelu"), flash_attention(like_q, Q, like_q)
-        lazy = layer_norm(x, (8,), g, g), rms_norm(X, (8,), g), linear_act(x, w, b, activation="gelu"), flash_attention(q, Q, q)
+        lazy = (
+            layer_norm(x, (8,), g, g),
+            rms_norm(X, (8,), g),
+            linear_act(x, w, b, activation="gelu"),
+            flash_attention(q, Q, q),
+        )
         raw = torch.ops.kpt.rms_norm(X, (8,), g, None)
         y, scale = quantize_fp8(x, "row")
         product = fp8_matmul(y, y.T, negated(scale), scale.T, out_dtype=torch.float32)
@@ -139,7 +147,10 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "CSR weight": (lambda: linear_act(X, W.to_sparse_csr(), activation="silu"), lambda: F.silu(F.linear(X, W))),
     "COO weight": (lambda: linear_act(X, W.to_sparse(), activation="silu"), lambda: F.silu(F.linear(X, W))),
     "CSR input": (lambda: linear_act(X.to_sparse_csr(), W, B), lambda: F.linear(X, W, B)),
-    "mkldnn": (lambda: linear_act(X.to_mkldnn(), W, B, activation="gelu").to_dense(), lambda: F.gelu(F.linear(X, W, B))),
+    "mkldnn": (
+        lambda: linear_act(X.to_mkldnn(), W, B, activation="gelu").to_dense(),
+        lambda: F.gelu(F.linear(X, W, B)),
+    ),
     "nested": (
         lambda: torch.cat(linear_act(torch.nested.nested_tensor([X, X[:2]]), W, B).unbind()),  # type: ignore[arg-type]
         lambda: F.linear(torch.cat([X, X[:2]]), W, B),
@@ -149,7 +160,10 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: F.layer_norm(torch.cat([X, X[:2]]), (8,), G, G),
     ),
     "jagged": (lambda: gelu(jagged(), W, B).values(), lambda: F.gelu(F.linear(torch.cat([X, X[:2]]), W, B))),
-    "jagged norm": (lambda: layer_norm(jagged(), (8,), G).values(), lambda: F.layer_norm(torch.cat([X, X[:2]]), (8,), G)),
+    "jagged norm": (
+        lambda: layer_norm(jagged(), (8,), G).values(),
+        lambda: F.layer_norm(torch.cat([X, X[:2]]), (8,), G),
+    ),
     "jagged, needing grad": (
         lambda: rms_norm(jagged(True), (8,), G).values(),
         lambda: F.rms_norm(torch.cat([X, X[:2]]), (8,), G),
