@@ -96,7 +96,7 @@ def _readable(t: torch.Tensor) -> torch.Tensor:
     if t.device.type != "cuda" or type(t) not in PLAIN or is_transformed():
         return t
     step = FUSED_BYTES // t.element_size()
-    regular = t.stride(-1) == 1 and all(s % step == 0 for s, n in zip(t.stride()[:-1], t.shape, strict=False) if n > 1)
+    regular = t.stride(-1) == 1 and all(s % step == 0 for s in t.stride()[:-1])
     return t if regular and t.data_ptr() % FUSED_BYTES == 0 else t.clone(memory_format=torch.contiguous_format)
 
 

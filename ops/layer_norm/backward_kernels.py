@@ -24,7 +24,9 @@ def layer_norm_bwd(
             gain = weight[:]
         for m in kd.sequential(kd.tile("M"), share=p):
             row, slope = x[m, :], dy[m, :]
-            mean = kd.sum(row, axis=1) / kd.size("N")
+            total = kd.sum(row, axis=1)
+            mean = total / kd.size("N")
+            mean += (total - mean * kd.size("N")) / kd.size("N")  # a GPU's quotient may be off by two roundings
             centred = row - mean[:, None]
             if x.dtype != kd.bf16:
                 left = kd.sum(centred, axis=1) / kd.size("N")
@@ -65,7 +67,9 @@ def layer_norm_bwd_dx(dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, eps: kd.Fl
     for m in kd.parallel(kd.tile("M")):
         if kd.choice("whole_row", True, False):
             row = x[m, :]
-            mean = kd.sum(row, axis=1) / kd.size("N")
+            total = kd.sum(row, axis=1)
+            mean = total / kd.size("N")
+            mean += (total - mean * kd.size("N")) / kd.size("N")  # a GPU's quotient may be off by two roundings
             centred = row - mean[:, None]
             if x.dtype != kd.bf16:
                 left = kd.sum(centred, axis=1) / kd.size("N")
