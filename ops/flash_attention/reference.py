@@ -40,6 +40,8 @@ def flash_attention(
     is_causal = bool(causal and allowed is None and queries > 1)
     # PyTorch masks by -inf before it scales, which a scale of 0 or less turns into NaN or +inf: scale the queries instead.
     scaled, scale = (q * scale, 1.0) if scale is not None and scale <= 0 else (q, scale)
+    if not q.numel():  # PyTorch 2.11 gives None for it on a GPU
+        return [_laid_out(q * (k.sum() + v.sum()), q)]
     scaled, k, v = map(_readable, (scaled, k, v))
     o = F.scaled_dot_product_attention(
         scaled, k, v, attn_mask=allowed, is_causal=is_causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
