@@ -28,6 +28,10 @@ PYTORCHS = 3.0
 """How many times PyTorch's own error is allowed where that is larger: sums that cancel err in all orders."""
 
 
+SMALLEST = 1e-12
+"""Below what is drawn nothing is told apart: where float64 has an exact zero, an exponential may be left of it."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a call gave: its outputs, and the gradients that were wanted, by name."""
@@ -231,7 +235,7 @@ def _difference(
     error = (g - e).abs()[fits]
     pytorchs = (n - e).abs()[fits].nan_to_num(0.0).max()
     scale = max(terms, float(e[fits].abs().max()))
-    allowed = max(times * tolerance(narrow, call.length) * scale, PYTORCHS * float(pytorchs), 1e-30)
+    allowed = max(times * tolerance(narrow, call.length) * scale, PYTORCHS * float(pytorchs), SMALLEST)
     worst = float(error.nan_to_num(math.inf).max())
     if worst > allowed:
         place = (
