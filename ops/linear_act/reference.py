@@ -52,7 +52,8 @@ def linear_act_saving(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``linear_act`` and its pre-activation, of float16 at most ``FLAT``, in memory of their own."""
     z = F.linear(x, weight, bias).contiguous()
-    return ACTIVATIONS[activation](z), z.clamp(-FLAT, FLAT) if z.dtype == torch.float16 else z
+    y = ACTIVATIONS[activation](z)
+    return y.clone() if y is z else y, z.clamp(-FLAT, FLAT) if z.dtype == torch.float16 else z
 
 
 def linear_act_backward(

@@ -67,7 +67,7 @@ def test_where_nothing_compiles_that_is_the_error(database: Path, monkeypatch: p
 def test_the_shortlist_is_the_best_of_the_space_after_what_is_known() -> None:
     options = space(problems.linear(), H200)
     known = [options.first, Config(block_M=3)]
-    short = offline._shortlist(options, known, 20, seed=0)
+    short = offline._shortlist(options, known, set(), 20, seed=0)
     assert short[0] == options.first
     assert len(short) == len(set(short)) == 20
     assert all(options.why_illegal(config) is None for config in short)

@@ -72,11 +72,6 @@ def test_it_is_traced() -> None:
     assert (new == jnp.zeros((6, 100)).at[jnp.array([4, 1])].set(table[:2])).all()
 
 
-def test_what_a_loop_computes_is_refused_by_name() -> None:
-    with pytest.raises(kd.TargetError, match="an index or a loop bound depends on i, which a loop computes"):
-        emit(problem(wandering, "f32"), V6E, Config(block_N=128))
-
-
 @kd.kernel(table="V N", index="V", y="M N")
 def wandering(table: kd.In, index: kd.In, y: kd.Out) -> None:
     """Each step's row is told by the last one."""
@@ -87,12 +82,14 @@ def wandering(table: kd.In, index: kd.In, y: kd.Out) -> None:
             y[m, n] = table[i, n]
 
 
-@pytest.mark.parametrize("backend", ["numpy", "triton"])
-def test_others_follow_what_a_loop_computes(backend: str) -> None:
+@pytest.mark.parametrize("backend", ["numpy", "triton", "pallas"])
+def test_what_a_loop_computes_is_followed(backend: str) -> None:
     table, index = torch.randn(6, 3), torch.tensor([3, 0, 1, 5, 2, 4], dtype=torch.int32)
     y = torch.empty(2, 3)
     wandering(table, index, y, backend=backend)
     torch.testing.assert_close(y, table[[3, 5, 4], [0, 1, 2]].expand(2, 3))
+    if backend == "pallas":
+        return  # which clamps an index that is none: docs/language.md
     index[3] = 6
     with pytest.raises(kd.IndexRangeError, match=r"wandering indexes (table|index).* with 6"):
         wandering(table, index, y, backend=backend)
