@@ -10,7 +10,7 @@ import kpt_dsl as kd
 from kpt_dsl import targets
 from kpt_dsl.emit import emit
 from kpt_dsl.problem import Problem
-from kpt_dsl.space import Config, space
+from kpt_dsl.space import space
 from tests.indices import kernels
 
 jax = pytest.importorskip("jax")
