@@ -4,14 +4,17 @@ Each op lists ways to deal its tensors out, its ``shardings``; DTensor takes the
 torch.distributed is imported before a DTensor comes by.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from kpt.ops.registry import SUM, WHOLE, Op, Placed, Sharding
+
+log = logging.getLogger("kpt")
 
 _SHARED_OUT: list[tuple[Any, Op]] = []
 """Ops whose shardings DTensor does not know yet, as torch.library knows them."""
@@ -29,26 +32,38 @@ def share_out(tensors: Sequence[torch.Tensor]) -> None:
     from torch.distributed.tensor import DTensor
 
     if any(isinstance(t, DTensor) for t in tensors):
-        while _SHARED_OUT:
-            _tell(*_SHARED_OUT.pop())
+        waiting = _SHARED_OUT.copy()
+        _SHARED_OUT.clear()
+        try:
+            for through_torch, op in waiting:
+                _tell(through_torch, op)
+        except (ImportError, AttributeError) as error:  # DTensor then knows none of our ops, and is given PyTorch's
+            log.warning("DTensors get PyTorch's own operations: this PyTorch has no way to tell of shardings (%s)", error)
+
+
+@cache
+def _private() -> tuple[Any, Any, Any]:
+    """What PyTorch gives no public name to: the class of a strategy, what one depends on, and what spreads it over a mesh."""
+    from torch.distributed.tensor._op_schema import OpStrategy, RuntimeSchemaInfo
+    from torch.distributed.tensor._ops.utils import expand_to_full_mesh_op_strategy
+
+    return OpStrategy, RuntimeSchemaInfo, expand_to_full_mesh_op_strategy
 
 
 def _tell(through_torch: Any, op: Op) -> None:
     """As ``torch.distributed.tensor.experimental.register_sharding`` does, which has no place for an op that gives a list of
     tensors, and remembers a strategy for calls that differ in the gradients they ask for."""
     from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
 
+    _, schema_info, _ = _private()
     DTensor._op_dispatcher.sharding_propagator.register_op_strategy(
-        through_torch, partial(_strategy, op), RuntimeSchemaInfo(static_argnum=0, needs_pytree=True)
+        through_torch, partial(_strategy, op), schema_info(static_argnum=0, needs_pytree=True)
     )
 
 
 def _strategy(op: Op, schema: Any) -> Any:
-    from torch.distributed.tensor._op_schema import OpStrategy
-    from torch.distributed.tensor._ops.utils import expand_to_full_mesh_op_strategy
-
-    given = [isinstance(a, OpStrategy) for a in schema.args_schema]
+    op_strategy, _, expand = _private()
+    given = [isinstance(a, op_strategy) for a in schema.args_schema]
     meta = [
         torch.empty(a.shape, dtype=a.strategies[0].output_spec.tensor_meta.dtype, device="meta") if g else a
         for a, g in zip(schema.args_schema, given, strict=True)
@@ -58,7 +73,7 @@ def _strategy(op: Op, schema: Any) -> Any:
     mesh = schema.get_mesh_from_args()
     whole = Sharding((WHOLE,) * count, tuple(WHOLE if g else None for g in given))
     ways = [_placements(way, given, count) for way in (whole, *op.shardings(mesh.size(), *meta))]
-    strategy = expand_to_full_mesh_op_strategy(mesh, schema, ways, input_index=count)
+    strategy = expand(mesh, schema, ways, input_index=count)
     if isinstance(outputs, list) and count == 1:  # a list of one is a list
         for one in strategy.strategies:
             one.output_specs = (one.output_spec,)
