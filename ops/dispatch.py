@@ -120,9 +120,8 @@ class Dispatcher:
         if not choice.implementation.differentiable:
             token = _all_or_none.set(True)
             try:
-                return followed(self.op, self.through_torch)(
-                    *arguments
-                )  # comes back below autograd, and is counted there
+                # This comes back below autograd, and is counted there.
+                return followed(self.op, self.through_torch)(*arguments)
             finally:
                 _all_or_none.reset(token)
         self._served[choice.implementation.name] += 1
@@ -229,9 +228,8 @@ class Dispatcher:
             reason = f"only PyTorch knows what to do with tensors of these kinds: {', '.join(sorted(kinds))}"
             self._fallbacks[reason] += 1
             self._log_once(reason)
-        with (
-            torch._C._EnableTorchFunction()
-        ):  # off where PyTorch's dispatcher came by, and jagged attention lives there
+        # It is off where PyTorch's dispatcher came by, and jagged attention lives there.
+        with torch._C._EnableTorchFunction():
             return self.op.reference(*arguments)
 
     def _after_failure(self, key: Any, choice: Choice, arguments: tuple[Any, ...], error: KptError) -> Any:

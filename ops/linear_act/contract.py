@@ -1,9 +1,13 @@
 """What the ops of a linear layer with its activation check alike."""
 
+import math
 from typing import Any
+
+import torch
 
 from kpt.ops import checks
 from kpt.ops.dtypes import FLOATS
+from kpt.ops.flops import product
 from kpt.ops.linear_act.activations import ACTIVATIONS
 
 
@@ -25,3 +29,8 @@ def check_activation(op: str, activation: Any) -> None:
     """Raises InputError for an unknown activation."""
     if activation not in ACTIVATIONS:
         checks.reject(op, "activation", repr(activation), ", ".join(ACTIVATIONS))
+
+
+def flops(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
+    """Of the forward's product, which a saved pre-activation adds nothing to."""
+    return product(math.prod(x.shape[:-1]), *weight.shape)

@@ -1,6 +1,5 @@
 """The linear-with-activation op: public function, checks, and the kernel call behind it."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -9,12 +8,11 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
-from kpt.ops.flops import product
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.backward import GRADIENT
-from kpt.ops.linear_act.contract import check_linear
+from kpt.ops.linear_act.contract import check_linear, flops
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.linear_act.shapes import DIMS, SHAPES, arguments
 from kpt.ops.registry import SUM, WHOLE, Op, Sharding
@@ -54,10 +52,6 @@ def _why_not(x: torch.Tensor, *_: Any) -> str | None:
     return wide_dtype(x)
 
 
-def _flops(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
-    return product(math.prod(x.shape[:-1]), *weight.shape)
-
-
 def _shardings(_: int, x: torch.Tensor, weight: Any, bias: Any, activation: str, recompute: Any) -> Iterator[Sharding]:
     last = x.ndim - 1
     for dim in range(last):
@@ -93,7 +87,7 @@ _dispatch = define(
         autocast={"cuda": "lower", "cpu": "lower"},
         gradient=GRADIENT,
         multiplies=True,
-        flops=_flops,
+        flops=flops,
         shardings=_shardings,
     )
 )

@@ -1,6 +1,5 @@
 """The linear-with-activation op that gives its pre-activation besides: the forward of training."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import torch
 
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
-from kpt.ops.flops import product
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.backward_kernels import linear_act_fwd_saving
-from kpt.ops.linear_act.contract import check_linear
+from kpt.ops.linear_act.contract import check_linear, flops
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, saving_arguments
 from kpt.ops.registry import WHOLE, Op, Sharding
 
@@ -41,10 +39,6 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> tuple[torch.Tensor,
 
 def _why_not(x: torch.Tensor, *_: Any) -> str | None:
     return wide_dtype(x)
-
-
-def _flops(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
-    return product(math.prod(x.shape[:-1]), *weight.shape)
 
 
 def _shardings(_: int, x: torch.Tensor, *__: Any) -> Iterator[Sharding]:
@@ -83,7 +77,7 @@ _dispatch = define(
         shapes=TRAINED,
         autocast={"cuda": "lower", "cpu": "lower"},
         multiplies=True,
-        flops=_flops,
+        flops=flops,
         shardings=_shardings,
     )
 )
