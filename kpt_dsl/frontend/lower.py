@@ -14,7 +14,6 @@ from typing import Any
 from kpt_dsl import ir, language
 from kpt_dsl.dtypes import f32, i32
 from kpt_dsl.frontend import typing as ty
-from kpt_dsl.frontend.bounds import may_be_far
 from kpt_dsl.frontend.expressions import Expressions, TileRef, describe
 from kpt_dsl.frontend.names import Local
 from kpt_dsl.frontend.outside import Values
@@ -72,7 +71,6 @@ class _Lowering(Expressions):
         self.spec = spec
         self.without_extents = spec.absent
         self.types: dict[str, ir.Type] = {}
-        self.values: dict[str, list[Expr]] = {}
         self.block: list[ir.Stmt] = []
         self.loops: list[_Loop] = []
         self.added: dict[str, bool] = {}
@@ -223,7 +221,6 @@ class _Lowering(Expressions):
 
     def emit(self, name: str, value: Expr, loc: Loc) -> ir.Var:
         self.types[name] = value.type
-        self.values.setdefault(name, []).append(value)
         self.block.append(ir.Assign(name, value, loc=loc))
         return ir.Var(name, type=value.type, loc=loc)
 
@@ -388,11 +385,9 @@ class _Lowering(Expressions):
         return first, self.emit(self.fresh(f"{tile.name}_last"), last, loc)
 
     def clamped(self, start: Expr, stop: Expr, dim: str, loc: Loc) -> tuple[Expr, Expr]:
-        """Bounds that never leave the dim, whatever was computed for them."""
+        """Bounds between which nothing is outside of the dim, whatever was computed for them; a start may lie behind it."""
         whole = ir.Size(dim, type=ir.Type(i32), loc=loc)
         low = start if isinstance(start, ir.Const) and start.value >= 0 else ty.binary("max", start, 0, loc)
-        if may_be_far(start, self.values):
-            low = ty.binary("min", low, whole, loc)
         high = stop if stop == whole else ty.binary("min", stop, whole, loc)
         return low, high
 

@@ -90,7 +90,7 @@ class _Check:
                 return replace(stmt, index=index, value=self.expr(stmt.value))
             case ir.For():
                 start, stop = self.expr(stmt.start), self.expr(stmt.stop)
-                if self.span(start)[1] > self.extents[stmt.over.dim] and self.given(start):
+                if self.span(start)[1] > self.extents[stmt.over.dim] and self.grows(start):
                     # Rounded up to a tile's start, it would not fit in 32 bits.
                     size = ir.Size(stmt.over.dim, type=start.type, loc=stmt.loc)
                     start = ir.Binary("min", start, size, type=start.type, loc=stmt.loc)
@@ -129,20 +129,28 @@ class _Check:
             raise IndexRangeError(place.explain(f"{self.kernel.name}: {what}", allowed))
         return ir.Checked(x, tensor, dim, type=x.type, loc=at if isinstance(given, ir.Checked) else loc)
 
-    def given(self, e: Expr, computed: bool = False, seen: frozenset[str] = frozenset()) -> bool:
-        """Whether a bound is, or is computed from, what is loaded; or is an argument as it was given."""
+    def grows(self, e: Expr, sign: int = 1, through: frozenset[str] = frozenset()) -> bool:
+        """Whether a loaded number, an argument or a loop's turns make a bound larger; smaller, where ``sign`` is -1.
+
+        An argument that is taken away is not looked at here but where its value is known (``passes.ranges``).
+        """
         match e:
             case ir.Load():
                 return True
             case ir.Param():
-                return not computed
+                return sign > 0
             case ir.Var(name=name):
-                return name not in seen and any(
-                    self.given(v, computed, seen | {name}) for v in self.values.get(name, [])
-                )
-            case ir.Where(a=a, b=b) | ir.Binary(op="min" | "max", a=a, b=b):
-                return self.given(a, computed, seen) or self.given(b, computed, seen)
-        return any(self.given(x, True, seen) for x in ir.children(e))
+                return name in through or any(self.grows(v, sign, through | {name}) for v in self.values.get(name, ()))
+            case ir.Unary(op="neg", x=x):
+                return self.grows(x, -sign, through)
+            case ir.Binary(op="sub", a=a, b=b):
+                return self.grows(a, sign, through) or self.grows(b, -sign, through)
+            case ir.Binary(op="min" | "max" as op, a=a, b=b):
+                both = (op == "min") == (sign > 0)
+                return (all if both else any)(self.grows(x, sign, through) for x in (a, b))
+            case ir.Where(a=a, b=b):
+                return self.grows(a, sign, through) or self.grows(b, sign, through)
+        return any(self.grows(child, sign, through) for child in ir.children(e))
 
     # -------------------------------------------------------------- intervals
     def span(self, e: Expr) -> Interval:
