@@ -14,7 +14,6 @@ import torch
 import kpt
 import kpt_dsl as kd
 from kpt_dsl.passes import ranges
-from kpt_dsl.problem import Problem
 from tests.language.backends import BACKENDS, run
 from tests.language.test_casts import copied
 
