@@ -54,6 +54,12 @@ def _rounded(number: Number, dtype: DType) -> float:
     return value
 
 
+def shortest(value: float, dtype: DType) -> float:
+    """Of the numbers that a float type rounds to ``value``, one with as few decimal digits as that takes."""
+    shorter = (float(f"{value:.{digits}g}") for digits in range(1, 10))
+    return next((found for found in shorter if _rounded(found, dtype) == value), value)
+
+
 def larger(a: Number, b: Number) -> Number:
     """The maximum; NaN where one of them is NaN."""
     return a if a != a else b if b != b else max(a, b)

@@ -26,7 +26,7 @@ _CALL: dict[str, str] = {
     "max": "jnp.maximum", "min": "jnp.minimum", "maxnum": "jnp.maximum", "minnum": "jnp.minimum",
     "abs": "jnp.abs", "exp": "jnp.exp", "exp2": "jnp.exp2", "log": "jnp.log",
     "log2": "jnp.log2", "sqrt": "jnp.sqrt", "rsqrt": "lax.rsqrt", "tanh": "jnp.tanh", "erf": "lax.erf",
-    "sigmoid": "lax.logistic", "floor": "jnp.floor",
+    "sigmoid": "lax.logistic", "floor": "jnp.floor", "not": "jnp.logical_not",
 }  # fmt: skip
 
 JAX_DTYPES: dict[str, str] = {
@@ -62,6 +62,13 @@ def to_int(x):
     inside = (x >= -2147483648.0) & (x < 2147483648.0)
     beyond = jnp.where(x > 0.0, 2147483647, jnp.where(x < 0.0, -2147483648, 0)).astype(jnp.int32)
     return jnp.where(inside, jnp.where(inside, x, 0.0).astype(jnp.int32), beyond)''',
+    "to_f16": '''\
+def to_f16(x):
+    """The nearest number of float16, which a TPU does not have: added to 2**13 times its exponent, its lower bits are lost."""
+    size = jnp.abs(x)
+    exponent = jnp.maximum(lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000, 113 << 23)
+    unit = lax.bitcast_convert_type(exponent + (13 << 23), jnp.float32)
+    return jnp.sign(x) * jnp.where(size < 65520.0, (size + unit) - unit, jnp.inf)''',
     "saturated": '''\
 def saturated(x, largest, dtype):
     """Rounded to a float8 dtype; what is too large becomes its largest number."""
@@ -115,7 +122,7 @@ class Text:
         if len(node.type.shape) == 1:
             side = side or self.plan.side(node.type.shape[0])
         if self.is_static(node) and node.type.dtype.is_float and not isinstance(node, ir.Cast):
-            return _number(float(self.static(node)))
+            return _number(arithmetic.shortest(self.static(node), node.type.dtype))
         match node:
             case ir.Const(value):
                 return _number(value)
@@ -149,7 +156,7 @@ class Text:
             case ir.Checked(x, _, dim):
                 return f"jnp.clip({self.expr(x)}, 0, {dim} - 1)", ATOM
             case ir.Unary(op, x):
-                if op in ("neg", "not"):
+                if op == "neg" or (op == "not" and x.type.shape):  # Python may know a scalar's: ``~True`` is true there
                     return f"{'-' if op == 'neg' else '~'}{self.expr(x, _NEGATE, side)}", _NEGATE
                 return f"{_CALL[op]}({self.expr(x, side=side)})", ATOM
             case ir.Binary(op, a, b):
@@ -193,7 +200,11 @@ class Text:
         return False
 
     def static(self, node: Expr) -> float:
-        """What a static scalar is; NaN where an integer is divided by zero."""
+        """What a static scalar is, rounded as the device would; NaN where an integer is divided by zero."""
+        found = self._computed(node)
+        return arithmetic.converted(found, node.type.dtype) if node.type.dtype.is_float else found
+
+    def _computed(self, node: Expr) -> float:
         match node:
             case ir.Start() | ir.Before():
                 return 0
@@ -207,10 +218,8 @@ class Text:
                 return self.plan.dims[dim]
             case ir.Block(tile):
                 return self.plan.lanes[self.dim_of[tile]]
-            case ir.Cast(x) if node.type.dtype == f32:
-                return self.static(x)  # printed exactly, and rounded where it is read
             case ir.Cast(x):
-                return arithmetic.converted(arithmetic.converted(self.static(x), x.type.dtype), node.type.dtype)
+                return arithmetic.converted(self.static(x), node.type.dtype)
             case ir.Unary(op) | ir.Binary(op):
                 found = arithmetic.evaluate(op, *map(self.static, ir.children(node)))
                 return math.nan if found is None else found
@@ -296,17 +305,22 @@ class Text:
         return f"{self.expr(a, left, side)} {symbol} {self.expr(b, strength + 1, side)}", strength
 
     def _cast(self, x: Expr, to: DType, side: Side | None) -> tuple[str, int]:
-        if JAX_DTYPES[to.name] == JAX_DTYPES[self._held(x).name]:
+        if to == f16 and not self.is_static(x):
+            wide = ir.Cast(x, type=ir.Type(f32, x.type.shape))
+            return self._format(wide, side) if x.type.dtype.is_fp8 else (f"to_f16({self.expr(wide, side=side)})", ATOM)
+        if JAX_DTYPES[to.name] == JAX_DTYPES[self._held(x).name] and not self.is_static(x):
             return self._format(x, side)
         if isinstance(x, ir.Load) and to == f32 and x.type.dtype.is_float and len(x.type.shape) == 1:
             return self._load(x, side or self.own_side(x), wide=True)
         if to.is_fp8:
             return f"saturated({self.expr(x, side=side)}, {_LARGEST[to.name]}, {JAX_DTYPES[to.name]})", ATOM
         if self.is_static(x):
-            widened = to == f32 or (to.kind == x.type.dtype.kind == "int" and to.bits >= x.type.dtype.bits)
+            widened = to.kind == x.type.dtype.kind == "int" and to.bits >= x.type.dtype.bits
             return self._format(x, side) if widened else _number(self.static(ir.Cast(x, type=ir.Type(to))))
         if to.kind == "int" and x.type.dtype.is_float:
             return f"to_int({self.expr(x, side=side)})", ATOM
+        if not x.type.shape:  # which may be a number of Python's
+            return f"{JAX_DTYPES[to.name]}({self.expr(x)})", ATOM
         return f"{self.expr(x, ATOM, side)}.astype({JAX_DTYPES[to.name]})", ATOM
 
     def _held(self, x: Expr) -> DType:

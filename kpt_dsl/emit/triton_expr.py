@@ -18,7 +18,7 @@ DTYPES = {
 LOOSE, COMPARE, OR, AND, ADD, MULTIPLY, SIGN, ATOM = range(8)
 
 UNARY = {
-    "neg": ("-{x}", SIGN), "not": ("~{x}", SIGN), "abs": ("{tl}.abs({x})", LOOSE), "exp": ("{tl}.exp({x})", LOOSE),
+    "neg": ("-{x}", SIGN), "abs": ("{tl}.abs({x})", LOOSE), "exp": ("{tl}.exp({x})", LOOSE),
     "exp2": ("{tl}.exp2({x})", LOOSE), "log": ("{tl}.log({x})", LOOSE), "log2": ("{tl}.log2({x})", LOOSE),
     "sqrt": ("{tl}.sqrt({x})", LOOSE), "rsqrt": ("{tl}.rsqrt({x})", LOOSE), "erf": ("{tl}.erf({x})", LOOSE),
     "sigmoid": ("sigmoid({x})", LOOSE), "floor": ("{tl}.floor({x})", LOOSE), "tanh": ("tanh({x})", LOOSE),
@@ -151,6 +151,9 @@ class Expressions:
         raise AssertionError(f"no text for {type(e).__name__}")
 
     def _unary(self, op: ir.UnaryOp, x: ir.Expr) -> Text:
+        if op == "not":
+            # Python may know a scalar's condition, and ``~True`` is true in Python; a tile has no ``not``.
+            return (f"~{self.text(x, SIGN)}", ATOM) if x.type.shape else (f"not {self.text(x, COMPARE)}", LOOSE)
         pattern, strength = UNARY[op]
         if op in HELPERS:
             self.helpers.add(op)

@@ -49,9 +49,10 @@ def f32_to_i64(x):
     "floor_div": '''
 @triton.jit
 def floor_div(a, b):
-    """Integer division that rounds towards minus infinity; Triton's // rounds towards zero."""
+    """Integer division that rounds towards minus infinity; Triton's // rounds towards zero, except of numbers it knows."""
     q = a // b
-    return tl.where((a - q * b != 0) & ((a < 0) != (b < 0)), q - 1, q)
+    r = a - q * b
+    return tl.where((r != 0) & ((r < 0) != (b < 0)), q - 1, q)
 ''',
     "floor_mod": '''
 @triton.jit

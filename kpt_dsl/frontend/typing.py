@@ -122,7 +122,7 @@ def binary(op: ir.BinaryOp, a: Expr | Number, b: Expr | Number, loc: Loc) -> Exp
         result = left.type.dtype
     if kind == "int":
         op = _OF_INTEGERS.get(op, op)
-    return ir.Binary(op, left, right, type=Type(result, shape), loc=loc)
+    return _folded(ir.Binary(op, left, right, type=Type(result, shape), loc=loc))
 
 
 def unary(op: ir.UnaryOp, x: Expr | Number, loc: Loc) -> Expr:
@@ -132,12 +132,26 @@ def unary(op: ir.UnaryOp, x: Expr | Number, loc: Loc) -> Expr:
     if op == "not":
         if kind != "bool":
             fail(loc, f"~ inverts conditions, but got {value.type}", "compare first: ~(a < b)")
-        return ir.Unary(op, value, type=value.type, loc=loc)
+        return _folded(ir.Unary(op, value, type=value.type, loc=loc))
     if kind == "bool":
         fail(loc, f"{op} of a condition ({value.type})", "use kd.where(condition, a, b) to make numbers of it")
     if kind == "float" or op not in ("neg", "abs"):
         value = cast(value, f32, loc)
-    return ir.Unary(op, value, type=value.type, loc=loc)
+    return _folded(ir.Unary(op, value, type=value.type, loc=loc))
+
+
+def _folded(node: ir.Binary | ir.Unary) -> Expr:
+    """What an operation makes of literals, which Python would otherwise compute in float64 in one place and a device in float32
+    in another. What leaves the integers, or divides them by zero, stays for checks to name."""
+    operands = ir.children(node)
+    if not all(isinstance(x, ir.Const) for x in operands):
+        return node
+    held = [arithmetic.converted(x.value, x.type.dtype) for x in operands if isinstance(x, ir.Const)]
+    value = arithmetic.evaluate(node.op, *held)
+    if value is None:
+        return node
+    found = arithmetic.converted(value, node.type.dtype)
+    return ir.Const(found, type=node.type, loc=node.loc) if found == value or node.type.dtype.is_float else node
 
 
 def where(cond: Expr, a: Expr | Number, b: Expr | Number, loc: Loc) -> Expr:

@@ -98,8 +98,8 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
         raise Unfit("its loop goes through single indices")
     if ir.added(kernel):
         raise Unfit("it adds to an output")
-    if any(isinstance(e, ir.Load) for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape
-           for e in ir.walk(s.value)):  # fmt: skip
+    scalars = [s.value for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape]
+    if any(isinstance(e, ir.Load) for x in (*scalars, loop.start, loop.stop) for e in ir.walk(x)):
         raise Unfit("a scalar is loaded: what lies beyond bounds that depend on it may not enter a product")
     if indices.checked(kernel):
         raise Unfit("an index may be of no element")

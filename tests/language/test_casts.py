@@ -225,6 +225,31 @@ def test_int64_to_floats(backend: str) -> None:
     assert y.tolist() == LONG.float().tolist()
 
 
+@kd.kernel(x="N", y="N", z="N")
+def rounded_tiles(x: kd.In, y: kd.Out, z: kd.Out) -> None:
+    for n in kd.parallel(kd.tile("N")):
+        y[n] = x[n].to(kd.bf16).to(kd.f32)
+        z[n] = x[n].to(kd.f16).to(kd.f32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tiles_round_to_nearest_even(backend: str) -> None:
+    """Also where a device has no such type and holds it in a wider one."""
+    generator = np.random.default_rng(0)
+    drawn = generator.standard_normal(4000) * 10.0 ** generator.integers(-9, 6, 4000)
+    ties = (np.arange(-2049, 2049) + 0.5) * 2.0 ** generator.integers(-26, 6, 4098)
+    special = [0.0, -0.0, 65519.9, 65520.0, -65520.0, 1e38, 5.9e-8, 2.98e-8, 2.99e-8, INF, -INF, NAN]
+    values = np.concatenate([drawn, ties, special]).astype(np.float32)
+    y, z = torch.empty(len(values)), torch.empty(len(values))
+    run(rounded_tiles, backend, torch.from_numpy(values), y, z)
+    for found, dtype in ((y.numpy(), ml_dtypes.bfloat16), (z.numpy(), np.float16)):
+        with np.errstate(over="ignore"):
+            expected = values.astype(dtype).astype(np.float32)
+        np.testing.assert_array_equal(found, expected)
+        kept = ~np.isnan(expected)
+        np.testing.assert_array_equal(np.signbit(found[kept]), np.signbit(expected[kept]))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_scalar_of_extents(backend: str) -> None:
     y = torch.empty(5, dtype=torch.int32)
