@@ -38,16 +38,16 @@ def main() -> int:
     plan = Plan(number, backends, {"pallas": given.pallas_every}, frozenset(given.without), not given.no_shrink)
     print(f"seed {number}", flush=True)
     started = time.monotonic()
-    tell = (lambda report: progress(report, started)) if sys.stderr.isatty() else (lambda report: None)
+    seconds, tell = given.minutes * 60, lambda report: progress(report, started)
     if given.jobs > 1:
-        report = in_processes(plan, given.programs, given.minutes * 60, given.jobs, given.first, tell)
+        report = in_processes(plan, given.programs, seconds, given.jobs, given.first, tell)
     else:
-        report = campaign(plan, given.programs, started + given.minutes * 60, given.first, tell)
+        report = campaign(plan, given.programs, started + seconds, given.first, tell)
     passed = time.monotonic() - started
     print(f"\n{report.tally.programs} programs in {passed:.0f} s\n{summary(report)}")
     for line in [*written(report, given.out), *report.silent]:
         print(line)
-    return 1 if report.found or report.silent else 0
+    return 1 if report.found or report.died or report.silent else 0
 
 
 def run_again(files: list[Path], backends: tuple[str, ...]) -> int:

@@ -5,6 +5,7 @@ What fails is shrunk once for each kind of finding and written as a module that 
 
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,8 @@ class Report:
     tally: Tally = field(default_factory=Tally)
     asked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BACKENDS, 0))
     found: dict[str, Found] = field(default_factory=dict)
+    died: list[str] = field(default_factory=list)
+    """The programs, as modules, with which processes died."""
 
     def add(self, other: "Report") -> None:
         for kind, found in other.found.items():
@@ -175,25 +178,30 @@ def campaign(
 
 SHARE = 10 * RUN
 """Programs that a process is given at a time."""
+SHARES = 4
+"""Shares of a process before another takes its place: XLA keeps what it compiled."""
 
 
 def in_processes(
     plan: Plan, count: int, seconds: float, jobs: int, first: int, tell: Callable[[Report], None]
 ) -> Report:
-    """The same in several processes."""
-    report, until = Report(), time.monotonic() + seconds
+    """The same in several processes. Where one dies, what it ran is kept, and the shares of those beside it are not drawn."""
+    report, until, earlier = Report(), time.monotonic() + seconds, set(left_behind())
     context = multiprocessing.get_context("spawn")
-    # A process ends after some shares: XLA keeps what it compiled.
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=4) as pool:
-        starts = range(first, first + count, SHARE)
-        shares = [pool.submit(campaign, plan, min(SHARE, first + count - at), until, at) for at in starts]
-        for share in as_completed(shares):
-            try:
-                report.add(share.result())
-            except BrokenProcessPool:
-                told = "\n  ".join(map(str, left_behind()))
-                raise SystemExit(f"a process died; run again what such processes left behind:\n  {told}") from None
-            tell(report)
+    for start in range(first, first + count, SHARE * SHARES * jobs):
+        end = min(start + SHARE * SHARES * jobs, first + count)
+        # A pool of its own each time: with max_tasks_per_child, one whose processes end together waits for ever (CPython 115634).
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            shares = [pool.submit(campaign, plan, min(SHARE, end - at), until, at) for at in range(start, end, SHARE)]
+            for share in as_completed(shares):
+                with suppress(BrokenProcessPool):
+                    report.add(share.result())
+                    tell(report)
+        for file in set(left_behind()) - earlier:
+            report.died.append(file.read_text())
+            shutil.rmtree(file.parent)
+        if time.monotonic() > until:
+            break
     return report
 
 
@@ -221,13 +229,19 @@ def written(report: Report, folder: Path) -> Iterator[str]:
         file.write_text(found.program.module(found.told))
         again = f"--from {found.run} --programs {RUN}"
         yield f"{file}: after {found.after} programs ({again}), {found.times} times: {found.told.splitlines()[0]}"
+    for i, text in enumerate(report.died):
+        file = folder / f"died_{i}.py"
+        file.write_text(text)
+        yield f"{file}: a process died with it, or was ended because one beside it did"
 
 
 def progress(report: Report, started: float) -> None:
-    """One line on stderr, written over."""
+    """One line on stderr, written over where somebody watches."""
     passed = time.monotonic() - started
     programs, found = report.tally.programs, len(report.found)
-    print(f"\r{programs} programs in {passed:.0f} s, {found} kinds of findings ", end="", file=sys.stderr, flush=True)
+    told = f"{programs} programs in {passed:.0f} s, {found} kinds of findings"
+    watched = sys.stderr.isatty()
+    print(f"\r{told} " if watched else told, end="" if watched else "\n", file=sys.stderr, flush=True)
 
 
 def again(file: Path, backends: Sequence[str] = BACKENDS) -> Tally:
