@@ -190,7 +190,7 @@ def in_processes(
     context = multiprocessing.get_context("spawn")
     for start in range(first, first + count, SHARE * SHARES * jobs):
         end = min(start + SHARE * SHARES * jobs, first + count)
-        # A pool of its own each time: with max_tasks_per_child, one whose processes end together waits for ever (CPython 115634).
+        # A pool each time: one with max_tasks_per_child waits for ever when its processes end together (CPython 115634).
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             shares = [pool.submit(campaign, plan, min(SHARE, end - at), until, at) for at in range(start, end, SHARE)]
             for share in as_completed(shares):
