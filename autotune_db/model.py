@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kpt_dsl.build import Report
-from kpt_dsl.space import Config, Space, gpu, gpu_model
-from kpt_dsl.space.gpu_sizes import GpuSizes
+from kpt_dsl.space import Config, Space, gpu
+from kpt_dsl.space.gpu import model
+from kpt_dsl.space.gpu.sizes import GpuSizes
 
 
 def seconds(space: Space, config: Config, report: Report) -> float:
@@ -19,7 +20,7 @@ def seconds(space: Space, config: Config, report: Report) -> float:
         return report.cycles / space.target.clock_hz
     variant = next(v for v in space.variants if all(config[name] == value for name, value in v.choices.items()))
     if variant.rules is gpu and report.registers:
-        return gpu_model.seconds(_Compiled(variant.facts, space.target, config, report))
+        return model.seconds(_Compiled(variant.facts, space.target, config, report))
     return space.seconds(config)
 
 

@@ -393,11 +393,6 @@ class Kernel:
     def tensor(self, name: str) -> Tensor:
         return next(t for t in self.tensors if t.name == name)
 
-    def __str__(self) -> str:
-        from kpt_dsl.printer import format_kernel
-
-        return format_kernel(self)
-
 
 # ------------------------------------------------------------------ walking and rebuilding
 def children(node: Expr) -> tuple[Expr, ...]:

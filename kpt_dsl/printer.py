@@ -1,4 +1,4 @@
-"""The tile IR as text: what ``str(kernel)`` shows and what error messages quote.
+"""The tile IR as text: what ``format_kernel`` shows and what error messages quote.
 
 The text is for people: types stand where a variable is assigned, each statement has its source line beside it. Nothing
 parses it back, and it knows no backend and no config.

@@ -18,7 +18,7 @@ from kpt_dsl.passes.intervals import Interval
 from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
-    from kpt_dsl.kernel import Kernel
+    from kpt_dsl.definition import Definition
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Problem:
     outside when the problem was bound; ``functions`` the same of static arguments that are functions.
     """
 
-    kernel: "Kernel"
+    kernel: "Definition"
     dtypes: tuple[tuple[str, str | None], ...]
     dims: tuple[tuple[str, int], ...]
     strides: tuple[tuple[str, tuple[int, ...]], ...]
@@ -57,7 +57,7 @@ class Problem:
         object.__setattr__(self, "_exactly", exactly)
 
     @staticmethod
-    def bind(kernel: "Kernel", arguments: Mapping[str, Any]) -> "Problem":
+    def bind(kernel: "Definition", arguments: Mapping[str, Any]) -> "Problem":
         """From arrays (torch, JAX, NumPy, or anything with shape and dtype), scalars and static arguments.
 
         Raises InputError for a missing argument, a wrong rank, dims that disagree, an unknown dtype, or memory that is not
@@ -93,7 +93,7 @@ class Problem:
 
     @staticmethod
     def of_shapes(
-        kernel: "Kernel",
+        kernel: "Definition",
         dims: Mapping[str, int],
         dtypes: Mapping[str, str | None],
         statics: Mapping[str, Any] | None = None,

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kpt_dsl.emit.pallas import Abi
+    from kpt_dsl.emit.pallas.module import Abi
     from kpt_dsl.targets import Target
 
 STEP_SECONDS = 0.35e-6

@@ -1,7 +1,7 @@
 """From a kernel, a target and a config to source text: one emitter module a backend, found by the backend's name.
 
-An emitter module has one function, ``emit(problem, target, config) -> Source``. Ours are ``kpt_dsl.emit.<backend>``; a package
-adds its own through an entry point of the group ``kpt.emitters`` named like the ``backend`` of its targets.
+An emitter module has one function, ``emit(problem, target, config) -> Source``. Ours are in ``OWN``; a package adds its own
+through an entry point of the group ``kpt.emitters`` named like the ``backend`` of its targets.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
-OWN = ("triton", "pallas", "numpy")
+OWN = {"triton": "kpt_dsl.emit.triton.module", "pallas": "kpt_dsl.emit.pallas.module", "numpy": "kpt_dsl.emit.numpy"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Source:
 def emitter(backend: str) -> Any:
     """The emitter module of a backend. Raises TargetError where there is none."""
     if backend in OWN:
-        return import_module(f"kpt_dsl.emit.{backend}")
+        return import_module(OWN[backend])
     for found in entry_points(group="kpt.emitters", name=backend):
         return found.load()
     raise TargetError(

@@ -19,7 +19,7 @@ from kpt_dsl.runtime.binding import bind
 from kpt_dsl.space import Config, space
 
 if TYPE_CHECKING:
-    from kpt_dsl.kernel import Kernel
+    from kpt_dsl.definition import Definition
     from kpt_dsl.targets import Target
 
 OWN = ("triton", "pallas", "numpy")
@@ -29,7 +29,7 @@ Outputs = dict[str, Any] | None
 
 
 def call(
-    kernel: "Kernel",
+    kernel: "Definition",
     arguments: Mapping[str, Any],
     config: Mapping[str, Any] | None = None,
     backend: str | None = None,

@@ -13,7 +13,7 @@ from kpt_dsl.problem import Problem
 from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
-    from kpt_dsl.kernel import Kernel
+    from kpt_dsl.definition import Definition
 
 _KEPT = 4096
 
@@ -30,7 +30,7 @@ class _Bound(NamedTuple):
 _known: dict[Hashable, _Bound] = {}
 
 
-def bind(kernel: "Kernel", arguments: Mapping[str, Any]) -> tuple[Problem, Mapping[str, Any]]:
+def bind(kernel: "Definition", arguments: Mapping[str, Any]) -> tuple[Problem, Mapping[str, Any]]:
     """The problem of a call, and its arguments by name, with inputs whose memory holds their values.
 
     Raises InputError for arguments that do not fit, outputs that are negated views, tensors without memory, and, where
@@ -67,7 +67,7 @@ def _static(value: Any) -> Hashable:
     return value.now() if isinstance(value, Helper) else told_apart(value)
 
 
-def _first(kernel: "Kernel", arguments: Mapping[str, Any]) -> _Bound:
+def _first(kernel: "Definition", arguments: Mapping[str, Any]) -> _Bound:
     present = {name: arguments[name] for name in kernel.tensors if arguments[name] is not None}
     torch = {name: tensor for name, tensor in present.items() if arrays.library(tensor) == "torch"}
     negated = tuple(name for name, tensor in torch.items() if tensor.is_neg())
@@ -87,7 +87,7 @@ def _resolved(arguments: Mapping[str, Any], names: tuple[str, ...]) -> dict[str,
     return {name: arguments[name].resolve_neg() for name in names}
 
 
-def _refuse_gradients(kernel: "Kernel", names: tuple[str, ...]) -> None:
+def _refuse_gradients(kernel: "Definition", names: tuple[str, ...]) -> None:
     import torch
 
     if torch.is_grad_enabled():

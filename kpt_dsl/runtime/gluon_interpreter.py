@@ -17,7 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from kpt_dsl.emit import Source, gluon_names
+from kpt_dsl.emit import Source
+from kpt_dsl.emit.gluon import vocabulary
 from kpt_dsl.errors import CompileError
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +39,7 @@ def interpret(source: Source, programs: int, arguments: Sequence[Any]) -> None:
 @lru_cache(maxsize=64)
 def _code(source: Source) -> CodeType:
     """A module without its imports: whoever runs it brings the names."""
-    imports = (*gluon_names.IMPORTS, gluon_names.NAN_IMPORT)
+    imports = (*vocabulary.IMPORTS, vocabulary.NAN_IMPORT)
     text = "\n".join("" if line in imports else line for line in source.text.splitlines())
     return compile(text, f"<kpt {source.name} {source.digest}>", "exec")
 

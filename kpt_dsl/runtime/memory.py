@@ -9,7 +9,7 @@ from kpt_dsl.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from kpt_dsl.kernel import Kernel
+    from kpt_dsl.definition import Definition
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -17,7 +17,7 @@ _WORK = 100_000
 """How long NumPy looks for a common element of two outputs (its ``max_work``), far below a second."""
 
 
-def refuse_shared_outputs(kernel: "Kernel", views: Mapping[str, "Array"]) -> None:
+def refuse_shared_outputs(kernel: "Definition", views: Mapping[str, "Array"]) -> None:
     """Raises InputError where two outputs have an element in common. ``views``: NumPy views of tensors by argument name."""
     import numpy as np
 
@@ -33,7 +33,7 @@ def refuse_shared_outputs(kernel: "Kernel", views: Mapping[str, "Array"]) -> Non
             )
 
 
-def overwritten(kernel: "Kernel", views: Mapping[str, "Array"]) -> tuple[str, ...]:
+def overwritten(kernel: "Definition", views: Mapping[str, "Array"]) -> tuple[str, ...]:
     """The inputs that may share memory with an output: a run reads copies of them."""
     import numpy as np
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kpt_dsl import ir, targets
 from kpt_dsl.checks import is_on
 from kpt_dsl.emit import Source, emit
-from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Report, Scalar, TritonAbi
+from kpt_dsl.emit.triton.abi import Descriptor, Pointer, Report, Scalar, TritonAbi
 from kpt_dsl.errors import InputError, TargetError
 from kpt_dsl.passes import indices
 from kpt_dsl.runtime.memory import copied, overwritten, refuse_shared_outputs

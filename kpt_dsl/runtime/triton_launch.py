@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl.emit import Source
-from kpt_dsl.emit.triton_abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
-from kpt_dsl.emit.triton_facts import effective_strides
+from kpt_dsl.emit.triton.abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
+from kpt_dsl.emit.triton.facts import effective_strides
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime.triton_module import triton_package
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kpt_dsl.dtypes import dtype
-from kpt_dsl.emit.triton_facts import TMA_BYTES, TMA_RANK, effective_strides
+from kpt_dsl.emit.triton.facts import TMA_BYTES, TMA_RANK, effective_strides
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem

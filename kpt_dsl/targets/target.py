@@ -6,11 +6,11 @@ A target is data. Passes, spaces and emitters read its fields and never ask for 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-GPU_RULES = "kpt_dsl.space.gpu"
+GPU_RULES = "kpt_dsl.space.gpu.rules"
 """Space rules of chips that run blocks of warps with shared memory and registers."""
-WARP_SPECIALISED = ("warp_specialised", "kpt_dsl.space.warp_specialised")
+WARP_SPECIALISED = ("warp_specialised", "kpt_dsl.space.warps.rules")
 """Producer and consumer warps with registers of their own, and products that warpgroups issue ahead."""
-TPU_RULES = "kpt_dsl.space.tpu"
+TPU_RULES = "kpt_dsl.space.tpu.rules"
 """Space rules of chips that pipeline blocks through a software-managed vector memory."""
 CPU_RULES = "kpt_dsl.space.cpu"
 """Space rules of the NumPy run, where a tile is an array."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kpt_dsl.emit import Source
-from kpt_dsl.emit.triton_abi import Descriptor, Pointer, Scalar
+from kpt_dsl.emit.triton.abi import Descriptor, Pointer, Scalar
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import gluon_interpreter
 from kpt_dsl.runtime.gluon_interpreter import Described

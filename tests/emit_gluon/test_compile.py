@@ -9,12 +9,12 @@ from kpt.ops import registry
 from kpt_dsl import build, targets
 from kpt_dsl.build.triton import binary
 from kpt_dsl.emit import emit
-from kpt_dsl.emit.triton import WARP_SPECIALISED
+from kpt_dsl.emit.triton.module import WARP_SPECIALISED
 from kpt_dsl.errors import ConfigError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
-from kpt_dsl.space.warp_sizes import BARRIER_BYTES, WarpSizes
-from kpt_dsl.space.warp_specialised import CONSUMERS
+from kpt_dsl.space.warps.rules import CONSUMERS
+from kpt_dsl.space.warps.sizes import BARRIER_BYTES, WarpSizes
 
 H200 = targets.get("nvidia-h200")
 

@@ -8,7 +8,7 @@ import torch
 import kpt_dsl as kd
 from kpt_dsl import build, targets
 from kpt_dsl.emit import emit
-from kpt_dsl.emit.triton import WARP_SPECIALISED
+from kpt_dsl.emit.triton.module import WARP_SPECIALISED
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import Config, space

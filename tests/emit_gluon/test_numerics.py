@@ -16,7 +16,7 @@ from hypothesis import Phase, given, seed, settings
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt_dsl import runtime, targets
 from kpt_dsl.emit import Source, emit
-from kpt_dsl.emit.triton import WARP_SPECIALISED
+from kpt_dsl.emit.triton.module import WARP_SPECIALISED
 from kpt_dsl.errors import CompileError
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import gluon_interpreter

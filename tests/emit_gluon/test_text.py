@@ -6,8 +6,9 @@ import textwrap
 import pytest
 
 from kpt_dsl import targets
-from kpt_dsl.emit import emit, gluon_names
-from kpt_dsl.emit.gluon_functions import Function
+from kpt_dsl.emit import emit
+from kpt_dsl.emit.gluon import vocabulary
+from kpt_dsl.emit.gluon.functions import Function
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
@@ -50,7 +51,7 @@ def test_what_a_function_reads_before_it_has_it_is_a_parameter() -> None:
     ],
 )
 def test_names_follow_the_version(version: tuple[int, int], load: str, barrier: str) -> None:
-    names = gluon_names.names(version)
+    names = vocabulary.names(version)
     assert (names["load"], names["barrier"]) == (load, barrier)
 
 

@@ -5,7 +5,7 @@ import pytest
 import kpt_dsl as kd
 from kpt_dsl import ir
 from kpt_dsl.dtypes import bool_, f32, i32
-from kpt_dsl.printer import format_expr
+from kpt_dsl.printer import format_expr, format_kernel
 from kpt_dsl.problem import Problem
 
 
@@ -22,7 +22,7 @@ def test_a_kernel_is_printed_with_types_and_source_lines() -> None:
     problem = Problem.of_shapes(
         product, {"M": 3, "N": 4, "K": 5}, {"x": "bf16", "weight": "bf16", "lengths": "i32", "y": "f16"}
     )
-    lines = [line.split("  # ") for line in str(problem.lower()).splitlines()]
+    lines = [line.split("  # ") for line in format_kernel(problem.lower()).splitlines()]
     assert [line[0].rstrip() for line in lines] == [
         "kernel product(x: in bf16[M, K], weight: in bf16[N, K], lengths: in i32[M], y: out f16[M, N], scale: f32)",
         "    parallel m in tile(M, block_M), n in tile(N, block_N):",

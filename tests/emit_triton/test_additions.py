@@ -10,6 +10,7 @@ import kpt_dsl as kd
 from kpt_dsl import ir, runtime, targets
 from kpt_dsl.emit import emit
 from kpt_dsl.passes import padding, pipeline
+from kpt_dsl.printer import format_kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.numpy import run as run_numpy
 from kpt_dsl.space import Config, space
@@ -71,7 +72,7 @@ def problem(M: int = 64, N: int = 64) -> Problem:
 
 
 def test_the_text_of_an_addition() -> None:
-    assert "sums[m, :] += dot(bf16(s), y[n, :])" in str(problem().lower())
+    assert "sums[m, :] += dot(bf16(s), y[n, :])" in format_kernel(problem().lower())
     assert "sums[m, :] += " in emit(problem(), targets.get("cpu"), Config(block_M=16, block_N=16)).text
     text = emit(problem(), H200, space(problem(), H200).first).text
     assert text.count("tl.atomic_add(") >= 3

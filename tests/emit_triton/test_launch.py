@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from kpt_dsl.emit.triton_abi import Descriptor, Extent, Pointer, Stride
+from kpt_dsl.emit.triton.abi import Descriptor, Extent, Pointer, Stride
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import triton_launch
 from kpt_dsl.runtime.triton_launch import Described, Launch

@@ -7,7 +7,7 @@ import pytest
 
 from kpt_dsl import targets
 from kpt_dsl.emit import emit
-from kpt_dsl.emit.triton_abi import Descriptor, Pointer
+from kpt_dsl.emit.triton.abi import Descriptor, Pointer
 from kpt_dsl.errors import ConfigError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config

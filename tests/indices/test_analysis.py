@@ -7,8 +7,9 @@ import pytest
 from kpt.ops import registry
 from kpt_dsl import ir, targets
 from kpt_dsl.emit import emit
-from kpt_dsl.emit.triton_abi import Report
+from kpt_dsl.emit.triton.abi import Report
 from kpt_dsl.passes import indices, padding, pipeline
+from kpt_dsl.printer import format_kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import space
 from tests.indices import kernels
@@ -52,18 +53,18 @@ def test_proven(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", UNPROVEN)
 def test_not_proven(name: str, tmp_path: Path) -> None:
     body, shown = UNPROVEN[name]
-    assert shown in str(lower(tmp_path, LOOP + body))
+    assert shown in format_kernel(lower(tmp_path, LOOP + body))
 
 
 def test_conditions_stay_only_where_an_index_needs_them(tmp_path: Path) -> None:
     plain = lower(tmp_path, LOOP + "row[m] = kd.where(shift > 0, w[m], 0.0)")
     assert "when" not in str(plain)
-    asked = str(lower(tmp_path, LOOP + "row[m] = kd.where(shift > 0, 0.0, kd.where(eps > 0.0, w[shift], 1.0))"))
+    asked = format_kernel(lower(tmp_path, LOOP + "row[m] = kd.where(shift > 0, 0.0, kd.where(eps > 0.0, w[shift], 1.0))"))
     assert "w[checked(shift)].when(not shift > 0 and eps > 0)" in asked
-    by_name = str(lower(tmp_path, LOOP + "row[m] = kd.where(b=w[shift], a=0.0, cond=shift > 0)"))
+    by_name = format_kernel(lower(tmp_path, LOOP + "row[m] = kd.where(b=w[shift], a=0.0, cond=shift > 0)"))
     assert "w[checked(shift)].when(not shift > 0)" in by_name
     vector = "for m in kd.parallel(kd.tile('M')):\n    row[m] = kd.where(ids[m] > 0, x[m, shift], 0.0)"
-    assert "when" not in str(lower(tmp_path, vector))
+    assert "when" not in format_kernel(lower(tmp_path, vector))
 
 
 OPS = [

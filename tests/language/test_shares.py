@@ -9,6 +9,7 @@ import kpt_dsl as kd
 from kpt_dsl import ir, targets
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import TargetError
+from kpt_dsl.printer import format_kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
 from kpt_dsl.space.facts import collect
@@ -120,4 +121,4 @@ def test_a_tpu_cannot_store_part_of_a_block() -> None:
 def test_the_ir_says_that_a_loop_has_a_share() -> None:
     (loop,) = (s for s in _problem(8, 2).lower().body if isinstance(s, ir.For))
     assert loop.share
-    assert "for share m in tile(M, block_M) from m_first to m_last" in str(_problem(8, 2).lower())
+    assert "for share m in tile(M, block_M) from m_first to m_last" in format_kernel(_problem(8, 2).lower())

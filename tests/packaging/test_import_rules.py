@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_stages_of_the_compiler_keep_apart(stage: str) -> None:
         if any(within(name, other) for other in STAGES[stage])
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_language_has_no_circle_of_imports() -> None:
+    """Typing-only imports and those inside functions count: who cannot be read without the other is one module in two files."""
+    files = dict(modules("kpt_dsl", ROOT / "kpt_dsl"))
+    graph = {}
+    for module, file in files.items():
+        names = {name for name, _ in imported(module, file)} & files.keys()
+        # Of ``from package import module`` only the module counts.
+        graph[module] = {n for n in names if not any(within(other, n) for other in names - {n})}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
 
 
 def run(code: str) -> str:

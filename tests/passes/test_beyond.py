@@ -9,6 +9,7 @@ import pytest
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt_dsl import ir
 from kpt_dsl.passes.padding import guard
+from kpt_dsl.printer import format_kernel
 from tests.language.snippets import lower
 from tests.passes.test_pipeline import attention, guarded
 
@@ -29,7 +30,7 @@ CAUSAL = "n.index[None, :] <= position"
 
 def text(kernel: ir.Kernel) -> str:
     """A kernel without its author's lines beside it."""
-    return "\n".join(line.split("#")[0] for line in str(kernel).splitlines())
+    return "\n".join(line.split("#")[0] for line in format_kernel(kernel).splitlines())
 
 
 def masked(folder: Path, condition: str, stop: str, start: str = "0") -> bool:

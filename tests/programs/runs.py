@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from kpt_dsl import runtime, targets
-from kpt_dsl.emit.triton import WARP_SPECIALISED
+from kpt_dsl.emit.triton.module import WARP_SPECIALISED
 from kpt_dsl.errors import KptError
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem

@@ -6,7 +6,7 @@ from kpt.ops.flash_attention.backward_kernels import flash_attention_dkdv, flash
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
-from kpt_dsl.space.gpu_sizes import GpuSizes
+from kpt_dsl.space.gpu.sizes import GpuSizes
 from kpt_dsl.targets import get
 
 H200 = get("nvidia-h200")

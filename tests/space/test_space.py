@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from kpt.ops import registry
 from kpt.ops.column_sums import column_sums
 from kpt_dsl import targets
-from kpt_dsl.emit import triton_facts
+from kpt_dsl.emit.triton import facts
 from kpt_dsl.errors import ConfigError, TargetError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, Space, space
 from kpt_dsl.space.config import Value
 from kpt_dsl.space.descriptors import describable
-from kpt_dsl.space.gpu_sizes import GpuSizes
+from kpt_dsl.space.gpu.sizes import GpuSizes
 from tests.space import problems
 
 H200, H100, A100 = (targets.get(f"nvidia-{name}") for name in ("h200", "h100", "a100"))
@@ -311,7 +311,7 @@ def test_spaces_and_emitter_agree_on_descriptors(extents: tuple[int, ...], order
         strides[axis], step = step, step * extents[axis]
     problem = replace(plain, strides=(("q", tuple(strides)), *plain.strides[1:]))
     config = Config(block_M=16, block_N=16)
-    known = triton_facts.facts(problem, problem.lower({}), config)
+    known = facts.facts(problem, problem.lower({}), config)
     assert describable(problem, "q") == known.tensors["q"].describable
 
 

@@ -1,0 +1,1 @@
+"""Pallas source, for TPUs."""

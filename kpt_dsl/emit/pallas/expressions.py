@@ -1,0 +1,388 @@
+"""Expressions of the tile IR as JAX text, for the body of a Pallas kernel and for its index maps.
+
+Everything on a TPU lies in registers of two dimensions, so a value with one axis is written as a column (length, 1) or a row
+(1, length), whichever its uses want. Scalars are those that index arithmetic makes; a reduction to nothing gives a (1, 1) tile.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+from kpt_dsl import arithmetic, ir
+from kpt_dsl.dtypes import DType, f16, f32
+from kpt_dsl.emit.pallas.plan import Plan, Side
+from kpt_dsl.ir import Axis, Expr
+
+# How strongly Python's operators bind, weakest first.
+_COMPARE, _OR, _AND, _ADD, _MULTIPLY, _NEGATE, ATOM = range(7)
+
+_INFIX: dict[str, tuple[str, int]] = {
+    "lt": ("<", _COMPARE), "le": ("<=", _COMPARE), "gt": (">", _COMPARE), "ge": (">=", _COMPARE),
+    "eq": ("==", _COMPARE), "ne": ("!=", _COMPARE), "or": ("|", _OR), "and": ("&", _AND),
+    "add": ("+", _ADD), "sub": ("-", _ADD), "mul": ("*", _MULTIPLY), "div": ("/", _MULTIPLY),
+    "floordiv": ("//", _MULTIPLY), "mod": ("%", _MULTIPLY),
+}  # fmt: skip
+
+_CALL: dict[str, str] = {
+    "max": "jnp.maximum", "min": "jnp.minimum", "maxnum": "jnp.maximum", "minnum": "jnp.minimum",
+    "abs": "jnp.abs", "exp": "jnp.exp", "exp2": "jnp.exp2", "log": "jnp.log",
+    "log2": "jnp.log2", "sqrt": "jnp.sqrt", "rsqrt": "lax.rsqrt", "tanh": "jnp.tanh", "erf": "lax.erf",
+    "sigmoid": "lax.logistic", "floor": "jnp.floor", "not": "jnp.logical_not",
+}  # fmt: skip
+
+JAX_DTYPES: dict[str, str] = {
+    "f32": "jnp.float32", "f16": "jnp.float32", "bf16": "jnp.bfloat16", "f8e4m3": "jnp.float8_e4m3fn",
+    "f8e5m2": "jnp.float8_e5m2", "i32": "jnp.int32", "i64": "jnp.int32", "bool": "jnp.bool_",
+}  # fmt: skip
+"""How the element types are held inside a kernel. A TPU has no float16, so those values are float32 and are rounded outside."""
+
+_LARGEST = {"f8e4m3": "448.0", "f8e5m2": "57344.0"}
+
+HELPERS: dict[str, str] = {
+    "column": '''\
+def column(tile, length):
+    """The indices of a tile, one a row: (length, 1)."""
+    return tile * length + lax.broadcasted_iota(jnp.int32, (length, 1), 0)''',
+    "row": '''\
+def row(tile, length):
+    """The indices of a tile, one a column: (1, length)."""
+    return tile * length + lax.broadcasted_iota(jnp.int32, (1, length), 1)''',
+    "dot": '''\
+def dot(a, b, contract=(1, 0), precision=None):
+    """The product of two tiles along one axis of each, in float32."""
+    axes = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)''',
+    "nearest": '''\
+def nearest(tile, bounds, length, count):
+    """The tile itself where it holds indices within the bounds, else the nearest that does: nothing useless is fetched."""
+    start, stop = bounds
+    return jnp.clip(jnp.clip(tile, lax.div(start, length), lax.div(stop - 1, length)), 0, count - 1)''',
+    "to_int": '''\
+def to_int(x):
+    """Towards zero; what is too large saturates, and NaN becomes 0."""
+    inside = (x >= -2147483648.0) & (x < 2147483648.0)
+    beyond = jnp.where(x > 0.0, 2147483647, jnp.where(x < 0.0, -2147483648, 0)).astype(jnp.int32)
+    return jnp.where(inside, jnp.where(inside, x, 0.0).astype(jnp.int32), beyond)''',
+    "to_f16": '''\
+def to_f16(x):
+    """The nearest number of float16, which a TPU does not have: added to 2**13 times its exponent, its lower bits are lost."""
+    size = jnp.abs(x)
+    exponent = jnp.maximum(lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000, 113 << 23)
+    unit = lax.bitcast_convert_type(exponent + (13 << 23), jnp.float32)
+    return jnp.sign(x) * jnp.where(size < 65520.0, (size + unit) - unit, jnp.inf)''',
+    "saturated": '''\
+def saturated(x, largest, dtype):
+    """Rounded to a float8 dtype; what is too large becomes its largest number."""
+    return jnp.clip(x, -largest, largest).astype(dtype)''',
+}
+"""Functions that generated text may call; a module carries those that it uses."""
+
+
+class Text:
+    """Writes expressions of one plan.
+
+    ``tiles`` says how the number of each tile ("m", or "0" where it is the only one) and each index are written, ``variable``
+    how a variable is, ``block`` how the block behind a load is; ``products`` are the dtypes whose products the chip's compiler
+    takes. ``masks`` collects the masks that expressions name, for whoever writes the lines before them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tiles: Mapping[str, str],
+        variable: Callable[[ir.Var], str],
+        block: Callable[[ir.Load], str],
+        products: frozenset[str],
+    ) -> None:
+        self.plan = plan
+        self.tiles = tiles
+        self.variable = variable
+        self.block = block
+        self.products = products
+        self.masks: dict[str, str] = {}
+        self.dim_of = {name: tile.dim for name, tile in plan.tiles.items()}
+
+    # -------------------------------------------------------------- names of extents
+    def length(self, axis: Axis) -> str:
+        """How many lanes an axis has, by the name of a constant."""
+        return "1" if axis == ir.UNIT else axis.dim if axis.tile is None else f"block_{axis.dim}"
+
+    def shape(self, kind: ir.Type, side: Side | None = None) -> str:
+        sizes = [self.length(a) for a in kind.shape]
+        if len(sizes) == 1:
+            sizes = [sizes[0], "1"] if (side or self.plan.side(kind.shape[0])) == "column" else ["1", sizes[0]]
+        return f"({', '.join(sizes or ['1', '1'])})"
+
+    # -------------------------------------------------------------- expressions
+    def expr(self, node: Expr, place: int = _COMPARE, side: Side | None = None) -> str:
+        """The text of an expression for a place that binds as strongly as ``place``; ``side`` is asked of a one-axis value."""
+        text, strength = self._format(node, side)
+        return f"({text})" if strength < place else text
+
+    def _format(self, node: Expr, side: Side | None) -> tuple[str, int]:
+        if len(node.type.shape) == 1:
+            side = side or self.plan.side(node.type.shape[0])
+        if self.is_static(node) and node.type.dtype.is_float and not isinstance(node, ir.Cast):
+            return _number(arithmetic.shortest(self.static(node), node.type.dtype))
+        match node:
+            case ir.Const(value):
+                return _number(value)
+            case ir.Param(name):
+                return f"{name}_ref[0]", ATOM
+            case ir.Size(dim):
+                return dim, ATOM
+            case ir.Index(name):
+                return self.tiles[name], ATOM
+            case ir.Start(tile):
+                number = self.tiles[tile]
+                return ("0", ATOM) if number == "0" else (f"{number} * block_{self.dim_of[tile]}", _MULTIPLY)
+            case ir.Block(tile):
+                return f"block_{self.dim_of[tile]}", ATOM
+            case ir.Count(tile):
+                (stop, _), (first, strength) = self._stop(tile), self._first(tile)
+                return (f"{stop} - {first if strength > _ADD else f'({first})'}", _ADD) if first != "0" else self._stop(tile)
+            case ir.Before(tile, begin):
+                first, strength = self._first(tile)
+                return (first, strength) if begin == ir.scalar(0) else (f"{first} - {self.expr(begin, _MULTIPLY)}", _ADD)
+            case ir.Stop(tile):
+                return self._stop(tile)
+            case ir.Lanes(axis):
+                return f"{side}({self.tiles[axis.tile] if axis.tile else 0}, {self.length(axis)})", ATOM
+            case ir.Valid(axis):
+                return self._valid(axis, side or "row"), ATOM
+            case ir.Var():
+                return self._turned(self.variable(node), node, self.own_side(node), side)
+            case ir.Load():
+                return self._load(node, side)
+            case ir.Checked(x, _, dim):
+                return f"jnp.clip({self.expr(x)}, 0, {dim} - 1)", ATOM
+            case ir.Unary(op, x):
+                if op == "neg" or (op == "not" and x.type.shape):  # Python may know a scalar's: ``~True`` is true there
+                    return f"{'-' if op == 'neg' else '~'}{self.expr(x, _NEGATE, side)}", _NEGATE
+                return f"{_CALL[op]}({self.expr(x, side=side)})", ATOM
+            case ir.Binary(op, a, b):
+                return self._binary(op, a, b, side)
+            case ir.Where(cond, a, b):
+                return f"jnp.where({', '.join(self.expr(x, side=side) for x in (cond, a, b))})", ATOM
+            case ir.Cast(x):
+                return self._cast(x, node.type.dtype, side)
+            case ir.Full(value):
+                return self._full(value, node.type, side), ATOM
+            case ir.Expand(x, axis):
+                return self._expand(x, axis)
+            case ir.Transpose(x):
+                return f"{self.expr(x, ATOM)}.T", ATOM
+            case ir.Reduce(op, x, axis):
+                return self._reduce(op, x, axis, node, side)
+            case ir.Dot(a, b, acc):
+                return self._dot(a, b, acc)
+        raise AssertionError(node)
+
+    def own_side(self, node: Expr) -> Side | None:
+        """On which side a stored value with one axis lies."""
+        return self.plan.side(node.type.shape[0]) if len(node.type.shape) == 1 else None
+
+    def _turned(self, text: str, node: Expr, has: Side | None, wants: Side | None) -> tuple[str, int]:
+        return (f"{text}.T" if has and wants and has != wants else text), ATOM
+
+    def is_static(self, node: Expr) -> bool:
+        """Whether a scalar follows from extents and tile sizes alone: Python computes it, not the device."""
+        if node.type.shape or node.type.dtype.kind == "bool":
+            return False
+        match node:
+            case ir.Const() | ir.Size() | ir.Block():
+                return True
+            case ir.Start(tile) | ir.Stop(tile) | ir.Count(tile) | ir.Before(tile):
+                return self.tiles[tile] == "0"
+            case ir.Var(name):
+                return name in self.plan.definitions and self.is_static(self.plan.definitions[name])
+            case ir.Unary() | ir.Binary() | ir.Cast():
+                return all(map(self.is_static, ir.children(node)))
+        return False
+
+    def static(self, node: Expr) -> float:
+        """What a static scalar is, rounded as the device would; NaN where an integer is divided by zero."""
+        found = self._computed(node)
+        return arithmetic.converted(found, node.type.dtype) if node.type.dtype.is_float else found
+
+    def _computed(self, node: Expr) -> float:
+        match node:
+            case ir.Start() | ir.Before():
+                return 0
+            case ir.Stop(tile) | ir.Count(tile):
+                return self.plan.dims[self.dim_of[tile]]
+            case ir.Var(name):
+                return self.static(self.plan.definitions[name])
+            case ir.Const(value):
+                return value
+            case ir.Size(dim):
+                return self.plan.dims[dim]
+            case ir.Block(tile):
+                return self.plan.lanes[self.dim_of[tile]]
+            case ir.Cast(x):
+                return arithmetic.converted(self.static(x), node.type.dtype)
+            case ir.Unary(op) | ir.Binary(op):
+                found = arithmetic.evaluate(op, *map(self.static, ir.children(node)))
+                return math.nan if found is None else found
+        raise AssertionError(node)
+
+    def placed(self, node: Expr, indices: Mapping[str, str]) -> str:
+        """The text of an expression in which some loops' indices are written otherwise."""
+        own, self.tiles = self.tiles, {**self.tiles, **indices}
+        text = self.expr(node)
+        self.tiles = own
+        return text
+
+    def _first(self, tile: str) -> tuple[str, int]:
+        """The first valid index of a tile."""
+        number = self.tiles[tile]
+        start = "0" if number == "0" else f"{number} * block_{self.dim_of[tile]}"
+        phase = next((p for p in self.plan.phases if p.name == tile), None)
+        if phase is None or not phase.bounded or phase.loop.start == ir.scalar(0) or phase.loop.share:
+            return start, ATOM if number == "0" else _MULTIPLY
+        return f"jnp.maximum({start}, {tile}_start)", ATOM
+
+    def _stop(self, tile: str) -> tuple[str, int]:
+        dim, number = self.dim_of[tile], self.tiles[tile]
+        phase = next((p for p in self.plan.phases if p.name == tile), None)
+        end = f"{tile}_stop" if phase and phase.bounded else dim
+        if number == "0":
+            return end, ATOM
+        after = f"({number} + 1) * block_{dim}"
+        if end == dim and self.plan.dims[dim] % self.plan.lanes[dim] == 0:
+            return after, _MULTIPLY
+        return f"jnp.minimum({after}, {end})", ATOM
+
+    def _valid(self, axis: Axis, side: Side) -> str:
+        """The name of a mask, noted in ``masks``."""
+        name = f"{axis.tile}_valid_{side}"
+        if name not in self.masks:
+            lanes = f"{side}({self.tiles[axis.tile or '']}, {self.length(axis)})"
+            phase = next((p for p in self.plan.phases if p.name == axis.tile), None)
+            if phase is None or not phase.bounded:
+                self.masks[name] = f"{lanes} < {axis.dim}"
+            elif phase.loop.start == ir.scalar(0):
+                self.masks[name] = f"{lanes} < {axis.tile}_stop"
+            else:
+                self.masks[name] = f"({lanes} >= {axis.tile}_start) & ({lanes} < {axis.tile}_stop)"
+        return name
+
+    def _load(self, node: ir.Load, side: Side | None, wide: bool = False) -> tuple[str, int]:
+        """A block's value. A narrow one-axis one is masked in float32 (``wide``: and stays so): Mosaic masks no narrow rows."""
+        if not node.type.shape:
+            where = ", ".join(self.expr(i) for i in node.index if isinstance(i, Expr))
+            text = f"{node.tensor}_ref[{where}]"
+            return (f"{text} != 0", _COMPARE) if node.type.dtype.kind == "bool" else (text, ATOM)
+        text = self.block(node)
+        kept = [a for a in node.index if isinstance(a, Axis)]
+        masks: list[str] = []
+        for axis in node.masked:
+            if len(kept) == 1:
+                masks.append(self._valid(axis, self.plan.side(axis)))
+            elif len(kept) == 2:
+                masks.append(self._valid(axis, "column" if kept.index(axis) == 0 else "row"))
+            else:
+                shape = ", ".join(self.length(a) if a == axis else "1" for a in kept)
+                masks.append(f"{self._valid(axis, 'row')}.reshape({shape})")
+        narrow = len(kept) == 1 and node.type.dtype.bits < 32
+        if masks and narrow:
+            text += ".astype(jnp.float32)"
+        if masks:
+            text = f"jnp.where({' & '.join(masks)}, {text}, 0)"
+        if narrow and bool(masks) != wide:
+            text += f".astype({JAX_DTYPES['f32' if wide else node.type.dtype.name]})"
+        return self._turned(text, node, self.own_side(node), side)
+
+    def _binary(self, op: str, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:
+        static = self.is_static(a) and self.is_static(b)
+        if op in ("max", "min", "maxnum", "minnum"):
+            return f"{op if static else _CALL[op]}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
+        if op in ("floordiv", "mod") and not static and self._never_negative(a) and self._never_negative(b):
+            # Truncation is the same as rounding down here, and one instruction instead of six.
+            name = {"floordiv": "lax.div", "mod": "lax.rem"}[op]
+            return f"{name}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
+        symbol, strength = _INFIX[op]
+        left = strength + 1 if strength == _COMPARE else strength
+        return f"{self.expr(a, left, side)} {symbol} {self.expr(b, strength + 1, side)}", strength
+
+    def _cast(self, x: Expr, to: DType, side: Side | None) -> tuple[str, int]:
+        if to == f16 and not self.is_static(x):
+            wide = ir.Cast(x, type=ir.Type(f32, x.type.shape))
+            return self._format(wide, side) if x.type.dtype.is_fp8 else (f"to_f16({self.expr(wide, side=side)})", ATOM)
+        if JAX_DTYPES[to.name] == JAX_DTYPES[self._held(x).name] and not self.is_static(x):
+            return self._format(x, side)
+        if isinstance(x, ir.Load) and to == f32 and x.type.dtype.is_float and len(x.type.shape) == 1:
+            return self._load(x, side or self.own_side(x), wide=True)
+        if to.is_fp8:
+            return f"saturated({self.expr(x, side=side)}, {_LARGEST[to.name]}, {JAX_DTYPES[to.name]})", ATOM
+        if self.is_static(x):
+            widened = to.kind == x.type.dtype.kind == "int" and to.bits >= x.type.dtype.bits
+            return self._format(x, side) if widened else _number(self.static(ir.Cast(x, type=ir.Type(to))))
+        if to.kind == "int" and x.type.dtype.is_float:
+            return f"to_int({self.expr(x, side=side)})", ATOM
+        if not x.type.shape:  # which may be a number of Python's
+            return f"{JAX_DTYPES[to.name]}({self.expr(x)})", ATOM
+        return f"{self.expr(x, ATOM, side)}.astype({JAX_DTYPES[to.name]})", ATOM
+
+    def _held(self, x: Expr) -> DType:
+        """The type that a value has in the kernel: scalars of tensors come as 32 bits."""
+        return f32 if isinstance(x, ir.Load) and not x.type.shape and x.type.dtype.is_float else x.type.dtype
+
+    def _full(self, value: Expr, kind: ir.Type, side: Side | None) -> str:
+        if isinstance(value, ir.Const) and value.value == 0:
+            return f"jnp.zeros({self.shape(kind, side)}, {JAX_DTYPES[kind.dtype.name]})"
+        return f"jnp.full({self.shape(kind, side)}, {self.expr(value)}, {JAX_DTYPES[kind.dtype.name]})"
+
+    def _expand(self, x: Expr, axis: int) -> tuple[str, int]:
+        match len(x.type.shape):
+            case 0:
+                return self._format(x, None)
+            case 1:
+                return self._format(x, "column" if axis == 1 else "row")
+        return f"jnp.expand_dims({self.expr(x)}, {axis})", ATOM
+
+    def _reduce(self, op: str, x: Expr, axis: int, node: Expr, side: Side | None) -> tuple[str, int]:
+        rank, name = len(x.type.shape), op.removesuffix("num")
+        if rank == 1:
+            return f"jnp.{name}({self.expr(x)}, keepdims=True)", ATOM
+        if rank == 2:
+            text = f"jnp.{name}({self.expr(x)}, axis={axis}, keepdims=True)"
+            return self._turned(text, node, "column" if axis == 1 else "row", side)
+        return f"jnp.{name}({self.expr(x)}, axis={axis})", ATOM
+
+    def _dot(self, a: Expr, b: Expr, acc: Expr | None) -> tuple[str, int]:
+        turned = (isinstance(a, ir.Transpose), isinstance(b, ir.Transpose))
+        operands = [self._operand(x.x if isinstance(x, ir.Transpose) else x) for x in (a, b)]
+        extra = "" if turned == (False, False) else f", contract=({0 if turned[0] else 1}, {1 if turned[1] else 0})"
+        if a.type.dtype in (f32, f16):
+            extra += ", precision=lax.Precision.HIGHEST"
+        product = f"dot({', '.join(operands)}{extra})"
+        if acc is None:
+            return product, ATOM
+        return f"{self.expr(acc, _ADD)} + {product}", _ADD
+
+    def _operand(self, x: Expr) -> str:
+        """An operand of a product; float8 on a chip whose compiler does not take it becomes bfloat16, which holds it."""
+        if x.type.dtype.is_fp8 and x.type.dtype.name not in self.products:
+            return f"{self.expr(x, ATOM)}.astype(jnp.bfloat16)"
+        return self.expr(x)
+
+    def _never_negative(self, node: Expr) -> bool:
+        """Whether an integer is provably zero or more."""
+        if self.is_static(node):
+            return self.static(node) >= 0
+        match node:
+            case ir.Index() | ir.Start() | ir.Count() | ir.Before() | ir.Lanes():
+                return True
+            case ir.Binary("add" | "mul" | "floordiv" | "mod" | "min", a, b):
+                return self._never_negative(a) and self._never_negative(b)
+            case ir.Binary("max", a, b):
+                return self._never_negative(a) or self._never_negative(b)
+        return False
+
+
+def _number(value: float | int | bool) -> tuple[str, int]:
+    if isinstance(value, float) and not math.isfinite(value):
+        text = "jnp.nan" if math.isnan(value) else "jnp.inf" if value > 0 else "-jnp.inf"
+    else:
+        text = repr(value)
+    return text, _NEGATE if text.startswith("-") else ATOM

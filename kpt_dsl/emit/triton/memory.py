@@ -1,0 +1,217 @@
+"""Loads and stores in a generated Triton module: through addresses, or through tensor descriptors where these are legal.
+
+An address is a base (scalars: batch, head, first row of the tile) plus the offsets of lanes. Lanes beyond the end of a tensor
+are masked along its unit stride, so that wide accesses stay wide; elsewhere, unless zeros are asked for, they read the last
+row again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kpt_dsl import ir
+from kpt_dsl.emit.text import Writer
+from kpt_dsl.emit.triton.abi import Argument, Descriptor, Pointer, Stride
+from kpt_dsl.emit.triton.checks import Checks
+from kpt_dsl.emit.triton.expressions import AND, ATOM, LOOSE, MULTIPLY, Expressions
+from kpt_dsl.emit.triton.facts import TMA_BYTES, TMA_ROWS
+
+Index = tuple[ir.Axis | ir.Expr, ...]
+
+
+@dataclass
+class Memory:
+    """Writes the loads and stores of one kernel and collects the arguments that they need.
+
+    ``descriptors``: use them where they are legal. ``relaxed``: axes along which a load, as the operand
+    of products alone, need not be cleared. ``checks``: what sees to indices that may be of no element, where that is asked for.
+    """
+
+    kernel: ir.Kernel
+    expressions: Expressions
+    descriptors: bool
+    emulate: frozenset[str]
+    relaxed: Mapping[ir.Load, frozenset[ir.Axis]]
+    checks: Checks | None = None
+    arguments: dict[object, Argument] = field(default_factory=dict)
+
+    def load(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str, policy: str = "") -> None:
+        """Write a load whose result is called ``name``; ``policy`` is what caches are asked to do with it."""
+        axes, kept = self.expressions.axes, kept_axes(e.index)
+        zero = "0.0" if e.type.dtype.is_float and e.type.dtype.name not in self.emulate else "0"
+        asked = self._asked(e.index, e.when, out, loc)
+        if not asked and self._describable(e.tensor, e.index):
+            text = f"{self._descriptor(e.tensor, e.index)}.load({self._corner(e.index)})"
+            if len(kept) < len(e.index):
+                text += f".reshape({self.expressions.shape(tuple(kept))})"
+            # The hardware reads zeros beyond the end of a tensor; padding that lies within it is cleared here.
+            cleared = [a for a in e.masked if not axes.natural(a) and a not in self.relaxed.get(e, ())]
+            out.line(f"{name} = {text}", loc)
+            if cleared:
+                out.line(f"{name} = {axes.language}.where({self._condition(cleared, kept)}, {name}, {zero})", loc)
+            return
+        strides = axes.facts.tensors[e.tensor].strides
+        if kept and all(strides[i].zero for i, entry in enumerate(e.index) if isinstance(entry, ir.Axis)):
+            self._load_repeated(e, asked, zero, out, loc, name)
+            return
+        contiguous = self._contiguous(e.tensor, e.index)
+        masked = [a for a in kept if a in e.masked or (a == contiguous and axes.beyond_memory(a))]
+        pointers = self._pointers(e.tensor, e.index, masked, out, loc)
+        mask = [f"mask={self._condition(masked, kept, asked)}", f"other={zero}"] if masked or asked else []
+        hint = [f'eviction_policy="{policy}"'] if policy else []
+        out.call(f"{name} = {axes.language}.load(", [pointers, *mask, *hint], loc)
+
+    def _asked(self, index: Index, when: ir.Expr | None, out: Writer, loc: ir.Loc) -> list[str]:
+        """The conditions, scalars all, under which an index is used; checks of it are written first."""
+        given = [] if when is None else [self.expressions.text(when, AND)]
+        checked = [] if self.checks is None else self.checks.write(index, "".join(given), out, loc)
+        return given + checked
+
+    def _load_repeated(self, e: ir.Load, asked: list[str], zero: str, out: Writer, loc: ir.Loc, name: str) -> None:
+        """A tile whose elements are all the same one: a scalar in one register, where a tile would take many."""
+        kept, dtype, tl = kept_axes(e.index), self.expressions.dtype(e.type.dtype), self.expressions.axes.language
+        index = tuple(i if isinstance(i, ir.Expr) else ir.scalar(0) for i in e.index)
+        pointer = self._pointers(e.tensor, index, [], out, loc)
+        mask = f", mask={' & '.join(asked)}, other={zero}" if asked else ""
+        text = self.expressions.filled(tuple(kept), f"{tl}.load({pointer}{mask})", dtype)
+        if e.masked:
+            text = f"{tl}.where({self._condition(list(e.masked), kept)}, {text}, 0.0)"
+        out.line(f"{name} = {text}", loc)
+
+    def store(self, stmt: ir.Store, out: Writer) -> None:
+        """Write a store, or an addition: by addresses, four elements at a time where they are neighbours."""
+        axes, kept = self.expressions.axes, kept_axes(stmt.index)
+        dtype = self.kernel.tensor(stmt.tensor).dtype
+        cast = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
+        asked = self._asked(stmt.index, None, out, stmt.loc)
+        plain = not stmt.add and not asked
+        if plain and self._describable(stmt.tensor, stmt.index) and all(axes.natural(a) for a in stmt.masked):
+            lanes = [axes.lanes(i) if isinstance(i, ir.Axis) else "1" for i in stmt.index]
+            shape = f".reshape([{', '.join(lanes)}])" if len(kept) < len(stmt.index) else ""
+            value = self.expressions.text(cast, ATOM if shape else LOOSE) + shape
+            out.call(f"{self._descriptor(stmt.tensor, stmt.index)}.store(", [self._corner(stmt.index), value], stmt.loc)
+            return
+        pointers = self._pointers(stmt.tensor, stmt.index, list(stmt.masked), out, stmt.loc)
+        mask = [f"mask={self._condition(list(stmt.masked), kept, asked)}"] if stmt.masked or asked else []
+        # Sums ask no program to wait for another.
+        how, order = ("atomic_add", ['sem="relaxed"']) if stmt.add else ("store", [])
+        out.call(f"{axes.language}.{how}(", [pointers, self.expressions.text(cast), *mask, *order], stmt.loc)
+
+    # ------------------------------------------------------------------ descriptors
+    def _describable(self, tensor: str, index: Index) -> bool:
+        """Whether a descriptor may move this tile: legal for the tensor, at least two axes, the last one contiguous."""
+        facts, kept = self.expressions.axes.facts, kept_axes(index)
+        declared = self.kernel.tensor(tensor)
+        if (
+            not self.descriptors
+            or len(kept) != 2
+            or not isinstance(index[-1], ir.Axis)
+            or declared.dtype.name in self.emulate
+        ):
+            return False
+        rows, columns = map(self.expressions.axes.width, kept)
+        # Blocks of more rows than a copy moves, or of columns narrower than its granule, are left to addresses.
+        return facts.tensors[tensor].describable and rows <= TMA_ROWS and columns * declared.dtype.bytes >= TMA_BYTES
+
+    def _descriptor(self, tensor: str, index: Index) -> str:
+        """The descriptor argument for blocks of this shape."""
+        axes, names = self.expressions.axes, self.expressions.axes.names
+        block = [axes.width(i) if isinstance(i, ir.Axis) else 1 for i in index]
+        key = ("descriptor", tensor, tuple(block))
+        name = names.of(key, f"{tensor}_desc")
+        self.arguments[key] = Descriptor(name, tensor, self.kernel.tensor(tensor).dtype.name, tuple(block))
+        return name
+
+    def _corner(self, index: Index) -> str:
+        """Where the block starts in the tensor."""
+        return f"[{', '.join(self._first(i) for i in index)}]"
+
+    def _first(self, entry: ir.Axis | ir.Expr) -> str:
+        if isinstance(entry, ir.Expr):
+            return self.expressions.text(entry)
+        return "0" if entry.tile is None else self.expressions.axes.start(entry.tile)
+
+    # ------------------------------------------------------------------ addresses
+    def _pointers(self, tensor: str, index: Index, masked: list[ir.Axis], out: Writer, loc: ir.Loc) -> str:
+        """The text of the addresses of a tile. Scalars are summed apart, so that they stay scalars in the compiler."""
+        axes, kept = self.expressions.axes, kept_axes(index)
+        base = [t for position, i in enumerate(index) if (t := self._scalar_term(tensor, position, i))]
+        lanes = []
+        for position, axis in enumerate(index):
+            if isinstance(axis, ir.Axis):
+                vector = axes.local(axis) if axis in masked else axes.inside(axis)
+                lanes.append(self._lane_term(tensor, position, across(vector, axis, kept)))
+        pointer = self._pointer(tensor)
+        if not lanes:
+            return " + ".join([pointer, *base])
+        if not base:
+            return f"{pointer} + {_sum(lanes)}"
+        first = axes.names.of(("base", tensor, out.depth), f"{tensor}_base")
+        out.line(f"{first} = {pointer} + {_sum(base)}", loc)
+        return f"{first} + {_sum(lanes)}"
+
+    def _pointer(self, tensor: str) -> str:
+        names, facts = self.expressions.axes.names, self.expressions.axes.facts.tensors[tensor]
+        dtype = self.kernel.tensor(tensor).dtype.name
+        name = names.of(("pointer", tensor), tensor)
+        argument = Pointer(name, tensor, dtype, facts.aligned, facts.ranged, bits=dtype in self.emulate)
+        self.arguments[("pointer", tensor)] = argument
+        return name
+
+    def _scalar_term(self, tensor: str, position: int, entry: ir.Axis | ir.Expr) -> str:
+        """How far a scalar index, or the first lane of a tile, is from the tensor's start; empty for zero."""
+        if isinstance(entry, ir.Axis):
+            text = "" if entry.tile is None else self.expressions.axes.start(entry.tile)
+        else:
+            zero = isinstance(entry, ir.Const) and entry.value == 0
+            text = "" if zero else self.expressions.text(entry, strength=MULTIPLY)
+        if not text:
+            return ""
+        if self.expressions.axes.facts.tensors[tensor].large:
+            tl = self.expressions.axes.language
+            text = f"{tl}.cast({text}, {tl}.int64)"
+        stride = self._stride(tensor, position)
+        return f"{text} * {stride}" if stride else text
+
+    def _lane_term(self, tensor: str, position: int, lanes: str) -> str:
+        """Offsets of an axis' lanes."""
+        if self.expressions.axes.facts.tensors[tensor].strides[position].far:
+            lanes = f"{lanes}.to({self.expressions.axes.language}.int64)"
+        stride = self._stride(tensor, position)
+        return f"{lanes} * {stride}" if stride else lanes
+
+    def _stride(self, tensor: str, position: int) -> str:
+        """The stride argument of a dim, empty where the stride is one."""
+        axes = self.expressions.axes
+        facts = axes.facts.tensors[tensor].strides[position]
+        if facts.unit:
+            return ""
+        key = ("stride", tensor, position)
+        name = axes.names.of(key, f"{tensor}_stride_{self.kernel.tensor(tensor).dims[position]}")
+        self.arguments[key] = Stride(name, tensor, position, facts.wide, facts.divisible)
+        return name
+
+    def _contiguous(self, tensor: str, index: Index) -> ir.Axis | None:
+        """The axis that runs along the tensor's unit stride, if the tile has it."""
+        last = index[-1]
+        unit = self.expressions.axes.facts.tensors[tensor].strides[-1].unit
+        return last if unit and isinstance(last, ir.Axis) else None
+
+    def _condition(self, masked: list[ir.Axis], kept: list[ir.Axis], asked: Sequence[str] = ()) -> str:
+        texts = [*asked, *(across(self.expressions.axes.valid(a), a, kept) for a in kept if a in masked)]
+        return " & ".join(texts)
+
+
+def kept_axes(index: Index) -> list[ir.Axis]:
+    """The axes of the tile that an index describes."""
+    return [i for i in index if isinstance(i, ir.Axis)]
+
+
+def across(vector: str, axis: ir.Axis, kept: list[ir.Axis]) -> str:
+    """A vector along one axis, shaped to broadcast against the tile."""
+    if len(kept) == 1:
+        return vector
+    return f"{vector}[{', '.join(':' if a == axis else 'None' for a in kept)}]"
+
+
+def _sum(terms: list[str]) -> str:
+    return terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"

@@ -1,0 +1,134 @@
+"""The first config of a kernel on a GPU: the best of a few hundred candidates by the model of ``model``.
+
+Tile sizes, warps and pipeline depth are searched, for they trade against each other; the rest follows from them by rule.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from kpt_dsl.space.config import Config, Value
+from kpt_dsl.space.facts import Facts
+from kpt_dsl.space.gpu import model
+from kpt_dsl.space.gpu.model import PARTITIONS
+from kpt_dsl.space.gpu.sizes import GpuSizes
+from kpt_dsl.targets import Target
+
+OPERAND_ROW_BYTES = (128, 256)
+"""Bytes of a product's operands along k in one step: a line of shared memory without bank conflicts is 128 B."""
+LINK_COLUMNS = 128
+"""Most columns of a product whose result goes into another product: wider ones leave no registers for the second."""
+LINKS_COLUMNS = 64
+"""The same where several results wait for each other: with 128, attention's gradient of the queries took 1.15 to 1.27 times as
+long as the best that was tried at head dim 128, and 1.28 to 1.55 times at 64, on an H100."""
+DEPTHS = (2, 3, 4)
+"""Pipeline depths worth considering, the least first. Where copies pass through registers, a chain of products leaves none
+for them: one stage then (AMD's own attention kernels)."""
+LONE_DEPTH = 3
+"""Stages of a chain of products that has its core to itself, where they fit: else its second operand arrives late."""
+ROOM_FOR_ADDRESSES = 0.8
+"""Share of a thread's registers up to which there is room for the addresses of plain copies: attention's gradients at 0.9 spill
+with them on sm_90, and do not with descriptors."""
+DESCRIPTOR_SECONDS = 20e-6
+"""Below this run time, encoding descriptors on the host costs more than they save."""
+GROUP = 16
+"""Rows of tiles that are walked together, so that operands stay in L2."""
+TURNS = 4
+"""Heads that take turns where their programs differ: enough for the last ones to run to be short, few enough for L2."""
+
+WAVES = 2
+"""From this many tiles a core on, programs that go on to the next tile hide its loads behind the end of the last."""
+PART_BYTES = 32 * 1024
+"""A tile of this many bytes or more is stored in parts: they take less shared memory from the pipeline, and fewer registers."""
+
+EPILOGUE_SHARE = 3 / 8
+"""Of a thread's registers, how much an accumulator may take where its epilogue is not cut in parts: with gelu, 256 x 128 in 8
+warps, half of them, spilled on sm_80, 86, 89, 120, gfx1100."""
+
+Judge = Callable[[GpuSizes], str | None]
+
+
+def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]], why_illegal: Judge) -> Config | None:
+    """The best legal candidate by the model, else the legal config with the smallest values, else None."""
+    candidates = (sizes for sizes in _candidates(facts, target, knobs) if why_illegal(sizes) is None)
+    legal = (sizes for sizes in candidates if not _overfull(sizes))
+    best = min(legal, key=model.seconds, default=None)
+    if best is not None:
+        return best.config
+    everything = (Config(dict(zip(knobs, values, strict=True))) for values in itertools.product(*knobs.values()))
+    return next((c for c in everything if why_illegal(GpuSizes(facts, target, c)) is None), None)
+
+
+def _overfull(sizes: GpuSizes) -> bool:
+    """Whether an accumulator leaves no registers for what its epilogue makes of it, all at once."""
+    if sizes.target.async_products and int(sizes.config.get("epilogue", 1)) > 1:
+        return False
+    carried = [sizes.count(kind.shape) for kinds in sizes.facts.carried[-1:] for kind in kinds]
+    largest = max(carried, default=0)  # one after the other, the others wait as they are
+    worked_on = largest + sum(sizes.count(load.axes) for load in sizes.facts.beside_results)
+    return (sum(carried) - largest + worked_on / EPILOGUE_SHARE) / sizes.threads > sizes.register_limit
+
+
+def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
+    """Points of a thinned grid over blocks, warps and stages, each completed by rule.
+
+    The first of equals wins, so larger tiles come first, and fewer warps and stages, down to those that keep a core busy.
+    """
+    searched = [name for name in knobs if name in facts.blocks or name in ("num_warps", "num_stages")]
+    tiled: dict[tuple[Value, ...], GpuSizes] = {}
+    worth = {name: _worth_trying(facts, target, name, knobs[name]) for name in searched}
+    for values in itertools.product(*(v[::-1] if name in facts.blocks else v for name, v in worth.items())):
+        chosen = {name: least[0] for name, least in knobs.items()} | dict(zip(worth, values, strict=True))
+        blocks = tuple(chosen[name] for name in facts.blocks)
+        if blocks not in tiled:
+            tiled[blocks] = GpuSizes(facts, target, Config(chosen))
+        yield _completed(tiled[blocks].having(Config(chosen)), knobs)
+
+
+def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    if name == "num_stages":
+        if facts.streams:
+            return tuple(depth for depth in (1, *DEPTHS) if depth in values)
+        through_registers = not target.async_copies and any(p.chained for p in facts.products)
+        depths = (1,) if through_registers else DEPTHS
+        return tuple(depth for depth in depths if depth in values) or values
+    if name == "num_warps":
+        return tuple(v for v in values if int(v) >= PARTITIONS) + tuple(v for v in values if int(v) < PARTITIONS)
+    if any(facts.block_of.get(p.n) == name and not p.carried for p in facts.products):
+        most = LINKS_COLUMNS if sum(p.link for p in facts.products) > 1 else LINK_COLUMNS
+        return tuple(v for v in values if int(v) <= most)
+    sizes = [p.dtype.bytes for p in facts.products if facts.block_of.get(p.k) == name and not p.chained]
+    if sizes:
+        fitting = tuple(v for v in values if int(v) * max(sizes) in OPERAND_ROW_BYTES) or values[-1:]
+        return fitting[::-1]  # ties go to the shorter rows
+    return values
+
+
+def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes:
+    """The same tiles, warps and stages with the other knobs as they follow from them."""
+    facts, target = sizes.facts, sizes.target
+    by_rule: dict[str, Value] = {}
+    if "group" in knobs and len(facts.grid_tiles) == 1:
+        by_rule["group"] = TURNS
+    elif "group" in knobs and min(map(sizes.tiles, facts.grid_tiles[-2:])) >= GROUP:
+        by_rule["group"] = GROUP
+    # Descriptors lay tiles out for matrix units that read shared memory; where registers do, they cost more than they save.
+    fitting = target.async_products and all(target.matrix_dtype(p.dtype.name) for p in facts.products)
+    if "descriptors" in knobs and fitting and sizes.compulsory_seconds > DESCRIPTOR_SECONDS:
+        # Where a lone program of chained products has registers to spare for addresses, plain copies were seen 3 to 9% faster
+        # on an H200.
+        lone_chain = sizes.resident == 1 and any(p.chained for p in facts.products)
+        by_rule["descriptors"] = not lone_chain or sizes.pressure > ROOM_FOR_ADDRESSES
+        deeper = sizes.having(sizes.config | {"num_stages": LONE_DEPTH})
+        if lone_chain and sizes.stages < LONE_DEPTH and deeper.shared_bytes <= target.shared_bytes:
+            by_rule["num_stages"] = LONE_DEPTH
+        if "persistent" in knobs and sizes.programs > WAVES * target.cores:
+            by_rule["persistent"] = True
+        if "epilogue" in knobs and sizes.epilogue_bytes >= PART_BYTES:
+            by_rule["epilogue"] = 2
+    done = sizes.having(sizes.config | by_rule) if by_rule else sizes
+    if by_rule.get("persistent"):
+        # Room that no other program takes: four stages of 128 x 256 tiles took 0.2 to 2.4% less time than three, on an H100.
+        full = done.having(done.config | {"num_stages": DEPTHS[-1]})
+        if full.shared_bytes <= target.shared_bytes and full.resident == done.resident:
+            return full
+    return done

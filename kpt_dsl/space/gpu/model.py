@@ -1,0 +1,219 @@
+"""A roofline of a GPU kernel under a config, in seconds: for ranking configs before anything is compiled.
+
+A core runs ``resident`` programs side by side; together they are bound by the matrix unit, the vector unit or the path to L2,
+alone by their own chain of latencies. The grid runs in waves over all cores, and device memory bounds the whole.
+The constants are round figures from the sources named; a model this small is right about order, not about microseconds.
+"""
+
+import math
+from dataclasses import dataclass
+
+from kpt_dsl import ir
+from kpt_dsl.space.facts import Product, Scope
+from kpt_dsl.space.gpu import registers
+from kpt_dsl.space.gpu.sizes import GpuSizes
+from kpt_dsl.space.instructions import instructions
+
+L2_BYTES_PER_CLOCK = 56
+"""Bytes a clock from L2 to one core: fitted; products of 128 x 128 tiles, two a core, were seen to read 46 on an H200."""
+L2_SHARE = 0.5
+"""Of the L2 cache, what holds for tiles that are read again; the rest is passed through by writes and other programs."""
+MEMORY_LATENCY = 0.6e-6
+"""Seconds from a load's issue to its data (published microbenchmarks of Hopper: 0.2 µs from L2, 0.8 µs from busy memory)."""
+LAUNCH = 0.3e-6
+"""Seconds to start a block and to drain its last stores; a persistent block does so while it computes."""
+STEP = 30
+"""Clocks that a loop step spends on barriers and addresses for each line of its operands."""
+LINE_BYTES = 128
+"""Bytes of an operand's row that one copy brings to shared memory without bank conflicts."""
+OPERAND_ROWS = 16
+"""How much operands hold up a product: the matrix unit reads (m + n) / (m n) operands a flop."""
+PARTITIONS = 4
+"""Parts of a core that issue instructions on their own, each with its matrix unit."""
+COMPANY = 0.1
+"""Of asynchronous products and vector work, how much of the lesser one each further program on a core hides."""
+OVERLAP = 0.5
+"""How much of it is never hidden."""
+COMFORTABLE_PRESSURE = 0.95
+"""Share of a thread's registers in use from which the compiler is likely to run out."""
+COMFORTABLE_SHARED = 0.95
+"""Share of shared memory from which a kernel may not fit after all whose loops are split where masks end."""
+PRESSURE_COST = 3
+"""How much slower a kernel gets for each whole share of registers beyond that."""
+THREAD_BYTES = 32
+"""Bytes of a tile that a thread best holds: two of the widest loads (16 B) under way at once."""
+REDUCTION = 80
+"""Clocks that the warps of a program wait for each other at a sum."""
+EXCHANGE = 2.4
+"""Clocks that a program waits for each element that its warps pass each other to sum down columns: layer norm backward 32768 x
+1024, four rows at a time, took 202 us in 8 warps and 80 in 4, which need not; RMS norm, with one sum less, 114, on an H100."""
+WIDE_LOAD = 16
+"""Bytes of the widest load of a thread."""
+HOLDING_COST = 0.05
+"""How much slower a kernel gets for each doubling or halving of that."""
+ROWS_AHEAD = 2
+"""Steps that a stream is best fetched ahead."""
+FURTHER_AHEAD = 0.05
+"""How much slower a stream gets for each step more: gradients of norms, 1024 to 8192 columns wide, took 1 to 3% longer three
+steps ahead than two, on an H100."""
+INTERFERENCE = 0.15
+"""Of two paths that are busy at once, how much of the lesser one's time is added to the other's."""
+
+
+def seconds(sizes: GpuSizes) -> float:
+    """How long the whole grid takes, with small handicaps for what a roofline does not see.
+
+    Those are registers close to the limit, which the compiler then spills, and, without products, threads that hold more or
+    less of a tile than they load at once.
+    """
+    crowded = PRESSURE_COST * max(0.0, sizes.pressure - COMFORTABLE_PRESSURE)
+    if sizes.facts.uneven and sizes.shared_bytes > COMFORTABLE_SHARED * sizes.target.shared_bytes:
+        crowded += 1
+    held = 0.0
+    if not sizes.facts.products:
+        widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
+        held = HOLDING_COST * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES))
+        held += FURTHER_AHEAD * max(0, sizes.stages - 1 - ROWS_AHEAD)
+    return _roofline(sizes) * (1 + crowded + held)
+
+
+def _roofline(sizes: GpuSizes) -> float:
+    target = sizes.target
+    steps = [(_Step.of(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
+    tensor = sum(step.tensor * times for step, times in steps)
+    vector = sum(step.vector * times for step, times in steps)
+    traffic = sum(step.fetch * times for step, times in steps)
+    pipelined = (s for s, (step, _) in enumerate(steps) if s and (step.tensor or sizes.facts.shared_out(s)))
+    fill = LAUNCH + sum(MEMORY_LATENCY for _ in pipelined)
+    alone = (0.0 if sizes.config.get("persistent") else fill) + sum(step.alone * times for step, times in steps)
+
+    def batch(programs: int) -> float:
+        """Programs that share one core."""
+        busy = _side_by_side(sizes, programs * tensor, programs * vector, programs)
+        return max(_both(busy, programs * traffic), alone)
+
+    at_once = target.cores * sizes.resident
+    full, rest = divmod(sizes.programs, at_once)
+    if full and sizes.facts.uneven:  # programs end at different times, and the next begin at once
+        run = (sizes.programs / at_once + 0.5) * batch(sizes.resident)
+    else:
+        run = full * batch(sizes.resident) + (batch(math.ceil(rest / target.cores)) if rest else 0.0)
+    memory = _memory_seconds(sizes)
+    if sizes.facts.streams and sizes.stages == 1:  # only the core's other programs load while one computes
+        memory += run / sizes.resident
+    return _both(run, memory)
+
+
+def _memory_seconds(sizes: GpuSizes) -> float:
+    """Seconds of traffic with device memory: every tensor once, and what programs read again after L2 has lost it."""
+    bytes_once: dict[str, float] = {}
+    total = 0.0
+    streamed: set[str] = set()
+    for load in sizes.facts.loads:
+        mine = sizes.bytes(load) * sizes.steps[load.scope]
+        if sizes.facts.shared_out(load.scope):  # what such a loop reads again it has read in the same step
+            mine *= load.tensor.name not in streamed
+            streamed.add(load.tensor.name)
+        total += mine
+        bytes_once[load.tensor.name] = max(mine, bytes_once.get(load.tensor.name, 0.0))
+    once = sum(bytes_once.values())
+    lost = sizes.target.cores * sizes.resident * once > L2_SHARE * sizes.target.l2_bytes
+    again = (total - once) * sizes.programs if lost else 0.0
+    return sizes.compulsory_seconds + again / sizes.target.bandwidth_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Seconds of one step of a loop, or of what is outside all loops, on a core of its own."""
+
+    tensor: float
+    """In the matrix unit."""
+    vector: float
+    fetch: float
+    """On the path between the core and L2."""
+    alone: float
+    """When no other program shares the core: products, vector work and loads of a step wait for each other."""
+
+    @staticmethod
+    def of(sizes: GpuSizes, scope: Scope) -> "_Step":
+        facts, target = sizes.facts, sizes.target
+        products = [p for p in facts.products if p.scope == scope]
+        # What all programs read alike stays in the core's own cache.
+        accesses = [a for a in (*facts.loads, *facts.stores) if a.scope == scope and not facts.is_common(a)]
+        moved = sum(map(sizes.bytes, accesses))
+        if sizes.stages == 1:  # what was read a moment ago is still in the core's own cache
+            moved -= sum(map(sizes.bytes, facts.read_again(scope)))
+        work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
+        tensor = sum(product_seconds(sizes, p) for p in products)
+        vector = work / (target.vector_flops_per_s / 2 / target.cores)
+        fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
+        streams = facts.shared_out(scope)
+        waits, exchanged = _sums(sizes, scope) if streams else (0, 0)
+
+        busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
+        busy += (waits * REDUCTION + exchanged * EXCHANGE) / target.clock_hz
+        # A stream's rows come from device memory, of whose bandwidth each program has its share.
+        share = target.bandwidth_bytes_per_s / target.cores / sizes.resident
+        arrive = MEMORY_LATENCY + (moved / share if streams else fetch) if moved else 0.0
+        ahead = sizes.stages - 1 if streams or (products and scope) else 0
+        alone = max(busy, fetch, arrive / ahead) if ahead else busy + arrive
+        lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
+        return _Step(tensor, vector, fetch, alone + lines * STEP / target.clock_hz)
+
+
+def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:
+    """How often the warps of a program wait for each other in a step of a streaming loop, and how many elements they exchange.
+
+    Warps lie along rows as far as these reach, a thread with one wide load; sums down columns cross those that are left over.
+    """
+    facts, waits, exchanged = sizes.facts, 0, 0
+    for node in ir.every_expr(facts.loops[scope - 1].body):
+        if isinstance(node, ir.Reduce) and len(node.x.type.shape) == 2:
+            size = max(load.tensor.dtype.bytes for load in facts.loads if load.scope == scope)
+            columns = sizes.lanes(node.x.type.shape[1])
+            across = max(1, columns * size // (sizes.target.warp_lanes * WIDE_LOAD))
+            if node.axis == 1:
+                waits += across > 1
+            elif sizes.warps > across:
+                waits += 2
+                exchanged += columns * sizes.warps // across
+    return waits, exchanged
+
+
+def _both(a: float, b: float) -> float:
+    """Two things that go on at once and get in each other's way a little."""
+    return max(a, b) + INTERFERENCE * min(a, b)
+
+
+def _side_by_side(sizes: GpuSizes, tensor: float, vector: float, programs: int) -> float:
+    """Matrix and vector work overlap where the core has other warps to turn to.
+
+    Warps of one program wait for the same asynchronous products and fall in step, so it takes several programs: on an H200,
+    attention of head dim 64 runs 1.5 times as fast in three of 4 warps a core as in one of 8.
+    """
+    if sizes.target.async_products:
+        company = max(programs, 2 if sizes.warps > PARTITIONS else 1) - 1
+        exposed = max(OVERLAP, 1 - COMPANY * company)
+    else:
+        exposed = 1.0 if programs * sizes.warps <= PARTITIONS else OVERLAP
+    return max(tensor, vector) + exposed * min(tensor, vector)
+
+
+def product_seconds(sizes: GpuSizes, product: Product) -> float:
+    """Seconds of one product in the matrix unit."""
+    m, n = sizes.lanes(product.m), sizes.lanes(product.n)
+    target = sizes.target
+    rows, times = m, 1
+    if target.async_products:
+        # An instruction reads its operands from shared memory for its own rows; warps that are left over share the columns, or,
+        # in a link of a chain, do the same as others.
+        rows = min(m, target.mma_rows)
+        times = registers.replicated(sizes, product)
+        if not target.tensor_memory_bytes and times == 1:
+            n //= max(1, sizes.warps // target.mma_warps // max(1, m // target.mma_rows))
+    balance = rows * n / (rows + n)
+    efficiency = balance / (balance + OPERAND_ROWS)
+    if m < target.mma_rows:
+        efficiency *= 0.5  # only older, slower instructions have tiles this small
+    flops = 2 * sizes.count((product.m, product.n, product.k)) * times
+    return flops / (target.peak(product.dtype.name) / target.cores) / efficiency

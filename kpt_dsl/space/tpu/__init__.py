@@ -1,0 +1,1 @@
+"""The space of TPU kernels: its rules, and what configs ask of vector memory."""

@@ -1,0 +1,130 @@
+"""Space rules of TPUs: a grid that runs in order, blocks that the compiler copies to vector memory two steps deep.
+
+Block rule, vector-memory use and good sizes: the Pallas TPU documentation, and what Google's compiler accepts. The only knobs
+are block sizes; how deep to pipeline and where values live is the compiler's.
+"""
+
+import itertools
+import math
+
+from kpt_dsl import ir
+from kpt_dsl.dtypes import f16
+from kpt_dsl.space.config import Config
+from kpt_dsl.space.facts import Axes, Facts, Product
+from kpt_dsl.space.instructions import instructions
+from kpt_dsl.space.space import Knobs
+from kpt_dsl.space.tpu.sizes import TpuSizes, block_unit
+from kpt_dsl.targets import Target
+
+MAX_BLOCK = 2048
+"""Longest side of a block that is worth trying, whole dims excepted."""
+MAX_WHOLE = 8192
+"""Longest dim worth taking whole."""
+GOOD_DEPTH = 1024
+"""Of a product along k: deeper blocks gain nothing and delay the first step (the published winners have 512 to 1024)."""
+GOOD_ELEMENTS = 2**20
+"""Of a computed tile: larger ones only take vector memory from the blocks."""
+GOOD_SIDE = 2048
+"""Bytes along m and n of an operand of a product, narrow ones counted as 16 bits: larger tiles gain nothing by the compiler's
+final code for v5e and v6e, and float32 ones take it minutes."""
+GOOD_LINK, GOOD_LINK_ROWS = 2**21, 1024
+"""Bytes (counted likewise) of a tile between two chained products, which goes through vector memory many times, and its rows
+where there are so many: 1024 by 1024 in bfloat16 is best on v5e, and on v6e where the products are causal."""
+VMEM_SHARE = 0.8
+"""Of vector memory, what blocks and values may take; the rest is the compiler's, for spills and its own copies."""
+STEP = 0.35e-6
+"""Seconds that a grid step costs beside its work (published timings of small Pallas blocks lie between 0.25 and 0.9 µs)."""
+
+
+def knobs(facts: Facts, target: Target) -> Knobs:
+    """Block sizes: multiples of a register's side, or the whole dim."""
+    return {block: _block_values(facts, target, axes) for block, axes in facts.blocks.items()}
+
+
+def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
+    """Why a config cannot run on a TPU, or None."""
+    sizes = TpuSizes(facts, target, config)
+    return _why_added(sizes) or _why_odd_block(sizes) or _why_empty_share(sizes) or _why_too_much_vmem(sizes)
+
+
+def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
+    """Of legal configs of good proportions the one that the model likes best; of equals, the one with the larger blocks."""
+    points = itertools.product(*(values[::-1] for values in knobs.values()))
+    configs = (Config(dict(zip(knobs, values, strict=True))) for values in points)
+    legal = [config for config in configs if why_illegal(facts, target, config) is None]
+    good = [config for config in legal if _well_proportioned(TpuSizes(facts, target, config))]
+    return min(good or legal, key=lambda config: seconds(facts, target, config), default=None)
+
+
+def _well_proportioned(sizes: TpuSizes) -> bool:
+    facts = sizes.facts
+    links = [p for p in facts.products if not p.carried] if any(p.chained for p in facts.products) else []
+    return (
+        all(sizes.count(a.axes) <= GOOD_ELEMENTS for a in facts.arithmetic)
+        and all(sizes.lanes(p.k) <= GOOD_DEPTH for p in facts.products if p.k in facts.block_of and not p.chained)
+        and (bool(links) or all(sizes.lanes(a) * _bytes(p) <= GOOD_SIDE for p in facts.products for a in (p.m, p.n)))
+        and all(sizes.count((p.m, p.n)) * _bytes(p) <= GOOD_LINK for p in links)
+        and all(sizes.lanes(p.m) == min(GOOD_LINK_ROWS, facts.extent(p.m)) for p in links)
+    )
+
+
+def _bytes(product: Product) -> int:
+    """Of an element of its operands, as matrix units take them: float16, which they do not have, as float32."""
+    return 4 if product.dtype == f16 else max(2, product.dtype.bytes)
+
+
+def seconds(facts: Facts, target: Target, config: Config) -> float:
+    """Steps, each bound by the matrix unit, the vector unit or its copies; cores share the programs."""
+    sizes = TpuSizes(facts, target, config)
+    programs = math.ceil(sizes.programs / target.cores) * target.cores / sizes.programs
+    total = 0.0
+    for scope, steps in enumerate(sizes.steps):
+        products = [p for p in facts.products if p.scope == scope]
+        matrix = sum(map(sizes.flops, products)) / min((target.peak(p.dtype.name) for p in products), default=1.0)
+        vector = sum(sizes.padded(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
+        vector += sum(sizes.padded((p.m, p.n)) for p in products if p.carried)
+        copies = sum(map(sizes.block_bytes, (a for a in (*facts.loads, *facts.stores) if a.scope == scope)))
+        work = max(matrix, vector / (target.vector_flops_per_s / 2), copies / target.bandwidth_bytes_per_s)
+        total += steps * work
+    return programs * sizes.programs * (total + sum(sizes.visits) * STEP / target.cores)
+
+
+# ------------------------------------------------------------------ blocks
+def _block_values(facts: Facts, target: Target, axes: Axes) -> tuple[int, ...]:
+    extent = max(1, *(facts.extent(axis) for axis in axes))
+    unit = max(block_unit(facts, target, axis) for axis in axes)
+    sizes = [unit << i for i in range(16) if unit << i < extent and unit << i <= MAX_BLOCK]
+    return tuple(sizes) + ((extent,) if extent <= MAX_WHOLE or not sizes else ())
+
+
+# ------------------------------------------------------------------ what makes a point illegal
+def _why_added(sizes: TpuSizes) -> str | None:
+    added = ", ".join(ir.added(sizes.facts.kernel))
+    return f"several programs add to {added}; on {sizes.target.name} an output has one writer" if added else None
+
+
+def _why_odd_block(sizes: TpuSizes) -> str | None:
+    for axis, block in sizes.facts.block_of.items():
+        unit, size = block_unit(sizes.facts, sizes.target, axis), sizes.blocks[block]
+        if size % unit and size < sizes.facts.extent(axis):
+            return f"{block} is {size}; on {sizes.target.name} it must be a multiple of {unit}, or all of {axis.dim}"
+    return None
+
+
+def _why_empty_share(sizes: TpuSizes) -> str | None:
+    """A program always writes a block of each output: one whose share is empty would write over another's."""
+    facts = sizes.facts
+    for scope, loop in enumerate(facts.loops, 1):
+        if not loop.share or not any(store.scope == scope for store in facts.stores):
+            continue
+        (dim,) = {facts.variables[e.name].dim for e in ir.walk(loop.start) if isinstance(e, ir.Index)}
+        if 0 < (tiles := sizes.tiles(loop.tile)) < facts.dims[dim]:
+            return f"{loop.tile.block} makes {tiles} tiles of {loop.tile.dim}, too few for {facts.dims[dim]} shares"
+    return None
+
+
+def _why_too_much_vmem(sizes: TpuSizes) -> str | None:
+    need, most = sizes.vmem_bytes, int(VMEM_SHARE * sizes.target.vmem_bytes)
+    if need > most:
+        return f"blocks and values need about {need:,} B of vector memory; {sizes.target.name} has {most:,} B for them"
+    return None

@@ -1,0 +1,129 @@
+"""Space rules of the warp-specialised schedule: one warp loads, one to three warpgroups multiply rows of their own.
+
+A block of the row tile is what one consumer holds; a program has one for each of its consumers. What a config is worth is known
+apart for chained products (``chains``) and lone ones (``products``).
+"""
+
+import itertools
+from typing import Protocol
+
+from kpt_dsl.passes import pipeline
+from kpt_dsl.passes.bounds import settle
+from kpt_dsl.passes.padding import guard
+from kpt_dsl.space import descriptors
+from kpt_dsl.space.config import Config, Value
+from kpt_dsl.space.facts import Facts
+from kpt_dsl.space.gpu.tiles import least_lanes
+from kpt_dsl.space.sized import powers, up_to_power
+from kpt_dsl.space.space import Knobs
+from kpt_dsl.space.warps import chains, products
+from kpt_dsl.space.warps.sizes import CONSUMER_THREADS, PRODUCER_REGISTERS, PRODUCER_THREADS, WarpSizes, row_of
+from kpt_dsl.targets import Target
+
+CONSUMERS = (1, 2, 3)
+SLOTS = (2, 3, 4)
+"""How many steps the producer may be ahead."""
+REGISTERS = (152, 160, 216, 240)
+"""Registers of a thread that multiplies; setmaxnreg takes multiples of 8 (PTX ISA)."""
+GROUPS = (1, 4, 8, 16)
+MAX_COLUMNS = 256
+"""Most columns of a tile in one instruction, and most rows that one copy moves."""
+INSTRUCTION_REGISTERS = 26
+"""Of a thread, beside the results of one instruction: ptxas takes them from those that a thread is launched with."""
+
+
+class Worth(Protocol):
+    """What is known of one kind of products."""
+
+    def ruled(self, facts: Facts, /) -> dict[str, Value]:
+        """The knobs that follow from the kernel."""
+
+    def is_roomy(self, sizes: WarpSizes) -> bool:
+        """Whether registers are left for what the model of registers does not see."""
+
+    def seconds(self, sizes: WarpSizes) -> float:
+        """A rough model of the run time of a legal config."""
+
+
+def knobs(facts: Facts, target: Target) -> Knobs:
+    """Knobs of one variant; none where the kernel has no such schedule."""
+    row = row_of(facts)
+    if row is None or facts.extent(row) < target.mma_rows or why_not(facts) is not None:
+        return {}
+    found: Knobs = {}
+    for block, axes in facts.blocks.items():
+        low = max(least_lanes(facts, axis) for axis in axes)
+        extent = up_to_power(max(facts.extent(axis) for axis in axes))
+        rows = (target.mma_rows,)
+        found[block] = rows if row in axes else powers(max(low, 64), max(low, 64, min(MAX_COLUMNS, extent)))
+    found |= {"consumers": CONSUMERS, "num_stages": SLOTS, "registers": REGISTERS}
+    if _is_chained(facts):
+        found["overlap"] = (False, True)
+    return found | {"group": GROUPS, "persistent": (False, True)}
+
+
+def why_not(facts: Facts) -> str | None:
+    """Why a kernel has no warp-specialised schedule, or None."""
+    reason = pipeline.why_not(guard(settle(facts.kernel), lambda _: True))
+    if reason is not None:
+        return reason
+    inner = {} if _is_chained(facts) else {load.axes: p.k for p in facts.products for load in p.loads if load}
+    for access in (a for a in (*facts.loads, *facts.stores) if len(a.axes) == 2):
+        dtype = access.tensor.dtype
+        if dtype.bits == 8 and access.axes in inner:
+            if access.axes[1] != inner[access.axes]:
+                return f"{access.tensor.name} is {dtype}, which is multiplied along its last dim only"
+        elif dtype.bits != 16:
+            return f"{access.tensor.name} is {dtype}; tiles of 16-bit floats, or lone products of 8-bit ones"
+        if not descriptors.describable(facts.problem, access.tensor.name):
+            return f"no tensor descriptor can hold {access.tensor.name}"
+    return None
+
+
+def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
+    """Why a config cannot run, or None."""
+    consumers = int(config["consumers"])
+    taken = consumers * CONSUMER_THREADS * int(config["registers"]) + PRODUCER_THREADS * PRODUCER_REGISTERS
+    if taken > target.registers:
+        asked = f"{consumers} consumers of {config['registers']} registers a thread take {taken:,}"
+        return f"{asked}; {target.name} has {target.registers:,}"
+    sizes = WarpSizes.of(facts, target, config)
+    for product in facts.products:
+        columns, depth = sizes.lanes(product.n), sizes.lanes(product.k)
+        if columns > MAX_COLUMNS or depth > MAX_COLUMNS:
+            return f"a product of {columns} columns over {depth}; {MAX_COLUMNS} at most"
+        if sizes.words(columns) + INSTRUCTION_REGISTERS > sizes.launched:
+            return f"products of {columns} columns take more registers than the {sizes.launched} that a thread is launched with"
+    if sizes.registers > sizes.granted:
+        return f"tiles need about {sizes.registers} registers a thread; consumers have {sizes.granted}"
+    if (shared := sizes.shared_bytes) > target.shared_bytes:
+        return f"tiles need about {shared:,} B of shared memory; a block has at most {target.shared_bytes:,} B on {target.name}"
+    return None
+
+
+def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
+    """A good legal config by rule: the fastest by the model, with room for what it has to do beside its products."""
+    if not knobs:
+        return None
+    worth = _worth(facts)
+    ruled = worth.ruled(facts)
+    searched = {name: values for name, values in knobs.items() if name not in ruled}
+    points = (dict(zip(searched, values, strict=True)) for values in itertools.product(*searched.values()))
+    legal = (c for c in (Config(point | ruled) for point in points) if why_illegal(facts, target, c) is None)
+    roomy = ((c, sizes) for c in legal if worth.is_roomy(sizes := WarpSizes.of(facts, target, c)))
+    # Of equals the one with the most registers: what it does not need costs nothing.
+    best, _ = min(roomy, key=lambda pair: (worth.seconds(pair[1]), -pair[1].granted), default=(None, None))
+    return None if best is None else Config({name: best[name] for name in knobs})
+
+
+def seconds(facts: Facts, target: Target, config: Config) -> float:
+    """A rough model of the run time of a legal config."""
+    return _worth(facts).seconds(WarpSizes.of(facts, target, config))
+
+
+def _is_chained(facts: Facts) -> bool:
+    return any(p.chained for p in facts.products)
+
+
+def _worth(facts: Facts) -> Worth:
+    return chains if _is_chained(facts) else products
