@@ -5,12 +5,13 @@ import os
 import secrets
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and every core has a process of its own
 
-from tests.programs.campaign import Plan, again, campaign, in_processes, progress, summary, written
+from tests.programs.campaign import Plan, Report, again, campaign, in_processes, progress, summary, written
 from tests.programs.kernels import TAGS
 from tests.programs.runs import BACKENDS, Finding
 
@@ -38,7 +39,12 @@ def main() -> int:
     plan = Plan(number, backends, {"pallas": given.pallas_every}, frozenset(given.without), not given.no_shrink)
     print(f"seed {number}", flush=True)
     started = time.monotonic()
-    seconds, tell = given.minutes * 60, lambda report: progress(report, started)
+    seconds = given.minutes * 60
+
+    def tell(report: Report) -> None:
+        progress(report, started)
+        deque(written(report, given.out), maxlen=0)  # what was found stays where somebody stops this
+
     if given.jobs > 1:
         report = in_processes(plan, given.programs, seconds, given.jobs, given.first, tell)
     else:
