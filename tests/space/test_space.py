@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from kpt.ops import registry
 from kpt.ops.column_sums import column_sums
 from kpt_dsl import targets
-from kpt_dsl.emit.triton import facts
 from kpt_dsl.errors import ConfigError, TargetError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, Space, space
 from kpt_dsl.space.config import Value
-from kpt_dsl.space.descriptors import describable
 from kpt_dsl.space.gpu.sizes import GpuSizes
 from tests.space import problems
 
@@ -295,24 +293,6 @@ def test_rules_ask_for_limits_never_for_who_made_a_chip(repository: Path) -> Non
     for file in (repository / "kpt_dsl" / "space").glob("*.py"):
         asked = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
         assert not asked & {"vendor", "arch", "device_names"}, file.name
-
-
-@given(
-    extents=st.tuples(*(st.integers(1, 40) for _ in range(4))),
-    order=st.permutations(range(4)),
-    dtype=st.sampled_from(("bf16", "f32")),
-)
-def test_spaces_and_emitter_agree_on_descriptors(extents: tuple[int, ...], order: list[int], dtype: str) -> None:
-    """Of any layout of a dense query, both say alike whether a descriptor can hold it."""
-    b, h, m, d = extents
-    plain = problems.attention(m, m, d, b=b, h=h, g=h, dtype=dtype)
-    strides, step = [0] * 4, 1
-    for axis in order:
-        strides[axis], step = step, step * extents[axis]
-    problem = replace(plain, strides=(("q", tuple(strides)), *plain.strides[1:]))
-    config = Config(block_M=16, block_N=16)
-    known = facts.facts(problem, problem.lower({}), config)
-    assert describable(problem, "q") == known.tensors["q"].describable
 
 
 # ------------------------------------------------------------------ rows that stream through programs

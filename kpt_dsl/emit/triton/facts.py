@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
+from kpt_dsl.dtypes import bool_
 from kpt_dsl.errors import ConfigError, InputError
 from kpt_dsl.passes.level import level_loops
 
@@ -143,15 +144,13 @@ def _tensor_facts(
     extents, strides = problem.shape(tensor.name), effective_strides(problem, tensor.name)
     most = {dim: max((n for a, n in lanes.items() if a.dim == dim), default=1) for dim in tensor.dims}
     reach = sum((extent + most[dim]) * abs(s) for dim, extent, s in zip(tensor.dims, extents, strides, strict=True))
-    aligned = tensor.name in problem.aligned
     size = tensor.dtype.bytes
     last = len(strides) - 1
-    described = strides[last] == 1 and all(s > 0 and s * size % TMA_BYTES == 0 for s in strides[:last])
     return TensorFacts(
         large=reach > INT32_MAX,
-        aligned=aligned,
+        aligned=tensor.name in problem.aligned,
         ranged=reach * size <= INT32_MAX,
-        describable=aligned and described and len(strides) <= TMA_RANK and 0 not in extents,
+        describable=describable(problem, tensor.name),
         strides=tuple(
             StrideFacts(
                 unit=i == last and s == 1,
@@ -163,6 +162,16 @@ def _tensor_facts(
             for i, (dim, s) in enumerate(zip(tensor.dims, strides, strict=True))
         ),
     )
+
+
+def describable(problem: "Problem", tensor: str) -> bool:
+    """Whether a tensor descriptor can hold a tensor: aligned, with a unit last stride and aligned strides before it, and of
+    elements that one has a type for, which conditions are not."""
+    element, strides = problem.dtype(tensor), effective_strides(problem, tensor)
+    if element is None or element == bool_ or tensor not in problem.aligned or len(strides) > TMA_RANK:
+        return False
+    described = strides[-1] == 1 and all(s > 0 and s * element.bytes % TMA_BYTES == 0 for s in strides[:-1])
+    return described and 0 not in problem.shape(tensor)
 
 
 def effective_strides(problem: "Problem", tensor: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ whether the compiler spills is for the compiler to say.
 """
 
 from kpt_dsl import ir
-from kpt_dsl.space import descriptors
+from kpt_dsl.emit.triton.facts import describable
 from kpt_dsl.space.config import Config
 from kpt_dsl.space.facts import Access, Facts
 from kpt_dsl.space.gpu import candidates, model
@@ -104,7 +104,7 @@ def _may_describe(facts: Facts, access: Access) -> bool:
     """Whether a tile that a product reads or makes can go through a descriptor."""
     operands = {load.tensor.name for product in facts.products for load in product.loads if load is not None}
     in_product = access.product if access.store else access.tensor.name in operands
-    return in_product and len(access.axes) == 2 and descriptors.describable(facts.problem, access.tensor.name)
+    return in_product and len(access.axes) == 2 and describable(facts.problem, access.tensor.name)
 
 
 def _parts(facts: Facts, store: Access) -> bool:

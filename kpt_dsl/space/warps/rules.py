@@ -7,10 +7,10 @@ apart for chained products (``chains``) and lone ones (``products``).
 import itertools
 from typing import Protocol
 
+from kpt_dsl.emit.triton.facts import describable
 from kpt_dsl.passes import pipeline
 from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
-from kpt_dsl.space import descriptors
 from kpt_dsl.space.config import Config, Value
 from kpt_dsl.space.facts import Facts
 from kpt_dsl.space.gpu.tiles import least_lanes
@@ -75,7 +75,7 @@ def why_not(facts: Facts) -> str | None:
                 return f"{access.tensor.name} is {dtype}, which is multiplied along its last dim only"
         elif dtype.bits != 16:
             return f"{access.tensor.name} is {dtype}; tiles of 16-bit floats, or lone products of 8-bit ones"
-        if not descriptors.describable(facts.problem, access.tensor.name):
+        if not describable(facts.problem, access.tensor.name):
             return f"no tensor descriptor can hold {access.tensor.name}"
     return None
 
