@@ -102,6 +102,8 @@ class Statements(Stores):
         if bias is None or len(self.tensors) != count + 1 or not v.plus(base.expr, bias).sound:
             return
         tensor = next(t for t in self.tensors if t not in known)
+        if not bias.text.startswith(f"{tensor.name}["):  # a table of indices into one that was there
+            return
         there = {d for t in known if not t.absent for d in t.dims}
         with self.branch(f"if {tensor.name} is not None:"):
             self.line(f"{base.expr.text} = {base.expr.text} + {bias.text}")

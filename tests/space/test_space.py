@@ -290,7 +290,7 @@ def test_the_model_prefers_the_first_config_to_a_poor_one() -> None:
 
 # ------------------------------------------------------------------ agreement with the emitter, and with the design
 def test_rules_ask_for_limits_never_for_who_made_a_chip(repository: Path) -> None:
-    for file in (repository / "kpt_dsl" / "space").glob("*.py"):
+    for file in (repository / "kpt_dsl" / "space").rglob("*.py"):
         asked = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
         assert not asked & {"vendor", "arch", "device_names"}, file.name
 
