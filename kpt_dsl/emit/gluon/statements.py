@@ -18,7 +18,8 @@ class Statements:
         self._expressions, self._shared = module.expressions, module.shared
 
     def write(self, body: tuple[ir.Stmt, ...], out: Writer) -> None:
-        """Write statements, the loads inside them first."""
+        """Write statements of one function, the loads inside them first: what another function loaded is not known here."""
+        self._module.loads.clear()
         for stmt in body:
             self._statement(stmt, out)
 
