@@ -88,6 +88,11 @@ def why_not(kernel: ir.Kernel) -> str | None:
     return None
 
 
+def counts(loop: ir.For) -> bool:
+    """Whether a loop's body asks how many elements its tile has, or came before it."""
+    return any(isinstance(e, ir.Count | ir.Before) and e.tile == loop.over.name for e in ir.every_expr(loop.body))
+
+
 def pipeline(kernel: ir.Kernel) -> Pipeline:
     """The pipelined form of a guarded kernel (``passes.padding``). Raises Unfit."""
     loops = [s for s in kernel.body if isinstance(s, ir.For)]
@@ -96,6 +101,8 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
     loop = loops[0]
     if not isinstance(loop.over, ir.Tile):
         raise Unfit("its loop goes through single indices")
+    if loop.start != ir.scalar(0) and counts(loop):
+        raise Unfit("its loop has a start of its own and counts elements")
     if ir.added(kernel):
         raise Unfit("it adds to an output")
     scalars = [s.value for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape]

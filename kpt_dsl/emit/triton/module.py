@@ -25,6 +25,7 @@ from kpt_dsl.emit.triton.memory import Memory
 from kpt_dsl.emit.triton.names import Names
 from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
+from kpt_dsl.passes.pipeline import counts
 from kpt_dsl.passes.split import split_masks
 
 if TYPE_CHECKING:
@@ -264,6 +265,8 @@ class _Emitter:
             text, low = low, names.new(f"{tile.name}_first")
             out.line(f"{low} = {text}", loop.loc)
         first = low if aligned else f"{low} // {block} * {block}"
+        if not aligned and counts(loop):  # a turn without elements, which masks make harmless elsewhere, must not be
+            first = f"tl.where({low} < {high}, {first}, {high})"
         inner = Writer(out.depth + 1)
         if loop.share:
             self.policies |= _read_again(loop)
