@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from autotune_db import buckets
-from autotune_db.buckets import Span
-from autotune_db.layouts import layout_class
-from kpt_dsl import dtypes
+from kpt_dsl import buckets, dtypes
+from kpt_dsl.buckets import Span
 from kpt_dsl.errors import StoreError
+from kpt_dsl.layouts import layout_class
 from kpt_dsl.problem import Problem
 from kpt_dsl.values import told_apart
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 from autotune_db import environment, shipped, snapshot
-from autotune_db.buckets import exact_dims
 from autotune_db.entry import IMPORTED, Entry
 from autotune_db.key import Key, key_of
 from autotune_db.location import VARIABLE, local_file, without_secrets
@@ -25,6 +24,7 @@ from autotune_db.overlays import overlaid
 from autotune_db.sibling import difference, distance, likeness
 from autotune_db.winners import Item, Winners
 from kpt_dsl import configs
+from kpt_dsl.buckets import exact_dims
 from kpt_dsl.errors import ConfigError, StoreError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, Space, space

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import kpt_dsl as kd
-from autotune_db.buckets import Span
 from autotune_db.key import Key, key_of
+from kpt_dsl.buckets import Span
 from kpt_dsl.errors import StoreError
 from kpt_dsl.problem import Problem
 from tests.autotune_db import kernels, problems

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autotune_db.buckets import Span, bucket, exact_dims, spans
+from kpt_dsl.buckets import Span, bucket, exact_dims, spans
 from kpt_dsl.problem import Problem
 from tests.autotune_db import problems
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autotune_db.layouts import layout_class
+from kpt_dsl.layouts import layout_class
 
 
 @pytest.mark.parametrize(
