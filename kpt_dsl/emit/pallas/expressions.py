@@ -313,6 +313,8 @@ class Text:
         if isinstance(x, ir.Load) and to == f32 and x.type.dtype.is_float and len(x.type.shape) == 1:
             return self._load(x, side or self.own_side(x), wide=True)
         if to.is_fp8:
+            if x.type.dtype.is_fp8:  # which may not hold the other's largest number
+                x = ir.Cast(x, type=ir.Type(f32, x.type.shape))
             return f"saturated({self.expr(x, side=side)}, {_LARGEST[to.name]}, {JAX_DTYPES[to.name]})", ATOM
         if self.is_static(x):
             widened = to.kind == x.type.dtype.kind == "int" and to.bits >= x.type.dtype.bits
