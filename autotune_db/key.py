@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kpt_dsl import buckets, dtypes
-from kpt_dsl.buckets import Span
+from kpt_dsl import dtypes
+from kpt_dsl.buckets import Span, bucket, exact_dims
 from kpt_dsl.errors import StoreError
 from kpt_dsl.layouts import layout_class
 from kpt_dsl.problem import Problem
@@ -115,7 +115,8 @@ class Key:
 def key_of(problem: Problem, device: str, backend: str, compiler: str) -> Key:
     """The key of a problem on a device (its exact name), compiled by a backend and compiler version."""
     extents = dict(problem.dims)
-    present = {tensor.name: tensor.dims for tensor in problem.lower({}).tensors}
+    kernel = problem.lower({})
+    present, exact = {tensor.name: tensor.dims for tensor in kernel.tensors}, exact_dims(kernel)
     elements = dict(problem.dtypes)
     layouts = tuple(
         (
@@ -134,7 +135,7 @@ def key_of(problem: Problem, device: str, backend: str, compiler: str) -> Key:
         dtypes=problem.dtypes,
         layouts=layouts,
         flags=tuple((name, _flag(problem, name, value)) for name, value in problem.statics),
-        shape=buckets.spans(problem),
+        shape=tuple((dim, Span(n, n) if dim in exact else bucket(n)) for dim, n in problem.dims),
     )
 
 

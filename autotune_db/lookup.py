@@ -23,7 +23,7 @@ from autotune_db.location import VARIABLE, local_file, without_secrets
 from autotune_db.overlays import overlaid
 from autotune_db.sibling import difference, distance, likeness
 from autotune_db.winners import Item, Winners
-from kpt_dsl import configs
+from kpt_dsl import classes, configs
 from kpt_dsl.buckets import exact_dims
 from kpt_dsl.errors import ConfigError, StoreError
 from kpt_dsl.problem import Problem
@@ -77,7 +77,7 @@ def choose(problem: Problem, target: Target, config: Config | None = None) -> An
                     f"{problem} on {target.name}: config ({given}) from the {provenance} is illegal: {why}"
                 )
             return Answer(given, provenance)  # type: ignore[arg-type]
-    return _known(problem, target, environment.device_name(target))
+    return _known(classes.options(problem, target), environment.device_name(target))
 
 
 def provider(problem: Problem, target: Target) -> tuple[Config, str]:
@@ -104,14 +104,15 @@ def neighbours(problem: Problem, target: Target, most: int) -> list[Config]:
     """Configs of entries near a problem, the nearest first: where a search does well to begin."""
     device = environment.device_name(target)
     wanted = key_of(problem, device, target.backend, environment.compiler(target.backend))
-    near = _siblings(wanted, exact_dims(problem), space(problem, target), _user(), _shipped(target))
+    legal = classes.options(problem, target)
+    near = _siblings(wanted, exact_dims(problem.lower({})), legal, _user(), _shipped(target))
     different = dict.fromkeys(answer.config for answer in itertools.islice(near, _MOST_ALIKE * most))
     return list(different)[:most]
 
 
 @lru_cache(maxsize=8192)
-def _known(problem: Problem, target: Target, device: str) -> Answer:
-    legal = space(problem, target)
+def _known(legal: Space, device: str) -> Answer:
+    problem, target = legal.sample, legal.target
     wanted = key_of(problem, device, target.backend, environment.compiler(target.backend))
     user, ours = _user(), _shipped(target)
     for winners, provenance, known in (
@@ -126,7 +127,7 @@ def _known(problem: Problem, target: Target, device: str) -> Answer:
             entry = winners.get(key.digest, known)
             if entry and (config := _fitting(entry, legal)):
                 return Answer(config, provenance, entry)  # type: ignore[arg-type]
-    near = next(_siblings(wanted, exact_dims(problem), legal, user, ours), None)
+    near = next(_siblings(wanted, exact_dims(problem.lower({})), legal, user, ours), None)
     return near or Answer(legal.first, "rule")
 
 

@@ -18,9 +18,10 @@ from autotune_db.result import Result
 from autotune_db.store import Store
 from autotune_db.trial import Trial
 from autotune_db.workshop import Workshop
+from kpt_dsl import classes
 from kpt_dsl.errors import CompileError
 from kpt_dsl.problem import Problem
-from kpt_dsl.space import Config, Space, space
+from kpt_dsl.space import Config, Space
 from kpt_dsl.targets import Target
 
 RANKED = 4096
@@ -46,7 +47,7 @@ def predict(
     """The config of a problem that a model takes for the best on a target. Raises CompileError where nothing compiles."""
     key = key_of(problem, target.name, target.backend, environment.compiler(target.backend))
     ledger = Ledger(store, key, "predicted", environment.describe(target), watch)
-    options = space(problem, target)
+    options = classes.options(problem, target)
     first = options.first
     without = ledger.dangerous() - {first}
     waiting = _shortlist(options, [*options.firsts, *warm], without, min(COMPILED, budget.trials), seed)

@@ -19,9 +19,10 @@ from autotune_db.search import Search
 from autotune_db.store import Store
 from autotune_db.trial import Trial
 from autotune_db.workshop import Workshop
+from kpt_dsl import classes
 from kpt_dsl.errors import CompileError, InputError, MissingPackageError
 from kpt_dsl.problem import Problem
-from kpt_dsl.space import Config, space
+from kpt_dsl.space import Config
 from kpt_dsl.targets import Target
 
 TIME_SECONDS = 30.0
@@ -60,9 +61,9 @@ def tune(
     environment.look_for_devices()
     key = key_of(problem, environment.device_name(target), target.backend, environment.compiler(target.backend))
     ledger = Ledger(store, key, "measured", environment.describe(target), watch)
-    first, *others = space(problem, target).firsts
+    first, *others = classes.options(problem, target).firsts
     with nullcontext(workshop) if workshop else Workshop() as shop:
-        search = Search(space(problem, target), seed, [first, *others, *warm], ledger.dangerous() - {first})
+        search = Search(classes.options(problem, target), seed, [first, *others, *warm], ledger.dangerous() - {first})
         seat = Seat(Bench, problem, target.name, device, seed)
         hunt = _Hunt(seat, first, search, ledger, shop)
         interrupted = False

@@ -13,8 +13,9 @@ from autotune_db.measure import Clock
 from benchmarks.case import Case, OpCase, Run
 from benchmarks.peers import as_tensors, reason
 from kpt_dsl import KptError, configs, runtime
+from kpt_dsl.classes import options
 from kpt_dsl.problem import Problem
-from kpt_dsl.space import Config, space
+from kpt_dsl.space import Config
 from kpt_dsl.targets import Target
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def row(case: Case | OpCase, target: Target, clock: Clock, choose: Choose, secon
         tuned[problem] = choose(problem, target)
     if isinstance(case, Case):
         config, provenance = tuned[case.problem]
-        first = space(case.problem, target).first
+        first = options(case.problem, target).first
         kpt: dict[str, Run] = {
             "kpt first": runtime.launcher(case.problem, dict(case.arrays), first, target),
             "kpt": runtime.launcher(case.problem, dict(case.arrays), config, target),

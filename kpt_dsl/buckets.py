@@ -10,11 +10,11 @@ Attention: D exact; B, H, G, M, N bucketed. Linear: N, K exact; M bucketed. Norm
 Knows no device and no op.
 """
 
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from kpt_dsl import ir
-from kpt_dsl.problem import Problem
+from kpt_dsl.same import remembered
 
 
 class Span(NamedTuple):
@@ -41,21 +41,10 @@ def bucket(extent: int) -> Span:
     return Span(high // 2 + 1, high)
 
 
-def exact_dims(problem: Problem) -> frozenset[str]:
-    """The dims of a problem whose extents stand exactly in its key."""
-    return _exact(problem.lower({}))
-
-
-def spans(problem: Problem) -> tuple[tuple[str, Span], ...]:
-    """Every dim with its exact extent or its bucket, in the kernel's order."""
-    exact = exact_dims(problem)
-    return tuple((dim, Span(extent, extent) if dim in exact else bucket(extent)) for dim, extent in problem.dims)
-
-
-@lru_cache(maxsize=1024)
-def _exact(kernel: ir.Kernel) -> frozenset[str]:
-    accesses: list[ir.Load | ir.Store] = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Load)]
-    accesses += [s for s in ir.statements(kernel.body) if isinstance(s, ir.Store)]
+@remembered(1024)
+def exact_dims(kernel: ir.Kernel) -> frozenset[str]:
+    """The dims whose extents stand exactly in a key."""
+    accesses = _accesses(kernel)
     whole = {axis.dim for a in accesses for axis in a.index if isinstance(axis, ir.Axis) and not axis.tile}
     batch = next((t.dims[0] for t in kernel.tensors if t.dims), None)
     weights = {dim for t in kernel.tensors if t.role == "in" and batch not in t.dims for dim in t.dims}
@@ -63,3 +52,40 @@ def _exact(kernel: ir.Kernel) -> frozenset[str]:
     added = ir.added(kernel)
     stored = {dim for t in kernel.tensors if t.role == "out" and t.name not in added for dim in t.dims}
     return frozenset(whole | weights | (walked & stored))
+
+
+@remembered(1024)
+def fixed_dims(kernel: ir.Kernel) -> frozenset[str]:
+    """The dims that have one extent in a class: the exact ones; those of any tensor that lacks the batch (gradients of weights,
+    shares of a sum); and those that indices are computed of (heads that share keys), seen to be right for one extent only."""
+    batch = next((t.dims[0] for t in kernel.tensors if t.dims), None)
+    found = {dim for t in kernel.tensors if batch not in t.dims for dim in t.dims}
+    values: dict[str, list[ir.Expr]] = {}
+    for stmt in ir.statements(kernel.body):
+        if isinstance(stmt, ir.Assign):
+            values.setdefault(stmt.name, []).append(stmt.value)
+    loops = [*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
+    dim_of = {loop.name: loop.dim for loop in loops}
+    for access in _accesses(kernel):
+        todo = [i for i in access.index if isinstance(i, ir.Expr) and not isinstance(i, ir.Index)]
+        while todo:
+            for e in ir.walk(todo.pop()):
+                match e:
+                    case ir.Var(name=name):
+                        todo += values.pop(name, [])
+                    case ir.Size(dim=dim):
+                        found.add(dim)
+                    case ir.Index(name=name):
+                        found.add(dim_of[name])
+    return exact_dims(kernel) | found
+
+
+def spans(kernel: ir.Kernel, dims: Mapping[str, int]) -> dict[str, Span]:
+    """What the extents of a class with these dims lie within."""
+    fixed = fixed_dims(kernel)
+    return {dim: Span(extent, extent) if dim in fixed else bucket(extent) for dim, extent in dims.items()}
+
+
+def _accesses(kernel: ir.Kernel) -> list[ir.Load | ir.Store]:
+    loads: list[ir.Load | ir.Store] = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Load)]
+    return [*loads, *(s for s in ir.statements(kernel.body) if isinstance(s, ir.Store))]

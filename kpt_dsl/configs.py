@@ -10,18 +10,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
 
-from kpt_dsl.space import Config, space
+from kpt_dsl import classes
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config
 from kpt_dsl.targets import Target
-
-if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
 
 RULE = "rule"
 """Provenance of a config that nobody measured: the space's first."""
 
-Provider = Callable[["Problem", Target], tuple[Config, str] | None]
+Provider = Callable[[Problem, Target], tuple[Config, str] | None]
 """Gives a config and its provenance ("measured", "shipped", …), or None where it knows nothing. Must not raise."""
 
 
@@ -57,10 +55,10 @@ def providers() -> tuple[Provider, ...]:
     return tuple(entry.load() for entry in entry_points(group="kpt.configs"))
 
 
-def choose(problem: "Problem", target: Target) -> tuple[Config, str]:
+def choose(problem: Problem, target: Target) -> tuple[Config, str]:
     """The config for a problem on a target, and where it comes from. Raises TargetError where no config is legal."""
     for provider in providers():
         answer = provider(problem, target)
         if answer is not None:
             return answer
-    return space(problem, target).first, RULE
+    return classes.options(problem, target).first, RULE

@@ -6,6 +6,7 @@ Reads the few attributes that array libraries share (shape, dtype, strides); imp
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import arrays, ir
@@ -13,20 +14,13 @@ from kpt_dsl.dtypes import DType, dtype, f32, i32
 from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.lower import Specialisation, lower
 from kpt_dsl.frontend.outside import Helper, Meaning
-from kpt_dsl.passes import indices, ranges
+from kpt_dsl.lowerings import Lowerings
+from kpt_dsl.passes import ranges
 from kpt_dsl.passes.intervals import Interval
 from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
     from kpt_dsl.definition import Definition
-
-
-@dataclass(frozen=True)
-class _Lowered:
-    """IR that was made before, and the choices that were met on the way: what else a config holds does not matter to it."""
-
-    taken: Mapping[str, Any]
-    kernel: ir.Kernel
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,6 @@ class Problem:
     meaning: Meaning = field(compare=False, repr=False)
     functions: Mapping[str, Meaning] = field(compare=False, repr=False)
     _exactly: Hashable = field(init=False, repr=False)
-    _lowered: "list[_Lowered]" = field(default_factory=list, compare=False, repr=False)
     _safe: dict[str, Interval] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -159,24 +152,24 @@ class Problem:
         int32 does not hold an extent, or what is computed of extents alone, IndexRangeError for an index that a dim of this
         extent does not have.
         """
-        given = dict(choices or {})
-        for known in self._lowered:
-            if all(
-                told_apart(given.get(name, options[0])) == told_apart(known.taken[name])
-                for name, options in known.kernel.choices
-            ):
-                return known.kernel
-        kernel, dims = self.unchecked(given), dict(self.dims)
-        ranges.check_dims(kernel.name, dims)
-        ranges.check(kernel, dims, {})
-        kernel = indices.check(kernel, dims)
-        taken = {name: given.get(name, options[0]) for name, options in kernel.choices}
-        self._lowered.append(_Lowered(taken, kernel))
-        return kernel
+        return self.lowerings.checked(choices or {}, dict(self.dims), self._lower)
 
     def unchecked(self, choices: Mapping[str, Any]) -> ir.Kernel:
         """The same of any extents: nothing is known of its indices."""
-        return lower(self._specialisation(dict(choices)))
+        return self.lowerings.unchecked(choices, self._lower)
+
+    @property
+    def specialisation(self) -> Hashable:
+        """What problems have in common that differ in extents, strides and alignment only."""
+        return self.kernel, self.dtypes, self._exactly
+
+    @cached_property
+    def lowerings(self) -> Lowerings:
+        """The IR of the specialisation."""
+        return _lowerings(self.specialisation)
+
+    def _lower(self, choices: dict[str, Any]) -> ir.Kernel:
+        return lower(self._specialisation(choices))
 
     def check_integers(self, arguments: Mapping[str, Any]) -> None:
         """Raises InputError where arithmetic on the ``kd.Int`` arguments leaves int32, in the text or in what is made of it.
@@ -246,6 +239,12 @@ class Problem:
         dtypes = ",".join(dict.fromkeys(t for _, t in self.dtypes if t is not None))
         statics = "".join(f" {k}={v.name if isinstance(v, Helper) else v}" for k, v in self.statics)
         return f"{self.kernel.name}[{dims} {dtypes}{statics}]"
+
+
+@lru_cache(maxsize=1024)
+def _lowerings(_: Hashable) -> Lowerings:
+    """One for each specialisation."""
+    return Lowerings()
 
 
 def _functions(statics: tuple[tuple[str, Any], ...]) -> dict[str, Meaning]:

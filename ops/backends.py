@@ -13,11 +13,11 @@ import torch
 
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Ready
+from kpt_dsl.classes import options
 from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.frontend.outside import Meaning
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
-from kpt_dsl.space import space
 from kpt_dsl.targets import Target
 
 Run = Callable[..., Any]
@@ -184,7 +184,7 @@ def _recorded(way: Way) -> Iterator[tuple[Problem, dict[str, Any]]]:
 def _runs(way: Way, target: Target) -> bool:
     """Whether every kernel of a way has a legal config on a target."""
     try:
-        return all(space(problem, target).first for problem, _ in _recorded(way))
+        return all(options(problem, target).first for problem, _ in _recorded(way))
     except TargetError:
         return False
 

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 from kpt_dsl import ir
 from kpt_dsl.passes import fold
+from kpt_dsl.same import remembered
 
 Known = dict[str, ir.Expr | None]
 """Scalar variable -> the size or number that it holds at this point, None when it holds neither."""
 
 
+@remembered(1024)
 def settle(kernel: ir.Kernel) -> ir.Kernel:
     """``kernel`` with plain bounds in its outermost loops, and without the variables that nobody reads any more."""
     known: Known = {}

@@ -20,13 +20,13 @@ ANY: Interval = (-(2**31), 2**31 - 1)
 """Of an i32 of which nothing is known."""
 
 
-def check(kernel: ir.Kernel, extents: Mapping[str, int]) -> ir.Kernel:
-    """``kernel`` with those scalar indices in ``Checked`` that are not seen to be within their dims, at these extents, and with
-    starts of loops that do not lie beyond the dim, whatever was loaded for them.
+def check(kernel: ir.Kernel, extents: Mapping[str, Interval]) -> ir.Kernel:
+    """``kernel`` with those scalar indices in ``Checked`` that are not seen to be within their dims, whatever of ``extents``
+    these have, and with starts of loops that do not lie beyond the dim, whatever was loaded for them.
 
     Raises IndexRangeError for an index that cannot be, unless no program runs or its load has a condition.
     """
-    if any(not extents[loop.dim] for loop in kernel.grid):
+    if any(not extents[loop.dim][1] for loop in kernel.grid):
         return kernel
     return replace(kernel, body=_Check(kernel, extents).block(kernel.body))
 
@@ -66,11 +66,12 @@ def _shown(tensor: ir.Tensor) -> str:
 class _Check:
     """One walk over a kernel. ``indices`` and ``tiles``: how many values the indices of each loop have."""
 
-    def __init__(self, kernel: ir.Kernel, extents: Mapping[str, int]) -> None:
+    def __init__(self, kernel: ir.Kernel, extents: Mapping[str, Interval]) -> None:
         self.kernel, self.extents = kernel, extents
         loops = [*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
-        self.indices = {loop.name: extents[loop.dim] for loop in loops if not isinstance(loop, ir.Tile)}
-        self.tiles = {loop.name: extents[loop.dim] for loop in loops if isinstance(loop, ir.Tile)}
+        self.dim_of = {loop.name: loop.dim for loop in loops if not isinstance(loop, ir.Tile)}
+        self.indices = {loop.name: extents[loop.dim][1] for loop in loops if not isinstance(loop, ir.Tile)}
+        self.tiles = {loop.name: extents[loop.dim][1] for loop in loops if isinstance(loop, ir.Tile)}
         assigned = [s for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)]
         count = Counter(s.name for s in assigned)
         self.values = {name: [s.value for s in assigned if s.name == name] for name in count}
@@ -90,11 +91,11 @@ class _Check:
                 return replace(stmt, index=index, value=self.expr(stmt.value))
             case ir.For():
                 start, stop = self.expr(stmt.start), self.expr(stmt.stop)
-                if self.span(start)[1] > self.extents[stmt.over.dim] and self.grows(start):
+                if self.span(start)[1] > self.extents[stmt.over.dim][0] and self.grows(start):
                     # Rounded up to a tile's start, it would not fit in 32 bits.
                     size = ir.Size(stmt.over.dim, type=start.type, loc=stmt.loc)
                     start = ir.Binary("min", start, size, type=start.type, loc=stmt.loc)
-                body = self.block(stmt.body) if self.extents[stmt.over.dim] else stmt.body  # else it never runs
+                body = self.block(stmt.body) if self.extents[stmt.over.dim][1] else stmt.body  # else it never runs
                 return replace(stmt, start=start, stop=stop, body=body)
         raise AssertionError(stmt)
 
@@ -119,10 +120,11 @@ class _Check:
         """A scalar index: itself where it is seen to be one of its dim."""
         x, at = (given.x, given.loc) if isinstance(given, ir.Checked) else (given, given.loc)
         low, high = self.span(x)
-        extent = self.extents[dim]
-        if low >= 0 and high < extent:
+        extent, most = self.extents[dim]
+        own = isinstance(x, ir.Index) and self.dim_of.get(x.name) == dim  # of this dim, whatever it is
+        if own or (low >= 0 and high < extent):
             return x
-        if low == high and when is None:
+        if low == high and extent == most and when is None:
             allowed = f"indices of {dim} go from 0 to {extent - 1}" if extent else f"{dim} has no index"
             what = f"index {low} of {_shown(self.kernel.tensor(tensor))} along {dim}, whose extent is {extent}"
             place = at if at != ir.NOWHERE else loc
@@ -163,7 +165,7 @@ class _Check:
             case ir.Const(value=value):
                 return int(value), int(value)
             case ir.Size(dim=dim):
-                return self.extents[dim], self.extents[dim]
+                return self.extents[dim]
             case ir.Index(name=name) if name in self.indices:
                 return 0, self.indices[name] - 1
             case ir.Start(tile=tile):

@@ -1,7 +1,14 @@
 """Intervals of whole numbers: what operations make of what their operands may be. Knows no kernel."""
 
+from collections.abc import Mapping
+
 Interval = tuple[int, int]
 """The least and the greatest number that an expression may come to."""
+
+
+def alone(numbers: Mapping[str, int]) -> dict[str, Interval]:
+    """The intervals of numbers that are known."""
+    return {name: (number, number) for name, number in numbers.items()}
 
 
 def around(intervals: list[Interval | None]) -> Interval | None:

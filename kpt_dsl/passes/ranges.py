@@ -15,7 +15,7 @@ from kpt_dsl.dtypes import i32
 from kpt_dsl.errors import InputError
 from kpt_dsl.ir import Expr
 from kpt_dsl.passes import fold
-from kpt_dsl.passes.intervals import Interval, around, of_one, of_two
+from kpt_dsl.passes.intervals import Interval, alone, around, of_one, of_two
 from kpt_dsl.passes.split import interior
 
 LARGEST_BLOCK = 1 << 16
@@ -37,17 +37,17 @@ class _Left(Exception):
         self.expr, self.interval = expr, interval
 
 
-def beyond(kernel: ir.Kernel, dims: Mapping[str, int], integers: Mapping[str, Interval]) -> Beyond | None:
+def beyond(kernel: ir.Kernel, dims: Mapping[str, Interval], integers: Mapping[str, Interval]) -> Beyond | None:
     """The first expression of a kernel that may leave its type, None where each is seen to stay, or unknown.
 
-    ``integers``: what ``kd.Int`` arguments may be; those left out are unknown.
+    ``dims``: what extents may be; ``integers``: what ``kd.Int`` arguments may be, those left out are unknown.
     """
     return _Walk(kernel, dims, integers).block(kernel.body)
 
 
 def check(kernel: ir.Kernel, dims: Mapping[str, int], integers: Mapping[str, int]) -> None:
     """Raises InputError where an expression leaves its type, naming it, what it is made of, and what would fit."""
-    found = beyond(kernel, dims, {name: (value, value) for name, value in integers.items()})
+    found = beyond(kernel, alone(dims), alone(integers))
     if found is None:
         return
     held = _made_of(kernel, found.expr)
@@ -75,16 +75,16 @@ def widened(
         for name, value in integers.items():
             low, high = known.get(name, (value, value))
             box[name] = (min(low, value, -reach if value < 0 else 0), max(high, value, reach if value > 0 else 0))
-        if all(beyond(kernel, dims, box) is None for kernel in kernels):
+        if all(beyond(kernel, alone(dims), box) is None for kernel in kernels):
             return box
-    return {name: (value, value) for name, value in integers.items()}
+    return alone(integers)
 
 
 def _fitting(kernel: ir.Kernel, dims: Mapping[str, int], integers: Mapping[str, int], name: str) -> str:
     """What of one argument, between zero and what it is, would fit; empty where nothing does."""
 
     def fits(value: int) -> bool:
-        return beyond(kernel, dims, {n: (v, v) for n, v in (dict(integers) | {name: value}).items()}) is None
+        return beyond(kernel, alone(dims), alone(dict(integers) | {name: value})) is None
 
     good, bad = 0, integers[name]
     if not fits(good):
@@ -124,7 +124,7 @@ def _made_of(kernel: ir.Kernel, expr: Expr) -> list[str]:
 class _Walk:
     """One walk over a kernel, knowing the interval of each variable."""
 
-    def __init__(self, kernel: ir.Kernel, dims: Mapping[str, int], integers: Mapping[str, Interval]) -> None:
+    def __init__(self, kernel: ir.Kernel, dims: Mapping[str, Interval], integers: Mapping[str, Interval]) -> None:
         self.kernel, self.dims, self.integers = kernel, dims, integers
         self.dim_of = {g.name: g.dim for g in kernel.grid}
         self.known: dict[str, Interval | None] = {}
@@ -188,11 +188,11 @@ class _Walk:
             case ir.Var(name=name):
                 return self.known.get(name)
             case ir.Size(dim=dim):
-                return self.dims[dim], self.dims[dim]
+                return self.dims[dim]
             case ir.Index(name=name) | ir.Start(tile=name) | ir.Before(tile=name):
                 return self.indices(self.dim_of[name])
             case ir.Stop(tile=name) | ir.Count(tile=name):
-                return 0, self.dims[self.dim_of[name]]
+                return 0, self.dims[self.dim_of[name]][1]
             case ir.Lanes(axis=axis):
                 return self.indices(axis.dim)
             case ir.Cast(x=x):
@@ -222,7 +222,7 @@ class _Walk:
         return None if found is None else (found[0] - LARGEST_BLOCK if found[0] < 0 else 0, found[1])
 
     def indices(self, dim: str) -> Interval:
-        return 0, max(self.dims[dim] - 1, 0)
+        return 0, max(self.dims[dim][1] - 1, 0)
 
 
 def check_dims(name: str, dims: Mapping[str, int]) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs
 from kpt_dsl.arrays import library
+from kpt_dsl.classes import options
 from kpt_dsl.errors import InputError
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.binding import bind
-from kpt_dsl.space import Config, space
+from kpt_dsl.space import Config
 
 if TYPE_CHECKING:
     from kpt_dsl.definition import Definition
@@ -53,7 +54,7 @@ def call(
 
 @lru_cache(maxsize=512)
 def _overridden(problem: Problem, target: "Target", found: Config, knobs: Config) -> Config:
-    return space(problem, target).overridden(found, knobs)
+    return options(problem, target).overridden(found, knobs)
 
 
 def run(problem: Problem, arrays: Mapping[str, Any], config: Config, backend: str) -> Outputs:

@@ -66,6 +66,11 @@ class Space:
         self._own = _rules(target, target.rules)
         self._schedules = [(name, _rules(target, module)) for name, module in target.schedules]
 
+    @property
+    def sample(self) -> "Problem":
+        """A problem whose configs these are."""
+        return self.problem
+
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
         """The kernel's variants; the first takes the first option of every choice."""

@@ -103,6 +103,12 @@ class Target:
     mxu: int = 0
     """Side of the square matrix unit."""
 
+    @property
+    def exact_blocks(self) -> bool:
+        """Whether blocks may be as long as a dim, whatever its extent: configs follow from exact extents then. Blocks of warps
+        have powers of two."""
+        return not self.warp_lanes
+
     def matrix_dtype(self, dtype: str) -> str | None:
         """The type in which the matrix unit multiplies operands of a dtype: itself or a wider one; None where it cannot."""
         return next((name for name in (dtype, *_WIDER.get(dtype, ())) if name in self.flops_per_s), None)

@@ -65,6 +65,6 @@ def test_what_passes_write_is_printed_too(part: str) -> None:
     store = ir.Store("y", (axis,), ir.Where(valid, load, zero, type=row), masked=(axis,))
     loop = ir.For(tile, ir.scalar(0), ir.Size("N", type=ir.Type(i32)), (store,), part=part)  # type: ignore[arg-type]
     tensors = (ir.Tensor("x", ("N",), f32, "in"), ir.Tensor("y", ("N",), f32, "out"))
-    text = str(ir.Kernel("copy", tensors, (), (ir.Each("b", "B"),), (loop,)))
+    text = format_kernel(ir.Kernel("copy", tensors, (), (ir.Each("b", "B"),), (loop,)))
     assert f"for {part} n in tile(N, block_N) from 0 to size(N):" in text
     assert "y[n].masked(n) = where(n.valid, x[n].masked(n), 0)" in text

@@ -6,6 +6,7 @@ import pytest
 
 from kpt_dsl import ir
 from kpt_dsl.passes.padding import guard
+from kpt_dsl.printer import format_kernel
 from tests.language.snippets import lower
 
 LOOP = "for m in kd.parallel(kd.tile('M')):\n    "
@@ -14,7 +15,7 @@ LOOP = "for m in kd.parallel(kd.tile('M')):\n    "
 def text(folder: Path, body: str) -> str:
     """The guarded body, everything padded."""
     found = guard(lower(folder, LOOP + body), lambda axis: True)
-    return "\n".join(line.split("#")[0].rstrip() for line in str(found).splitlines()[2:])
+    return "\n".join(line.split("#")[0].rstrip() for line in format_kernel(found).splitlines()[2:])
 
 
 def test_sum_of_a_masked_load_needs_no_mask(tmp_path: Path) -> None:

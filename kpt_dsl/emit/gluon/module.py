@@ -18,13 +18,14 @@ from kpt_dsl.emit.gluon.partitions import Partitions
 from kpt_dsl.emit.gluon.program import Program
 from kpt_dsl.emit.text import Writer, in_docstring
 from kpt_dsl.emit.triton.abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
-from kpt_dsl.emit.triton.facts import facts
+from kpt_dsl.emit.triton.facts import Facts, facts
 from kpt_dsl.emit.triton.grid import Grid
 from kpt_dsl.emit.triton.helpers import HELPERS
 from kpt_dsl.errors import ConfigError
 from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
 from kpt_dsl.passes.pipeline import Unfit, pipeline
+from kpt_dsl.same import remembered
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -40,12 +41,15 @@ def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
 
     Raises ConfigError where the kernel cannot be cut into producer and consumers, or a block is missing.
     """
-    kernel = problem.lower({name: config[name] for name, _ in problem.lower().choices if name in config})
-    kernel = settle(kernel)
-    known = facts(problem, kernel, config)
+    kernel = settle(problem.lower(config))
     row = row_tile(kernel)
-    if row is not None and dict(problem.dims)[row.dim] % (known.lanes[row.axis] * int(config["consumers"])):
-        known = replace(known, ragged=known.ragged | {row.axis})
+    rows = (row.axis, int(config["consumers"])) if row is not None else None
+    return _source(kernel, facts(problem, kernel, config, rows), target, config)
+
+
+@remembered(1024)
+def _source(kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") -> Source:
+    row = row_tile(kernel)
     try:
         plan = pipeline(guard(kernel, known.padded, known.level))
     except Unfit as reason:

@@ -287,7 +287,8 @@ class Text:
         if masks and narrow:
             text += ".astype(jnp.float32)"
         if masks:
-            text = f"jnp.where({' & '.join(masks)}, {text}, 0)"
+            zero = "False" if node.type.dtype.kind == "bool" else "0"
+            text = f"jnp.where({' & '.join(masks)}, {text}, {zero})"
         if narrow and bool(masks) != wide:
             text += f".astype({JAX_DTYPES['f32' if wide else node.type.dtype.name]})"
         return self._turned(text, node, self.own_side(node), side)

@@ -1,16 +1,21 @@
 """What a generated Triton module is specialised on: lanes of each axis, which axes are padded, what is known of each argument.
 
-Exact extents are not among the facts, those of whole dims excepted: problems with equal facts share source and binary.
+Exact extents are not among the facts, those of whole dims excepted: problems with equal facts share source and binary. Of the
+extents that vary within a class it is told whether all are level with the tiles of the grid, and with those of loops, or any
+may be ragged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
+from kpt_dsl.buckets import fixed_dims
 from kpt_dsl.dtypes import bool_
 from kpt_dsl.errors import ConfigError, InputError
 from kpt_dsl.passes.level import level_loops
+from kpt_dsl.same import remembered
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -59,7 +64,7 @@ class TensorFacts:
     strides: tuple[StrideFacts, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Facts:
     """All that the text of a module depends on, beside the kernel's IR."""
 
@@ -71,16 +76,29 @@ class Facts:
     divisible: frozenset[str]
     tensors: Mapping[str, TensorFacts]
 
+    @cached_property
+    def _all(self) -> Hashable:
+        known = (tuple(m.items()) for m in (self.lanes, self.baked, self.tensors))
+        return self.ragged, self.level, self.divisible, *known
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Facts) and self._all == other._all
+
+    def __hash__(self) -> int:
+        return hash(self._all)
+
     def padded(self, axis: ir.Axis) -> bool:
         """Whether tiles can have lanes beyond the dim's end."""
         return axis in self.ragged
 
 
+@remembered(1024)
 def tiles(kernel: ir.Kernel) -> dict[str, ir.Tile]:
     """Every tile variable of a kernel by name."""
     return {t.name: t for t in ir.tiles(kernel)}
 
 
+@remembered(1024)
 def whole_axes(kernel: ir.Kernel) -> tuple[ir.Axis, ...]:
     """The axes that span a whole dim, in order of first use."""
     found: dict[ir.Axis, None] = {}
@@ -93,6 +111,7 @@ def whole_axes(kernel: ir.Kernel) -> tuple[ir.Axis, ...]:
     return tuple(found)
 
 
+@remembered(1024)
 def _dot_minima(kernel: ir.Kernel) -> dict[ir.Axis, int]:
     """Least lanes of the axes that products use."""
     minima: dict[ir.Axis, int] = {}
@@ -104,8 +123,8 @@ def _dot_minima(kernel: ir.Kernel) -> dict[ir.Axis, int]:
     return minima
 
 
-def facts(problem: "Problem", kernel: ir.Kernel, config: "Config") -> Facts:
-    """The facts of a problem under a config.
+def facts(problem: "Problem", kernel: ir.Kernel, config: "Config", rows: tuple[ir.Axis, int] | None = None) -> Facts:
+    """The facts of a problem under a config. ``rows``: an axis, and how many of its tiles a program has (1).
 
     Raises ConfigError where a block is missing, is no power of two, or is too small for a product; InputError for a dim that
     32 bits cannot count.
@@ -113,7 +132,7 @@ def facts(problem: "Problem", kernel: ir.Kernel, config: "Config") -> Facts:
     extents = dict(problem.dims)
     if long := {dim: n for dim, n in extents.items() if n > INT32_MAX}:
         raise InputError(f"{kernel.name}: dims {long} are too long; Triton kernels count to {INT32_MAX} along a dim")
-    minima = _dot_minima(kernel)
+    minima, fixed = _dot_minima(kernel), fixed_dims(kernel)
     lanes: dict[ir.Axis, int] = {ir.UNIT: 1}
     for tile in tiles(kernel).values():
         block = config.get(tile.block)
@@ -127,13 +146,26 @@ def facts(problem: "Problem", kernel: ir.Kernel, config: "Config") -> Facts:
     baked = {axis.dim: extents[axis.dim] for axis in whole_axes(kernel)}
     for axis in whole_axes(kernel):
         lanes[axis] = max(1 << (extents[axis.dim] - 1).bit_length(), minima.get(axis, 1))
-    ragged = frozenset(a for a, n in lanes.items() if a != ir.UNIT and (extents[a.dim] % n or extents[a.dim] == 0))
+    unit = {a: n for a, n in lanes.items() if a != ir.UNIT}
+    if rows is not None:
+        unit[rows[0]] *= rows[1]
+    ragged = frozenset(a for a, n in unit.items() if extents[a.dim] % n or extents[a.dim] == 0)
+    told = {d for d, n in extents.items() if n % DIVISOR == 0 and d in fixed}
+    varying = {a for a in unit if a.tile is not None and a.dim not in fixed}
+    along_grid = {loop.axis for loop in kernel.grid if isinstance(loop, ir.Tile)}
+    for group in (varying & along_grid, varying - along_grid):
+        if not group.isdisjoint(ragged):
+            ragged |= group
+        else:  # and what follows from that, whatever else divides an extent
+            told |= {a.dim for a in group if unit[a] % DIVISOR == 0}
+    blocks = {tile.name: lanes[tile.axis] for tile in tiles(kernel).values()}
+    in_loops = ragged.isdisjoint(varying - along_grid)
     return Facts(
         lanes,
         ragged,
-        level_loops(kernel, extents, {tile.name: lanes[tile.axis] for tile in tiles(kernel).values()}),
+        level_loops(kernel, extents, blocks) if in_loops else frozenset(),
         baked,
-        frozenset(d for d, n in extents.items() if n % DIVISOR == 0),
+        frozenset(told),
         {t.name: _tensor_facts(problem, kernel, t, lanes) for t in kernel.tensors},
     )
 

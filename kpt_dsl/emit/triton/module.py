@@ -27,6 +27,7 @@ from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
 from kpt_dsl.passes.pipeline import counts
 from kpt_dsl.passes.split import split_masks
+from kpt_dsl.same import remembered
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
@@ -48,9 +49,12 @@ def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
     """
     if config.get("schedule") == WARP_SPECIALISED:
         return gluon.emit(problem, target, config)
-    kernel = problem.lower({name: config[name] for name, _ in problem.lower().choices if name in config})
-    kernel = settle(kernel)
-    known = facts(problem, kernel, config)
+    kernel = settle(problem.lower(config))
+    return _source(kernel, facts(problem, kernel, config), target, config)
+
+
+@remembered(1024)
+def _source(kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") -> Source:
     kernel = split_masks(guard(kernel, known.padded, known.level), known.padded)
     return _Emitter(kernel, known, target, config).source()
 

@@ -1,0 +1,134 @@
+"""Classes of calls: what configs follow from. Programs change lengths with every call, and configs must not be chosen anew.
+
+A class is a specialisation of a kernel, the layouts of its tensors, and spans of extents: buckets, but for the dims that a
+model fixes. Its configs are legal at both ends of the spans; the first of them, and the model that ranks them, look at the
+upper end, its representative.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+from kpt_dsl.buckets import Span, spans
+from kpt_dsl.errors import TargetError
+from kpt_dsl.layouts import VECTOR_BYTES, layout_class
+from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config, Space, space
+from kpt_dsl.space.config import Value
+from kpt_dsl.targets import Target
+
+
+class _Tensor(NamedTuple):
+    """How a tensor of a class lies in memory: its layout class, and its axes from the largest stride to the smallest."""
+
+    name: str
+    layout: str
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Class:
+    """A class of calls. ``sample``: one of them, the first that was met."""
+
+    kernel: Hashable
+    tensors: tuple[_Tensor, ...]
+    spans: tuple[tuple[str, Span], ...]
+    sample: Problem = field(compare=False, repr=False)
+
+    @staticmethod
+    def of(problem: Problem) -> "Class":
+        """The class of a problem. Raises as ``Problem.lower`` does."""
+        kernel, dims, elements = problem.lower({}), dict(problem.dims), dict(problem.dtypes)
+        held = spans(kernel, dims)
+        tensors = []
+        for name, strides in problem.strides:
+            extents = [dims[dim] for dim in problem.kernel.tensors[name]]
+            layout = layout_class(extents, strides, elements[name] or "", name in problem.aligned)
+            order = tuple(sorted(range(len(strides)), key=lambda a: (-strides[a], a)))
+            if layout.startswith("strided"):  # of no order that other extents would have, too
+                layout = f"{layout} {strides}"
+                held |= {dim: Span(dims[dim], dims[dim]) for dim in problem.kernel.tensors[name]}
+            tensors.append(_Tensor(name, layout, order))
+        return Class(problem.specialisation, tuple(tensors), tuple(held.items()), problem)
+
+    @cached_property
+    def representative(self) -> Problem:
+        """A call with the greatest extents."""
+        return self._at(1)
+
+    @cached_property
+    def least(self) -> Problem:
+        """A call with the least extents."""
+        return self._at(0)
+
+    def _at(self, end: int) -> Problem:
+        """The sample with the extents of one end, its tensors dense in the order of their axes, and rows where they begin at
+        multiples of 16 bytes if those of the class do."""
+        dims = {dim: span[end] for dim, span in self.spans}
+        for tensor in self.tensors:
+            if tensor.layout.endswith("B") and tensor.order:
+                along = self.sample.kernel.tensors[tensor.name][tensor.order[-1]]
+                even = -(-dims[along] // VECTOR_BYTES) * VECTOR_BYTES
+                dims[along] = even if even <= dict(self.spans)[along].high else dims[along]
+        strides, aligned = dict(self.sample.strides), self.sample.aligned
+        for tensor in self.tensors:
+            names = self.sample.kernel.tensors[tensor.name]
+            if all(dims[dim] == extent for dim, extent in self.sample.dims if dim in names):
+                continue
+            step, found = 1, [0] * len(names)
+            for axis in reversed(tensor.order):
+                found[axis], step = step, step * max(1, dims[names[axis]])
+            strides[tensor.name] = tuple(found)
+            if not tensor.layout.endswith("B"):  # whatever is dense now, the tensors of the class are not aligned
+                aligned -= {tensor.name}
+        return replace(self.sample, dims=tuple(dims.items()), strides=tuple(strides.items()), aligned=aligned)
+
+    def __str__(self) -> str:
+        return f"{self.sample.kernel.name}[{','.join(f'{dim}={span}' for dim, span in self.spans)}]"
+
+
+class ClassSpace(Space):
+    """The configs of a class on a target."""
+
+    def __init__(self, made: Class, target: Target) -> None:
+        super().__init__(made.representative, target)
+        self.made = made
+        self._least = space(made.least, target)
+
+    @property
+    def sample(self) -> Problem:
+        return self.made.sample
+
+    def _why_not(self, config: Mapping[str, Value], asked: bool) -> str | None:
+        reason = super()._why_not(config, asked)
+        # Where the least extents leave no choice of a schedule, its name goes.
+        if reason is None and (reason := self._least._why_not(self._least.canonical(config), asked)):
+            return f"{reason} (as for the least of its class, {self.made.least})"
+        return reason
+
+    @cached_property
+    def firsts(self) -> tuple[Config, ...]:
+        """The configs to begin with, of those that are legal all over the class; else those of its least extents."""
+        for end in (space(self.problem, self.target), self._least):
+            if found := tuple(config for config in end.firsts if self.why_illegal(config) is None):
+                return found
+        raise TargetError(f"no config of {self.made} is legal on {self.target.name}")
+
+
+def options(problem: Problem, target: Target) -> Space:
+    """The space that a problem's config is taken from: that of its class; its own where blocks may be as long as dims (a TPU's,
+    NumPy's), or nothing is legal all over the class."""
+    if target.exact_blocks:
+        return space(problem, target)
+    return _options(Class.of(problem), target) or space(problem, target)
+
+
+@lru_cache(maxsize=4096)
+def _options(made: Class, target: Target) -> ClassSpace | None:
+    found = ClassSpace(made, target)
+    try:
+        _ = found.firsts
+    except TargetError:
+        return None
+    return found

@@ -1,0 +1,184 @@
+"""What follows from the class of a call, and not from its lengths: the IR, the config, the text."""
+
+import random
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+import kpt.ops  # noqa: F401
+import kpt_dsl as kd
+from kpt.ops import registry
+from kpt_dsl import configs, ir, targets
+from kpt_dsl.classes import Class, ClassSpace, options
+from kpt_dsl.emit import emit
+from kpt_dsl.errors import IndexRangeError, InputError
+from kpt_dsl.problem import Problem
+from kpt_dsl.runtime.triton import interpret_for
+from kpt_dsl.space import space
+
+H100 = targets.get("nvidia-h100")
+LENGTHS = [
+    *range(1, 9), 15, 16, 17, 33, 64, 100, 127, 128, 199, 256, 300, 511, 512, 760, 1000, 1023, 1024, 1500, 2000, 2048, 3000,
+    4096, 5000, 7777, 8192, 12000, 16384, 30000, 40000, 65536, 100000, 131072,
+]  # fmt: skip
+MOST = 26
+"""Texts and signatures of a kernel, of both ways to do a part of an op."""
+OPS = {
+    "flash_attention": ({"B": 1, "H": 32, "G": 8, "D": 64}, ("M", "N"), {"causal": True}),
+    "flash_attention_backward": ({"B": 1, "H": 32, "G": 8, "D": 64}, ("M", "N"), {"causal": True}),
+    "rms_norm": ({"N": 2048}, ("M",), {}),
+    "layer_norm": ({"N": 2048}, ("M",), {}),
+    "linear_act": ({"N": 2048, "K": 2048}, ("M",), {"activation": "silu"}),
+}
+
+
+def of_length(op: str, length: int) -> list[Problem]:
+    dims, varying, flags = OPS[op]
+    return registry.get(op).problems(dims | dict.fromkeys(varying, length), "bf16", **flags)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_handful_of_binaries_serves_all_lengths(op: str) -> None:
+    made: dict[str, set[object]] = {}
+    for length in LENGTHS:
+        for problem in of_length(op, length):
+            source = emit(problem, H100, options(problem, H100).first)
+            made.setdefault(problem.kernel.name, set()).add((source.text, source.abi))
+    assert len(LENGTHS) == 40
+    assert {name: len(binaries) for name, binaries in made.items() if len(binaries) > MOST} == {}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_new_length_of_a_known_class_costs_neither_a_choice_nor_a_text(op: str) -> None:
+    known = [(problem, configs.choose(problem, H100)) for problem in of_length(op, 901)]
+    sources = [emit(problem, H100, config) for problem, (config, _) in known]
+
+    def too_much(*_: object) -> None:
+        raise AssertionError("done again for a length")
+
+    with (
+        patch("kpt_dsl.problem.lower", too_much),
+        patch("kpt_dsl.lowerings.indices.check", too_much),
+        patch("kpt_dsl.space.space.collect", too_much),
+        patch("kpt_dsl.emit.triton.module.guard", too_much),
+        patch("kpt_dsl.emit.gluon.module.guard", too_much),
+    ):
+        for problem, (_, answer), source in zip(of_length(op, 777), known, sources, strict=True):
+            config, provenance = configs.choose(problem, H100)
+            assert (config, provenance) == answer
+            assert emit(problem, H100, config) is source
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("target", ["nvidia-h100", "nvidia-a100", "amd-mi300x"])
+def test_a_classes_config_is_legal_for_all_its_lengths(target: str, op: str) -> None:
+    chip, draw = targets.get(target), random.Random(op)
+    for length in (3, 40, 700, 3000):
+        for problem in of_length(op, length):
+            config = options(problem, chip).first
+            low, high = next(span for dim, span in Class.of(problem).spans if dim in OPS[op][1])
+            for other in {low, high, *(draw.randint(low, high) for _ in range(3))}:
+                at = problem.with_dims(**{dim: other for dim in OPS[op][1] if dim in dict(problem.dims)})
+                exact = space(at, chip)
+                assert exact.why_illegal(exact.variants[0].choices | exact.canonical(config)) is None, f"{at} {config}"
+                assert options(at, chip).first == config
+
+
+def test_a_schedule_that_the_least_of_a_class_cannot_have_is_not_its_config() -> None:
+    """Products of 64 rows are shared out among warps, those of 33 are not."""
+    (problem,) = registry.get("flash_attention").problems({"B": 64, "H": 32, "G": 32, "M": 64, "N": 64, "D": 64}, "bf16")
+    of_class = options(problem, H100)
+    assert isinstance(of_class, ClassSpace)
+    alone = next(c for c in space(problem, H100) if c.get("schedule") == "warp_specialised")
+    assert "as for the least of its class" in (of_class.why_illegal(alone) or "")
+    assert of_class.first.get("schedule") != "warp_specialised"
+
+
+def test_where_blocks_are_as_long_as_dims_configs_follow_from_extents() -> None:
+    (problem,) = of_length("rms_norm", 700)
+    for name in ("tpu-v6e", "cpu"):
+        assert not isinstance(options(problem, targets.get(name)), ClassSpace)
+
+
+@kd.kernel(x="M N", y="M N")
+def scaled(x: kd.In, y: kd.Out, by: kd.Float) -> None:
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        y[m, n] = x[m, n] * by
+
+
+def test_layouts_are_kept_by_a_class() -> None:
+    def of(x: torch.Tensor) -> Class:
+        return Class.of(Problem.bind(scaled, {"x": x, "y": torch.empty_like(x), "by": 2.0}))
+
+    base = of(torch.empty(700, 600))
+    assert of(torch.empty(900, 1000)) == base
+    assert of(torch.empty(700, 601)) != base  # rows do not begin at multiples of 16 bytes
+    assert of(torch.empty(600, 700).T) != base
+    assert of(torch.empty(1200, 700)) != base
+    turned = of(torch.empty(600, 700).T)
+    for end in (turned.least, turned.representative):
+        assert end.stride("x")[0] == 1
+        assert end.stride("x")[1] == end.dim("M")
+    assert (base.representative.dim("M"), base.representative.dim("N")) == (1024, 1024)
+    assert (base.least.dim("M"), base.least.dim("N")) == (513, 528)
+    gaps = of(torch.empty(700, 1200)[:, ::2])
+    assert gaps.representative.dims == gaps.sample.dims  # of no order that other extents would have, too
+
+
+@kd.kernel(x="M N", y="M")
+def sixth(x: kd.In, y: kd.Out) -> None:
+    for m in kd.parallel(kd.tile("M")):
+        y[m] = x[m, 5]
+
+
+@kd.kernel(x="M", y="M")
+def squares(x: kd.In, y: kd.Out) -> None:
+    for m in kd.parallel(kd.tile("M")):
+        y[m] = x[m] + (kd.size("M") * kd.size("M")).to(kd.f32)
+
+
+def test_what_only_some_lengths_of_a_class_allow_is_asked_of_each() -> None:
+    dtypes = {"x": "f32", "y": "f32"}
+    for extent in (8, 6, 8):
+        assert not [e for e in ir.every_expr(Problem.of_shapes(sixth, {"M": 7, "N": extent}, dtypes).lower().body)
+                    if isinstance(e, ir.Checked)]  # fmt: skip
+        with pytest.raises(IndexRangeError, match="whose extent is 5"):
+            Problem.of_shapes(sixth, {"M": 7, "N": 5}, dtypes).lower()
+    for extent in (46340, 40000, 46340):
+        Problem.of_shapes(squares, {"M": extent}, dtypes).lower()
+        with pytest.raises(InputError, match="comes to 2147488281"):
+            Problem.of_shapes(squares, {"M": 46341}, dtypes).lower()
+
+
+def test_one_text_is_right_for_every_length_of_its_class() -> None:
+    (first,) = registry.get("rms_norm").problems({"M": 40, "N": 24}, "f32")
+    config, chip, generator = options(first, H100).first, H100, np.random.default_rng(0)
+    texts = set()
+    for length in {33, 63, 64, *generator.integers(33, 65, 17).tolist()}:
+        x, weight = torch.randn(length, 24), torch.randn(24)
+        problem = Problem.bind(first.kernel, arguments := first.kernel.bind(x, weight, y := torch.empty_like(x), 1e-6))
+        interpret_for(chip, problem, arguments, config)
+        want = torch.nn.functional.rms_norm(x.double(), (24,), weight.double(), 1e-6)
+        torch.testing.assert_close(y.double(), want, rtol=2e-6, atol=2e-6)
+        texts.add(emit(problem, chip, config).text)
+    assert len(texts) <= 2  # level with the tiles, or not
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_every_length_of_a_class(causal: bool) -> None:
+    dims = {"B": 1, "H": 2, "G": 2, "M": 40, "N": 40, "D": 16}
+    (first,) = registry.get("flash_attention").problems(dims, "f32", causal=causal)
+    config, generator, texts = options(first, H100).first, np.random.default_rng(1), set()
+    for length in {33, 64, *generator.integers(33, 65, 18).tolist()}:
+        q, k, v = (torch.randn(1, 2, length, 16) for _ in range(3))
+        given = dict.fromkeys(first.kernel.signature.parameters) | dict(first.statics)
+        given |= {"q": q, "k": k, "v": v, "o": (o := torch.empty_like(q)), "lse": torch.empty(1, 2, length), "scale": 0.25}
+        arguments = first.kernel.bind(**given)
+        problem = Problem.bind(first.kernel, arguments)
+        interpret_for(H100, problem, arguments, config)
+        want = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=causal)
+        torch.testing.assert_close(o.double(), want, rtol=3e-5, atol=3e-5)
+        texts.add(emit(problem, H100, config).text)
+    assert len(texts) <= 4  # level with the tiles of queries, of keys, or not
