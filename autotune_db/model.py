@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kpt_dsl.build import Report
-from kpt_dsl.space import Config, Space, gpu
-from kpt_dsl.space.gpu import model
+from kpt_dsl.space import Config, Space
+from kpt_dsl.space.gpu import model, rules
 from kpt_dsl.space.gpu.sizes import GpuSizes
 
 
@@ -19,7 +19,7 @@ def seconds(space: Space, config: Config, report: Report) -> float:
     if report.cycles:
         return report.cycles / space.target.clock_hz
     variant = next(v for v in space.variants if all(config[name] == value for name, value in v.choices.items()))
-    if variant.rules is gpu and report.registers:
+    if variant.rules is rules and report.registers:
         return model.seconds(_Compiled(variant.facts, space.target, config, report))
     return space.seconds(config)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
 from kpt_dsl.configs import scope
+from kpt_dsl.definition import Definition
 from kpt_dsl.errors import InputError
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.space import Config
@@ -32,6 +33,6 @@ def overlay(configs: Mapping[Kernel | str, Config]) -> Iterator[None]:
         _current.reset(token)
 
 
-def overlaid(kernel: Kernel) -> Config | None:
+def overlaid(kernel: Definition) -> Config | None:
     """What the innermost overlay says about a kernel."""
     return _current.get().get(kernel.qualname)
