@@ -284,8 +284,10 @@ class Statements(Stores):
         return f"({condition.format(**places)})"
 
     def in_turn(self, variable: Variable, turns: int) -> None:
-        """A recurrence, which goes index by index."""
+        """A recurrence, which goes index by index. Not of what is only nearly right: a comparison may turn on it."""
         acc = variable.expr
+        if self.smooth:
+            return
         e = self.value(acc.shape, "float", 2, True)
         e = self.clamped(self.with_unread(e, len(self.loops)))
         way = self.upto(2)
