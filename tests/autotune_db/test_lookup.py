@@ -105,7 +105,7 @@ def test_the_name_of_a_schedule_comes_and_goes_with_the_choice() -> None:
         descriptors=False, epilogue=1,
     )  # fmt: skip
     unnamed = Config({name: value for name, value in named.items() if name != "schedule"})
-    enough, few = problems.linear(M=128), problems.linear(M=40)  # warpgroups multiply 64 rows or more
+    enough, few = problems.linear(M=128), problems.linear(M=20)  # warpgroups multiply 64 rows or more
     store(entry(enough, unnamed))
     assert answer(enough) == (named, "measured")
     store(entry(enough, named))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kpt_dsl import InputError, ir
-from kpt_dsl.printer import format_expr
+from kpt_dsl.printer import format_expr, format_kernel
 from kpt_dsl.problem import Problem
 from tests.language.snippets import SIGNATURE, kernel, lower
 
@@ -14,7 +14,7 @@ LOOP = "for m in kd.parallel(kd.tile('M')):\n    "
 
 def statements(found: ir.Kernel) -> list[str]:
     """The printed body without source comments."""
-    return [line.split("#")[0].strip() for line in str(found).splitlines()[2:]]
+    return [line.split("#")[0].strip() for line in format_kernel(found).splitlines()[2:]]
 
 
 def test_narrow_floats_compute_in_f32_and_round_at_the_store(tmp_path: Path) -> None:
