@@ -101,7 +101,7 @@ def test_illegal_configs_from_files_are_passed_over() -> None:
 def test_the_name_of_a_schedule_comes_and_goes_with_the_choice() -> None:
     """Where only the compiler's schedule serves a problem, no config names it; of a sibling the program is the same."""
     named = Config(
-        schedule="pipelined", block_M=64, block_N=64, block_K=32, num_warps=4, num_stages=3, group=1, persistent=False,
+        schedule="pipelined", block_M=32, block_N=64, block_K=32, num_warps=4, num_stages=3, group=1, persistent=False,
         descriptors=False, epilogue=1,
     )  # fmt: skip
     unnamed = Config({name: value for name, value in named.items() if name != "schedule"})
