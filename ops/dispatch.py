@@ -5,6 +5,7 @@ Falling back from what the device leads one to expect is logged once an op and r
 """
 
 import logging
+import threading
 from collections import Counter
 from contextvars import ContextVar
 from typing import Any
@@ -34,12 +35,14 @@ DECISIONS_KEPT = 4096
 class Decision:
     """How one kind of call is served, and how often it was. ``choice`` None: PyTorch's dispatcher takes it, and comes back."""
 
-    __slots__ = ("calls", "choice", "ready")
+    __slots__ = ("calls", "choice", "ready", "seen")
 
     def __init__(self, choice: Choice | None, ready: Ready) -> None:
         self.choice = choice
         self.ready = ready
         self.calls = 0
+        self.seen = 1
+        """How many calls there were when it was last looked at whether it is still in use; the first one does not count."""
 
 
 class Foreign(Exception):
@@ -88,6 +91,7 @@ class Dispatcher:
         self._served: Counter[str] = Counter()
         self._fallbacks: Counter[str] = Counter()
         self._logged: set[str] = set()
+        self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Any:
         """The public functions' way in: straight to the implementation where nothing would intercept the call."""
@@ -183,9 +187,10 @@ class Dispatcher:
             decision = Decision(choice, ready)
             if choice.fallback_reason is not None:
                 self._log_once(choice.fallback_reason)
-        if len(self._decisions) >= DECISIONS_KEPT:
-            self._forget()
-        self._decisions[key] = decision
+        with self._lock:
+            while len(self._decisions) >= DECISIONS_KEPT:
+                self._forget_oldest()
+            self._decisions[key] = decision
         return decision
 
     def _written_out(self, *arguments: Any) -> Any:
@@ -244,6 +249,18 @@ class Dispatcher:
         if reason not in self._logged:
             self._logged.add(reason)
             log.warning("%s falls back to PyTorch: %s", self.op.name, reason)
+
+    def _forget_oldest(self) -> None:
+        """Forget one kind of call: the first met of those that did not come again since this last looked at them, which are the
+        last to go (the clock algorithm: calls that repeat pay nothing for being kept)."""
+        while True:
+            key = next(iter(self._decisions))
+            decision = self._decisions.pop(key)
+            if decision.calls == decision.seen:
+                _count(decision, self._served, self._fallbacks)
+                return
+            decision.seen = decision.calls
+            self._decisions[key] = decision
 
     def _forget(self) -> None:
         for decision in self._decisions.values():

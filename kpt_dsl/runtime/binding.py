@@ -3,6 +3,7 @@
 What is remembered is asked of each argument's layout, type and kind; values are looked at by nobody.
 """
 
+import threading
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +29,7 @@ class _Bound(NamedTuple):
 
 
 _known: dict[Hashable, _Bound] = {}
+_lock = threading.Lock()
 
 
 def bind(kernel: "Definition", arguments: Mapping[str, Any]) -> tuple[Problem, Mapping[str, Any]]:
@@ -52,9 +54,11 @@ def bind(kernel: "Definition", arguments: Mapping[str, Any]) -> tuple[Problem, M
     ):  # no array, one without memory, or an argument that cannot be a key
         return _first(kernel, arguments).problem, arguments
     if known is None:
-        if len(_known) >= _KEPT:
-            _known.clear()
-        known = _known[key] = _first(kernel, arguments)
+        known = _first(kernel, arguments)
+        with _lock:
+            while len(_known) >= _KEPT:
+                _known.pop(next(iter(_known)))
+            _known[key] = known
     if known.graded:
         _refuse_gradients(kernel, known.graded)
     if known.negated:

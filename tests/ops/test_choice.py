@@ -169,6 +169,20 @@ def test_memory_of_decisions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(calls) == 20
 
 
+def test_calls_that_repeat_are_not_forgotten_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program whose lengths change must not pay anew for what stays."""
+    monkeypatch.setattr(dispatch, "DECISIONS_KEPT", 8)
+    serves, _ = dispatcher()
+    serves(*CALL)
+    (kept,) = serves._decisions.values()
+    for number in range(30):
+        serves(*CALL)
+        serves(*CALL[:4], 2.0 + number)
+    assert kept in serves._decisions.values()
+    assert kept.calls == 31
+    assert serves.counters()["served"] == {"triton": 61}
+
+
 def test_explain_says_who_and_why() -> None:
     q = torch.zeros(1, 2, 4, 8)
     explained = kpt.ops.explain("flash_attention", q, q, q, causal=True)
