@@ -116,6 +116,13 @@ class ClassSpace(Space):
         raise TargetError(f"no config of {self.made} is legal on {self.target.name}")
 
 
+def extents(problem: Problem, target: Target) -> str:
+    """The extents that have the config of a problem, in words: ``M=513..1024 N=2048``."""
+    found = options(problem, target)
+    spans = found.made.spans if isinstance(found, ClassSpace) else problem.dims
+    return " ".join(f"{dim}={span}" for dim, span in spans)
+
+
 def options(problem: Problem, target: Target) -> Space:
     """The space that a problem's config is taken from: that of its class; its own where blocks may be as long as dims (a TPU's,
     NumPy's), or nothing is legal all over the class."""

@@ -13,7 +13,8 @@ import torch
 
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Ready
-from kpt_dsl.classes import options
+from kpt_dsl.classes import extents, options
+from kpt_dsl.emit import emit
 from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.frontend.outside import Meaning
 from kpt_dsl.kernel import Kernel
@@ -234,5 +235,7 @@ def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[Kerne
     run(recorder, *arguments)
     for problem, bound in recorder.bound():
         config, provenance = runtime.chosen(problem, bound, backend)
-        described.append(KernelChoice(problem.kernel.name, str(config), provenance))
+        target = runtime.runtime(backend).target(bound)
+        made = emit(problem, target, config).digest
+        described.append(KernelChoice(problem.kernel.name, str(config), provenance, extents(problem, target), made))
     return tuple(described)

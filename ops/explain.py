@@ -23,7 +23,9 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.op}({self.call})", f"  served by   {self.implementation}"]
-        lines += [f"  kernel      {k.kernel}: {k.config} ({k.provenance})" for k in self.kernels]
+        for k in self.kernels:
+            lines.append(f"  kernel      {k.kernel}: {k.config} ({k.provenance})")
+            lines += [f"    {k.extents}: binary {k.binary}"] if k.binary else []
         lines += [f"  passed over {other.name}: {other.reason}" for other in self.passed_over]
         return "\n".join(lines)
 

@@ -27,11 +27,14 @@ Ready = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """What one kernel of a call runs with: its config, and where that config came from."""
+    """What one kernel of a call runs with: its config, and where that config came from; ``extents`` that share the config, and
+    the name of the generated text, which calls with one ``binary`` share."""
 
     kernel: str
     config: str
     provenance: str
+    extents: str = ""
+    binary: str = ""
 
 
 @dataclass(frozen=True, slots=True)

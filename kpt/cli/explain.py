@@ -6,6 +6,8 @@ from autotune_db import lookup
 from autotune_db.key import key_of
 from kpt.cli import options, output, select
 from kpt.cli.place import place
+from kpt_dsl.classes import extents
+from kpt_dsl.emit import emit
 from kpt_dsl.problem import Problem
 from kpt_dsl.targets import Target
 
@@ -25,7 +27,8 @@ def explain(
     """Tell which config dispatch uses for given shapes, and where it comes from.
 
     Provenance: *measured* (your database), *imported* (into it), *shipped* (with kpt), *predicted* (by a model), *rule* (the
-    first config); a *sibling* is an entry for a similar key.
+    first config); a *sibling* is an entry for a similar key. *for* says which extents share the config, and *binary* names the
+    generated text: calls with the same one share what was compiled.
 
     Example:
 
@@ -55,6 +58,8 @@ def _explained(problem: Problem, target: Target) -> dict[str, Any]:
         "compiler": key.compiler,
         "runs with": str(answer.config),
         "known from": answer.source,
+        "for": extents(problem, target),
+        "binary": emit(problem, target, answer.config).digest,
         "microseconds": answer.entry.microseconds if answer.entry else None,
         "id": key.digest,
         "key": key.to_dict(),

@@ -195,6 +195,22 @@ def test_explain_says_who_and_why() -> None:
     ]
 
 
+def test_explain_names_the_class_and_the_binary() -> None:
+    """Two lengths of a class have one config and one binary; a third class has a text of its own."""
+
+    def kernel(length: int) -> KernelChoice:
+        with kpt.ops.prefer("triton"):
+            (found,) = kpt.ops.explain("rms_norm", torch.zeros(length, 64), (64,)).kernels
+        return found
+
+    assert kernel(70) == kernel(99)
+    assert kernel(70).extents == "M=65..128 N=64"
+    assert kernel(5000).binary != kernel(70).binary
+    with kpt.ops.prefer("triton"):
+        shown = str(kpt.ops.explain("rms_norm", torch.zeros(70, 64), (64,)))
+    assert f"M=65..128 N=64: binary {kernel(70).binary}" in shown
+
+
 def test_explain_shows_the_config_and_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up = Implementation(
         "triton",
