@@ -77,7 +77,7 @@ def choose(problem: Problem, target: Target, config: Config | None = None) -> An
                     f"{problem} on {target.name}: config ({given}) from the {provenance} is illegal: {why}"
                 )
             return Answer(given, provenance)  # type: ignore[arg-type]
-    return _known(classes.options(problem, target), environment.device_name(target))
+    return _of_problem(problem, target, environment.device_name(target))
 
 
 def provider(problem: Problem, target: Target) -> tuple[Config, str]:
@@ -96,7 +96,8 @@ def forget() -> None:
     """Read the database and the shipped files anew at the next look-up: after tuning in the same process."""
     with _lock:
         _read.clear()
-    _known.cache_clear()
+    _of_problem.cache_clear()
+    _of_class.cache_clear()
     configs.changed()
 
 
@@ -111,7 +112,12 @@ def neighbours(problem: Problem, target: Target, most: int) -> list[Config]:
 
 
 @lru_cache(maxsize=8192)
-def _known(legal: Space, device: str) -> Answer:
+def _of_problem(problem: Problem, target: Target, device: str) -> Answer:
+    return _of_class(classes.options(problem, target), device)
+
+
+@lru_cache(maxsize=8192)
+def _of_class(legal: Space, device: str) -> Answer:
     problem, target = legal.sample, legal.target
     wanted = key_of(problem, device, target.backend, environment.compiler(target.backend))
     user, ours = _user(), _shipped(target)

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 
 from kpt_dsl import classes
@@ -61,4 +61,9 @@ def choose(problem: Problem, target: Target) -> tuple[Config, str]:
         answer = provider(problem, target)
         if answer is not None:
             return answer
-    return classes.options(problem, target).first, RULE
+    return _by_rule(problem, target), RULE
+
+
+@lru_cache(maxsize=4096)
+def _by_rule(problem: Problem, target: Target) -> Config:
+    return classes.options(problem, target).first
