@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from kpt_dsl.buckets import Span, spans
-from kpt_dsl.errors import TargetError
+from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.layouts import VECTOR_BYTES, layout_class
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, Space, space
@@ -125,7 +125,7 @@ def extents(problem: Problem, target: Target) -> str:
 
 def options(problem: Problem, target: Target) -> Space:
     """The space that a problem's config is taken from: that of its class; its own where blocks may be as long as dims (a TPU's,
-    NumPy's), or nothing is legal all over the class."""
+    NumPy's), or nothing holds all over the class."""
     if target.exact_blocks:
         return space(problem, target)
     return _options(Class.of(problem), target) or space(problem, target)
@@ -133,9 +133,9 @@ def options(problem: Problem, target: Target) -> Space:
 
 @lru_cache(maxsize=4096)
 def _options(made: Class, target: Target) -> ClassSpace | None:
-    found = ClassSpace(made, target)
     try:
+        found = ClassSpace(made, target)
         _ = found.firsts
-    except TargetError:
+    except KptError:  # an end has no legal config, or numbers and indices that only other extents allow
         return None
     return found

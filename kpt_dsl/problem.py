@@ -129,7 +129,7 @@ class Problem:
 
     def dim(self, name: str) -> int:
         """Extent of a dim."""
-        return dict(self.dims)[name]
+        return self._extents[name]
 
     def dtype(self, tensor: str) -> DType | None:
         """Element type of a tensor, None when it is absent."""
@@ -138,12 +138,20 @@ class Problem:
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Extents of a tensor."""
-        dims = dict(self.dims)
-        return tuple(dims[d] for d in self.kernel.tensors[tensor])
+        return tuple([self._extents[dim] for dim in self.kernel.tensors[tensor]])
 
     def stride(self, tensor: str) -> tuple[int, ...]:
         """Strides of a present tensor, in elements."""
-        return dict(self.strides)[tensor]
+        return self._steps[tensor]
+
+    # What a launch of every new length asks for, over and over.
+    @cached_property
+    def _extents(self) -> dict[str, int]:
+        return dict(self.dims)
+
+    @cached_property
+    def _steps(self) -> dict[str, tuple[int, ...]]:
+        return dict(self.strides)
 
     def lower(self, choices: Mapping[str, Any] | None = None) -> ir.Kernel:
         """The tile IR for these dtypes and statics under algorithm choices, or a config that holds them.

@@ -3,6 +3,7 @@
 Reads devices, dtypes and shapes only, so it answers for tensors without values too.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -138,7 +139,7 @@ def _why_not(
 ) -> str | None:
     if candidate.name in failed:
         return failed[candidate.name]
-    if candidate.package is not None and find_spec(candidate.package) is None:
+    if candidate.package is not None and not _is_installed(candidate.package):
         return f"the package {candidate.package} is not installed"
     if not candidate.differentiable and not all(has_memory(a) for a in arguments if isinstance(a, torch.Tensor)):
         return "a tensor is sparse, nested or of mkldnn"
@@ -150,8 +151,13 @@ def _why_not(
     return candidate.why_not(*arguments)
 
 
+def _is_installed(package: str) -> bool:
+    """Without asking the disk for what is loaded: every new length comes by here."""
+    return package in sys.modules or find_spec(package) is not None
+
+
 def _refuse(op: Op, candidate: Implementation, reason: str) -> None:
     message = f"{op.name}: {candidate.name} is preferred but cannot serve this call: {reason}"
-    if candidate.package is not None and find_spec(candidate.package) is None:
+    if candidate.package is not None and not _is_installed(candidate.package):
         raise MissingPackageError(f"{message}; install it with: pip install {candidate.package}")
     raise InputError(message)

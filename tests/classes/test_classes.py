@@ -152,6 +152,19 @@ def test_what_only_some_lengths_of_a_class_allow_is_asked_of_each() -> None:
             Problem.of_shapes(squares, {"M": 46341}, dtypes).lower()
 
 
+def test_where_only_some_lengths_are_allowed_each_has_a_config() -> None:
+    """Ends of their classes are beyond what int32 holds, or have not the element that is asked for."""
+    dtypes = {"x": "f32", "y": "f32"}
+    for problem in (
+        Problem.of_shapes(squares, {"M": 40000}, dtypes),
+        Problem.of_shapes(sixth, {"M": 7, "N": 8}, dtypes),
+        Problem.of_shapes(scaled, {"M": 2**31 - 1, "N": 1}, dtypes),
+    ):
+        assert options(problem, H100).first == space(problem, H100).first
+        assert isinstance(options(problem, H100), ClassSpace) == (problem.kernel is scaled)
+        assert emit(problem, H100, configs.choose(problem, H100)[0]).text
+
+
 def test_one_text_is_right_for_every_length_of_its_class() -> None:
     (first,) = registry.get("rms_norm").problems({"M": 40, "N": 24}, "f32")
     config, chip, generator = options(first, H100).first, H100, np.random.default_rng(0)
