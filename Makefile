@@ -45,6 +45,7 @@ check: lint types  ## an answer within three minutes: ruff, mypy, the quick test
 JOBS ?= $(shell nproc)
 soak: $(READY)  ## what takes hours: 20,000 drawn kernels, 30,000 drawn calls of ops, every architecture, damaged databases, kills
 	$(BIN)/python -m tests.programs --programs 20000 --jobs $(JOBS)
+	$(BIN)/python -m tests.programs.faults --jobs $(JOBS)
 	$(BIN)/python -m tests.calls --calls 30000 --jobs $(JOBS)
 	$(BIN)/python -m tests.architectures
 	$(BIN)/python -m tests.damage all

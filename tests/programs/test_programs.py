@@ -5,6 +5,7 @@ The seed stands in the header of pytest, ``KPT_PROGRAMS_SEED`` gives it again; w
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from kpt_dsl.emit import numpy as numpy_emitter
 from tests.programs.campaign import RUN, Found, Plan, again, campaign, summary
+from tests.programs.faults import FAULTS
 from tests.programs.meaning import meaning
 from tests.programs.program import Call, Program, Tensor, read
 from tests.programs.runs import BACKENDS
@@ -44,6 +46,13 @@ FINDS = sorted((Path(__file__).parent / "finds").glob("*.py"))
 @pytest.mark.parametrize("file", FINDS, ids=[f.stem for f in FINDS])
 def test_what_was_found_once(file: Path) -> None:
     again(file)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_can_be_put_back(name: str) -> None:
+    """``python -m tests.programs.faults`` asks the generator to find it."""
+    with ExitStack() as stack:
+        assert [stack.enter_context(each) for each in FAULTS[name]()]
 
 
 def test_a_planted_fault_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
