@@ -5,6 +5,7 @@ together; a dim that stands in a shape twice comes only by the latter.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tests.programs import values as v
 from tests.programs.scope import Scope
@@ -58,6 +59,10 @@ class Expressions(Scope):
     def _scalar(self, kind: str) -> Expr:
         if kind == "bool":
             return v.compared(self._scalar("int"), v.number(self.upto(3)), self.pick(SIGNS))
+        if self.upto(4) == 4:  # which Python knows before anything runs
+            found = v.number(self.upto(12, -3) if kind == "int" else self.pick([0.5, -1.5, 2.0]))
+            dtype = ", kd.i32" if kind == "int" else ""
+            return replace(found, text=f"kd.full([], {found.text}{dtype})", literal=False)
         if kind == "float":
             return self.float_argument()
         if self.indices and self.upto(1):

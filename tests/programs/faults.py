@@ -18,7 +18,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from kpt_dsl import arrays, ir
 from kpt_dsl.definition import Definition
 from kpt_dsl.emit.gluon.statements import Statements
-from kpt_dsl.emit.pallas import expressions as pallas
 from kpt_dsl.emit.triton import expressions as triton
 from kpt_dsl.emit.triton.helpers import HELPERS
 from kpt_dsl.frontend.outside import Meaning, Outside
@@ -93,10 +92,6 @@ FAULTS: dict[str, Back] = {
     "a turn without elements counts them": lambda: [patch("kpt_dsl.emit.triton.module.counts", lambda _: False)],
     "descriptors hold conditions": lambda: [patch("kpt_dsl.emit.triton.facts.bool_", None)],
     "vectors between products are loaded once": lambda: [patch.object(Statements, "write", written)],
-    "literals are computed in float64": lambda: [patch("kpt_dsl.frontend.typing._folded", lambda node: node)],
-    "a TPU's float16 is not rounded": lambda: [
-        patch.dict(pallas.HELPERS, {"to_f16": "def to_f16(x):\n    return x"})
-    ],
 }
 
 
