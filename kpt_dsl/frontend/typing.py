@@ -141,17 +141,13 @@ def unary(op: ir.UnaryOp, x: Expr | Number, loc: Loc) -> Expr:
 
 
 def _folded(node: ir.Binary | ir.Unary) -> Expr:
-    """What an operation makes of literals, which Python would otherwise compute in float64 in one place and a device in float32
-    in another. What leaves the integers, or divides them by zero, stays for checks to name."""
+    """What an operation makes of literals: exactly, and rounded where it meets what is not one, as each backend would else do
+    of some and not of others. What leaves the integers, or divides them by zero, stays for checks to name."""
     operands = ir.children(node)
-    if not all(isinstance(x, ir.Const) for x in operands):
-        return node
-    held = [arithmetic.converted(x.value, x.type.dtype) for x in operands if isinstance(x, ir.Const)]
-    value = arithmetic.evaluate(node.op, *held)
-    if value is None:
-        return node
-    found = arithmetic.converted(value, node.type.dtype)
-    return ir.Const(found, type=node.type, loc=node.loc) if found == value or node.type.dtype.is_float else node
+    known = [x.value for x in operands if isinstance(x, ir.Const)]
+    value = arithmetic.evaluate(node.op, *known) if len(known) == len(operands) else None
+    exact = node.type.dtype == f32 or (value is not None and arithmetic.converted(value, node.type.dtype) == value)
+    return node if value is None or not exact else ir.Const(value, type=node.type, loc=node.loc)
 
 
 def where(cond: Expr, a: Expr | Number, b: Expr | Number, loc: Loc) -> Expr:

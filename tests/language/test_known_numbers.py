@@ -34,10 +34,10 @@ EXPRESSIONS = {
     "{i_7}.to(kd.f32) / {i4}": f(-7) / f(4),
     "{f}.to(kd.i32) + 0.5": 1.5,
     "(-{f}).to(kd.i32)": -1,
-    "({f} + 1e-8 - {f}) * 1e8": 0.0,
     "{f} * 0.1 + 0.2": f(1.7) * f(0.1) + f(0.2),
     "{f}.to(kd.bf16).to(kd.f32)": f(ml_dtypes.bfloat16(1.7)),
     "{f}.to(kd.f16).to(kd.f32)": f(np.float16(1.7)),
+    "({f} + 0.1).to(kd.f8e4m3) + 1.0": 1 + f(ml_dtypes.float8_e4m3fn(1.8)),
     "{f}.to(kd.f8e4m3).to(kd.f32)": f(ml_dtypes.float8_e4m3fn(1.7)),
     "({f} * 1000).to(kd.f8e5m2).to(kd.f32)": f(ml_dtypes.float8_e5m2(1700.0)),
     "kd.exp({f}) + kd.exp2({f}) + kd.log({f}) + kd.log2({f})": np.exp(1.7) + np.exp2(1.7) + np.log(1.7) + np.log2(1.7),
@@ -78,6 +78,17 @@ def written(folder: Path, value: str, how: str, text: str) -> kd.Kernel:
         names = "; ".join(f"{name} = {operands[name]}" for name in used)
         operands = {name: name for name in operands}
     return kernel(folder, text.format(names=names, value=value.format(**operands)))
+
+
+ABSORBED = "({f} + 1e-8 - {f}) * 1e8"
+
+
+@pytest.mark.parametrize(("how", "expected"), [("literals", 1.0), ("variables", 0.0), ("extents", 0.0)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_literals_are_exact_and_variables_are_float32(backend: str, how: str, expected: float, tmp_path: Path) -> None:
+    y = torch.full((4,), torch.nan)
+    run(written(tmp_path, ABSORBED, how, STRAIGHT), backend, torch.zeros(4), y)
+    torch.testing.assert_close(y, torch.full((4,), expected))
 
 
 @pytest.mark.parametrize("how", ["literals", "variables", "extents"])

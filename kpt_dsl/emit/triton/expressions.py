@@ -102,7 +102,10 @@ class Expressions:
         match e:
             case ir.Const(value=value):
                 # 8-bit floats that are kept as bits are never calculated with: their only constant is padding, zero.
-                return ("0", ATOM) if e.type.dtype.name in self._emulate else literal(value)
+                if not e.type.dtype.is_fp8 or value == 0:
+                    return ("0", ATOM) if e.type.dtype.name in self._emulate else literal(value)
+                number, _ = literal(value)  # Triton makes no constants of 8-bit floats
+                return self.cast_text(self.filled((), number, self.dtype(f32)), f32, e.type.dtype), ATOM
             case ir.Param(name=name):
                 return self.axes.names.of(("scalar", name), name), ATOM
             case ir.Var(name=name):

@@ -69,12 +69,13 @@ class _Emitter:
             names.new(helper)
         self.entry = names.new(kernel.name)
         self.axes = Axes(known, names, tiles(kernel))
-        emulate = frozenset(t.dtype.name for t in kernel.tensors) - target.dtypes
+        made = {e.type.dtype.name for e in ir.every_expr(kernel.body) if e.type.dtype.is_fp8}
+        emulate = made.union(t.dtype.name for t in kernel.tensors) - target.dtypes
         precision = str(config.get("precision", "ieee"))
-        self.expressions = Expressions(self.axes, self._loaded, emulate, precision)
+        self.expressions = Expressions(self.axes, self._loaded, frozenset(emulate), precision)
         described = bool(config.get("descriptors", False)) and target.descriptors
         self.checks = Checks.of(kernel, self.expressions) if config.get("checked", False) else None
-        self.memory = Memory(kernel, self.expressions, described, emulate, relaxed(kernel), self.checks)
+        self.memory = Memory(kernel, self.expressions, described, frozenset(emulate), relaxed(kernel), self.checks)
         self.grid = Grid(kernel, self.axes, int(config.get("group", 1)))
         self.loads: dict[ir.Load, str] = {}
         self.policies: dict[tuple[int, ir.Load], str] = {}
