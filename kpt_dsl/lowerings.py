@@ -50,11 +50,11 @@ class Lowerings:
     ) -> ir.Kernel:
         """The IR for extents. Raises InputError and IndexRangeError as ``Problem.lower`` says."""
         lowered = self._of(choices, lower)
+        kernel = lowered.kernel
+        ranges.check_dims(kernel.name, dims)  # a span may end one beyond what int32 holds
         for known in lowered.checked:
             if known.holds(dims):
                 return known.kernel
-        kernel = lowered.kernel
-        ranges.check_dims(kernel.name, dims)
         ranges.check(kernel, dims, {})
         found = indices.check(kernel, alone(dims))
         held = spans(kernel, dims)
@@ -72,8 +72,9 @@ class Lowerings:
                 return known
         kernel = lower(dict(choices))
         taken = {name: choices.get(name, first) for name, (first, *_) in kernel.choices}
-        self._lowered.append(_Lowered(taken, kernel))
-        return self._lowered[-1]
+        made = _Lowered(taken, kernel)
+        self._lowered.append(made)  # another thread may have added its own meanwhile
+        return made
 
 
 _KEPT = 64
