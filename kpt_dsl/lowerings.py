@@ -16,7 +16,7 @@ from kpt_dsl.values import told_apart
 
 
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
     """IR that holds for all extents within the spans."""
 
     spans: Mapping[str, Span]
@@ -32,7 +32,7 @@ class _Lowered:
 
     taken: Mapping[str, Any]
     kernel: ir.Kernel
-    checked: list[_Checked] = field(default_factory=list)
+    checked: list[Checked] = field(default_factory=list)
 
 
 class Lowerings:
@@ -47,14 +47,14 @@ class Lowerings:
 
     def checked(
         self, choices: Mapping[str, Any], dims: Mapping[str, int], lower: Callable[[dict[str, Any]], ir.Kernel]
-    ) -> ir.Kernel:
-        """The IR for extents. Raises InputError and IndexRangeError as ``Problem.lower`` says."""
+    ) -> Checked:
+        """The IR for extents, and for which others. Raises InputError and IndexRangeError as ``Problem.lower`` says."""
         lowered = self._of(choices, lower)
         kernel = lowered.kernel
         ranges.check_dims(kernel.name, dims)  # a span may end one beyond what int32 holds
         for known in lowered.checked:
             if known.holds(dims):
-                return known.kernel
+                return known
         ranges.check(kernel, dims, {})
         found = indices.check(kernel, alone(dims))
         held = spans(kernel, dims)
@@ -62,8 +62,9 @@ class Lowerings:
             held = {dim: Span(extent, extent) for dim, extent in dims.items()}
         # Equal IR is one object: texts are remembered by it.
         found = next((known.kernel for known in lowered.checked if known.kernel == found), found)
-        lowered.checked = [_Checked(held, found), *lowered.checked[:_KEPT]]
-        return found
+        made = Checked(held, found)
+        lowered.checked = [made, *lowered.checked[:_KEPT]]
+        return made
 
     def _of(self, choices: Mapping[str, Any], lower: Callable[[dict[str, Any]], ir.Kernel]) -> _Lowered:
         for known in self._lowered:

@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import arrays, ir
+from kpt_dsl.buckets import Span
 from kpt_dsl.dtypes import DType, dtype, f32, i32
 from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.lower import Specialisation, lower
@@ -160,7 +161,11 @@ class Problem:
         int32 does not hold an extent, or what is computed of extents alone, IndexRangeError for an index that a dim of this
         extent does not have.
         """
-        return self.lowerings.checked(choices or {}, dict(self.dims), self._lower)
+        return self.lowerings.checked(choices or {}, dict(self.dims), self._lower).kernel
+
+    def alike(self, choices: Mapping[str, Any]) -> Mapping[str, Span]:
+        """The extents, these among them, that have the same IR under these choices. Raises as ``lower``."""
+        return self.lowerings.checked(choices, dict(self.dims), self._lower).spans
 
     def unchecked(self, choices: Mapping[str, Any]) -> ir.Kernel:
         """The same of any extents: nothing is known of its indices."""

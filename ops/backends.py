@@ -218,12 +218,12 @@ def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prep
     """What runs the kernel on any arguments of the same dtypes, shapes, strides and alignment."""
     from kpt_dsl import runtime
 
+    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    if device.type == "cuda":
+        return _Prepared.of(*runtime.runtime(backend).prepared(kernel, arguments, device.index))
     bound = kernel.bind(*arguments)
     problem = Problem.bind(kernel, bound)
     config, _ = runtime.chosen(problem, bound, backend)
-    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    if device.type == "cuda":
-        return _Prepared.of(runtime.runtime(backend).prepare(problem, config, device.index), problem)
     return _Prepared.of(lambda *given: runtime.run(problem, kernel.bind(*given), config, backend), problem)
 
 

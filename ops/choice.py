@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -112,12 +112,9 @@ def choose(
     """
     device = next(a.device.type for a in arguments if isinstance(a, torch.Tensor))
     passed: list[PassedOver] = []
-    served: Implementation | None = None
     for candidate in op.implementations:
         at_home = candidate.devices is None or device in candidate.devices
-        if served is not None:
-            passed.append(PassedOver(candidate.name, f"comes after {served.name}"))
-        elif prefers is not None and candidate.name != prefers:
+        if prefers is not None and candidate.name != prefers:
             passed.append(PassedOver(candidate.name, f"{prefers} is preferred"))
         elif prefers is None and not at_home:
             homes = " and ".join(sorted(candidate.devices or ())) or "no"
@@ -129,9 +126,15 @@ def choose(
                 _refuse(op, candidate, reason)
             passed.append(PassedOver(candidate.name, reason, expected=True))
         else:
-            served = candidate
-    assert served is not None, "the reference serves everything"
-    return Choice(served, tuple(passed))
+            return Choice(candidate, (*passed, *_after(op, candidate.name)))
+    raise AssertionError("the reference serves everything")
+
+
+@cache
+def _after(op: Op, served: str) -> tuple[PassedOver, ...]:
+    """The implementations that come after one that serves."""
+    names = [candidate.name for candidate in op.implementations]
+    return tuple(PassedOver(name, f"comes after {served}") for name in names[names.index(served) + 1 :])
 
 
 def _why_not(

@@ -99,7 +99,7 @@ class Sharding(NamedTuple):
     """Of each argument, in the order of the schema."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Op:
     """An op: the contract (schema, reference, fake, checks) and what serves it, in order of preference.
 
@@ -130,7 +130,7 @@ class Op:
     flops: Callable[..., int] | None = None
     shardings: Callable[..., "Iterable[Sharding]"] = lambda *_: ()
 
-    @property
+    @cached_property
     def implementations(self) -> tuple[Implementation, ...]:
         """In order of preference; the reference comes last and serves everything."""
         return (*self.kernels, Implementation("reference", prepare=lambda _: self.reference, differentiable=True))

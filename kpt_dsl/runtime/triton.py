@@ -1,26 +1,32 @@
 """Running generated Triton source: on the GPU that holds the tensors, or under Triton's interpreter for tensors of the CPU."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from kpt_dsl import ir, targets
+from kpt_dsl import configs, ir, targets
 from kpt_dsl.checks import is_on
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.emit.triton.abi import Descriptor, Pointer, Report, Scalar, TritonAbi
 from kpt_dsl.errors import InputError, TargetError
 from kpt_dsl.passes import indices
+from kpt_dsl.problem import Problem
+from kpt_dsl.runtime import triton_class
 from kpt_dsl.runtime.memory import copied, overwritten, refuse_shared_outputs
 from kpt_dsl.runtime.numpy import as_numpy
+from kpt_dsl.runtime.triton_class import Known
 from kpt_dsl.runtime.triton_interpreter import interpret
 from kpt_dsl.runtime.triton_launch import CheckedLaunch, Launch, maker, numbers
 from kpt_dsl.runtime.triton_module import function
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.definition import Definition
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
+
+_KEPT = 64
+"""Launches of a kernel that others are made of; the latest is asked first."""
 
 STAND_IN = "nvidia-h200"
 """Whose code the interpreter runs for tensors of the CPU."""
@@ -38,7 +44,7 @@ def target(arrays: Mapping[str, Any]) -> "Target":
     return _stand_in() if device.type == "cpu" else _present(device.index)
 
 
-def run(problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> None:
+def run(problem: Problem, arrays: Mapping[str, Any], config: "Config") -> None:
     """Run a problem on torch tensors; outputs are written in place."""
     device = _device(arrays)
     if device.type == "cpu":
@@ -47,7 +53,7 @@ def run(problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> None
         prepare(problem, config, device.index)(*(arrays[name] for name in problem.kernel.signature.parameters))
 
 
-def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
+def launcher(problem: Problem, arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
     """A launch with all arguments bound. It keeps them alive, as measuring needs."""
     device = _device(arrays)
     if device.type == "cpu":
@@ -57,7 +63,36 @@ def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", ta
     return lambda: launch(*arguments)
 
 
-def prepare(problem: "Problem", config: "Config", device: int) -> Launch:
+def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem]:
+    """A launch for arguments of a kernel, and others of their dtypes, shapes, strides and alignment, on a CUDA or ROCm device;
+    and a problem of the same kernel and statics.
+
+    Where another launch was made for other extents of their class, it is that one with other numbers. Raises as ``prepare``,
+    and InputError for arguments that do not fit.
+    """
+    from kpt_dsl.runtime.precision import float32_products
+
+    made = _made(kernel, device, configs.generation(), float32_products())
+    for known in made:
+        if (launch := known.at(*arguments)) is not None and known.means_the_same():
+            return launch, known.sample
+    problem = Problem.bind(kernel, kernel.bind(*arguments))
+    chip = _present(device)
+    config = _with_precision(problem, configs.choose(problem, chip)[0], chip)
+    launch = prepare(problem, config, device)
+    source = emit(problem, chip, config)
+    if not is_on() and (latest := triton_class.known(problem, chip, config, source, launch, arguments)) is not None:
+        made[:] = [latest, *made[:_KEPT]]
+    return launch, problem
+
+
+@lru_cache(maxsize=1024)
+def _made(*_: Hashable) -> list[Known]:
+    """The launches of a kernel that were made under these circumstances, the latest first."""
+    return []
+
+
+def prepare(problem: Problem, config: "Config", device: int) -> Launch:
     """A launch of a problem on a CUDA or ROCm device, compiled if it has to be; checked while ``kpt_dsl.checking`` asks for it.
 
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
@@ -68,7 +103,7 @@ def prepare(problem: "Problem", config: "Config", device: int) -> Launch:
 
 
 @lru_cache(maxsize=4096)
-def _prepared(problem: "Problem", config: "Config", device: int) -> Launch:
+def _prepared(problem: Problem, config: "Config", device: int) -> Launch:
     from kpt_dsl.build.triton import binary
 
     chip = _present(device)
@@ -77,7 +112,7 @@ def _prepared(problem: "Problem", config: "Config", device: int) -> Launch:
     return kind(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
 
 
-def interpret_for(chip: "Target", problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> None:
+def interpret_for(chip: "Target", problem: Problem, arrays: Mapping[str, Any], config: "Config") -> None:
     """Run the code generated for a GPU under Triton's interpreter, on tensors of the CPU.
 
     Raises InputError for outputs that share memory.
@@ -143,12 +178,12 @@ def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], k
     gluon.interpret(source, programs, values)
 
 
-def _checking(problem: "Problem", config: "Config") -> "Config":
+def _checking(problem: Problem, config: "Config") -> "Config":
     """The config with checks of indices, where the kernel has any to check."""
     return config | {"checked": True} if indices.checked(problem.lower(config)) else config
 
 
-def _with_precision(problem: "Problem", config: "Config", chip: "Target") -> "Config":
+def _with_precision(problem: Problem, config: "Config", chip: "Target") -> "Config":
     """The config, with float32 products rounded to TF32 where PyTorch's user allowed it and the chip can."""
     from kpt_dsl.runtime.precision import float32_products
 

@@ -4,7 +4,7 @@ A ``Launch`` is everything that one problem and config need on one device, ready
 and scalars. Tensors are handed over as plain addresses, and nothing keeps them alive.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl.emit import Source
@@ -22,6 +22,9 @@ RESERVED_SHARED_BYTES = 1024
 REGISTER_STEP = 8
 """Registers a thread are allotted in such steps (CUDA occupancy calculator)."""
 
+Maker = Callable[[Any], Any]
+"""Makes the value of an argument out of a tensor."""
+
 Start = Callable[[int, int, Sequence[Any]], object]
 """Starts a kernel: number of programs, stream, arguments."""
 
@@ -37,6 +40,7 @@ class Launch:
         "_current_device",
         "_device",
         "_kernel",
+        "_most",
         "_numbers",
         "_programs",
         "_scalars",
@@ -54,7 +58,8 @@ class Launch:
         self._tensors = [(positions[a.tensor], maker(a, problem)) for a in tensors]
         self._scalars = [positions[a.scalar] for a in abi.arguments if isinstance(a, Scalar)]
         self._numbers = numbers(abi, problem)
-        self._programs = abi.tiles(dict(problem.dims))
+        self._most: int | None = None
+        """How many programs there are at most, where they go on from one tile to the next."""
         self._device = device
         self._kernel = kernel  # its binary is unloaded when the last reference goes
         active = triton_package().runtime.driver.active
@@ -68,7 +73,24 @@ class Launch:
                 raise CompileError(f"{source.name} cannot be loaded on {where}: {error}") from error
         if abi.persistent:
             properties = torch.cuda.get_device_properties(device)
-            self._programs = min(self._programs, properties.multi_processor_count * _resident(kernel, properties))
+            self._most = int(properties.multi_processor_count * _resident(kernel, properties))
+        self._programs = self._at_most(abi.tiles(dict(problem.dims)))
+
+    def of_extents(self, tiles: int, numbers: list[int], makers: Mapping[int, Maker]) -> "Launch":
+        """The same kernel for other extents: so many tiles in its grid, the extents and strides that are handed over, and what
+        makes the values of the tensors that are no mere addresses, by their position among tensors."""
+        other = object.__new__(Launch)
+        other._current_device, other._device, other._kernel = self._current_device, self._device, self._kernel
+        other._most, other._scalars, other._start, other._stream = self._most, self._scalars, self._start, self._stream
+        other._tensors = (
+            [(i, makers.get(n, make)) for n, (i, make) in enumerate(self._tensors)] if makers else self._tensors
+        )
+        other._numbers = numbers
+        other._programs = self._at_most(tiles)
+        return other
+
+    def _at_most(self, tiles: int) -> int:
+        return tiles if self._most is None else min(tiles, self._most)
 
     def __call__(self, *arguments: Any) -> None:
         """Start the kernel on the current stream of its device. Raises CompileError where the driver refuses."""
@@ -140,12 +162,16 @@ class Described:
         self.round_f32_to_tf32 = False
 
 
-def maker(a: Argument, problem: "Problem") -> Callable[[Any], Any]:
+def maker(a: Argument, problem: "Problem") -> Maker:
     """What makes the value of a tensor argument out of a tensor."""
     if isinstance(a, Pointer):
         return _address
     assert isinstance(a, Descriptor)
-    shape, strides, block = list(problem.shape(a.tensor)), list(effective_strides(problem, a.tensor)), list(a.block)
+    return describer(list(problem.shape(a.tensor)), list(effective_strides(problem, a.tensor)), list(a.block))
+
+
+def describer(shape: list[int], strides: list[int], block: list[int]) -> Maker:
+    """What describes tensors of a shape and strides, moved in blocks."""
     return lambda tensor: Described(tensor, shape, strides, block)
 
 

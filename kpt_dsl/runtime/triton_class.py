@@ -1,0 +1,308 @@
+"""From a launch that is ready to others of its class: straight-line Python that sees whether only extents differ.
+
+A program's lengths change with every call. All that a launch was prepared for (config, text, binary) holds for a class of
+extents; what is left is to see that arguments belong to it and to work out their numbers. That is written as a function, once
+a launch, which is generated text as kernels are: a few comparisons of integers, and no search.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import count, pairwise
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from kpt_dsl import arrays, ir
+from kpt_dsl.buckets import Span
+from kpt_dsl.classes import ClassSpace, options
+from kpt_dsl.emit import Source
+from kpt_dsl.emit.triton.abi import Descriptor, Extent, Pointer, Stride
+from kpt_dsl.emit.triton.facts import DIVISOR, INT32_MAX, TMA_BYTES, TensorFacts, facts, tiles
+from kpt_dsl.frontend.outside import Helper
+from kpt_dsl.language import SMALLEST_POSITIVE
+from kpt_dsl.passes.bounds import settle
+from kpt_dsl.runtime.triton_launch import Launch, describer
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+    from kpt_dsl.space import Config
+    from kpt_dsl.targets import Target
+
+At = Callable[..., Launch | None]
+"""A launch for these arguments of the kernel, in the order of its signature; None where another one may serve them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A launch that was prepared, by a problem that it serves, and what makes others of it."""
+
+    sample: "Problem"
+    at: At
+
+    def means_the_same(self) -> bool:
+        """Whether names that the kernel uses from outside mean what they did."""
+        problem = self.sample
+        if problem.kernel.now() is not problem.meaning:
+            return False
+        return all(
+            value.now() is problem.functions[name] for name, value in problem.statics if name in problem.functions
+        )
+
+
+def known(
+    problem: "Problem", target: "Target", config: "Config", source: Source, launch: Launch, arguments: tuple[Any, ...]
+) -> Known | None:
+    """What a launch of a problem, prepared for these arguments, leaves behind; None where it holds for those extents alone."""
+    of_class = options(problem, target)
+    if not isinstance(of_class, ClassSpace) or source.abi.places:
+        return None
+    writer = _Writer(problem, of_class.made.spans, config, source)
+    return Known(problem, writer.function(launch, arguments)) if writer.varying else None
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A stride or an extent as a product: of a number, and of dims that vary."""
+
+    number: int
+    dims: tuple[str, ...] = ()
+
+    def times(self, other: "_Product") -> "_Product":
+        return _Product(self.number * other.number, self.dims + other.dims)
+
+    def at(self, extents: Mapping[str, int]) -> int:
+        return self.number * prod(extents[dim] for dim in self.dims)
+
+    def __str__(self) -> str:
+        return " * ".join(
+            [*([str(self.number)] if self.number != 1 or not self.dims else []), *map(_variable, self.dims)]
+        )
+
+
+class _Writer:
+    """Writes the function for one launch."""
+
+    def __init__(self, problem: "Problem", spans: Iterable[tuple[str, Span]], config: "Config", source: Source) -> None:
+        self.problem, self.config, self.abi = problem, config, source.abi
+        self.kernel = settle(problem.lower(config))
+        self.extents = dict(problem.dims)
+        lowered = problem.alike(config)
+        self.spans = {
+            dim: Span(max(low, lowered[dim].low), min(high, lowered[dim].high, INT32_MAX)) for dim, (low, high) in spans
+        }
+        self.varying = {dim for dim, (low, high) in self.spans.items() if low < high}
+        self.strides = {name: self._products(name) for name, _ in problem.strides}
+        self._narrow_to_equal_sizes()
+
+    # ------------------------------------------------------------------ what is known of strides
+    def _of_dim(self, dim: str) -> _Product:
+        return _Product(1, (dim,)) if dim in self.varying else _Product(self.extents[dim])
+
+    def _products(self, tensor: str) -> tuple[_Product, ...]:
+        """A tensor's strides: a product wherever an axis steps over all of the next smaller one, else the number that it is."""
+        names, steps = self.problem.kernel.tensors[tensor], self.problem.stride(tensor)
+        found = [_Product(step) for step in steps]
+        inner: int | None = None
+        for axis in sorted(range(len(steps)), key=lambda a: (steps[a], self.extents[names[a]] > 1, -a)):
+            if inner is not None and steps[axis] == steps[inner] * self.extents[names[inner]]:
+                found[axis] = found[inner].times(self._of_dim(names[inner]))
+            inner = axis
+        return tuple(found)
+
+    def _effective(self, tensor: str) -> list[tuple[_Product, ...]]:
+        """As the emitter's ``effective_strides``: an axis of one element steps over what comes after it. Each is the maximum of
+        some products."""
+        names, found = self.problem.kernel.tensors[tensor], []
+        step: tuple[_Product, ...] = (_Product(1),)
+        for name, stride in zip(reversed(names), reversed(self.strides[tensor]), strict=True):
+            mine = step if self.extents[name] == 1 else (stride,)
+            found.append(mine)
+            over = tuple(one.times(self._of_dim(name)) for one in mine)
+            step = over if self._covers(over, step) else (*step, *over)
+        return found[::-1]
+
+    def _covers(self, ones: tuple[_Product, ...], others: tuple[_Product, ...]) -> bool:
+        """Whether one of some products is not below any of the others, whatever the extents."""
+        return all(any(o.number <= one.number and _within(o.dims, one.dims) for one in ones) for o in others)
+
+    def _narrow_to_equal_sizes(self) -> None:
+        """Let extents vary only where all of them make offsets as wide as those that are here. Widths grow with extents."""
+        here = self._widths(self.extents)
+        for end in (0, 1):
+            ends = {dim: span[end] for dim, span in self.spans.items()}
+            if self._widths(ends) != here:
+                self.spans = {
+                    dim: Span(self.extents[dim], high) if end == 0 else Span(low, self.extents[dim])
+                    for dim, (low, high) in self.spans.items()
+                }
+
+    def _widths(self, extents: Mapping[str, int]) -> list[tuple[object, ...]]:
+        strides = tuple((name, tuple(one.at(extents) for one in steps)) for name, steps in self.strides.items())
+        at = replace(self.problem, dims=tuple(extents.items()), strides=strides)
+        return [_width(tensor) for tensor in facts(at, self.kernel, self.config).tensors.values()]
+
+    # ------------------------------------------------------------------ conditions
+    def _conditions(
+        self, arguments: Mapping[str, Any], names: Mapping[str, str], scope: dict[str, Any]
+    ) -> Iterator[str]:
+        """What must hold, beside equal types: the cheapest and the most telling first. Extents are read on the way."""
+        problem = self.problem
+        read: set[str] = set()
+        for tensor, dims in problem.kernel.tensors.items():
+            argument = names[tensor]
+            if arguments[tensor] is None:
+                yield f"{argument} is None"
+                continue
+            unread = [dim for dim in dims if dim not in read]
+            for dim in unread:
+                at = f"({_variable(dim)} := {argument}.shape[{dims.index(dim)}])" if dim in self.varying else ""
+                low, high = self.spans[dim]
+                if at:
+                    yield f"{low} <= {at} <= {high}"
+            read.update(dims)
+            yield f"{argument}.shape == ({''.join(f'{self._of_dim(dim)}, ' for dim in dims)})"
+            yield f"{argument}.stride() == ({''.join(f'{step}, ' for step in self.strides[tensor])})"
+            yield f"{argument}.dtype is {_keep(scope, arguments[tensor].dtype)}"
+            if problem.kernel.roles[tensor] == "out":
+                yield from self._apart(tensor)
+            yield f"{argument}.data_ptr() % {arrays.ALIGNMENT} {'==' if tensor in problem.aligned else '!='} 0"
+        for dim in sorted(self.varying):
+            for unit in sorted(self._units(dim)):
+                yield f"{_variable(dim)} % {unit} {'==' if self.extents[dim] % unit == 0 else '!='} 0"
+        yield from self._level_loops()
+        yield from self._divided()
+        yield from self._values(arguments, names, scope)
+
+    def _apart(self, tensor: str) -> Iterator[str]:
+        """What keeps the elements of an output apart, where the step over an axis that varies is a number."""
+        names, steps = self.problem.kernel.tensors[tensor], self.strides[tensor]
+        order = sorted(
+            (a for a, dim in enumerate(names) if self.extents[dim] > 1), key=lambda a: steps[a].at(self.extents)
+        )
+        for inner, axis in pairwise(order):
+            over = steps[inner].times(self._of_dim(names[inner]))
+            if over.dims and over != steps[axis]:
+                yield f"{over} <= {steps[axis]}"
+
+    def _units(self, dim: str) -> set[int]:
+        """The lengths of the tiles that cover a dim, and how much of it a program of the grid has."""
+        lengths = {int(self.config[tile.block]) for tile in tiles(self.kernel).values() if tile.dim == dim}
+        return lengths.union(block for covered, block in self.abi.grid if covered == dim) - {1}
+
+    def _level_loops(self) -> Iterator[str]:
+        """Where tiles of loops with bounds of their own may all be whole: which powers of two divide the dims."""
+        along_grid = {loop.dim for loop in self.kernel.grid if isinstance(loop, ir.Tile)}
+        lengths = {tile.dim: int(self.config[tile.block]) for tile in tiles(self.kernel).values()}
+        if any(self.extents[dim] % n for dim, n in lengths.items() if dim in self.varying - along_grid):
+            return  # a dim of loops is ragged, and stays so: then none is taken for level
+        loops = [s for s in self.kernel.body if isinstance(s, ir.For) and isinstance(s.over, ir.Tile)]
+        if any(
+            loop.over.dim in self.varying or not self._same(loop.start) or not self._same(loop.stop) for loop in loops
+        ):
+            for dim in sorted(self.varying):
+                extent, most = self.extents[dim], max(lengths.values())
+                yield f"min({_variable(dim)} & -{_variable(dim)}, {most}) == {min(extent & -extent, most)}"
+
+    def _same(self, bound: ir.Expr) -> bool:
+        """Whether a bound is a number whatever the extents."""
+        return isinstance(bound, ir.Const) or (isinstance(bound, ir.Size) and bound.dim not in self.varying)
+
+    def _divided(self) -> Iterator[str]:
+        """What divides strides is told to the compiler, and tensor maps need multiples of 16 bytes."""
+        written: set[tuple[_Product, int]] = set()
+        for tensor in self.strides:
+            element = self.problem.dtype(tensor)
+            assert element is not None
+            divisors = {DIVISOR, max(1, TMA_BYTES // element.bytes)}
+            for step in {one for ones in (self.strides[tensor], *self._effective(tensor)) for one in ones if one.dims}:
+                written.update((step, divisor) for divisor in divisors if step.number % divisor)
+        for step, divisor in sorted(written, key=str):
+            yield f"{step} % {divisor} {'==' if step.at(self.extents) % divisor == 0 else '!='} 0"
+
+    def _values(self, arguments: Mapping[str, Any], names: Mapping[str, str], scope: dict[str, Any]) -> Iterator[str]:
+        """The arguments that are no tensors: numbers of the kinds that a kernel takes as they are, and statics."""
+        kernel, statics = self.problem.kernel, dict(self.problem.statics)
+        for scalar, kind in kernel.scalars.items():
+            if scalar in statics:
+                yield f"{names[scalar]} is None"
+                continue
+            yield f"type({names[scalar]}) is {kind}"
+            if kind == "int":
+                yield f"-0x80000000 <= {names[scalar]} <= 0x7FFFFFFF"
+            elif scalar in kernel.positive:
+                yield f"{names[scalar]} >= {SMALLEST_POSITIVE!r}"
+        for static in kernel.statics:
+            value, argument = statics[static], names[static]
+            same = _keep(scope, value)
+            if value is None or isinstance(value, Helper | bool):
+                yield f"{argument} is {same}"
+            else:
+                told = f"{argument}.hex() == {same}.hex()" if isinstance(value, float) else f"{argument} == {same}"
+                yield f"type({argument}) is type({same}) and {told}"
+
+    # ------------------------------------------------------------------ the function
+    def function(self, launch: Launch, given: tuple[Any, ...]) -> At:
+        """The function, which makes launches like this one, that was made for these arguments."""
+        parameters = tuple(self.problem.kernel.signature.parameters)
+        names = {name: f"a{i}" for i, name in enumerate(parameters)}
+        scope: dict[str, Any] = {"launch": launch, "describer": describer}
+        arguments = dict(zip(parameters, given, strict=True))
+        conditions = list(self._conditions(arguments, names, scope))
+        tensors = (a for a in self.abi.arguments if isinstance(a, Pointer | Descriptor))
+        makers = [self._maker(i, a, scope) for i, a in enumerate(tensors) if isinstance(a, Descriptor)]
+        lines = [
+            f"def at({', '.join(names.values())}):",
+            "    try:",
+            "        if not (",
+            *(f"            {'and ' if i else ''}{condition}" for i, condition in enumerate(conditions)),
+            "        ):",
+            "            return None",
+            "    except (AttributeError, IndexError, TypeError):  # no tensor, or one of another rank",
+            "        return None",
+            f"    return launch.of_extents({self._programs()}, [{', '.join(self._numbers())}], {{{', '.join(makers)}}})",
+        ]
+        exec(compile("\n".join(lines), f"<kpt launches of {self.problem.kernel.name}>", "exec"), scope)
+        at: At = scope["at"]
+        return at
+
+    def _programs(self) -> str:
+        counts = [
+            f"-(-{self._of_dim(dim)} // {block})" if block > 1 else str(self._of_dim(dim))
+            for dim, block in self.abi.grid
+        ]
+        return " * ".join(f"({one})" for one in counts) or "1"
+
+    def _numbers(self) -> Iterator[str]:
+        for a in self.abi.arguments:
+            if isinstance(a, Extent):
+                yield str(self._of_dim(a.dim))
+            elif isinstance(a, Stride):
+                yield _largest(self._effective(a.tensor)[a.axis])
+
+    def _maker(self, position: int, a: Descriptor, scope: dict[str, Any]) -> str:
+        shape = ", ".join(str(self._of_dim(dim)) for dim in self.problem.kernel.tensors[a.tensor])
+        strides = ", ".join(map(_largest, self._effective(a.tensor)))
+        return f"{position}: describer([{shape}], [{strides}], {_keep(scope, list(a.block))})"
+
+
+def _variable(dim: str) -> str:
+    """What a dim's extent is called in the function: dims may have any name."""
+    return f"n_{dim}"
+
+
+def _largest(products: tuple[_Product, ...]) -> str:
+    return str(products[0]) if len(products) == 1 else f"max({', '.join(map(str, products))})"
+
+
+def _within(ones: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    return all(ones.count(dim) <= others.count(dim) for dim in ones)
+
+
+def _width(tensor: TensorFacts) -> tuple[object, ...]:
+    return tensor.large, tensor.ranged, *((stride.wide, stride.far) for stride in tensor.strides)
+
+
+def _keep(scope: dict[str, Any], value: Any) -> str:
+    """A name for a value in the function's scope."""
+    name = next(name for i in count() if (name := f"v{i}") not in scope)
+    scope[name] = value
+    return name

@@ -1,0 +1,208 @@
+"""A launch for other extents of a class, made of one that was prepared: the same as if it had been prepared for them."""
+
+import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import kpt.ops  # noqa: F401
+import kpt_dsl as kd
+from kpt.ops import registry
+from kpt.ops.backends import _Recorder
+from kpt_dsl import targets
+from kpt_dsl.build import triton as build
+from kpt_dsl.kernel import Kernel
+from kpt_dsl.problem import Problem
+from kpt_dsl.runtime import triton, triton_launch
+from kpt_dsl.runtime.triton_launch import Launch
+
+H200 = targets.get("nvidia-h200")
+Arguments = tuple[Any, ...]
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Launches as on a GPU, of kernels that are not compiled: their source stands for the binary."""
+    active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0)
+    properties = SimpleNamespace(
+        warp_size=32, shared_memory_per_multiprocessor=233472, regs_per_multiprocessor=65536,
+        max_threads_per_multi_processor=2048, multi_processor_count=132,
+    )  # fmt: skip
+    monkeypatch.setattr(build, "binary", lambda source, *_: SimpleNamespace(
+        name=source.name, source=source, n_regs=128, metadata=SimpleNamespace(num_warps=4, shared=1000)
+    ))  # fmt: skip
+    monkeypatch.setattr(triton, "_present", lambda _: H200)
+    monkeypatch.setattr(triton_launch, "starter", lambda _: lambda *_: None)
+    monkeypatch.setattr(triton_launch, "triton_package", lambda: SimpleNamespace(
+        runtime=SimpleNamespace(driver=SimpleNamespace(active=active))
+    ))  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    triton._prepared.cache_clear()
+    triton._made.cache_clear()
+    yield
+    triton._prepared.cache_clear()
+    triton._made.cache_clear()
+
+
+def seen(launch: Launch, arguments: Arguments) -> dict[str, Any]:
+    """All that a launch hands over."""
+    tensors = []
+    for position, make in launch._tensors:
+        value = make(arguments[position])
+        described = ("shape", "strides", "block_shape")
+        tensors.append((position, *(getattr(value, name, None) for name in described)))
+    source = launch._kernel.source
+    return {
+        "text": source.text, "abi": source.abi, "programs": launch._programs, "numbers": launch._numbers,
+        "tensors": tensors, "scalars": launch._scalars,
+    }  # fmt: skip
+
+
+def anew(kernel: Kernel, arguments: Arguments) -> Launch:
+    problem = Problem.bind(kernel, kernel.bind(*arguments))
+    return triton.prepare(problem, triton.configs.choose(problem, H200)[0], 0)
+
+
+def laid_out(tensor: torch.Tensor, draw: random.Random) -> torch.Tensor:
+    """A tensor of the same shape, somehow in memory: dense, axes turned, rows or heads of something larger, off alignment."""
+    shape, rank = tensor.shape, tensor.ndim
+    match draw.randrange(6):
+        case 0 if rank > 2:
+            return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+        case 1 if rank > 1:
+            wide = tensor.new_empty((*shape[:-1], shape[-1] + draw.choice((1, 8, 64))))
+            return wide[..., : shape[-1]]
+        case 2 if rank > 2:
+            return tensor.new_empty((shape[0], shape[2], 3, shape[1], *shape[3:])).select(2, 1).transpose(1, 2)
+        case 3:
+            return tensor.new_empty(tensor.numel() + 1)[1:].view(shape)
+        case 4 if rank > 1:
+            return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+    return tensor
+
+
+def launched(
+    op: str, dims: dict[str, int], dtype: torch.dtype, layout: int, **flags: Any
+) -> list[tuple[Kernel, Arguments]]:
+    """The kernels of a call with their arguments; equal numbers of layouts lay all inputs out alike."""
+    draw = random.Random(layout)
+    arguments = registry.get(op).arguments(dims, dtype, "cpu", **flags)
+    arguments = tuple(laid_out(a, draw) if isinstance(a, torch.Tensor) and layout else a for a in arguments)
+    recorder = _Recorder(lambda ways: range(len(ways)))
+    kernel_run = registry.get(op).kernels[0].prepare
+    kernel_run.args[0](recorder, *arguments)
+    return recorder.launched
+
+
+CALLS: dict[str, tuple[dict[str, int], tuple[tuple[str, ...], ...], dict[str, Any]]] = {
+    "rms_norm": ({"N": 256}, (("M",),), {}),
+    "rms_norm_backward": ({"N": 256}, (("M",),), {}),
+    "layer_norm": ({"N": 200}, (("M",),), {}),
+    "layer_norm_backward": ({"N": 200}, (("M",),), {}),
+    "linear_act": ({"N": 384, "K": 200}, (("M",),), {"activation": "gelu"}),
+    "linear_act_backward": ({"N": 384, "K": 256}, (("M",),), {"activation": "silu"}),
+    "flash_attention": ({"H": 4, "G": 2, "D": 64}, (("B",), ("M", "N")), {"causal": True}),
+    "flash_attention_backward": ({"H": 2, "G": 2, "D": 32}, (("B",), ("M", "N")), {"causal": True}),
+}
+
+
+BATCHES = ((1, 1), (2, 2), (3, 4), (5, 8))
+LENGTHS = ((33, 64), (65, 128), (129, 256), (513, 1024))
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_it_is_what_would_be_prepared(op: str) -> None:
+    fixed, varying, flags = CALLS[op]
+    draw, known = random.Random(op), 0
+    for layout in range(8):
+        dtype = draw.choice((torch.bfloat16, torch.float32))
+        spans = [draw.choice(BATCHES if names == ("B",) else LENGTHS) for names in varying]
+        for _ in range(12):
+            extents = [draw.choice((low, high, draw.randint(low, high), high - high // 4)) for low, high in spans]
+            dims = fixed | {dim: n for names, n in zip(varying, extents, strict=True) for dim in names}
+            for kernel, arguments in launched(op, dims, dtype, layout, **flags):
+                made = triton._made(kernel, 0, triton.configs.generation(), _precision())
+                known += any(one.at(*arguments) for one in made)
+                launch, _ = triton.prepared(kernel, arguments, 0)
+                assert seen(launch, arguments) == seen(anew(kernel, arguments), arguments), (dims, layout, kernel)
+    assert known > 30
+
+
+def _precision() -> str:
+    from kpt_dsl.runtime.precision import float32_products
+
+    return float32_products()
+
+
+@kd.kernel(x="M N", up_to="M L", y="M")
+def firsts(x: kd.In, up_to: kd.In, y: kd.Out) -> None:
+    for m in kd.parallel(kd.tile("M")):
+        total = kd.zeros((m,), kd.f32)
+        for n in kd.sequential(kd.tile("N"), stop=kd.size("L")):
+            total += kd.sum(x[m, n].to(kd.f32), axis=1)
+        y[m] = total
+
+
+@kd.kernel(x="M N", y="M N")
+def copied(x: kd.In, y: kd.Out, by: kd.Positive, times: kd.Int, on: kd.Static) -> None:
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        y[m, n] = x[m, n].to(kd.f32) * by * times if on else x[m, n].to(kd.f32)
+
+
+def check(kernel: Kernel, *arguments: Any) -> bool:
+    """Whether the launch was made of a known one; it is held to one that is prepared anew."""
+    made = list(triton._made(kernel, 0, triton.configs.generation(), _precision()))
+    launch, _ = triton.prepared(kernel, arguments, 0)
+    assert seen(launch, arguments) == seen(anew(kernel, arguments), arguments)
+    return any(one.at(*arguments) for one in made)
+
+
+def test_loops_that_end_at_another_dim_are_level_where_that_one_is() -> None:
+    x, y = torch.empty(700, 1024), torch.empty(700)
+    made = [check(firsts, x, torch.empty(700, length), y) for length in (1024, 999, 1024, 1000, 520, 768, 516, 1023)]
+    assert made[-1]
+
+
+def test_offsets_that_need_more_bits_have_launches_of_their_own() -> None:
+    """Of one class 1024 rows of 2**20 elements reach 2 GiB, and 600 do not."""
+    for rows in (600, 1024, 700, 1023, 513):
+        x = torch.empty(rows, 1 << 20, dtype=torch.bfloat16)  # no page of it is ever touched
+        check(copied, x, x, 1.0, 1, True)
+
+
+def test_an_output_whose_elements_overlap_is_refused_whatever_is_known() -> None:
+    memory = torch.empty(1024 * 1024)
+    for columns in (600, 640, 700):
+        y = memory.as_strided((columns, 64), (1, 700))
+        check(copied, torch.empty(columns, 64), y, 1.0, 1, True)
+    with pytest.raises(kd.InputError, match="one place in memory"):
+        triton.prepared(copied, (torch.empty(800, 64), memory.as_strided((800, 64), (1, 700)), 1.0, 1, True), 0)
+
+
+def test_numbers_and_statics_are_looked_at_as_when_they_are_bound() -> None:
+    def call(rows: int, *rest: Any) -> bool:
+        return check(copied, torch.empty(rows, 64), torch.empty(rows, 64), *rest)
+
+    assert not call(601, 1.0, 1, True)
+    assert call(607, 2.0, -3, True)
+    assert not call(605, 1.0, 1, False)
+    assert call(607, 1.0, 1, False)
+    for rest in (
+        (0.0, 1, True),
+        (-1.0, 1, True),
+        (float("nan"), 1, True),
+        (1.0, 2**31, True),
+        (1.0, 1.5, True),
+        ("1", 1, True),
+    ):
+        with pytest.raises(kd.InputError):
+            call(604, *rest)
+    with pytest.raises(kd.InputError, match="M is 605"):
+        triton.prepared(copied, (torch.empty(605, 64), torch.empty(606, 64), 1.0, 1, True), 0)
+    with pytest.raises(kd.InputError):
+        triton.prepared(copied, (torch.empty(605), torch.empty(605), 1.0, 1, True), 0)
