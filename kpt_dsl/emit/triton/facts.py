@@ -5,9 +5,10 @@ extents that vary within a class it is told whether all are level with the tiles
 may be ragged.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
@@ -150,14 +151,11 @@ def facts(problem: "Problem", kernel: ir.Kernel, config: "Config", rows: tuple[i
     if rows is not None:
         unit[rows[0]] *= rows[1]
     ragged = frozenset(a for a, n in unit.items() if extents[a.dim] % n or extents[a.dim] == 0)
-    told = {d for d, n in extents.items() if n % DIVISOR == 0 and d in fixed}
     varying = {a for a in unit if a.tile is not None and a.dim not in fixed}
     along_grid = {loop.axis for loop in kernel.grid if isinstance(loop, ir.Tile)}
     for group in (varying & along_grid, varying - along_grid):
         if not group.isdisjoint(ragged):
             ragged |= group
-        else:  # and what follows from that, whatever else divides an extent
-            told |= {a.dim for a in group if unit[a] % DIVISOR == 0}
     blocks = {tile.name: lanes[tile.axis] for tile in tiles(kernel).values()}
     in_loops = ragged.isdisjoint(varying - along_grid)
     return Facts(
@@ -165,13 +163,13 @@ def facts(problem: "Problem", kernel: ir.Kernel, config: "Config", rows: tuple[i
         ragged,
         level_loops(kernel, extents, blocks) if in_loops else frozenset(),
         baked,
-        frozenset(told),
-        {t.name: _tensor_facts(problem, kernel, t, lanes) for t in kernel.tensors},
+        frozenset(d for d in fixed if extents.get(d, 1) % DIVISOR == 0),
+        {t.name: _tensor_facts(problem, t, lanes, fixed) for t in kernel.tensors},
     )
 
 
 def _tensor_facts(
-    problem: "Problem", kernel: ir.Kernel, tensor: ir.Tensor, lanes: Mapping[ir.Axis, int]
+    problem: "Problem", tensor: ir.Tensor, lanes: Mapping[ir.Axis, int], fixed: frozenset[str]
 ) -> TensorFacts:
     extents, strides = problem.shape(tensor.name), effective_strides(problem, tensor.name)
     most = {dim: max((n for a, n in lanes.items() if a.dim == dim), default=1) for dim in tensor.dims}
@@ -189,11 +187,19 @@ def _tensor_facts(
                 zero=s == 0,
                 wide=abs(s) > INT32_MAX,
                 far=most[dim] * abs(s) > INT32_MAX,
-                divisible=s % DIVISOR == 0,
+                divisible=s // _varying_part(s, tensor.dims, extents, strides, fixed) % DIVISOR == 0,
             )
             for i, (dim, s) in enumerate(zip(tensor.dims, strides, strict=True))
         ),
     )
+
+
+def _varying_part(
+    stride: int, dims: Sequence[str], extents: Sequence[int], strides: Sequence[int], fixed: frozenset[str]
+) -> int:
+    """Of a stride over all of smaller axes, the extents that vary: what divides them is no matter of the class."""
+    inner = prod(n for dim, n, s in zip(dims, extents, strides, strict=True) if dim not in fixed and s < stride)
+    return inner if inner and stride % inner == 0 else 1
 
 
 def describable(problem: "Problem", tensor: str) -> bool:
