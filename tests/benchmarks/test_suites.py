@@ -155,9 +155,9 @@ def test_a_case_that_fails_costs_its_own_row_only(
     monkeypatch.setattr(targets, "of_device", lambda _: CPU)
     suite: Any = SimpleNamespace(cases=lambda: iter([("broken", broken), ("tiny", TINY["linear"]), ("other", broken)]))
     given = Namespace(only="n", tune=0.0, seconds=0.01)
-    rows, failed = command._measure(suite, given)
-    assert [row["case"] for row in rows] == ["24x40x16"]
-    assert failed == 1
+    found = command._measure(suite, given)
+    assert [row["case"] for row in found.rows] == ["24x40x16"]
+    assert found.failed == 1
     printed = capsys.readouterr()
     assert "no such case" in printed.err
     assert "24x40x16" in printed.out
