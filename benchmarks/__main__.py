@@ -57,7 +57,7 @@ def main() -> int:
     failed = 0
     for name in SUITES if "all" in given.suites else given.suites:
         suite: Suite | OwnSuite = import_module(f"benchmarks.{name}")
-        found = suite.measure(given) if hasattr(suite, "measure") else _measure(suite, given)
+        found = _measure(suite, given) if hasattr(suite, "cases") else suite.measure(given)
         failed += found.failed
         if found.rows or found.about:
             path = report.write(given.out, name, suite.TITLE, found.rows, found.picture, found.about)

@@ -65,7 +65,7 @@ def rate(work: float, unit: str, microseconds: float) -> float:
 
 @dataclass(frozen=True)
 class Found:
-    """What a suite found: a row a case, how many of its cases failed, what there is to say of all together, and how to draw it."""
+    """What a suite found: a row a case, how many cases failed, what there is to say of all together, and how to draw it."""
 
     rows: Sequence[Mapping[str, Any]]
     failed: int = 0

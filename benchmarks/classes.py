@@ -69,7 +69,7 @@ CHOOSING_SECONDS, COMPILING_SECONDS, TIMING_SECONDS = 120.0, 60.0, 60.0
 """For each part in all. What was not compiled or timed by then is named."""
 
 FAR = 0.05
-"""Ratios further from 1 are measured again, the slow and the quick alike, and the second time stands: most of them are noise."""
+"""Ratios further from 1 are measured again, the slow and the quick alike, and then that stands: most of them are noise."""
 
 SECONDS_OF_ONE = (0.02, 0.1)
 """The least and the most for a pair at its first measuring; ``--seconds`` for one that is measured again."""
@@ -94,18 +94,18 @@ def measure(given: Namespace) -> Found:
     target = targets.of_device(torch.cuda.get_device_name())
     if target is None:
         raise KptError(f"no target describes {torch.cuda.get_device_name()}; see docs/add-a-target.md")
-    every = [problem for problem in problems(LENGTHS, BATCHES) if given.only in str(problem)]
+    every = [problem for problem in problems(LENGTHS, BATCHES, target) if given.only in str(problem)]
     return compared(every, target, "cuda", measuring.clock(target), given.seconds) if every else Found([])
 
 
-def problems(lengths: Iterable[int], batches: Iterable[int]) -> list[Problem]:
+def problems(lengths: Iterable[int], batches: Iterable[int], target: Target) -> list[Problem]:
     """Every kernel of the ops, in bf16, each problem once; neighbours are of one kernel and of like lengths."""
     batches, found = tuple(batches), dict[Problem, None]()
     for op, (fixed, flags) in OPS.items():
         for length in lengths:
             for batch in batches:
                 varying = {"B": batch, "M": length, "N": length} if "D" in fixed else {"M": batch * length}
-                found.update(dict.fromkeys(registry.get(op).problems({**fixed, **varying}, "bf16", **flags)))
+                found.update(dict.fromkeys(registry.get(op).problems({**fixed, **varying}, "bf16", target, **flags)))
     return sorted(found, key=lambda problem: (problem.kernel.name, problem.dims))
 
 
@@ -118,19 +118,22 @@ def compared(every: Sequence[Problem], target: Target, device: str, clock: Clock
         # Drawn, so that the first, if there is time for no more, stand for all.
         random.Random(0).shuffle(pairs)
         without = _compile(crew, pairs, target)
-    untimed = {
-        str(p): a for p, a in zip(fitting, answers, strict=True) if isinstance(a, str) and a not in (SAME_CONFIG, SAME_BINARY)
+    same = (SAME_CONFIG, SAME_BINARY)
+    untimed = {p: a for p, a in zip(fitting, answers, strict=True) if isinstance(a, str) and a not in same}
+    untimed |= {p: without[binary] for p, two in pairs for binary in two.binaries if binary in without}
+    rows = _timed([pair for pair in pairs if pair[0] not in untimed], target, device, clock, seconds, untimed)
+    about = {
+        **_counted(fitting, answers, rows),
+        "beyond the memory bound": len(every) - len(fitting),
+        "memory bound, bytes": MOST_BYTES,
+        "not timed": [{"case": str(problem), "why": why} for problem, why in untimed.items()],
+        "kernels": {
+            name: _counted(fitting, answers, rows, name) for name in dict.fromkeys(p.kernel.name for p in fitting)
+        },
     }
-    ready = []
-    for problem, two in pairs:
-        if reasons := [without[binary] for binary in two.binaries if binary in without]:
-            untimed[str(problem)] = reasons[0]
-        else:
-            ready.append((problem, two))
-    rows = _timed(ready, target, device, clock, seconds, untimed)
-    about = _about(fitting, answers, rows, untimed) | {"beyond the memory bound": len(every) - len(fitting)}
     print(_line(about), flush=True)
-    return Found(rows, sum(why != LATE for why in untimed.values()), about, PICTURE)
+    in_order = sorted(rows.values(), key=lambda row: float(row["ratio"]))
+    return Found(in_order, sum(why != LATE for why in untimed.values()), about, PICTURE)
 
 
 def choose(every: Sequence[Problem], target: str) -> list[Two | str]:
@@ -195,22 +198,22 @@ def _replies(crew: Crew, seconds: float) -> Iterator[Reply]:
 
 
 def _timed(
-    pairs: Sequence[Pair], target: Target, device: str, clock: Clock, seconds: float, untimed: dict[str, str]
-) -> list[dict[str, Any]]:
+    pairs: Sequence[Pair], target: Target, device: str, clock: Clock, seconds: float, untimed: dict[Problem, str]
+) -> dict[Problem, dict[str, Any]]:
     """A row a pair; into ``untimed`` goes why some have none."""
-    rows, until = [], time.monotonic() + TIMING_SECONDS
+    rows, until = dict[Problem, dict[str, Any]](), time.monotonic() + TIMING_SECONDS
     least, most = SECONDS_OF_ONE
     share = max(least, min(most, TIMING_SECONDS / 4 / max(1, len(pairs))))
     with clock.on_its_stream():
         for problem, two in pairs:
             if time.monotonic() > until:
-                untimed[str(problem)] = LATE
+                untimed[problem] = LATE
                 continue
             try:
-                rows.append(_row(problem, two, target, device, clock, (share, seconds)))
+                rows[problem] = _row(problem, two, target, device, clock, (share, seconds))
             except Exception as error:  # whatever a compiler or a device raises: it costs this row only
-                untimed[str(problem)] = reason(error)
-    return sorted(rows, key=lambda row: float(row["ratio"]))
+                untimed[problem] = reason(error)
+    return rows
 
 
 def _row(
@@ -232,28 +235,17 @@ def _row(
     }
 
 
-def _about(
-    every: Sequence[Problem], answers: Sequence[Two | str], rows: Sequence[Mapping[str, Any]], untimed: Mapping[str, str]
+def _counted(
+    every: Sequence[Problem], answers: Sequence[Two | str], rows: Mapping[Problem, Mapping[str, Any]], kernel: str = ""
 ) -> dict[str, Any]:
-    """Counts and means, of all problems and of each kernel's. Equal configs and binaries count as ratios of 1."""
-    ratios = {row["case"]: float(row["ratio"]) for row in rows}
-    known = [(p, a, ratios.get(str(p))) for p, a in zip(every, answers, strict=True)]
-    names = dict.fromkeys(p.kernel.name for p in every)
-    return {
-        **_counted(known),
-        "kernels": {name: _counted([k for k in known if k[0].kernel.name == name]) for name in names},
-        "not timed, and why": untimed,
-        "memory bound, bytes": MOST_BYTES,
-    }
-
-
-def _counted(known: Sequence[tuple[Problem, Two | str, float | None]]) -> dict[str, Any]:
-    timed = [ratio for _, _, ratio in known if ratio is not None]
-    same = {what: sum(answer == what for _, answer, _ in known) for what in (SAME_CONFIG, SAME_BINARY)}
+    """Counts and means, of all problems or of a kernel's. Equal configs and binaries count as ratios of 1."""
+    known = [(p, answer) for p, answer in zip(every, answers, strict=True) if kernel in ("", p.kernel.name)]
+    timed = [float(rows[p]["ratio"]) for p, _ in known if p in rows]
+    same = {what: sum(answer == what for _, answer in known) for what in (SAME_CONFIG, SAME_BINARY)}
     return {
         "problems": len(known),
         **same,
-        "two binaries": sum(isinstance(answer, Two) for _, answer, _ in known),
+        "two binaries": sum(isinstance(answer, Two) for _, answer in known),
         "timed": len(timed),
         "geometric mean": _mean([1.0] * sum(same.values()) + timed),
         "geometric mean of the timed": _mean(timed),
@@ -281,8 +273,7 @@ def _line(about: Mapping[str, Any]) -> str:
     means = f"geometric mean {about['geometric mean']}, of the timed {about['geometric mean of the timed']}"
     lines = [f"{counts}; {means}, worst {about['worst']}, {about['below 0.9']} below 0.9"]
     for name, of in about["kernels"].items():
-        lines.append(
-            f"  {name:<32} {of['timed']:4} timed of {of['problems']:4}: {of['geometric mean of the timed']}, worst {of['worst']}"
-        )
-    why = Counter(about["not timed, and why"].values())
+        mean = of["geometric mean of the timed"]
+        lines.append(f"  {name:<32} {of['timed']:4} timed of {of['problems']:4}: {mean}, worst {of['worst']}")
+    why = Counter(entry["why"] for entry in about["not timed"])
     return "\n".join([*lines, *(f"  {count} not timed: {what}" for what, count in why.most_common(10))])

@@ -1,4 +1,4 @@
-"""What a program pays whose lengths change with every call: ops alone, a small model's prompts, its training; eager and compiled.
+"""What programs pay whose lengths change with every call: ops alone, a small model's prompts, its training; eager and compiled.
 
 Each candidate has a process of its own, which begins without any cache: kpt's, Triton's, Inductor's and the database are in
 folders that are empty. Those with a "warm disk" begin anew with the folders that the same program left. Imports are done, the
@@ -97,7 +97,7 @@ def compared(cases: Mapping[str, Program], scales: Mapping[str, Scale], seconds:
                     print(f"{candidate.case}: {candidate.name} is missing: {times}", file=sys.stderr, flush=True)
     rows = [row for case, times in found.items() if times for row in _rows(case, times, missing[case])]
     failed = sum(name.startswith("kpt") for names in missing.values() for name in names)
-    about = {"lengths": {name: scales[name].lengths for name in {p.name: None for p in cases.values()}}} if cases else {}
+    about = {"lengths": {case: scales[program.name].lengths for case, program in cases.items()}} if cases else {}
     return Found(rows, failed, about, PICTURE)
 
 
@@ -118,7 +118,9 @@ def _measured(
         crews = [stack.enter_context(Crew(1)) for _ in candidates]
         for crew, c in zip(crews, candidates, strict=True):
             if time.monotonic() < until:
-                crew.submit(c.name, programs.prepare, c.program, scales[c.program.name], c.folder, seconds=READY_SECONDS)
+                crew.submit(
+                    c.name, programs.prepare, c.program, scales[c.program.name], c.folder, seconds=READY_SECONDS
+                )
                 crew.collect(0.0)  # which starts the process
         ready = [_answer(crew) if crew.unfinished else "no time was left" for crew in crews]
         for crew, c, trouble in zip(crews, candidates, ready, strict=True):
@@ -152,7 +154,9 @@ def _rows(case: str, found: Mapping[str, Times], missing: Mapping[str, str]) -> 
             lambda t: None if t.further is None else round(t.further, 1)
         ),
         "binaries": {
-            name: {"compiled": t.compiled, "found": t.found} for name, t in found.items() if name.startswith("kpt")
+            name: {"compiled": t.compiled, "found": t.found, "compiled for further lengths": t.compiled_further}
+            for name, t in found.items()
+            if name.startswith("kpt")
         },
         "each": each(lambda t: [_ms(ms) for ms in t.new]),
         "missing": missing,

@@ -74,7 +74,8 @@ class Times:
     """Milliseconds of each length when it was new, and again; ``further``: the median microseconds by which the first call of
     another length of the same classes takes longer than the same call again.
 
-    ``compiled`` and ``found``: binaries of kpt, made and read from the disk. ``graphs``: what torch.compile made.
+    ``compiled`` and ``found``: binaries of kpt, made and read from the disk; ``compiled_further``: for the other lengths.
+    ``graphs``: what torch.compile made.
     """
 
     new: tuple[float, ...]
@@ -82,6 +83,7 @@ class Times:
     further: float | None
     compiled: int
     found: int
+    compiled_further: int
     graphs: int
 
 
@@ -118,14 +120,15 @@ class _Ready:
         lengths = self._scale.lengths
         calls = [self._at(length) for length in lengths]
         new, again = ([self._timed(call) for call in calls] for _ in range(2))
-        counted = len(self._listened)
-        compiled, found = (sum(hit is kind for hit in self._listened[:counted]) for kind in (False, True))
+        compiled, found = self._listened.count(False), self._listened.count(True)
+        further = self._further(lengths)
         return Times(
             tuple(new),
             tuple(again),
-            self._further(lengths),
+            further,
             compiled,
             found,
+            self._listened.count(False) - compiled,
             torch._dynamo.utils.counters["stats"]["unique_graphs"] if self._program.compiled else 0,
         )
 

@@ -75,7 +75,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Bytes (B, S) in, S at most ``size.length``, logits (B, S, 256) out. The same seed gives the same weights on every device."""
+    """Bytes (B, S) in, logits (B, S, 256) out, for S up to ``size.length``. A seed gives the same weights on every device."""
 
     rotation: Tensor
 
