@@ -158,26 +158,31 @@ class _Ready:
             torch.cuda.synchronize()
 
     def _warm_up(self) -> None:
-        """CUDA and cuBLAS, both types that the programs multiply; imports; and an ear for what Triton compiles."""
+        """Imports, CUDA, cuBLAS in both types that the programs multiply; and from now on binaries are counted."""
         for name in IMPORTED:
             import_module(name)
         for dtype in (torch.bfloat16, torch.float32):
             x = torch.ones(256, 256, device="cuda", dtype=dtype, requires_grad=True)
             (x @ x).sum().backward()
         torch.cuda.synchronize()
-        triton: Any = import_module("triton")
-
-        def listen(*, src: Any = None, cache_hit: bool, **_: Any) -> None:
-            if not str(getattr(src, "name", "")).startswith("triton_"):  # as Inductor names its own
-                self._listened.append(cache_hit)
-
-        triton.knobs.compilation.listener = listen
+        listen(self._listened)
 
     def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function, dynamic=True, fullgraph=True, backend=self._program.backend)
 
 
 _ready: _Ready | None = None
+
+
+def listen(heard: list[bool]) -> None:
+    """From now on add, for each binary of kpt that Triton gives, whether it was found on the disk."""
+    triton: Any = import_module("triton")
+
+    def note(*, src: Any = None, cache_hit: bool, **_: Any) -> None:
+        if not str(getattr(src, "name", "")).startswith("triton_"):  # as Inductor names its own
+            heard.append(cache_hit)
+
+    triton.knobs.compilation.listener = note
 
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -8,6 +8,11 @@ import torch
 
 from benchmarks import lengths, programs, report
 from benchmarks.programs import Program, Scale, Side
+from kpt.ops import registry
+from kpt_dsl import targets
+from kpt_dsl.build import triton as build
+from kpt_dsl.classes import options
+from kpt_dsl.emit import emit
 from training.model import Size
 
 TINY = Scale(16, 4, 2, 8, Size(1, 32, 2, 1, 40, 64), (5, 9, 17, 33, 12), 2)
@@ -41,6 +46,21 @@ def test_both_sides_compute_the_same(own_folders: str) -> None:
         tokens = torch.randint(256, (1, 33))
         ours, theirs = (programs._model(replace(ON_CPU, side=side), TINY)(tokens) for side in ("kpt", "PyTorch"))
     torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.02)
+
+
+def test_binaries_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton.knobs.compilation, "listener", None)
+    monkeypatch.setenv("KPT_CACHE_DIR", str(tmp_path))
+    (problem,) = registry.get("rms_norm").problems({"M": 40, "N": 24}, "bf16")
+    chip = targets.get("nvidia-h200")
+    source = emit(problem, chip, options(problem, chip).first)
+    heard: list[bool] = []
+    programs.listen(heard)
+    for _ in range(2):
+        build.binary.cache_clear()  # as in a new process
+        build.binary(source, chip.arch, chip.warp_lanes)
+    assert heard == [False, True]
 
 
 def test_every_candidate_has_a_process_and_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
