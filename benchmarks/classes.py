@@ -32,9 +32,9 @@ from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
 from kpt_dsl.targets import Target
 
-TITLE = "First configs of classes against those of each length"
+TITLE = "First configs of classes, and of each length"
 
-PICTURE = Picture("ratio", "time under the length's config / under the class's", kind="sorted")
+PICTURE = Picture("ratio", "time by the length's config / by the class's", kind="sorted")
 
 LENGTHS = (
     *range(1, 9), 15, 16, 17, 33, 64, 100, 127, 128, 199, 256, 300, 511, 512, 760, 1000, 1023, 1024, 1500, 2000, 2048, 3000,

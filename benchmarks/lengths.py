@@ -97,7 +97,7 @@ def compared(cases: Mapping[str, Program], scales: Mapping[str, Scale], seconds:
                     print(f"{candidate.case}: {candidate.name} is missing: {times}", file=sys.stderr, flush=True)
     rows = [row for case, times in found.items() if times for row in _rows(case, times, missing[case])]
     failed = sum(name.startswith("kpt") for names in missing.values() for name in names)
-    about = {"lengths": {case: scales[program.name].lengths for case, program in cases.items()}} if cases else {}
+    about = {"lengths": {case: scales[program.name].lengths for case, program in cases.items()}} if rows else {}
     return Found(rows, failed, about, PICTURE)
 
 
@@ -105,7 +105,7 @@ def _candidates(case: str, program: Program, folder: str) -> Iterator[Candidate]
     """Those with a warm disk behind those that warm it; eager PyTorch keeps nothing there."""
     sides: tuple[Side, ...] = ("PyTorch", "kpt")
     for side in sides:
-        place = str(Path(folder, f"{case} {side}"))
+        place = str(Path(folder, f"{case}-{side}".replace(" ", "-")))  # Inductor puts paths into commands as they are
         for name in (side, side + WARM) if side == "kpt" or program.compiled else (side,):
             yield Candidate(case, name, replace(program, side=side), place)
 
@@ -138,7 +138,8 @@ def _answer(crew: Crew) -> Any:
     """What the one job of a crew gives; a string that says what became of it where it gives nothing."""
     while True:
         for reply in crew.collect(1.0):
-            return f"{reply.failure}: {reply.kind} {reply.detail}"[:600] if reply.failure else reply.value
+            trouble = " ".join(f"{reply.failure}: {reply.kind} {reply.detail}".split())
+            return trouble[:600] if reply.failure else reply.value
 
 
 def _rows(case: str, found: Mapping[str, Times], missing: Mapping[str, str]) -> Iterator[dict[str, Any]]:
