@@ -63,6 +63,7 @@ def test_binaries_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert heard == [False, True]
 
 
+@pytest.mark.slow
 def test_every_candidate_has_a_process_and_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that fails is missing, with the one that was to find its disk warm, and costs nothing else."""
     found = lengths.compared({"good": ON_CPU, "bad": replace(ON_CPU, name="bad")}, {"ops": TINY, "bad": TINY})
