@@ -3,6 +3,10 @@
 Candidates of a case run in turns on the same inputs, with cold L2 and warm clocks, so that their ratios mean something. kpt
 runs with the configs that dispatch would use (after ``--tune``: the tuned ones); where a case is one kernel, with its first
 config too. A peer that is not installed, or fails, is named as missing.
+
+Three suites ask something else, in their own way, and take no --tune: host, what a call costs the host; lengths, what programs
+pay whose lengths change with every call, each in a process of its own without caches; classes, how far the first
+configs of classes are from those of each length.
 """
 
 import argparse
@@ -14,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.case import Suite
+from benchmarks.case import Found, OwnSuite, Suite
 from kpt_dsl import KptError
 
 SUITES = (
@@ -26,6 +30,8 @@ SUITES = (
     "norms",
     "norms_backward",
     "host",
+    "lengths",
+    "classes",
 )
 
 
@@ -50,20 +56,20 @@ def main() -> int:
         return 2
     failed = 0
     for name in SUITES if "all" in given.suites else given.suites:
-        suite = import_module(f"benchmarks.{name}")
-        rows, failures = (suite.measure(), 0) if name == "host" else _measure(suite, given)
-        failed += failures
-        if rows:
-            path = report.write(given.out, name, suite.TITLE, rows)
+        suite: Suite | OwnSuite = import_module(f"benchmarks.{name}")
+        found = _measure(suite, given) if hasattr(suite, "cases") else suite.measure(given)
+        failed += found.failed
+        if found.rows or found.about:
+            path = report.write(given.out, name, suite.TITLE, found.rows, found.picture, found.about)
             print(f"{path} {report.plot(path)}")
-        elif not failures:
+        elif not found.failed:
             print(f"{name}: no case holds {given.only!r}", file=sys.stderr)
             return 2
     return 1 if failed else 0
 
 
-def _measure(suite: Suite, given: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
-    """The rows of a suite, and how many of its cases failed: one that does costs its own row only."""
+def _measure(suite: Suite, given: argparse.Namespace) -> Found:
+    """The rows of a suite. A case that fails costs its own row only."""
     import torch
 
     from autotune_db import measure
@@ -89,7 +95,7 @@ def _measure(suite: Suite, given: argparse.Namespace) -> tuple[list[dict[str, An
                 traceback.print_exc()
             gc.collect()
             torch.cuda.empty_cache()
-    return rows, failed
+    return Found(rows, failed)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""One measurement: a shape, the candidates that compute it, and what a microsecond of it is worth."""
+"""One measurement: a shape, the candidates that compute it, and what a microsecond of it is worth; what a suite is."""
 
-from collections.abc import Callable, Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+from benchmarks.report import Picture
 from kpt_dsl.problem import Problem
 
 Run = Callable[[], object]
@@ -61,11 +63,31 @@ def rate(work: float, unit: str, microseconds: float) -> float:
     return work / microseconds / (1e6 if unit == "TFLOP/s" else 1e3)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a suite found: a row a case, how many cases failed, what there is to say of all together, and how to draw it."""
+
+    rows: Sequence[Mapping[str, Any]]
+    failed: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+    picture: Picture = field(default_factory=Picture)
+
+
 class Suite(Protocol):
-    """A module of this folder."""
+    """A module of this folder whose cases are timed against their peers."""
 
     TITLE: str
 
     def cases(self) -> Iterator[tuple[str, Callable[[], Case | OpCase]]]:
         """Names and makers of cases: only one at a time holds device memory, and only what is asked for is made."""
+        ...
+
+
+class OwnSuite(Protocol):
+    """A module of this folder that measures something else than how fast kernels are, and so in its own way."""
+
+    TITLE: str
+
+    def measure(self, given: Namespace) -> Found:
+        """``given``: the command's arguments, of which ``only`` and ``seconds`` are for suites."""
         ...

@@ -1,12 +1,15 @@
 """What a call costs on the host: microseconds a warm call of an op and of its PyTorch peer, tensors too small to matter."""
 
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from statistics import median
 
 import torch
 from torch.nn import functional
 
+from benchmarks.case import Found
+from benchmarks.report import Picture
 from kpt import ops
 
 TITLE = "Host cost of a warm call"
@@ -14,7 +17,7 @@ TITLE = "Host cost of a warm call"
 CALLS, ROUNDS = 300, 15
 
 
-def measure() -> list[dict[str, object]]:
+def measure(given: Namespace) -> Found:
     """One row an op: medians of interleaved rounds, in microseconds a call."""
     kind = {"device": "cuda", "dtype": torch.bfloat16}
     x, w, b = torch.randn(128, 1024, **kind), torch.randn(1024, **kind), torch.randn(1024, **kind)
@@ -38,6 +41,8 @@ def measure() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     with torch.no_grad():
         for name, candidates in pairs.items():
+            if given.only not in name:
+                continue
             taken: dict[str, list[float]] = {c: [] for c in candidates}
             for call in candidates.values():
                 call()
@@ -50,4 +55,4 @@ def measure() -> list[dict[str, object]]:
                     taken[candidate].append((time.perf_counter() - start) / CALLS * 1e6)
             torch.cuda.synchronize()
             rows.append({"case": name, "microseconds": {c: median(t) for c, t in taken.items()}})
-    return rows
+    return Found(rows, picture=Picture("microseconds", "µs a call"))

@@ -6,12 +6,26 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PACKAGES = ("kpt-dsl", "torch", "triton", "liger-kernel", "flash-attn", "flash-attn-4", "jax")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn of a suite's rows. ``of``: the key whose values are.
+
+    "bars": a group a row, of a bar for each candidate by name. "sorted": one number a row, from the least to the greatest.
+    """
+
+    of: str = "rate"
+    axis: str = ""
+    kind: Literal["bars", "sorted"] = "bars"
+    logarithmic: bool = False
 
 
 def device() -> str:
@@ -51,9 +65,17 @@ def _without_folder(arguments: list[str]) -> list[str]:
     return arguments[:at] + arguments[at + 2 :]
 
 
-def write(folder: Path, name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """``folder/name.json`` of a suite."""
-    return save(folder, name, title, {"rows": list(rows)}, "benchmarks")
+def write(
+    folder: Path,
+    name: str,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    picture: Picture | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """``folder/name.json`` of a suite. ``about``: what is said of all rows together."""
+    found = {**(about or {}), "picture": asdict(picture or Picture()), "rows": list(rows)}
+    return save(folder, name, title, found, "benchmarks")
 
 
 def save(folder: Path, name: str, title: str, found: Mapping[str, Any], program: str) -> Path:
@@ -67,27 +89,40 @@ def save(folder: Path, name: str, title: str, found: Mapping[str, Any], program:
 
 
 def plot(path: Path) -> Path:
-    """Bars of a written JSON file beside it, one group a case."""
+    """The picture of a written JSON file, beside it."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     found = json.loads(path.read_text())
-    rows = found["rows"]
-    key = "rate" if "rate" in rows[0] else "microseconds"
-    names = list(dict.fromkeys(n for row in rows for n in row[key]))
-    figure, axes = plt.subplots(figsize=(max(7.0, 1.4 * len(rows)), 4.2), layout="constrained")
+    rows, picture = found["rows"], Picture(**found["picture"])
+    wide = 1.4 * len(rows) if picture.kind == "bars" else 0.0
+    figure, axes = plt.subplots(figsize=(max(7.0, wide), 4.2), layout="constrained")
+    if picture.kind == "bars":
+        _bars(axes, rows, picture)
+    else:
+        axes.plot(sorted(row[picture.of] for row in rows), ".-")
+        axes.axhline(1.0, color="grey", linewidth=0.8)
+        axes.set_xlabel(f"{len(rows)} cases, in order")
+    if picture.logarithmic:
+        axes.set_yscale("log")
+        axes.margins(y=0.15)  # room for the legend
+    axes.set_ylabel(picture.axis or rows[0]["unit"])
+    axes.set_title(f"{found['title']} — {found['device']}, {found['date'][:10]}")
+    drawn = path.with_suffix(".png")
+    figure.savefig(drawn, dpi=120)
+    plt.close(figure)
+    return drawn
+
+
+def _bars(axes: Any, rows: Sequence[Mapping[str, Any]], picture: Picture) -> None:
+    """One group a row, one bar a candidate; none where a row lacks it."""
+    names = list(dict.fromkeys(name for row in rows for name in row[picture.of]))
     width = 0.85 / len(names)
     for position, name in enumerate(names):
-        heights = [row[key].get(name, 0.0) for row in rows]
         offset = (position - (len(names) - 1) / 2) * width
-        axes.bar([i + offset for i in range(len(rows))], heights, width, label=name)
+        known = [(i + offset, row[picture.of][name]) for i, row in enumerate(rows) if name in row[picture.of]]
+        axes.bar([x for x, _ in known], [height for _, height in known], width, label=name)
     axes.set_xticks(range(len(rows)), [row["case"] for row in rows], rotation=20, ha="right")
-    axes.set_ylabel(rows[0].get("unit", "µs a call"))
-    axes.set_title(f"{found['title']} — {found['device']}, {found['date'][:10]}")
     axes.legend(ncols=len(names), fontsize="small")
-    picture = path.with_suffix(".png")
-    figure.savefig(picture, dpi=120)
-    plt.close(figure)
-    return picture

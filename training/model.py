@@ -75,7 +75,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Bytes (B, S) in, logits (B, S, 256) out. The same seed gives the same weights on every device."""
+    """Bytes (B, S) in, logits (B, S, 256) out, for S up to ``size.length``. A seed gives the same weights on every device."""
 
     rotation: Tensor
 
@@ -95,8 +95,9 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
+        rotation = self.rotation[:, : tokens.shape[1]]
         for block in self.blocks:
-            x = block(x, self.rotation)
+            x = block(x, rotation)
         return F.linear(self.ops.rms_norm(x, self.norm), self.embedding.weight)
 
     def loss(self, stretches: Tensor) -> Tensor:

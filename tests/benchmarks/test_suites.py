@@ -17,7 +17,8 @@ import kpt.ops
 from autotune_db import measure
 from benchmarks import __main__ as command
 from benchmarks import attention, attention_backward, linear, linear_training, norms_backward, peers, report, timing
-from benchmarks.case import Case, OpCase
+from benchmarks.case import Case, Found, OpCase
+from benchmarks.report import Picture
 from kpt.ops import backends
 from kpt_dsl import KptError, configs, targets
 from tests.autotune_db.problems import softmax
@@ -155,12 +156,36 @@ def test_a_case_that_fails_costs_its_own_row_only(
     monkeypatch.setattr(targets, "of_device", lambda _: CPU)
     suite: Any = SimpleNamespace(cases=lambda: iter([("broken", broken), ("tiny", TINY["linear"]), ("other", broken)]))
     given = Namespace(only="n", tune=0.0, seconds=0.01)
-    rows, failed = command._measure(suite, given)
-    assert [row["case"] for row in rows] == ["24x40x16"]
-    assert failed == 1
+    found = command._measure(suite, given)
+    assert [row["case"] for row in found.rows] == ["24x40x16"]
+    assert found.failed == 1
     printed = capsys.readouterr()
     assert "no such case" in printed.err
     assert "24x40x16" in printed.out
+
+
+@pytest.mark.parametrize("kind", ["bars", "sorted"])
+def test_a_suite_may_measure_in_its_own_way(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for its rows, for a word on all of them, and how they are drawn."""
+
+    def measure(given: Namespace) -> Found:
+        if given.only:
+            return Found([])
+        values: Any = {"kpt": 2.5, "PyTorch": 1000.0} if kind == "bars" else 0.98
+        rows = [{"case": f"case {i}", "milliseconds": values} for i in range(3)]
+        return Found(rows, 1, {"all": 3}, Picture("milliseconds", "ms", kind, logarithmic=kind == "bars"))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(report, "device", lambda: "a processor")
+    monkeypatch.setattr(command, "import_module", lambda _: SimpleNamespace(TITLE="Own", measure=measure))
+    words = ["benchmarks", "lengths", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert command.main() == 1
+    written = json.loads((tmp_path / "lengths.json").read_text())
+    assert (written["all"], len(written["rows"])) == (3, 3)
+    assert (tmp_path / "lengths.png").stat().st_size
+    monkeypatch.setattr(sys, "argv", [*words, "--only", "none"])
+    assert command.main() == 2
 
 
 def test_kernels_are_tuned_first_where_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
