@@ -8,15 +8,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kpt_dsl import ir
 from kpt_dsl.dtypes import DType
+from kpt_dsl.same import remembered
+from kpt_dsl.space.instructions import instructions
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
 
 Axes = tuple[ir.Axis, ...]
+COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
+
 Scope = int
 """Where in a program: 0 is outside every sequential loop, i > 0 is directly inside ``Facts.loops[i - 1]``."""
 
@@ -65,12 +69,24 @@ class Arithmetic:
     axes: Axes
     scope: Scope
 
+    @cached_property
+    def instructions(self) -> int:
+        """Of one element, in instructions of plain arithmetic."""
+        return instructions(self.operations)
+
+    @cached_property
+    def comparisons(self) -> int:
+        """How many masks it makes."""
+        return sum(op in COMPARISONS for op in self.operations)
+
+
+_Placed = TypeVar("_Placed", Access, Product, Arithmetic)
+
 
 @dataclass(frozen=True)
-class Facts:
-    """The facts of one specialisation; ``problem`` gives extents, strides and alignment, ``kernel`` its IR."""
+class Read:
+    """What the IR of a kernel says by itself, whatever its extents are."""
 
-    problem: "Problem"
     kernel: ir.Kernel
     loads: tuple[Access, ...]
     stores: tuple[Access, ...]
@@ -85,6 +101,35 @@ class Facts:
     tile_types: frozenset[ir.Type]
     alive: tuple[tuple[tuple[ir.Type, ...], ...], ...]
     """For each scope, and each reduction directly in it, the tiles that were made there before and are still read after it."""
+    reductions: tuple[tuple[ir.Reduce, ...], ...]
+    """For each scope, those in it and in the loops inside it."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What stands directly in one scope."""
+
+    loads: tuple[Access, ...]
+    stores: tuple[Access, ...]
+    products: tuple[Product, ...]
+    arithmetic: tuple[Arithmetic, ...]
+
+
+@dataclass(frozen=True)
+class Facts(Read):
+    """The facts of one specialisation; ``problem`` gives extents, strides and alignment, ``kernel`` its IR."""
+
+    problem: "Problem"
+
+    @cached_property
+    def inside(self) -> tuple[Inside, ...]:
+        """What is in each scope."""
+
+        def here(found: tuple[_Placed, ...], scope: Scope) -> tuple[_Placed, ...]:
+            return tuple(one for one in found if one.scope == scope)
+
+        every = (self.loads, self.stores, self.products, self.arithmetic)
+        return tuple(Inside(*(here(found, scope) for found in every)) for scope in range(len(self.loops) + 1))
 
     @cached_property
     def dims(self) -> dict[str, int]:
@@ -158,7 +203,7 @@ class Facts:
     @cached_property
     def summed_down(self) -> frozenset[ir.Axis]:
         """Axes along rows of memory whose tiles are reduced along other axes only: each program has columns to itself."""
-        reductions = [e for e in ir.every_expr(self.kernel.body) if isinstance(e, ir.Reduce)]
+        reductions = self.reductions[0]
         along = {e.x.type.shape[e.axis] for e in reductions}
         return self.row_axes.intersection(*(e.type.shape for e in reductions)) - along if reductions else frozenset()
 
@@ -190,10 +235,15 @@ class Facts:
 
 def collect(problem: "Problem", kernel: ir.Kernel) -> Facts:
     """Read the facts of a kernel specialised for a problem."""
+    return Facts(**vars(_read(kernel)), problem=problem)
+
+
+@remembered(1024)
+def _read(kernel: ir.Kernel) -> Read:
     reader = _Reader(kernel)
     reader.body(kernel.body, 0)
-    return Facts(
-        problem=problem,
+    bodies = (kernel.body, *(loop.body for loop in reader.loops))
+    return Read(
         kernel=kernel,
         loads=tuple(reader.loads),
         stores=tuple(reader.stores),
@@ -203,7 +253,8 @@ def collect(problem: "Problem", kernel: ir.Kernel) -> Facts:
         outer=tuple(reader.outer),
         carried=tuple(reader.carried),
         tile_types=frozenset(node.type for node in _tile_exprs(kernel.body)),
-        alive=tuple(tuple(_alive(body)) for body in (kernel.body, *(loop.body for loop in reader.loops))),
+        alive=tuple(tuple(_alive(body)) for body in bodies),
+        reductions=tuple(tuple(e for e in ir.every_expr(body) if isinstance(e, ir.Reduce)) for body in bodies),
     )
 
 

@@ -4,16 +4,30 @@ machine is in the classes derived from it."""
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from kpt_dsl import ir
-from kpt_dsl.space.config import Config
+from kpt_dsl.space.config import Value
 from kpt_dsl.space.facts import Access, Axes, Facts
 from kpt_dsl.space.spans import mean_steps
 from kpt_dsl.targets import Target
 
-_OF_TILES = ("_lanes", "blocks", "programs", "steps", "compulsory_seconds")
+T = TypeVar("T")
+
+
+class of_tiles(cached_property[T]):  # noqa: N801 (a decorator)
+    """A property that follows from the lengths of tiles alone: computed once for all sizes ``having`` the same."""
+
+    def __get__(self, sizes: "Sized | None", owner: type | None = None) -> Any:
+        if sizes is None:
+            return self
+        known, name = sizes.known, str(self.attrname)
+        if name not in known:
+            known[name] = self.func(sizes)
+        sizes.__dict__[name] = known[name]
+        return known[name]
 
 
 @dataclass(frozen=True)
@@ -22,17 +36,22 @@ class Sized(ABC):
 
     facts: Facts
     target: Target
-    config: Config
+    config: Mapping[str, Value]
 
     @abstractmethod
     def whole(self, axis: ir.Axis) -> int:
         """How many lanes an axis has that spans its whole dim."""
 
-    def having(self, config: Config) -> Self:
-        """The same tiles under other knobs; what only depends on the tiles is not computed again."""
-        other = replace(self, config=config)
-        other.__dict__.update((name, getattr(self, name)) for name in _OF_TILES)
+    def having(self, knobs: Mapping[str, Value]) -> Self:
+        """The same tiles with some other knobs; what only depends on the tiles is not computed again."""
+        other = replace(self, config={**self.config, **knobs})
+        other.__dict__["known"] = self.known
         return other
+
+    @cached_property
+    def known(self) -> dict[str, Any]:
+        """What was found to follow from the tiles."""
+        return {}
 
     def lanes(self, axis: ir.Axis) -> int:
         """How many lanes an axis has."""
@@ -42,23 +61,23 @@ class Sized(ABC):
             found = self._lanes[axis] = self.whole(axis) if block is None else self.blocks[block]
         return found
 
-    @cached_property
+    @of_tiles
     def _lanes(self) -> dict[ir.Axis, int]:
         return {ir.UNIT: 1}
 
     def count(self, axes: Axes) -> int:
         """How many elements a tile has, padding included."""
-        return math.prod(map(self.lanes, axes))
+        return math.prod([self.lanes(axis) for axis in axes])
 
     def bytes(self, access: Access) -> int:
         """Of a tile that is read or written."""
         return self.count(access.axes) * access.tensor.dtype.bytes
 
-    @cached_property
+    @of_tiles
     def blocks(self) -> dict[str, int]:
         return {block: int(self.config[block]) for block in self.facts.blocks}
 
-    @cached_property
+    @of_tiles
     def programs(self) -> int:
         """How many programs the grid has."""
         grid = self.facts.kernel.grid
@@ -73,7 +92,7 @@ class Sized(ABC):
         """How many turns a loop over its whole dim makes."""
         return self.tiles(loop.over) if isinstance(loop.over, ir.Tile) else self.facts.dims[loop.over.dim]
 
-    @cached_property
+    @of_tiles
     def compulsory_seconds(self) -> float:
         """The least that the products and the bytes of every tensor can take."""
         facts, target = self.facts, self.target
@@ -83,7 +102,7 @@ class Sized(ABC):
         )
         return max(moved / target.bandwidth_bytes_per_s, products * self.programs)
 
-    @cached_property
+    @of_tiles
     def steps(self) -> tuple[float, ...]:
         """How often, on average, a program runs what is in each scope."""
         found = [1.0]

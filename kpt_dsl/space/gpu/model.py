@@ -8,11 +8,9 @@ The constants are round figures from the sources named; a model this small is ri
 import math
 from dataclasses import dataclass
 
-from kpt_dsl import ir
 from kpt_dsl.space.facts import Product, Scope
 from kpt_dsl.space.gpu import registers
 from kpt_dsl.space.gpu.sizes import GpuSizes
-from kpt_dsl.space.instructions import instructions
 
 L2_BYTES_PER_CLOCK = 56
 """Bytes a clock from L2 to one core: fitted; products of 128 x 128 tiles, two a core, were seen to read 46 on an H200."""
@@ -137,15 +135,11 @@ class _Step:
     @staticmethod
     def of(sizes: GpuSizes, scope: Scope) -> "_Step":
         facts, target = sizes.facts, sizes.target
-        products = [p for p in facts.products if p.scope == scope]
-        # What all programs read alike stays in the core's own cache.
-        accesses = [a for a in (*facts.loads, *facts.stores) if a.scope == scope and not facts.is_common(a)]
-        moved = sum(map(sizes.bytes, accesses))
-        if sizes.stages == 1:  # what was read a moment ago is still in the core's own cache
-            moved -= sum(map(sizes.bytes, facts.read_again(scope)))
-        work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
+        here, products = sizes.scopes[scope], facts.inside[scope].products
+        # With one stage, what was read a moment ago is still in the core's own cache.
+        moved = here.moved - (here.again_bytes if sizes.stages == 1 else 0)
         tensor = sum(product_seconds(sizes, p) for p in products)
-        vector = work / (target.vector_flops_per_s / 2 / target.cores)
+        vector = here.work / (target.vector_flops_per_s / 2 / target.cores)
         fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
         streams = facts.shared_out(scope)
         waits, exchanged = _sums(sizes, scope) if streams else (0, 0)
@@ -167,9 +161,9 @@ def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:
     Warps lie along rows as far as these reach, a thread with one wide load; sums down columns cross those that are left over.
     """
     facts, waits, exchanged = sizes.facts, 0, 0
-    for node in ir.every_expr(facts.loops[scope - 1].body):
-        if isinstance(node, ir.Reduce) and len(node.x.type.shape) == 2:
-            size = max(load.tensor.dtype.bytes for load in facts.loads if load.scope == scope)
+    for node in facts.reductions[scope]:
+        if len(node.x.type.shape) == 2:
+            size = max(load.tensor.dtype.bytes for load in facts.inside[scope].loads)
             columns = sizes.lanes(node.x.type.shape[1])
             across = max(1, columns * size // (sizes.target.warp_lanes * WIDE_LOAD))
             if node.axis == 1:

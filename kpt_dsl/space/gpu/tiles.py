@@ -4,11 +4,30 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kpt_dsl import ir
-from kpt_dsl.space.facts import Facts, Product
-from kpt_dsl.space.sized import Sized, up_to_power
+from kpt_dsl.space.facts import Facts, Product, Scope
+from kpt_dsl.space.sized import Sized, of_tiles, up_to_power
 
 MIN_PRODUCT_SIDE = 16
 """Least lanes along an axis of a product; along k of 8-bit operands twice as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class InScope:
+    """What the tiles of one scope come to."""
+
+    work: int
+    """Of its arithmetic, in instructions on one element."""
+    made: int
+    """Elements of the largest tile that it makes."""
+    carried: int
+    """Elements of the tiles that its loop carries."""
+    alive: int
+    """32-bit words of the tiles that live across one of its reductions, where it has no products."""
+    moved: int
+    """Bytes that are read and written, but for what all programs read alike: that stays in the core's own cache."""
+    again: int
+    """Of the tiles that a streaming loop reads more than once a step, the elements."""
+    again_bytes: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,32 @@ class GpuTiles(Sized):
     def is_widened(self, product: Product) -> bool:
         """Whether operands are widened before they are multiplied, for the matrix unit does not take them as they are."""
         return self.target.matrix_dtype(product.dtype.name) not in (None, product.dtype.name)
+
+    @of_tiles
+    def largest(self) -> int:
+        """Elements of the largest tile."""
+        return max((self.count(shape) for shape in {kind.shape for kind in self.facts.tile_types}), default=1)
+
+    @of_tiles
+    def scopes(self) -> tuple[InScope, ...]:
+        """What the tiles of each scope come to."""
+        return tuple(map(self._in_scope, range(len(self.facts.inside))))
+
+    def _in_scope(self, scope: Scope) -> InScope:
+        facts, inside = self.facts, self.facts.inside[scope]
+        counts = [self.count(a.axes) for a in inside.arithmetic]
+        accesses = [a for a in (*inside.loads, *inside.stores) if not facts.is_common(a)]
+        again = facts.read_again(scope)
+        alive = () if inside.products else facts.alive[scope]
+        return InScope(
+            work=sum(count * a.instructions for count, a in zip(counts, inside.arithmetic, strict=True)),
+            made=max(counts, default=0),
+            carried=sum(self.count(kind.shape) for kind in (facts.carried[scope - 1] if scope else ())),
+            alive=max((sum(self.count(t.shape) * t.dtype.bytes for t in types) // 4 for types in alive), default=0),
+            moved=sum(map(self.bytes, accesses)),
+            again=sum(self.count(load.axes) for load in again),
+            again_bytes=sum(map(self.bytes, again)),
+        )
 
     @cached_property
     def ahead_bytes(self) -> int:

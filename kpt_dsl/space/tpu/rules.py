@@ -11,7 +11,6 @@ from kpt_dsl import ir
 from kpt_dsl.dtypes import f16
 from kpt_dsl.space.config import Config
 from kpt_dsl.space.facts import Axes, Facts, Product
-from kpt_dsl.space.instructions import instructions
 from kpt_dsl.space.space import Knobs
 from kpt_dsl.space.tpu.sizes import TpuSizes, block_unit
 from kpt_dsl.targets import Target
@@ -81,7 +80,7 @@ def seconds(facts: Facts, target: Target, config: Config) -> float:
     for scope, steps in enumerate(sizes.steps):
         products = [p for p in facts.products if p.scope == scope]
         matrix = sum(map(sizes.flops, products)) / min((target.peak(p.dtype.name) for p in products), default=1.0)
-        vector = sum(sizes.padded(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
+        vector = sum(sizes.padded(a.axes) * a.instructions for a in facts.arithmetic if a.scope == scope)
         vector += sum(sizes.padded((p.m, p.n)) for p in products if p.carried)
         copies = sum(map(sizes.block_bytes, (a for a in (*facts.loads, *facts.stores) if a.scope == scope)))
         work = max(matrix, vector / (target.vector_flops_per_s / 2), copies / target.bandwidth_bytes_per_s)

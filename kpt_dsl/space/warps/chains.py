@@ -1,22 +1,20 @@
 """First configs and times of chained products (attention) in the warp-specialised schedule. Measured on an H200 and an H100."""
 
 import math
-from functools import lru_cache
 
 from kpt_dsl import ir
 from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
+from kpt_dsl.same import remembered
 from kpt_dsl.space.config import Value
 from kpt_dsl.space.facts import Facts
 from kpt_dsl.space.gpu.model import product_seconds
-from kpt_dsl.space.instructions import instructions
 from kpt_dsl.space.warps.sizes import WarpSizes
 
 MASK = 0.18
 """Words an element that each mask of the author's holds (compiled for sm_90)."""
 MASK_BEYOND = 0.6
 """What the one of lanes beyond the loop holds, which is needed again after the exponentials (compiled for sm_90)."""
-COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 EXPOSED = 0.9
 """Of products and vector work in a step, how much of the lesser one the other does not hide, for one consumer: several hide
@@ -48,13 +46,13 @@ def is_roomy(sizes: WarpSizes) -> bool:
     """Whether registers are left for masks, in steps that have some."""
     facts = sizes.facts
     ragged = any(facts.dims[loop.tile.dim] % sizes.lanes(loop.tile.axis) for loop in facts.loops)
-    compared = sum(op in COMPARISONS for a in facts.arithmetic if a.scope and len(a.axes) == 2 for op in a.operations)
+    compared = sum(a.comparisons for a in facts.arithmetic if a.scope and len(a.axes) == 2)
     masks = MASK * compared + MASK_BEYOND * _is_masked_beyond(facts.kernel, ragged)
     columns = max(sizes.lanes(p.n) for p in facts.products if not p.carried)
     return sizes.registers + sizes.words(columns) * masks <= sizes.granted
 
 
-@lru_cache(maxsize=64)
+@remembered(256)
 def _is_masked_beyond(kernel: ir.Kernel, ragged: bool) -> bool:
     """Whether lanes beyond a loop need a mask that the author has not written; ``ragged``: tiles reach beyond it at all."""
     loops = {loop.tile.axis for loop in ir.tile_loops(kernel.body)}
@@ -67,9 +65,8 @@ def seconds(sizes: WarpSizes) -> float:
     facts, target = sizes.facts, sizes.target
     tensor = vector = 0.0
     for scope, times in enumerate(sizes.steps):
-        tensor += times * sum(product_seconds(sizes, p) for p in facts.products if p.scope == scope)
-        work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
-        vector += times * work / (target.vector_flops_per_s / 2 / target.cores)
+        tensor += times * sum(product_seconds(sizes, p) for p in facts.inside[scope].products)
+        vector += times * sizes.scopes[scope].work / (target.vector_flops_per_s / 2 / target.cores)
     busy = max(tensor, vector) + min(1.0, EXPOSED / sizes.consumers) * min(tensor, vector)
     busy += sum(sizes.steps[1:]) * STEP_SECONDS
     rounds = sizes.programs / target.cores
