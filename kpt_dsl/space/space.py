@@ -200,6 +200,9 @@ class Space:
     @cached_property
     def firsts(self) -> tuple[Config, ...]:
         """The config to begin with, and behind it that of every other variant, the quickest by the model first."""
+        return self._firsts()
+
+    def _firsts(self) -> tuple[Config, ...]:
         candidates = [
             (variant, found)
             for variant in self.variants

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from kpt_dsl import ir
+from kpt_dsl.same import remembered
 
 Loops = Mapping[str, ir.Tile | ir.Each]
 """The loop variables in scope, by name."""
@@ -33,20 +34,15 @@ def mean_steps(
 ) -> float:
     """Mean number of turns that the loop makes."""
     block = blocks.get(loop.tile.block, 1) if isinstance(loop.over, ir.Tile) else 1
-    return fmean(
-        math.ceil(stop / block) - math.floor(start / block) if stop > start else 0
-        for start, stop in _spans(loop, loops, dims, blocks, samples)
-    )
+    spans = _spans(loop, loops, dims, blocks, samples)
+    return fmean([math.ceil(stop / block) - math.floor(start / block) if stop > start else 0 for start, stop in spans])
 
 
 def _spans(
     loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> Iterator[tuple[float, float]]:
     bounds = (loop.start, loop.stop)
-    inside = [node for bound in bounds for node in ir.walk(bound)]
-    named = {n.tile for n in inside if isinstance(n, ir.Start | ir.Stop)}
-    named |= {n.name for n in inside if isinstance(n, ir.Index)}
-    mentioned = sorted(named & loops.keys())
+    mentioned = sorted(_mentioned(loop) & loops.keys())
     choices = [_positions(loops[name], dims, blocks, samples) for name in mentioned]
     extent = float(dims[loop.over.dim])
     for at in itertools.product(*choices):
@@ -54,6 +50,15 @@ def _spans(
         start, stop = (known.value(bound) for bound in bounds)
         start = 0.0 if start is None else min(max(0.0, start), extent)
         yield start, max(start, extent if stop is None else min(extent, stop))
+
+
+@remembered(1024)
+def _mentioned(loop: ir.For) -> set[str]:
+    """The loop variables that its bounds speak of."""
+    inside = [node for bound in (loop.start, loop.stop) for node in ir.walk(bound)]
+    return {n.tile for n in inside if isinstance(n, ir.Start | ir.Stop)} | {
+        n.name for n in inside if isinstance(n, ir.Index)
+    }
 
 
 def _positions(

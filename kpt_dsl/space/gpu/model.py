@@ -67,12 +67,33 @@ def seconds(sizes: GpuSizes) -> float:
     crowded = PRESSURE_COST * max(0.0, sizes.pressure - COMFORTABLE_PRESSURE)
     if sizes.facts.uneven and sizes.shared_bytes > COMFORTABLE_SHARED * sizes.target.shared_bytes:
         crowded += 1
-    held = 0.0
+    held = _held(sizes)
     if not sizes.facts.products:
-        widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
-        held = HOLDING_COST * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES))
         held += FURTHER_AHEAD * max(0, sizes.stages - 1 - ROWS_AHEAD)
     return _roofline(sizes) * (1 + crowded + held)
+
+
+def at_least(sizes: GpuSizes) -> float:
+    """No more than the seconds of any config with these tiles and warps, whose pipeline is as deep or deeper, whatever its
+    other knobs are; quickly."""
+    target = sizes.target
+    steps = [(_Step.of(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
+    tensor = sum(step.tensor * times for step, times in steps)
+    vector = sum(step.vector * times for step, times in steps)
+    traffic = sum(step.fetch * times for step, times in steps)
+    alone = sum(step.at_least * times for step, times in steps)
+    each = _both(max(tensor, vector) + OVERLAP * min(tensor, vector), traffic)
+    rounds = sizes.programs / target.cores
+    run = max(each * (rounds if sizes.facts.uneven else math.ceil(rounds)), alone)
+    return _both(run, sizes.compulsory_seconds) * (1 + _held(sizes))
+
+
+def _held(sizes: GpuSizes) -> float:
+    """How much threads lose that hold more or less of a tile than they load at once."""
+    if sizes.facts.products:
+        return 0.0
+    widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
+    return HOLDING_COST * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES))
 
 
 def _roofline(sizes: GpuSizes) -> float:
@@ -83,7 +104,8 @@ def _roofline(sizes: GpuSizes) -> float:
     traffic = sum(step.fetch * times for step, times in steps)
     pipelined = (s for s, (step, _) in enumerate(steps) if s and (step.tensor or sizes.facts.shared_out(s)))
     fill = LAUNCH + sum(MEMORY_LATENCY for _ in pipelined)
-    alone = (0.0 if sizes.config.get("persistent") else fill) + sum(step.alone * times for step, times in steps)
+    alone = 0.0 if sizes.config.get("persistent") else fill
+    alone += sum(step.alone(sizes) * times for step, times in steps)
 
     def batch(programs: int) -> float:
         """Programs that share one core."""
@@ -129,8 +151,14 @@ class _Step:
     vector: float
     fetch: float
     """On the path between the core and L2."""
-    alone: float
-    """When no other program shares the core: products, vector work and loads of a step wait for each other."""
+    busy: float
+    """In both units, when no other program shares the core, sums included."""
+    moved: int
+    """Bytes that are read and written."""
+    around: float
+    """On barriers and addresses."""
+    is_stream: bool
+    is_pipelined: bool
 
     @staticmethod
     def of(sizes: GpuSizes, scope: Scope) -> "_Step":
@@ -143,16 +171,26 @@ class _Step:
         fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
         streams = facts.shared_out(scope)
         waits, exchanged = _sums(sizes, scope) if streams else (0, 0)
-
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
         busy += (waits * REDUCTION + exchanged * EXCHANGE) / target.clock_hz
-        # A stream's rows come from device memory, of whose bandwidth each program has its share.
-        share = target.bandwidth_bytes_per_s / target.cores / sizes.resident
-        arrive = MEMORY_LATENCY + (moved / share if streams else fetch) if moved else 0.0
-        ahead = sizes.stages - 1 if streams or (products and scope) else 0
-        alone = max(busy, fetch, arrive / ahead) if ahead else busy + arrive
         lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
-        return _Step(tensor, vector, fetch, alone + lines * STEP / target.clock_hz)
+        around = lines * STEP / target.clock_hz
+        return _Step(tensor, vector, fetch, busy, moved, around, streams, streams or bool(products and scope))
+
+    def alone(self, sizes: GpuSizes) -> float:
+        """Seconds when no other program shares the core: products, vector work and loads of a step wait for each other."""
+        # A stream's rows come from device memory, of whose bandwidth each program has its share.
+        share = sizes.target.bandwidth_bytes_per_s / sizes.target.cores / sizes.resident
+        arrive = MEMORY_LATENCY + (self.moved / share if self.is_stream else self.fetch) if self.moved else 0.0
+        ahead = sizes.stages - 1 if self.is_pipelined else 0
+        return (max(self.busy, self.fetch, arrive / ahead) if ahead else self.busy + arrive) + self.around
+
+    @property
+    def at_least(self) -> float:
+        """Of that, what is left in a pipeline of any depth."""
+        if self.is_pipelined:
+            return (self.busy if self.is_stream else max(self.busy, self.fetch)) + self.around
+        return self.busy + (MEMORY_LATENCY + self.fetch if self.moved else 0.0) + self.around
 
 
 def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:

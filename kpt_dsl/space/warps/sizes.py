@@ -1,12 +1,14 @@
 """What a warp-specialised config asks of a chip: registers of the threads that multiply, shared memory of a whole program."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from kpt_dsl import ir
-from kpt_dsl.space.config import Config
+from kpt_dsl.space.config import Value
 from kpt_dsl.space.facts import Access, Facts
 from kpt_dsl.space.gpu.sizes import GpuSizes
+from kpt_dsl.space.sized import of_tiles
 from kpt_dsl.targets import Target
 
 PRODUCER_REGISTERS = 24
@@ -24,19 +26,19 @@ class WarpSizes(GpuSizes):
     """Sizes of a whole program: its tile of rows is what all consumers hold together."""
 
     @staticmethod
-    def of(facts: Facts, target: Target, config: Config) -> "WarpSizes":
+    def of(facts: Facts, target: Target, config: Mapping[str, Value]) -> "WarpSizes":
         """Those of a config, where a block of rows is what one consumer holds."""
         row = row_of(facts)
         assert row is not None
         block, consumers = facts.block_of[row], int(config["consumers"])
         whole = {block: int(config[block]) * consumers, "num_warps": CONSUMER_WARPS * consumers}
-        return WarpSizes(facts, target, config | whole)
+        return WarpSizes(facts, target, {**config, **whole})
 
     @property
     def consumers(self) -> int:
         return int(self.config["consumers"])
 
-    @cached_property
+    @of_tiles
     def rows(self) -> int:
         """Rows of one consumer."""
         row = row_of(self.facts)
@@ -57,7 +59,7 @@ class WarpSizes(GpuSizes):
         """Registers that a thread has before they are shared out anew."""
         return self.target.registers // (PRODUCER_THREADS + self.consumers * CONSUMER_THREADS)
 
-    @cached_property
+    @of_tiles
     def registers(self) -> int:
         """Registers of a thread that multiplies: the results of its products, and the left side that stays there."""
         words = 0
