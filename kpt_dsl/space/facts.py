@@ -113,6 +113,12 @@ class Inside:
     stores: tuple[Access, ...]
     products: tuple[Product, ...]
     arithmetic: tuple[Arithmetic, ...]
+    apart: tuple[Access, ...]
+    """Loads and stores of tiles that not all programs have alike."""
+    again: tuple[Access, ...]
+    """The tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""
+    streams: bool
+    """It is a loop over a program's share of a dim, without products: rows stream through it."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,17 @@ class Facts(Read):
     def inside(self) -> tuple[Inside, ...]:
         """What is in each scope."""
 
-        def here(found: tuple[_Placed, ...], scope: Scope) -> tuple[_Placed, ...]:
+        def here(found: tuple[_Placed, ...]) -> tuple[_Placed, ...]:
             return tuple(one for one in found if one.scope == scope)
 
-        every = (self.loads, self.stores, self.products, self.arithmetic)
-        return tuple(Inside(*(here(found, scope) for found in every)) for scope in range(len(self.loops) + 1))
+        scopes = []
+        for scope in range(len(self.loops) + 1):
+            loads, stores = here(self.loads), here(self.stores)
+            apart = tuple(access for access in (*loads, *stores) if not self._is_common(access))
+            again = self._read_again(scope, loads)
+            products, arithmetic = here(self.products), here(self.arithmetic)
+            scopes.append(Inside(loads, stores, products, arithmetic, apart, again, self._streams(scope)))
+        return tuple(scopes)
 
     @cached_property
     def dims(self) -> dict[str, int]:
@@ -166,7 +178,7 @@ class Facts(Read):
         """Elements along the whole dim of an axis."""
         return 1 if axis == ir.UNIT else self.dims[axis.dim]
 
-    def is_common(self, access: Access) -> bool:
+    def _is_common(self, access: Access) -> bool:
         """Whether every program reads the same tiles there: no index depends on where the program stands."""
         mine = {tile.axis for tile in self.grid_tiles} | self.streamed
         return len(access.axes) == len(access.tensor.dims) and mine.isdisjoint(access.axes)
@@ -177,28 +189,24 @@ class Facts(Read):
         bounds = (node for loop in self.loops for bound in (loop.start, loop.stop) for node in ir.walk(bound))
         return any(isinstance(node, ir.Start | ir.Stop | ir.Load) for node in bounds)
 
-    def shared_out(self, scope: Scope) -> bool:
-        """Whether a scope is a loop over a program's share of a dim, without products: rows stream through it."""
+    def _streams(self, scope: Scope) -> bool:
         return bool(scope) and self.loops[scope - 1].share and not self.products
 
     @cached_property
     def streamed(self) -> frozenset[ir.Axis]:
-        """The axes along which such loops go."""
-        return frozenset(loop.tile.axis for scope, loop in enumerate(self.loops, 1) if self.shared_out(scope))
+        """The axes along which rows stream."""
+        return frozenset(loop.tile.axis for scope, loop in enumerate(self.loops, 1) if self._streams(scope))
 
     @property
     def streams(self) -> bool:
-        """Whether there is such a loop."""
+        """Whether rows stream through a loop."""
         return bool(self.streamed)
 
-    def read_again(self, scope: Scope) -> tuple[Access, ...]:
-        """The tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""
-        if not self.shared_out(scope):
+    def _read_again(self, scope: Scope, loads: tuple[Access, ...]) -> tuple[Access, ...]:
+        if not self._streams(scope):
             return ()
-        count = Counter(load for load in self.loads if load.scope == scope)
-        return tuple(
-            load for load, times in count.items() if times > 1 and self.loops[scope - 1].tile.axis in load.axes
-        )
+        along = self.loops[scope - 1].tile.axis
+        return tuple(load for load, times in Counter(loads).items() if times > 1 and along in load.axes)
 
     @cached_property
     def summed_down(self) -> frozenset[ir.Axis]:

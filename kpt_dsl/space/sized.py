@@ -67,7 +67,14 @@ class Sized(ABC):
 
     def count(self, axes: Axes) -> int:
         """How many elements a tile has, padding included."""
-        return math.prod([self.lanes(axis) for axis in axes])
+        found = self._counts.get(axes)
+        if found is None:
+            found = self._counts[axes] = math.prod([self.lanes(axis) for axis in axes])
+        return found
+
+    @of_tiles
+    def _counts(self) -> dict[Axes, int]:
+        return {}
 
     def bytes(self, access: Access) -> int:
         """Of a tile that is read or written."""

@@ -6,7 +6,7 @@ The constants are round figures from the sources named; a model this small is ri
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kpt_dsl.space.facts import Product, Scope
 from kpt_dsl.space.gpu import registers
@@ -102,7 +102,7 @@ def _roofline(sizes: GpuSizes) -> float:
     tensor = sum(step.tensor * times for step, times in steps)
     vector = sum(step.vector * times for step, times in steps)
     traffic = sum(step.fetch * times for step, times in steps)
-    pipelined = (s for s, (step, _) in enumerate(steps) if s and (step.tensor or sizes.facts.shared_out(s)))
+    pipelined = (s for s, (step, _) in enumerate(steps) if s and (step.tensor or step.is_stream))
     fill = LAUNCH + sum(MEMORY_LATENCY for _ in pipelined)
     alone = 0.0 if sizes.config.get("persistent") else fill
     alone += sum(step.alone(sizes) * times for step, times in steps)
@@ -131,7 +131,7 @@ def _memory_seconds(sizes: GpuSizes) -> float:
     streamed: set[str] = set()
     for load in sizes.facts.loads:
         mine = sizes.bytes(load) * sizes.steps[load.scope]
-        if sizes.facts.shared_out(load.scope):  # what such a loop reads again it has read in the same step
+        if sizes.facts.inside[load.scope].streams:  # what such a loop reads again it has read in the same step
             mine *= load.tensor.name not in streamed
             streamed.add(load.tensor.name)
         total += mine
@@ -142,8 +142,7 @@ def _memory_seconds(sizes: GpuSizes) -> float:
     return sizes.compulsory_seconds + again / sizes.target.bandwidth_bytes_per_s
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """Seconds of one step of a loop, or of what is outside all loops, on a core of its own."""
 
     tensor: float
@@ -169,12 +168,11 @@ class _Step:
         tensor = sum(product_seconds(sizes, p) for p in products)
         vector = here.work / (target.vector_flops_per_s / 2 / target.cores)
         fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
-        streams = facts.shared_out(scope)
+        streams = facts.inside[scope].streams
         waits, exchanged = _sums(sizes, scope) if streams else (0, 0)
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
         busy += (waits * REDUCTION + exchanged * EXCHANGE) / target.clock_hz
-        lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
-        around = lines * STEP / target.clock_hz
+        around = math.ceil(here.row_bytes / LINE_BYTES) * STEP / target.clock_hz
         return _Step(tensor, vector, fetch, busy, moved, around, streams, streams or bool(products and scope))
 
     def alone(self, sizes: GpuSizes) -> float:

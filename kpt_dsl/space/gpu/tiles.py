@@ -28,6 +28,8 @@ class InScope:
     again: int
     """Of the tiles that a streaming loop reads more than once a step, the elements."""
     again_bytes: int
+    row_bytes: int
+    """Along k, of the longest operand of its products."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +69,23 @@ class GpuTiles(Sized):
     def _in_scope(self, scope: Scope) -> InScope:
         facts, inside = self.facts, self.facts.inside[scope]
         counts = [self.count(a.axes) for a in inside.arithmetic]
-        accesses = [a for a in (*inside.loads, *inside.stores) if not facts.is_common(a)]
-        again = facts.read_again(scope)
         alive = () if inside.products else facts.alive[scope]
         return InScope(
             work=sum(count * a.instructions for count, a in zip(counts, inside.arithmetic, strict=True)),
             made=max(counts, default=0),
             carried=sum(self.count(kind.shape) for kind in (facts.carried[scope - 1] if scope else ())),
             alive=max((sum(self.count(t.shape) * t.dtype.bytes for t in types) // 4 for types in alive), default=0),
-            moved=sum(map(self.bytes, accesses)),
-            again=sum(self.count(load.axes) for load in again),
-            again_bytes=sum(map(self.bytes, again)),
+            moved=sum(map(self.bytes, inside.apart)),
+            again=sum(self.count(load.axes) for load in inside.again),
+            again_bytes=sum(map(self.bytes, inside.again)),
+            row_bytes=max((self.lanes(p.k) * p.dtype.bytes for p in inside.products), default=1),
         )
 
     @cached_property
     def ahead_bytes(self) -> int:
         """Bytes of the tiles that a streaming loop has on the way for its next steps."""
-        facts = self.facts
-        return (self.stages - 1) * sum(self.bytes(load) for load in facts.loads if facts.shared_out(load.scope))
+        streams = (inside for inside in self.facts.inside if inside.streams)
+        return (self.stages - 1) * sum(self.bytes(load) for inside in streams for load in inside.loads)
 
 
 def least_lanes(facts: Facts, axis: ir.Axis) -> int:
