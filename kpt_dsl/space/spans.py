@@ -8,8 +8,8 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from kpt_dsl import ir
 from kpt_dsl.same import remembered
@@ -41,24 +41,15 @@ def mean_steps(
 def _spans(
     loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> Iterator[tuple[float, float]]:
-    bounds = (loop.start, loop.stop)
-    mentioned = sorted(_mentioned(loop) & loops.keys())
+    named, bounds = _bounds(loop)
+    mentioned = sorted(named & loops.keys())
     choices = [_positions(loops[name], dims, blocks, samples) for name in mentioned]
     extent = float(dims[loop.over.dim])
     for at in itertools.product(*choices):
         known = _Known(dims, blocks, loops, dict(zip(mentioned, at, strict=True)))
-        start, stop = (known.value(bound) for bound in bounds)
+        start, stop = (bound(known) for bound in bounds)
         start = 0.0 if start is None else min(max(0.0, start), extent)
         yield start, max(start, extent if stop is None else min(extent, stop))
-
-
-@remembered(1024)
-def _mentioned(loop: ir.For) -> set[str]:
-    """The loop variables that its bounds speak of."""
-    inside = [node for bound in (loop.start, loop.stop) for node in ir.walk(bound)]
-    return {n.tile for n in inside if isinstance(n, ir.Start | ir.Stop)} | {
-        n.name for n in inside if isinstance(n, ir.Index)
-    }
 
 
 def _positions(
@@ -71,8 +62,7 @@ def _positions(
     return [(start, min(start + block, extent)) for start in starts]
 
 
-@dataclass(frozen=True)
-class _Known:
+class _Known(NamedTuple):
     """What is known of a run: extents, lanes, and where each tile lies."""
 
     dims: Mapping[str, int]
@@ -80,35 +70,66 @@ class _Known:
     loops: Loops
     at: Mapping[str, tuple[float, float]]
 
-    def value(self, node: ir.Expr) -> float | None:
-        """A scalar expression, None where only the run will tell."""
-        match node:
-            case ir.Const():
-                return float(node.value)
-            case ir.Size(dim=dim):
-                return float(self.dims[dim])
-            case ir.Start(tile=tile) if tile in self.at:
-                return self.at[tile][0]
-            case ir.Stop(tile=tile) if tile in self.at:
-                return self.at[tile][1]
-            case ir.Index(name=name) if name in self.at:
-                return self.at[name][0]
-            case ir.Block(tile=tile) if isinstance(loop := self.loops.get(tile), ir.Tile):
-                return float(self.blocks.get(loop.block, 1))
-            case ir.Cast(x=x):
-                return self.value(x)
-            case ir.Unary(op="neg", x=x):
-                inner = self.value(x)
-                return None if inner is None else -inner
-            case ir.Binary(op="max" | "min" as op, a=a, b=b):
-                values = [v for v in (self.value(a), self.value(b)) if v is not None]
-                return None if not values else (max if op == "max" else min)(values)
-            case ir.Binary(op=op, a=a, b=b) if op in _ARITHMETIC:
-                left, right = self.value(a), self.value(b)
-                if left is None or right is None or (right == 0 and op in ("floordiv", "mod")):
-                    return None
-                return _ARITHMETIC[op](left, right)
-        return None
+
+_Value = Callable[[_Known], float | None]
+"""A scalar expression, None where only the run will tell."""
+
+
+@remembered(1024)
+def _bounds(loop: ir.For) -> tuple[set[str], tuple[_Value, _Value]]:
+    """The loop variables that a loop's bounds speak of, and what these come to: read once, for they are asked of every tiling."""
+    inside = [node for bound in (loop.start, loop.stop) for node in ir.walk(bound)]
+    named = {n.tile for n in inside if isinstance(n, ir.Start | ir.Stop)}
+    return named | {n.name for n in inside if isinstance(n, ir.Index)}, (_value(loop.start), _value(loop.stop))
+
+
+def _value(node: ir.Expr) -> _Value:
+    match node:
+        case ir.Const(value=number):
+            return lambda _: float(number)
+        case ir.Size(dim=dim):
+            return lambda known: float(known.dims[dim])
+        case ir.Start(tile=name) | ir.Index(name=name):
+            return lambda known: known.at[name][0] if name in known.at else None
+        case ir.Stop(tile=name):
+            return lambda known: known.at[name][1] if name in known.at else None
+        case ir.Block(tile=name):
+            return lambda known: _lanes(known.loops.get(name), known.blocks)
+        case ir.Cast(x=x):
+            return _value(x)
+        case ir.Unary(op="neg", x=x):
+            return _computed(operator.neg, _value(x))
+        case ir.Binary(op="max" | "min" as op, a=a, b=b):
+            return _extreme(max if op == "max" else min, _value(a), _value(b))
+        case ir.Binary(op="floordiv" | "mod" as op, a=a, b=b):
+            return _computed(_ARITHMETIC[op], _value(a), _nonzero(_value(b)))
+        case ir.Binary(op=op, a=a, b=b) if op in _ARITHMETIC:
+            return _computed(_ARITHMETIC[op], _value(a), _value(b))
+    return lambda _: None
+
+
+def _lanes(loop: ir.Tile | ir.Each | None, blocks: Mapping[str, int]) -> float | None:
+    return float(blocks.get(loop.block, 1)) if isinstance(loop, ir.Tile) else None
+
+
+def _computed(operation: Callable[..., float], *parts: _Value) -> _Value:
+    def value(known: _Known) -> float | None:
+        values = [part(known) for part in parts]
+        return None if None in values else operation(*values)
+
+    return value
+
+
+def _extreme(operation: Callable[[list[float]], float], *parts: _Value) -> _Value:
+    def value(known: _Known) -> float | None:
+        values = [v for part in parts if (v := part(known)) is not None]
+        return operation(values) if values else None
+
+    return value
+
+
+def _nonzero(part: _Value) -> _Value:
+    return lambda known: part(known) or None
 
 
 _ARITHMETIC: Mapping[str, Callable[[float, float], float]] = {

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,8 +45,8 @@ def _read(body: list[ast.stmt], made: set[str], found: dict[str, None]) -> None:
     """Add the names that statements read before anything gives them a value, in order of appearance."""
     for stmt in body:
         inner = stmt.body if isinstance(stmt, ast.For | ast.If) else []
-        inside = {n for s in inner for n in ast.walk(s)}
-        names = [n for n in ast.walk(stmt) if isinstance(n, ast.Name) and n not in inside]
+        outside = [v for name, v in ast.iter_fields(stmt) if name != "body"] if inner else [stmt]
+        names = list(_names(outside))
         names.sort(key=lambda n: (n.lineno, n.col_offset))
         updated = {stmt.target.id} if isinstance(stmt, ast.AugAssign) and isinstance(stmt.target, ast.Name) else set()
         found |= dict.fromkeys(
@@ -53,6 +54,17 @@ def _read(body: list[ast.stmt], made: set[str], found: dict[str, None]) -> None:
         )
         made |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
         _read(inner, made, found)
+
+
+def _names(nodes: Iterable[object]) -> Iterator[ast.Name]:
+    """The names anywhere in some parts of a program."""
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            yield node
+        elif isinstance(node, list):
+            yield from _names(node)
+        elif isinstance(node, ast.AST):
+            yield from _names([getattr(node, name) for name in node._fields])
 
 
 def define(scope: Scope, out: Writer) -> None:
