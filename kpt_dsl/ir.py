@@ -12,7 +12,6 @@ with fixed tile sizes, by writing ``Valid`` masks where they cannot be proven ne
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from operator import is_
 from pathlib import Path
 from typing import Literal
@@ -397,16 +396,14 @@ class Kernel:
 
 
 # ------------------------------------------------------------------ walking and rebuilding
-@cache
-def _inner(kind: type[Expr]) -> tuple[str, ...]:
-    """The fields of a kind of expression that hold expressions."""
-    return tuple(f.name for f in fields(kind) if "Expr" in str(f.type))
+_INNER = {kind: tuple(f.name for f in fields(kind) if "Expr" in str(f.type)) for kind in Expr.__subclasses__()}
+"""The fields of each kind of expression that hold expressions."""
 
 
 def children(node: Expr) -> tuple[Expr, ...]:
     """The expressions directly inside an expression, scalar indices of a load included."""
     found: list[Expr] = []
-    for name in _inner(type(node)):
+    for name in _INNER[type(node)]:
         value = getattr(node, name)
         if isinstance(value, Expr):
             found.append(value)
@@ -472,7 +469,7 @@ def with_children(node: Expr, new: tuple[Expr, ...]) -> Expr:
         return node
     it = iter(new)
     changes: dict[str, object] = {}
-    for name in _inner(type(node)):
+    for name in _INNER[type(node)]:
         value = getattr(node, name)
         if isinstance(value, Expr):
             changes[name] = next(it)

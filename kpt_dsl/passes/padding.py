@@ -206,10 +206,9 @@ class _Guard:
     def fails(self, node: ir.Binary, position: int) -> bool:
         """Whether a comparison is false in the padding along a position."""
         axis = node.type.shape[position]
-        if (beyond := self.beyond.get(axis)) is None:
+        if (beyond := self.beyond.get(axis)) is None or not isinstance(plain := self.plain(node), ir.Binary):
             return False
-        plain = self.plain(node)
-        return isinstance(plain, ir.Binary) and beyond.fails(plain, Lane(axis, position))
+        return beyond.fails(plain, Lane(axis, position))
 
     def chosen(self, node: ir.Where, pads: list[Pads]) -> Pads:
         found: dict[int, Held] = {}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
 from kpt_dsl.dtypes import DType
@@ -68,19 +68,10 @@ class Arithmetic:
     operations: tuple[str, ...]
     axes: Axes
     scope: Scope
-
-    @cached_property
-    def instructions(self) -> int:
-        """Of one element, in instructions of plain arithmetic."""
-        return instructions(self.operations)
-
-    @cached_property
-    def comparisons(self) -> int:
-        """How many masks it makes."""
-        return sum(op in COMPARISONS for op in self.operations)
-
-
-_Placed = TypeVar("_Placed", Access, Product, Arithmetic)
+    instructions: int
+    """Of one element, in instructions of plain arithmetic."""
+    comparisons: int
+    """How many of the operations compare."""
 
 
 @dataclass(frozen=True)
@@ -106,42 +97,10 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Inside:
-    """What stands directly in one scope."""
-
-    loads: tuple[Access, ...]
-    stores: tuple[Access, ...]
-    products: tuple[Product, ...]
-    arithmetic: tuple[Arithmetic, ...]
-    apart: tuple[Access, ...]
-    """Loads and stores of tiles that not all programs have alike."""
-    again: tuple[Access, ...]
-    """The tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""
-    streams: bool
-    """It is a loop over a program's share of a dim, without products: rows stream through it."""
-
-
-@dataclass(frozen=True)
 class Facts(Read):
     """The facts of one specialisation; ``problem`` gives extents, strides and alignment, ``kernel`` its IR."""
 
     problem: "Problem"
-
-    @cached_property
-    def inside(self) -> tuple[Inside, ...]:
-        """What is in each scope."""
-
-        def here(found: tuple[_Placed, ...]) -> tuple[_Placed, ...]:
-            return tuple(one for one in found if one.scope == scope)
-
-        scopes = []
-        for scope in range(len(self.loops) + 1):
-            loads, stores = here(self.loads), here(self.stores)
-            apart = tuple(access for access in (*loads, *stores) if not self._is_common(access))
-            again = self._read_again(scope, loads)
-            products, arithmetic = here(self.products), here(self.arithmetic)
-            scopes.append(Inside(loads, stores, products, arithmetic, apart, again, self._streams(scope)))
-        return tuple(scopes)
 
     @cached_property
     def dims(self) -> dict[str, int]:
@@ -178,10 +137,14 @@ class Facts(Read):
         """Elements along the whole dim of an axis."""
         return 1 if axis == ir.UNIT else self.dims[axis.dim]
 
-    def _is_common(self, access: Access) -> bool:
+    def is_common(self, access: Access) -> bool:
         """Whether every program reads the same tiles there: no index depends on where the program stands."""
-        mine = {tile.axis for tile in self.grid_tiles} | self.streamed
-        return len(access.axes) == len(access.tensor.dims) and mine.isdisjoint(access.axes)
+        return len(access.axes) == len(access.tensor.dims) and self._placed.isdisjoint(access.axes)
+
+    @cached_property
+    def _placed(self) -> frozenset[ir.Axis]:
+        """The axes whose tiles lie elsewhere in each program."""
+        return self.streamed.union(tile.axis for tile in self.grid_tiles)
 
     @cached_property
     def uneven(self) -> bool:
@@ -189,24 +152,28 @@ class Facts(Read):
         bounds = (node for loop in self.loops for bound in (loop.start, loop.stop) for node in ir.walk(bound))
         return any(isinstance(node, ir.Start | ir.Stop | ir.Load) for node in bounds)
 
-    def _streams(self, scope: Scope) -> bool:
+    def shared_out(self, scope: Scope) -> bool:
+        """Whether a scope is a loop over a program's share of a dim, without products: rows stream through it."""
         return bool(scope) and self.loops[scope - 1].share and not self.products
 
     @cached_property
     def streamed(self) -> frozenset[ir.Axis]:
-        """The axes along which rows stream."""
-        return frozenset(loop.tile.axis for scope, loop in enumerate(self.loops, 1) if self._streams(scope))
+        """The axes along which such loops go."""
+        return frozenset(loop.tile.axis for scope, loop in enumerate(self.loops, 1) if self.shared_out(scope))
 
     @property
     def streams(self) -> bool:
-        """Whether rows stream through a loop."""
+        """Whether there is such a loop."""
         return bool(self.streamed)
 
-    def _read_again(self, scope: Scope, loads: tuple[Access, ...]) -> tuple[Access, ...]:
-        if not self._streams(scope):
+    def read_again(self, scope: Scope) -> tuple[Access, ...]:
+        """The tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""
+        if not self.shared_out(scope):
             return ()
-        along = self.loops[scope - 1].tile.axis
-        return tuple(load for load, times in Counter(loads).items() if times > 1 and along in load.axes)
+        count = Counter(load for load in self.loads if load.scope == scope)
+        return tuple(
+            load for load, times in count.items() if times > 1 and self.loops[scope - 1].tile.axis in load.axes
+        )
 
     @cached_property
     def summed_down(self) -> frozenset[ir.Axis]:
@@ -256,7 +223,7 @@ def _read(kernel: ir.Kernel) -> Read:
         loads=tuple(reader.loads),
         stores=tuple(reader.stores),
         products=tuple(reader.products),
-        arithmetic=tuple(Arithmetic(tuple(ops), axes, scope) for (axes, scope), ops in reader.arithmetic.items()),
+        arithmetic=tuple(_arithmetic(tuple(ops), *where) for where, ops in reader.arithmetic.items()),
         loops=tuple(reader.loops),
         outer=tuple(reader.outer),
         carried=tuple(reader.carried),
@@ -264,6 +231,10 @@ def _read(kernel: ir.Kernel) -> Read:
         alive=tuple(tuple(_alive(body)) for body in bodies),
         reductions=tuple(tuple(e for e in ir.every_expr(body) if isinstance(e, ir.Reduce)) for body in bodies),
     )
+
+
+def _arithmetic(operations: tuple[str, ...], axes: Axes, scope: Scope) -> Arithmetic:
+    return Arithmetic(operations, axes, scope, instructions(operations), sum(op in COMPARISONS for op in operations))
 
 
 def _alive(body: tuple[ir.Stmt, ...]) -> Iterator[tuple[ir.Type, ...]]:

@@ -3,31 +3,16 @@ machine is in the classes derived from it."""
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import ClassVar, Self
 
 from kpt_dsl import ir
 from kpt_dsl.space.config import Value
 from kpt_dsl.space.facts import Access, Axes, Facts
 from kpt_dsl.space.spans import mean_steps
 from kpt_dsl.targets import Target
-
-T = TypeVar("T")
-
-
-class of_tiles(cached_property[T]):  # noqa: N801 (a decorator)
-    """A property that follows from the lengths of tiles alone: computed once for all sizes ``having`` the same."""
-
-    def __get__(self, sizes: "Sized | None", owner: type | None = None) -> Any:
-        if sizes is None:
-            return self
-        known, name = sizes.known, str(self.attrname)
-        if name not in known:
-            known[name] = self.func(sizes)
-        sizes.__dict__[name] = known[name]
-        return known[name]
 
 
 @dataclass(frozen=True)
@@ -38,20 +23,18 @@ class Sized(ABC):
     target: Target
     config: Mapping[str, Value]
 
+    OF_TILES: ClassVar[tuple[str, ...]] = ("_lanes", "_counts", "blocks", "programs", "steps", "compulsory_seconds")
+    """What only depends on the tiles."""
+
     @abstractmethod
     def whole(self, axis: ir.Axis) -> int:
         """How many lanes an axis has that spans its whole dim."""
 
     def having(self, knobs: Mapping[str, Value]) -> Self:
-        """The same tiles with some other knobs; what only depends on the tiles is not computed again."""
+        """The same tiles with some other knobs; what depends on the tiles alone is not computed again."""
         other = replace(self, config={**self.config, **knobs})
-        other.__dict__["known"] = self.known
+        other.__dict__.update({name: getattr(self, name) for name in self.OF_TILES})
         return other
-
-    @cached_property
-    def known(self) -> dict[str, Any]:
-        """What was found to follow from the tiles."""
-        return {}
 
     def lanes(self, axis: ir.Axis) -> int:
         """How many lanes an axis has."""
@@ -61,7 +44,7 @@ class Sized(ABC):
             found = self._lanes[axis] = self.whole(axis) if block is None else self.blocks[block]
         return found
 
-    @of_tiles
+    @cached_property
     def _lanes(self) -> dict[ir.Axis, int]:
         return {ir.UNIT: 1}
 
@@ -72,7 +55,7 @@ class Sized(ABC):
             found = self._counts[axes] = math.prod([self.lanes(axis) for axis in axes])
         return found
 
-    @of_tiles
+    @cached_property
     def _counts(self) -> dict[Axes, int]:
         return {}
 
@@ -80,11 +63,11 @@ class Sized(ABC):
         """Of a tile that is read or written."""
         return self.count(access.axes) * access.tensor.dtype.bytes
 
-    @of_tiles
+    @cached_property
     def blocks(self) -> dict[str, int]:
         return {block: int(self.config[block]) for block in self.facts.blocks}
 
-    @of_tiles
+    @cached_property
     def programs(self) -> int:
         """How many programs the grid has."""
         grid = self.facts.kernel.grid
@@ -99,7 +82,7 @@ class Sized(ABC):
         """How many turns a loop over its whole dim makes."""
         return self.tiles(loop.over) if isinstance(loop.over, ir.Tile) else self.facts.dims[loop.over.dim]
 
-    @of_tiles
+    @cached_property
     def compulsory_seconds(self) -> float:
         """The least that the products and the bytes of every tensor can take."""
         facts, target = self.facts, self.target
@@ -109,7 +92,7 @@ class Sized(ABC):
         )
         return max(moved / target.bandwidth_bytes_per_s, products * self.programs)
 
-    @of_tiles
+    @cached_property
     def steps(self) -> tuple[float, ...]:
         """How often, on average, a program runs what is in each scope."""
         found = [1.0]

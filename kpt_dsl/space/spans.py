@@ -7,7 +7,8 @@ out of ``min`` and ``max``, which gives the longest loop that the known parts al
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
@@ -45,8 +46,9 @@ def _spans(
     mentioned = sorted(named & loops.keys())
     choices = [_positions(loops[name], dims, blocks, samples) for name in mentioned]
     extent = float(dims[loop.over.dim])
+    lanes = {name: blocks.get(tile.block, 1) for name, tile in loops.items() if isinstance(tile, ir.Tile)}
     for at in itertools.product(*choices):
-        known = _Known(dims, blocks, loops, dict(zip(mentioned, at, strict=True)))
+        known = _Known(dims, lanes, dict(zip(mentioned, at, strict=True)))
         start, stop = (bound(known) for bound in bounds)
         start = 0.0 if start is None else min(max(0.0, start), extent)
         yield start, max(start, extent if stop is None else min(extent, stop))
@@ -63,11 +65,10 @@ def _positions(
 
 
 class _Known(NamedTuple):
-    """What is known of a run: extents, lanes, and where each tile lies."""
+    """What is known of a run: extents, the lanes of each tile, and where tiles lie."""
 
     dims: Mapping[str, int]
-    blocks: Mapping[str, int]
-    loops: Loops
+    lanes: Mapping[str, int]
     at: Mapping[str, tuple[float, float]]
 
 
@@ -77,7 +78,7 @@ _Value = Callable[[_Known], float | None]
 
 @remembered(1024)
 def _bounds(loop: ir.For) -> tuple[set[str], tuple[_Value, _Value]]:
-    """The loop variables that a loop's bounds speak of, and what these come to: read once, for they are asked of every tiling."""
+    """The loop variables that a loop's bounds speak of, and the bounds: read once, for every tiling asks for them."""
     inside = [node for bound in (loop.start, loop.stop) for node in ir.walk(bound)]
     named = {n.tile for n in inside if isinstance(n, ir.Start | ir.Stop)}
     return named | {n.name for n in inside if isinstance(n, ir.Index)}, (_value(loop.start), _value(loop.stop))
@@ -94,45 +95,25 @@ def _value(node: ir.Expr) -> _Value:
         case ir.Stop(tile=name):
             return lambda known: known.at[name][1] if name in known.at else None
         case ir.Block(tile=name):
-            return lambda known: _lanes(known.loops.get(name), known.blocks)
+            return lambda known: known.lanes.get(name)
         case ir.Cast(x=x):
             return _value(x)
-        case ir.Unary(op="neg", x=x):
-            return _computed(operator.neg, _value(x))
-        case ir.Binary(op="max" | "min" as op, a=a, b=b):
-            return _extreme(max if op == "max" else min, _value(a), _value(b))
-        case ir.Binary(op="floordiv" | "mod" as op, a=a, b=b):
-            return _computed(_ARITHMETIC[op], _value(a), _nonzero(_value(b)))
-        case ir.Binary(op=op, a=a, b=b) if op in _ARITHMETIC:
-            return _computed(_ARITHMETIC[op], _value(a), _value(b))
+        case ir.Unary(op=op) | ir.Binary(op=op) if op in ("max", "min", *_ARITHMETIC):
+            return partial(_computed, op, [_value(x) for x in ir.children(node)])
     return lambda _: None
 
 
-def _lanes(loop: ir.Tile | ir.Each | None, blocks: Mapping[str, int]) -> float | None:
-    return float(blocks.get(loop.block, 1)) if isinstance(loop, ir.Tile) else None
+def _computed(op: str, parts: Sequence[_Value], known: _Known) -> float | None:
+    values = [value for part in parts if (value := part(known)) is not None]
+    if op in ("max", "min"):
+        return (max if op == "max" else min)(values) if values else None
+    if len(values) < len(parts) or (values[-1] == 0 and op in ("floordiv", "mod")):
+        return None
+    return _ARITHMETIC[op](*values)
 
 
-def _computed(operation: Callable[..., float], *parts: _Value) -> _Value:
-    def value(known: _Known) -> float | None:
-        values = [part(known) for part in parts]
-        return None if None in values else operation(*values)
-
-    return value
-
-
-def _extreme(operation: Callable[[list[float]], float], *parts: _Value) -> _Value:
-    def value(known: _Known) -> float | None:
-        values = [v for part in parts if (v := part(known)) is not None]
-        return operation(values) if values else None
-
-    return value
-
-
-def _nonzero(part: _Value) -> _Value:
-    return lambda known: part(known) or None
-
-
-_ARITHMETIC: Mapping[str, Callable[[float, float], float]] = {
+_ARITHMETIC: Mapping[str, Callable[..., float]] = {
+    "neg": operator.neg,
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,

@@ -3,7 +3,6 @@
 import ast
 import builtins
 import textwrap
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,8 +44,8 @@ def _read(body: list[ast.stmt], made: set[str], found: dict[str, None]) -> None:
     """Add the names that statements read before anything gives them a value, in order of appearance."""
     for stmt in body:
         inner = stmt.body if isinstance(stmt, ast.For | ast.If) else []
-        outside = [v for name, v in ast.iter_fields(stmt) if name != "body"] if inner else [stmt]
-        names = list(_names(outside))
+        outside = [node for node in ast.iter_child_nodes(stmt) if node not in inner]
+        names = [n for node in outside for n in ast.walk(node) if isinstance(n, ast.Name)]
         names.sort(key=lambda n: (n.lineno, n.col_offset))
         updated = {stmt.target.id} if isinstance(stmt, ast.AugAssign) and isinstance(stmt.target, ast.Name) else set()
         found |= dict.fromkeys(
@@ -54,17 +53,6 @@ def _read(body: list[ast.stmt], made: set[str], found: dict[str, None]) -> None:
         )
         made |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
         _read(inner, made, found)
-
-
-def _names(nodes: Iterable[object]) -> Iterator[ast.Name]:
-    """The names anywhere in some parts of a program."""
-    for node in nodes:
-        if isinstance(node, ast.Name):
-            yield node
-        elif isinstance(node, list):
-            yield from _names(node)
-        elif isinstance(node, ast.AST):
-            yield from _names([getattr(node, name) for name in node._fields])
 
 
 def define(scope: Scope, out: Writer) -> None:

@@ -3,10 +3,10 @@
 Tile sizes, warps and pipeline depth are searched, for they trade against each other; the rest follows from them by rule.
 """
 
-import itertools
 from collections.abc import Iterator
+from operator import itemgetter
 
-from kpt_dsl.space.config import Config, Value
+from kpt_dsl.space.config import Config, Value, points
 from kpt_dsl.space.facts import Facts
 from kpt_dsl.space.gpu import legal, model
 from kpt_dsl.space.gpu.model import PARTITIONS
@@ -54,9 +54,8 @@ def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> C
     Candidates are looked at in the order of what they take at least, as long as that is less than the best one takes.
     """
     found: tuple[float, int, GpuSizes] | None = None
-    threads = [(model.at_least(sizes), sizes) for sizes in _threads(facts, target, knobs)]
-    for place in sorted(range(len(threads)), key=lambda place: threads[place][0]):
-        least, sizes = threads[place]
+    threads = [(model.at_least(sizes), place, sizes) for place, sizes in enumerate(_threads(facts, target, knobs))]
+    for least, place, sizes in sorted(threads, key=itemgetter(0)):
         if found is not None and least > found[0] * (1 + CLOSE):
             break
         if legal.why_bad_threads(sizes) is None:
@@ -66,8 +65,8 @@ def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> C
                     found = time, place, candidate
     if found is not None:
         return Config(found[2].config)
-    everything = (Config(dict(zip(knobs, values, strict=True))) for values in itertools.product(*knobs.values()))
-    return next((c for c in everything if legal.why_illegal(GpuSizes(facts, target, c)) is None), None)
+    everything = (GpuSizes(facts, target, point) for point in points(knobs))
+    return next((Config(sizes.config) for sizes in everything if legal.why_illegal(sizes) is None), None)
 
 
 def _overfull(sizes: GpuSizes) -> bool:
@@ -86,20 +85,16 @@ def _threads(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) 
     The first of equals wins, so larger tiles come first, and fewer warps, down to those that keep a core busy.
     """
     least = {name: values[0] for name, values in knobs.items()}
-    worth = [_worth_trying(facts, target, name, knobs[name])[::-1] for name in facts.blocks]
-    for blocks in itertools.product(*worth):
-        tiles = GpuSizes(facts, target, least | dict(zip(facts.blocks, blocks, strict=True)))
+    for blocks in points({name: _worth_trying(facts, target, name, knobs[name])[::-1] for name in facts.blocks}):
+        tiles = GpuSizes(facts, target, least | blocks)
         for warps in _worth_trying(facts, target, "num_warps", knobs["num_warps"]):
             yield tiles.having({"num_warps": warps})
 
 
 def _candidates(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
     """Legal points with the same tiles and warps, the least pipeline first, each completed by rule."""
-    deep: list[dict[str, Value]] = [{}]
-    if "num_stages" in knobs:
-        worth = _worth_trying(sizes.facts, sizes.target, "num_stages", knobs["num_stages"])
-        deep = [{"num_stages": depth} for depth in worth]
-    for done in (_completed(sizes.having(depth), knobs) for depth in deep):
+    searched = {n: _worth_trying(sizes.facts, sizes.target, n, knobs[n]) for n in ("num_stages",) if n in knobs}
+    for done in (_completed(sizes.having(depth), knobs) for depth in points(searched)):
         if legal.why_illegal(done) is None and not _overfull(done):
             yield done
 

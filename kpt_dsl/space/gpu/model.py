@@ -76,16 +76,18 @@ def seconds(sizes: GpuSizes) -> float:
 def at_least(sizes: GpuSizes) -> float:
     """No more than the seconds of any config with these tiles and warps, whose pipeline is as deep or deeper, whatever its
     other knobs are; quickly."""
-    target = sizes.target
-    steps = [(_Step.of(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
-    tensor = sum(step.tensor * times for step, times in steps)
-    vector = sum(step.vector * times for step, times in steps)
-    traffic = sum(step.fetch * times for step, times in steps)
+    steps, (tensor, vector, traffic) = _program(sizes)
     alone = sum(step.at_least * times for step, times in steps)
     each = _both(max(tensor, vector) + OVERLAP * min(tensor, vector), traffic)
-    rounds = sizes.programs / target.cores
+    rounds = sizes.programs / sizes.target.cores
     run = max(each * (rounds if sizes.facts.uneven else math.ceil(rounds)), alone)
     return _both(run, sizes.compulsory_seconds) * (1 + _held(sizes))
+
+
+def _program(sizes: GpuSizes) -> "tuple[list[tuple[_Step, float]], list[float]]":
+    """The steps of a program, and how often it takes them; the seconds that both units and the path to L2 are busy."""
+    steps = [(_Step.of(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
+    return steps, [sum([step[part] * times for step, times in steps]) for part in range(3)]
 
 
 def _held(sizes: GpuSizes) -> float:
@@ -98,10 +100,7 @@ def _held(sizes: GpuSizes) -> float:
 
 def _roofline(sizes: GpuSizes) -> float:
     target = sizes.target
-    steps = [(_Step.of(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
-    tensor = sum(step.tensor * times for step, times in steps)
-    vector = sum(step.vector * times for step, times in steps)
-    traffic = sum(step.fetch * times for step, times in steps)
+    steps, (tensor, vector, traffic) = _program(sizes)
     pipelined = (s for s, (step, _) in enumerate(steps) if s and (step.tensor or step.is_stream))
     fill = LAUNCH + sum(MEMORY_LATENCY for _ in pipelined)
     alone = 0.0 if sizes.config.get("persistent") else fill
@@ -131,7 +130,7 @@ def _memory_seconds(sizes: GpuSizes) -> float:
     streamed: set[str] = set()
     for load in sizes.facts.loads:
         mine = sizes.bytes(load) * sizes.steps[load.scope]
-        if sizes.facts.inside[load.scope].streams:  # what such a loop reads again it has read in the same step
+        if sizes.facts.shared_out(load.scope):  # what such a loop reads again it has read in the same step
             mine *= load.tensor.name not in streamed
             streamed.add(load.tensor.name)
         total += mine
@@ -162,17 +161,19 @@ class _Step(NamedTuple):
     @staticmethod
     def of(sizes: GpuSizes, scope: Scope) -> "_Step":
         facts, target = sizes.facts, sizes.target
-        here, products = sizes.scopes[scope], facts.inside[scope].products
-        # With one stage, what was read a moment ago is still in the core's own cache.
-        moved = here.moved - (here.again_bytes if sizes.stages == 1 else 0)
+        here, products = sizes.scopes[scope], [p for p in facts.products if p.scope == scope]
+        moved = here.moved
+        if sizes.stages == 1:  # what was read a moment ago is still in the core's own cache
+            moved -= sum(map(sizes.bytes, facts.read_again(scope)))
         tensor = sum(product_seconds(sizes, p) for p in products)
         vector = here.work / (target.vector_flops_per_s / 2 / target.cores)
         fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
-        streams = facts.inside[scope].streams
+        streams = facts.shared_out(scope)
         waits, exchanged = _sums(sizes, scope) if streams else (0, 0)
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
         busy += (waits * REDUCTION + exchanged * EXCHANGE) / target.clock_hz
-        around = math.ceil(here.row_bytes / LINE_BYTES) * STEP / target.clock_hz
+        lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
+        around = lines * STEP / target.clock_hz
         return _Step(tensor, vector, fetch, busy, moved, around, streams, streams or bool(products and scope))
 
     def alone(self, sizes: GpuSizes) -> float:
@@ -199,7 +200,7 @@ def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:
     facts, waits, exchanged = sizes.facts, 0, 0
     for node in facts.reductions[scope]:
         if len(node.x.type.shape) == 2:
-            size = max(load.tensor.dtype.bytes for load in facts.inside[scope].loads)
+            size = max(load.tensor.dtype.bytes for load in facts.loads if load.scope == scope)
             columns = sizes.lanes(node.x.type.shape[1])
             across = max(1, columns * size // (sizes.target.warp_lanes * WIDE_LOAD))
             if node.axis == 1:

@@ -61,9 +61,11 @@ def wished(sizes: GpuTiles) -> float:
 
 def _held(sizes: GpuTiles, scope: Scope) -> int:
     """32-bit words of the tiles alive at once in a scope."""
-    here, products = sizes.scopes[scope], sizes.facts.inside[scope].products
+    here = sizes.scopes[scope]
+    products = [p for p in sizes.facts.products if p.scope == scope]
     if not products:
-        return here.carried + max(here.made, here.alive) + int(EARLY * here.again if sizes.stages > 1 else 0)
+        early = sum(sizes.count(load.axes) for load in sizes.facts.read_again(scope)) if sizes.stages > 1 else 0
+        return here.carried + max(here.made, here.alive) + int(EARLY * early)
     links = [p for p in products if p.link]
     results = [replicated(sizes, p) * sizes.count((p.m, p.n)) for p in links]
     ends = [sizes.count((p.m, p.n)) for p in products if not p.carried and not p.link]
@@ -117,8 +119,8 @@ def _masks(sizes: GpuTiles, product: Product) -> float:
     """Words that the masks of a product's result hold, in indices and predicates."""
     if product.carried:
         return 0.0
-    inside = sizes.facts.inside[product.scope].arithmetic
-    masks = sum(a.comparisons for a in inside if a.axes == (product.m, product.n))
+    inside = (a for a in sizes.facts.arithmetic if a.scope == product.scope and a.axes == (product.m, product.n))
+    masks = sum(a.comparisons for a in inside)
     if product.scope and any(isinstance(e, ir.Load) for e in ir.walk(sizes.facts.loops[product.scope - 1].stop)):
         masks += 1  # a length that is read at run time leaves padding in the last tile
     return MASK * masks * sizes.count((product.m, product.n))
@@ -128,15 +130,13 @@ def _added(sizes: GpuTiles) -> float:
     """Words that a loop takes which adds to memory, beside what its products do: where operands stay, those of all of them."""
     facts = sizes.facts
     most = 0.0
-    for here in facts.inside:
-        if not (adding := [s for s in here.stores if s.add]):
-            continue
-        elements = sum(sizes.count(s.axes) for s in adding)
+    for scope in {store.scope for store in facts.stores if store.add}:
+        elements = sum(sizes.count(s.axes) for s in facts.stores if s.add and s.scope == scope)
         words: float = EDGES * sizes.threads if facts.uneven else 0
         if sizes.target.async_products:
             words += ADDED_ASYNC * elements
         else:
-            operands = [_operands(sizes, p) for p in here.products]
+            operands = [_operands(sizes, p) for p in facts.products if p.scope == scope]
             words += ADDED * elements + sum(operands) - max(operands, default=0)
         most = max(most, words)
     return most

@@ -7,7 +7,6 @@ from functools import cached_property
 from kpt_dsl.space.facts import Access, Product, Scope
 from kpt_dsl.space.gpu import registers
 from kpt_dsl.space.gpu.tiles import MIN_PRODUCT_SIDE, GpuTiles
-from kpt_dsl.space.sized import of_tiles
 
 ASYNC_ROWS = 64
 """Fewest rows of a product that any matrix unit works on by itself; with 64, sm_100 does so at half its speed."""
@@ -16,6 +15,8 @@ ASYNC_ROWS = 64
 @dataclass(frozen=True)
 class GpuSizes(GpuTiles):
     """What a kernel asks of a GPU under a config."""
+
+    OF_TILES = (*GpuTiles.OF_TILES, "epilogue_bytes")
 
     @cached_property
     def registers(self) -> int:
@@ -55,8 +56,7 @@ class GpuSizes(GpuTiles):
         """Bytes of shared memory that the products of a loop read."""
         held, passing = 0, 0
         once: dict[Access, int] = {}
-        inside = self.facts.inside[scope]
-        for product in inside.products:
+        for product in (p for p in self.facts.products if p.scope == scope):
             each = self._is_async(product) or self.target.buffer_per_stage
             buffers = self.stages if each else max(1, self.stages - 1)
             for load in product.loads:
@@ -66,7 +66,7 @@ class GpuSizes(GpuTiles):
                     once[load] = max(once.get(load, 0), buffers * self.bytes(load) if load.scope == scope else 0)
         held += sum(once.values())
         # A product that is stored in the loop passes through on its way, beside what is read.
-        held += sum(self.bytes(s) for s in inside.stores if s.product)
+        held += sum(self.bytes(s) for s in self.facts.stores if s.scope == scope and s.product)
         passing = sum(self.bytes(load) for load in once if load.scope != scope)
         # Where copies pass through registers, what was loaded before the loop ends up there, and its room is used again.
         return held + passing if self.target.async_copies else max(held, passing)
@@ -74,13 +74,13 @@ class GpuSizes(GpuTiles):
     def _exchanged(self, product: Product) -> int:
         """Bytes of a computed left operand that warps pass to each other: where several share its rows; and where products have
         memory of their own, one that is made of several of them."""
-        links = sum(p.link for p in self.facts.inside[product.scope].products)
+        links = sum(p.scope == product.scope and p.link for p in self.facts.products)
         if self.target.tensor_memory_bytes and links > 1:
             return self.count((product.m, product.k)) * product.dtype.bytes
         alone = self._is_async(product) or self.warps * MIN_PRODUCT_SIDE <= self.lanes(product.m)
         return 0 if alone else self.count((product.m, product.k)) * product.dtype.bytes
 
-    @of_tiles
+    @cached_property
     def epilogue_bytes(self) -> int:
         """Bytes of shared memory that the largest stored product passes through on its way out, in one part."""
         return max((self.bytes(s) for s in self.facts.stores if s.product and len(s.axes) > 1), default=0)

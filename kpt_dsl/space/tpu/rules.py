@@ -4,12 +4,11 @@ Block rule, vector-memory use and good sizes: the Pallas TPU documentation, and 
 are block sizes; how deep to pipeline and where values live is the compiler's.
 """
 
-import itertools
 import math
 
 from kpt_dsl import ir
 from kpt_dsl.dtypes import f16
-from kpt_dsl.space.config import Config
+from kpt_dsl.space.config import Config, points
 from kpt_dsl.space.facts import Axes, Facts, Product
 from kpt_dsl.space.space import Knobs
 from kpt_dsl.space.tpu.sizes import TpuSizes, block_unit
@@ -48,8 +47,7 @@ def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
 
 def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     """Of legal configs of good proportions the one that the model likes best; of equals, the one with the larger blocks."""
-    points = itertools.product(*(values[::-1] for values in knobs.values()))
-    configs = (Config(dict(zip(knobs, values, strict=True))) for values in points)
+    configs = map(Config, points({name: values[::-1] for name, values in knobs.items()}))
     legal = [config for config in configs if why_illegal(facts, target, config) is None]
     good = [config for config in legal if _well_proportioned(TpuSizes(facts, target, config))]
     return min(good or legal, key=lambda config: seconds(facts, target, config), default=None)

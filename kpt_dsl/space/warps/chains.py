@@ -65,7 +65,7 @@ def seconds(sizes: WarpSizes) -> float:
     facts, target = sizes.facts, sizes.target
     tensor = vector = 0.0
     for scope, times in enumerate(sizes.steps):
-        tensor += times * sum(product_seconds(sizes, p) for p in facts.inside[scope].products)
+        tensor += times * sum(product_seconds(sizes, p) for p in facts.products if p.scope == scope)
         vector += times * sizes.scopes[scope].work / (target.vector_flops_per_s / 2 / target.cores)
     busy = max(tensor, vector) + min(1.0, EXPOSED / sizes.consumers) * min(tensor, vector)
     busy += sum(sizes.steps[1:]) * STEP_SECONDS

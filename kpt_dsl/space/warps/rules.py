@@ -7,13 +7,13 @@ apart for chained products (``chains``) and lone ones (``products``).
 import itertools
 from typing import Protocol
 
-from kpt_dsl.emit.triton.facts import describable
 from kpt_dsl import ir
+from kpt_dsl.emit.triton.facts import describable
 from kpt_dsl.passes import pipeline
 from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
 from kpt_dsl.same import remembered
-from kpt_dsl.space.config import Config, Value
+from kpt_dsl.space.config import Config, Value, points
 from kpt_dsl.space.facts import Facts
 from kpt_dsl.space.gpu.tiles import least_lanes
 from kpt_dsl.space.sized import powers, up_to_power
@@ -115,24 +115,21 @@ def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     """A good legal config by rule: the fastest by the model, with room for what it has to do beside its products."""
     if not knobs:
         return None
-    worth = _worth(facts)
+    worth, row = _worth(facts), row_of(facts)
+    assert row is not None
     searched = knobs | {name: (value,) for name, value in worth.ruled(facts).items()}
-    found: list[tuple[WarpSizes, dict[str, Value]]] = []
-    for values in itertools.product(*(searched[name] for name in (*facts.blocks, "consumers"))):
-        point = {name: values[0] for name, values in searched.items()}
-        point |= dict(zip((*facts.blocks, "consumers"), values, strict=True))
+    inner = {name: searched.pop(name) for name in ("num_stages", "registers")}
+    found: list[WarpSizes] = []
+    for point in points(searched):
         tiles = WarpSizes.of(facts, target, point)
-        for stages in searched["num_stages"]:
+        for stages in inner["num_stages"]:
             # The most registers: what it does not need costs nothing.
-            for registers in searched["registers"][::-1]:
-                asked = {"num_stages": stages, "registers": registers}
-                sizes = tiles.having(asked)
-                if _why_illegal(sizes) is None and worth.is_roomy(sizes):
-                    found.append((sizes, point | asked))
-                    break
-    # Of equals the one with the most registers.
-    _, best = min(found, key=lambda pair: (worth.seconds(pair[0]), -pair[0].granted), default=(None, None))
-    return None if best is None else Config({name: best[name] for name in knobs})
+            asked = (tiles.having({"num_stages": stages, "registers": n}) for n in inner["registers"][::-1])
+            found += itertools.islice((s for s in asked if _why_illegal(s) is None and worth.is_roomy(s)), 1)
+    best = min(found, key=lambda sizes: (worth.seconds(sizes), -sizes.granted), default=None)
+    if best is None:
+        return None
+    return Config({name: best.config[name] for name in knobs}) | {facts.block_of[row]: best.rows}
 
 
 def seconds(facts: Facts, target: Target, config: Config) -> float:

@@ -8,7 +8,6 @@ from kpt_dsl import ir
 from kpt_dsl.space.config import Value
 from kpt_dsl.space.facts import Access, Facts
 from kpt_dsl.space.gpu.sizes import GpuSizes
-from kpt_dsl.space.sized import of_tiles
 from kpt_dsl.targets import Target
 
 PRODUCER_REGISTERS = 24
@@ -25,6 +24,8 @@ BARRIER_BYTES = 1024
 class WarpSizes(GpuSizes):
     """Sizes of a whole program: its tile of rows is what all consumers hold together."""
 
+    OF_TILES = (*GpuSizes.OF_TILES, "rows", "registers")
+
     @staticmethod
     def of(facts: Facts, target: Target, config: Mapping[str, Value]) -> "WarpSizes":
         """Those of a config, where a block of rows is what one consumer holds."""
@@ -38,7 +39,7 @@ class WarpSizes(GpuSizes):
     def consumers(self) -> int:
         return int(self.config["consumers"])
 
-    @of_tiles
+    @cached_property
     def rows(self) -> int:
         """Rows of one consumer."""
         row = row_of(self.facts)
@@ -59,7 +60,7 @@ class WarpSizes(GpuSizes):
         """Registers that a thread has before they are shared out anew."""
         return self.target.registers // (PRODUCER_THREADS + self.consumers * CONSUMER_THREADS)
 
-    @of_tiles
+    @cached_property
     def registers(self) -> int:
         """Registers of a thread that multiplies: the results of its products, and the left side that stays there."""
         words = 0
