@@ -402,14 +402,8 @@ _INNER = {kind: tuple(f.name for f in fields(kind) if "Expr" in str(f.type)) for
 
 def children(node: Expr) -> tuple[Expr, ...]:
     """The expressions directly inside an expression, scalar indices of a load included."""
-    found: list[Expr] = []
-    for name in _INNER[type(node)]:
-        value = getattr(node, name)
-        if isinstance(value, Expr):
-            found.append(value)
-        elif name == "index":
-            found.extend(i for i in value if isinstance(i, Expr))
-    return tuple(found)
+    found = [getattr(node, name) for name in _INNER[type(node)]]
+    return tuple([e for x in found for e in (x if isinstance(x, tuple) else (x,)) if isinstance(e, Expr)])
 
 
 def walk(node: Expr) -> Iterator[Expr]:

@@ -70,8 +70,6 @@ class Arithmetic:
     scope: Scope
     instructions: int
     """Of one element, in instructions of plain arithmetic."""
-    comparisons: int
-    """How many of the operations compare."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,7 @@ def _read(kernel: ir.Kernel) -> Read:
         loads=tuple(reader.loads),
         stores=tuple(reader.stores),
         products=tuple(reader.products),
-        arithmetic=tuple(_arithmetic(tuple(ops), *where) for where, ops in reader.arithmetic.items()),
+        arithmetic=tuple(Arithmetic(tuple(o), *where, instructions(tuple(o))) for where, o in reader.arithmetic.items()),
         loops=tuple(reader.loops),
         outer=tuple(reader.outer),
         carried=tuple(reader.carried),
@@ -231,10 +229,6 @@ def _read(kernel: ir.Kernel) -> Read:
         alive=tuple(tuple(_alive(body)) for body in bodies),
         reductions=tuple(tuple(e for e in ir.every_expr(body) if isinstance(e, ir.Reduce)) for body in bodies),
     )
-
-
-def _arithmetic(operations: tuple[str, ...], axes: Axes, scope: Scope) -> Arithmetic:
-    return Arithmetic(operations, axes, scope, instructions(operations), sum(op in COMPARISONS for op in operations))
 
 
 def _alive(body: tuple[ir.Stmt, ...]) -> Iterator[tuple[ir.Type, ...]]:

@@ -16,17 +16,12 @@ MIN_PART_COLUMNS = 32
 
 def why_illegal(sizes: GpuSizes) -> str | None:
     """Why a point cannot run, or None."""
-    return why_bad_threads(sizes) or why_bad_memory(sizes)
+    return why_bad_threads(sizes) or _why_too_much_shared(sizes) or _why_bad_epilogue(sizes)
 
 
 def why_bad_threads(sizes: GpuSizes) -> str | None:
     """The same of its tiles, and of the threads and registers that hold them."""
     return _why_too_large(sizes) or _why_bad_warps(sizes) or _why_too_many_registers(sizes)
-
-
-def why_bad_memory(sizes: GpuSizes) -> str | None:
-    """The same of its shared memory, and of how tiles are stored."""
-    return _why_too_much_shared(sizes) or _why_bad_epilogue(sizes)
 
 
 def may_describe(facts: Facts, access: Access) -> bool:

@@ -67,17 +67,14 @@ def seconds(sizes: GpuSizes) -> float:
     crowded = PRESSURE_COST * max(0.0, sizes.pressure - COMFORTABLE_PRESSURE)
     if sizes.facts.uneven and sizes.shared_bytes > COMFORTABLE_SHARED * sizes.target.shared_bytes:
         crowded += 1
-    held = _held(sizes)
-    if not sizes.facts.products:
-        held += FURTHER_AHEAD * max(0, sizes.stages - 1 - ROWS_AHEAD)
-    return _roofline(sizes) * (1 + crowded + held)
+    return _roofline(sizes) * (1 + crowded + _held(sizes))
 
 
 def at_least(sizes: GpuSizes) -> float:
     """No more than the seconds of any config with these tiles and warps, whose pipeline is as deep or deeper, whatever its
     other knobs are; quickly."""
     steps, (tensor, vector, traffic) = _program(sizes)
-    alone = sum(step.at_least * times for step, times in steps)
+    alone = sum(step.busy * times for step, times in steps)
     each = _both(max(tensor, vector) + OVERLAP * min(tensor, vector), traffic)
     rounds = sizes.programs / sizes.target.cores
     run = max(each * (rounds if sizes.facts.uneven else math.ceil(rounds)), alone)
@@ -91,18 +88,18 @@ def _program(sizes: GpuSizes) -> "tuple[list[tuple[_Step, float]], list[float]]"
 
 
 def _held(sizes: GpuSizes) -> float:
-    """How much threads lose that hold more or less of a tile than they load at once."""
+    """How much threads lose that hold more or less of a tile than they load at once, or load too far ahead."""
     if sizes.facts.products:
         return 0.0
     widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
-    return HOLDING_COST * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES))
+    held = HOLDING_COST * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES))
+    return held + FURTHER_AHEAD * max(0, sizes.stages - 1 - ROWS_AHEAD)
 
 
 def _roofline(sizes: GpuSizes) -> float:
     target = sizes.target
     steps, (tensor, vector, traffic) = _program(sizes)
-    pipelined = (s for s, (step, _) in enumerate(steps) if s and (step.tensor or step.is_stream))
-    fill = LAUNCH + sum(MEMORY_LATENCY for _ in pipelined)
+    fill = LAUNCH + sum(MEMORY_LATENCY for step, _ in steps if step.is_pipelined)
     alone = 0.0 if sizes.config.get("persistent") else fill
     alone += sum(step.alone(sizes) * times for step, times in steps)
 

@@ -7,7 +7,7 @@ registers: enough to tell tiles that fit from tiles that spill.
 import math
 
 from kpt_dsl import ir
-from kpt_dsl.space.facts import Product, Scope
+from kpt_dsl.space.facts import COMPARISONS, Product, Scope
 from kpt_dsl.space.gpu.tiles import GpuTiles
 
 BASE = 40
@@ -120,7 +120,7 @@ def _masks(sizes: GpuTiles, product: Product) -> float:
     if product.carried:
         return 0.0
     inside = (a for a in sizes.facts.arithmetic if a.scope == product.scope and a.axes == (product.m, product.n))
-    masks = sum(a.comparisons for a in inside)
+    masks = sum(operation in COMPARISONS for a in inside for operation in a.operations)
     if product.scope and any(isinstance(e, ir.Load) for e in ir.walk(sizes.facts.loops[product.scope - 1].stop)):
         masks += 1  # a length that is read at run time leaves padding in the last tile
     return MASK * masks * sizes.count((product.m, product.n))

@@ -31,9 +31,8 @@ def knobs(facts: Facts, target: Target) -> Knobs:
     found: Knobs = {block: _block_values(facts, axes) for block, axes in facts.blocks.items()}
     most_warps = target.block_threads // target.warp_lanes
     found["num_warps"] = powers(1, min(most_warps, 8) if facts.products else most_warps)
-    if any(load is not None and load.scope == p.scope for p in facts.products if p.scope for load in p.loads):
-        found["num_stages"] = target.stages
-    if facts.streams:
+    in_loops = (load is not None and load.scope == p.scope for p in facts.products if p.scope for load in p.loads)
+    if facts.streams or any(in_loops):
         found["num_stages"] = target.stages
     if _shares_operands(facts):
         found["group"] = (1, 4, 8, 16)

@@ -16,8 +16,6 @@ ASYNC_ROWS = 64
 class GpuSizes(GpuTiles):
     """What a kernel asks of a GPU under a config."""
 
-    OF_TILES = (*GpuTiles.OF_TILES, "epilogue_bytes")
-
     @cached_property
     def registers(self) -> int:
         """Registers that a thread cannot do without."""

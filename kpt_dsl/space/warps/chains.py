@@ -7,7 +7,7 @@ from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
 from kpt_dsl.same import remembered
 from kpt_dsl.space.config import Value
-from kpt_dsl.space.facts import Facts
+from kpt_dsl.space.facts import COMPARISONS, Facts
 from kpt_dsl.space.gpu.model import product_seconds
 from kpt_dsl.space.warps.sizes import WarpSizes
 
@@ -46,7 +46,7 @@ def is_roomy(sizes: WarpSizes) -> bool:
     """Whether registers are left for masks, in steps that have some."""
     facts = sizes.facts
     ragged = any(facts.dims[loop.tile.dim] % sizes.lanes(loop.tile.axis) for loop in facts.loops)
-    compared = sum(a.comparisons for a in facts.arithmetic if a.scope and len(a.axes) == 2)
+    compared = sum(op in COMPARISONS for a in facts.arithmetic if a.scope and len(a.axes) == 2 for op in a.operations)
     masks = MASK * compared + MASK_BEYOND * _is_masked_beyond(facts.kernel, ragged)
     columns = max(sizes.lanes(p.n) for p in facts.products if not p.carried)
     return sizes.registers + sizes.words(columns) * masks <= sizes.granted

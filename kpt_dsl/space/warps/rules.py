@@ -113,10 +113,7 @@ def _why_illegal(sizes: WarpSizes) -> str | None:
 
 def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     """A good legal config by rule: the fastest by the model, with room for what it has to do beside its products."""
-    if not knobs:
-        return None
-    worth, row = _worth(facts), row_of(facts)
-    assert row is not None
+    worth, (row,) = _worth(facts), {p.m for p in facts.products}
     searched = knobs | {name: (value,) for name, value in worth.ruled(facts).items()}
     inner = {name: searched.pop(name) for name in ("num_stages", "registers")}
     found: list[WarpSizes] = []
@@ -127,9 +124,7 @@ def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
             asked = (tiles.having({"num_stages": stages, "registers": n}) for n in inner["registers"][::-1])
             found += itertools.islice((s for s in asked if _why_illegal(s) is None and worth.is_roomy(s)), 1)
     best = min(found, key=lambda sizes: (worth.seconds(sizes), -sizes.granted), default=None)
-    if best is None:
-        return None
-    return Config({name: best.config[name] for name in knobs}) | {facts.block_of[row]: best.rows}
+    return None if best is None else Config({name: best.config[name] for name in knobs}) | {facts.block_of[row]: best.rows}
 
 
 def seconds(facts: Facts, target: Target, config: Config) -> float:

@@ -29,8 +29,7 @@ class WarpSizes(GpuSizes):
     @staticmethod
     def of(facts: Facts, target: Target, config: Mapping[str, Value]) -> "WarpSizes":
         """Those of a config, where a block of rows is what one consumer holds."""
-        row = row_of(facts)
-        assert row is not None
+        (row,) = {product.m for product in facts.products}
         block, consumers = facts.block_of[row], int(config["consumers"])
         whole = {block: int(config[block]) * consumers, "num_warps": CONSUMER_WARPS * consumers}
         return WarpSizes(facts, target, {**config, **whole})
@@ -42,8 +41,7 @@ class WarpSizes(GpuSizes):
     @cached_property
     def rows(self) -> int:
         """Rows of one consumer."""
-        row = row_of(self.facts)
-        assert row is not None
+        (row,) = {product.m for product in self.facts.products}
         return self.lanes(row) // self.consumers
 
     def words(self, columns: int) -> int:
