@@ -74,7 +74,7 @@ def at_least(sizes: GpuSizes) -> float:
     """No more than the seconds of any config with these tiles and warps, whose pipeline is as deep or deeper, whatever its
     other knobs are; quickly."""
     steps, (tensor, vector, traffic) = _program(sizes)
-    alone = sum(step.busy * times for step, times in steps)
+    alone = sum(step.at_least * times for step, times in steps)
     each = _both(max(tensor, vector) + OVERLAP * min(tensor, vector), traffic)
     rounds = sizes.programs / sizes.target.cores
     run = max(each * (rounds if sizes.facts.uneven else math.ceil(rounds)), alone)
@@ -184,9 +184,8 @@ class _Step(NamedTuple):
     @property
     def at_least(self) -> float:
         """Of that, what is left in a pipeline of any depth."""
-        if self.is_pipelined:
-            return (self.busy if self.is_stream else max(self.busy, self.fetch)) + self.around
-        return self.busy + (MEMORY_LATENCY + self.fetch if self.moved else 0.0) + self.around
+        arrive = MEMORY_LATENCY + self.fetch if self.moved and not self.is_pipelined else 0.0
+        return self.busy + arrive + self.around
 
 
 def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:
