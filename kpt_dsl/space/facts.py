@@ -159,11 +159,6 @@ class Facts(Read):
         """The axes along which such loops go."""
         return frozenset(loop.tile.axis for scope, loop in enumerate(self.loops, 1) if self.shared_out(scope))
 
-    @property
-    def streams(self) -> bool:
-        """Whether there is such a loop."""
-        return bool(self.streamed)
-
     def read_again(self, scope: Scope) -> tuple[Access, ...]:
         """The tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""
         if not self.shared_out(scope):
@@ -225,7 +220,7 @@ def _read(kernel: ir.Kernel) -> Read:
         loops=tuple(reader.loops),
         outer=tuple(reader.outer),
         carried=tuple(reader.carried),
-        tile_types=frozenset(node.type for node in _tile_exprs(kernel.body)),
+        tile_types=frozenset(e.type for e in ir.every_expr(kernel.body) if e.type.shape),
         alive=tuple(tuple(_alive(body)) for body in bodies),
         reductions=tuple(tuple(e for e in ir.every_expr(body) if isinstance(e, ir.Reduce)) for body in bodies),
     )
@@ -253,10 +248,6 @@ def _is_read(name: str, rest: tuple[ir.Stmt, ...]) -> bool:
         if isinstance(stmt, ir.Assign) and stmt.name == name:
             return False
     return False
-
-
-def _tile_exprs(body: tuple[ir.Stmt, ...]) -> Iterator[ir.Expr]:
-    return (node for node in ir.every_expr(body) if node.type.shape)
 
 
 class _Reader:

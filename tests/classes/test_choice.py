@@ -1,4 +1,4 @@
-"""How much work the first choice of a class is: what follows from the IR is found once, and few candidates are modelled in full.
+"""How much work the first choice of a class is: what follows from the IR is found once, few candidates are modelled in full.
 
 Counted, not timed: a program meets a new class whenever its lengths change enough, and waits for its choice.
 """

@@ -101,7 +101,7 @@ def _candidates(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> Iterato
 
 def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
     if name == "num_stages":
-        if facts.streams:
+        if facts.streamed:
             return tuple(depth for depth in (1, *DEPTHS) if depth in values)
         through_registers = not target.async_copies and any(p.chained for p in facts.products)
         depths = (1,) if through_registers else DEPTHS

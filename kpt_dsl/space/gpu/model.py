@@ -115,7 +115,7 @@ def _roofline(sizes: GpuSizes) -> float:
     else:
         run = full * batch(sizes.resident) + (batch(math.ceil(rest / target.cores)) if rest else 0.0)
     memory = _memory_seconds(sizes)
-    if sizes.facts.streams and sizes.stages == 1:  # only the core's other programs load while one computes
+    if sizes.facts.streamed and sizes.stages == 1:  # only the core's other programs load while one computes
         memory += run / sizes.resident
     return _both(run, memory)
 

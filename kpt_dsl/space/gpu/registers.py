@@ -49,7 +49,7 @@ def needed(sizes: GpuTiles) -> int:
 def wished(sizes: GpuTiles) -> float:
     """Further registers of a thread: masks, and operands that the compiler reads ahead. It gives way here before it spills."""
     facts = sizes.facts
-    if facts.streams:
+    if facts.streamed:
         extra = TEMPORARIES * max(here.made for here in sizes.scopes)
         extra += 0 if sizes.target.async_copies else WORDS_AHEAD * sizes.ahead_bytes
     elif facts.products:

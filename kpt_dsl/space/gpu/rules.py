@@ -32,7 +32,7 @@ def knobs(facts: Facts, target: Target) -> Knobs:
     most_warps = target.block_threads // target.warp_lanes
     found["num_warps"] = powers(1, min(most_warps, 8) if facts.products else most_warps)
     in_loops = (load is not None and load.scope == p.scope for p in facts.products if p.scope for load in p.loads)
-    if facts.streams or any(in_loops):
+    if facts.streamed or any(in_loops):
         found["num_stages"] = target.stages
     if _shares_operands(facts):
         found["group"] = (1, 4, 8, 16)
@@ -71,7 +71,7 @@ def _block_values(facts: Facts, axes: tuple[ir.Axis, ...]) -> tuple[int, ...]:
         return powers(low, max(low, min(PRODUCT_BLOCK, extent)))
     along_rows = facts.row_axes.intersection(axes) and not facts.streamed.issuperset(axes)
     low, high = (ROW_PIECE, ROW_BLOCK) if along_rows else (1, BATCH_BLOCK)
-    if facts.summed_down.issuperset(axes) and not facts.streams:
+    if facts.summed_down.issuperset(axes) and not facts.streamed:
         low = COLUMN_PIECE
     return powers(min(low, extent), min(high, extent))
 

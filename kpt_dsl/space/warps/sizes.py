@@ -41,8 +41,7 @@ class WarpSizes(GpuSizes):
     @cached_property
     def rows(self) -> int:
         """Rows of one consumer."""
-        (row,) = {product.m for product in self.facts.products}
-        return self.lanes(row) // self.consumers
+        return self.lanes(self.facts.products[0].m) // self.consumers
 
     def words(self, columns: int) -> int:
         """Registers of a thread that hold so many columns of its consumer's rows, in float32."""
