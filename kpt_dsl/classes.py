@@ -94,7 +94,7 @@ class ClassSpace(Space):
     def __init__(self, made: Class, target: Target) -> None:
         super().__init__(made.representative, target)
         self.made = made
-        self._least = space(made.least, target)
+        self._least = Space(made.least, target)
 
     @property
     def sample(self) -> Problem:
@@ -107,11 +107,10 @@ class ClassSpace(Space):
             return f"{reason} (as for the least of its class, {self.made.least})"
         return reason
 
-    @cached_property
-    def firsts(self) -> tuple[Config, ...]:
+    def _firsts(self) -> tuple[Config, ...]:
         """The configs to begin with, of those that are legal all over the class; else those of its least extents."""
-        for end in (space(self.problem, self.target), self._least):
-            if found := tuple(config for config in end.firsts if self.why_illegal(config) is None):
+        for at_end in (super()._firsts, self._least._firsts):
+            if found := tuple(config for config in at_end() if self.why_illegal(config) is None):
                 return found
         raise TargetError(f"no config of {self.made} is legal on {self.target.name}")
 

@@ -12,6 +12,7 @@ with fixed tile sizes, by writing ``Valid`` masks where they cannot be proven ne
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from operator import is_
 from pathlib import Path
 from typing import Literal
 
@@ -395,23 +396,23 @@ class Kernel:
 
 
 # ------------------------------------------------------------------ walking and rebuilding
+_INNER = {kind: tuple(f.name for f in fields(kind) if "Expr" in str(f.type)) for kind in Expr.__subclasses__()}
+"""The fields of each kind of expression that hold expressions."""
+
+
 def children(node: Expr) -> tuple[Expr, ...]:
     """The expressions directly inside an expression, scalar indices of a load included."""
-    found: list[Expr] = []
-    for f in fields(node):
-        value = getattr(node, f.name)
-        if isinstance(value, Expr):
-            found.append(value)
-        elif f.name == "index":
-            found.extend(i for i in value if isinstance(i, Expr))
-    return tuple(found)
+    found = [getattr(node, name) for name in _INNER[type(node)]]
+    return tuple([e for x in found for e in (x if isinstance(x, tuple) else (x,)) if isinstance(e, Expr)])
 
 
 def walk(node: Expr) -> Iterator[Expr]:
     """An expression and all that is inside it, outermost first."""
-    yield node
-    for child in children(node):
-        yield from walk(child)
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += children(node)[::-1]
 
 
 def expressions(stmt: Stmt) -> tuple[Expr, ...]:
@@ -458,15 +459,15 @@ def added(kernel: Kernel) -> tuple[str, ...]:
 
 def with_children(node: Expr, new: tuple[Expr, ...]) -> Expr:
     """The same node around other children, given in the order of ``children``."""
-    if not new:
+    if all(map(is_, new, children(node))):
         return node
     it = iter(new)
     changes: dict[str, object] = {}
-    for f in fields(node):
-        value = getattr(node, f.name)
+    for name in _INNER[type(node)]:
+        value = getattr(node, name)
         if isinstance(value, Expr):
-            changes[f.name] = next(it)
-        elif f.name == "index":
+            changes[name] = next(it)
+        elif name == "index":
             changes["index"] = tuple(next(it) if isinstance(i, Expr) else i for i in value)
     return replace(node, **changes)  # type: ignore[arg-type]
 

@@ -118,11 +118,15 @@ def _as(chosen: Expr, node: Expr) -> Expr:
 
 def rebuild(node: Expr, leaf: "dict[Expr, Expr]") -> Expr:
     """An expression with some of its parts replaced, and ``where``s that this decides resolved."""
-    if node in leaf:
+    return _rebuilt(node, leaf, {type(part) for part in leaf}) if leaf else node
+
+
+def _rebuilt(node: Expr, leaf: "dict[Expr, Expr]", kinds: set[type[Expr]]) -> Expr:
+    """``kinds``: of the parts to replace; nodes of others are not looked up, which would read all that is inside them."""
+    if type(node) in kinds and node in leaf:
         return leaf[node]
-    old = ir.children(node)
-    new = tuple(rebuild(c, leaf) for c in old)
-    return resolve(ir.with_children(node, new)) if any(a is not b for a, b in zip(old, new, strict=True)) else node
+    rebuilt = ir.with_children(node, tuple([_rebuilt(c, leaf, kinds) for c in ir.children(node)]))
+    return node if rebuilt is node else resolve(rebuilt)
 
 
 def rebuild_statement(stmt: ir.Stmt, leaf: "dict[Expr, Expr]") -> ir.Stmt:

@@ -206,8 +206,9 @@ class _Guard:
     def fails(self, node: ir.Binary, position: int) -> bool:
         """Whether a comparison is false in the padding along a position."""
         axis = node.type.shape[position]
-        beyond, plain = self.beyond.get(axis), self.plain(node)
-        return beyond is not None and isinstance(plain, ir.Binary) and beyond.fails(plain, Lane(axis, position))
+        if (beyond := self.beyond.get(axis)) is None or not isinstance(plain := self.plain(node), ir.Binary):
+            return False
+        return beyond.fails(plain, Lane(axis, position))
 
     def chosen(self, node: ir.Where, pads: list[Pads]) -> Pads:
         found: dict[int, Held] = {}

@@ -70,13 +70,14 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
     cut = cut and (padded(axis) or not (loop.share or whole(loop)))
     if not known and not cut and not any(axis in m for m in _masked_axes(loop.body)):
         return None
-    stop = fold.largest(fold.smallest(loop.stop, *uppers), _ZERO) if uppers or not _is_size(loop.stop) else loop.stop
+    is_size = isinstance(loop.stop, ir.Size)
+    stop = fold.largest(fold.smallest(loop.stop, *uppers), _ZERO) if uppers or not is_size else loop.stop
     start = fold.largest(loop.start, *lowers) if lowers else loop.start
     body = tuple(_unmasked(fold.rebuild_statement(s, known), axis) for s in loop.body)
     body = fold.without_unused(body, loop.carried)
     head = start != _ZERO and (bool(lowers) or not loop.share)
     first = fold.round_up(start, loop.tile.name) if head else start
-    tail = bool(uppers) or not _is_size(loop.stop) or padded(axis)
+    tail = bool(uppers) or not is_size or padded(axis)
     return Interior(first, fold.round_down(stop, loop.tile.name) if tail else stop, body, head, tail)
 
 
@@ -153,10 +154,6 @@ def _named_by(loop: ir.For) -> set[str]:
 
 
 # ------------------------------------------------------------------ taking masks away
-def _is_size(x: Expr) -> bool:
-    return isinstance(x, ir.Size)
-
-
 def _masked_axes(body: tuple[ir.Stmt, ...]) -> list[tuple[Axis, ...]]:
     loads = [x.masked for x in ir.every_expr(body) if isinstance(x, ir.Load)]
     return loads + [s.masked for s in ir.statements(body) if isinstance(s, ir.Store)]
@@ -164,7 +161,7 @@ def _masked_axes(body: tuple[ir.Stmt, ...]) -> list[tuple[Axis, ...]]:
 
 def _unmasked(stmt: ir.Stmt, axis: Axis) -> ir.Stmt:
     """A statement whose loads and stores need no mask along ``axis``."""
-    loads = {x for top in _all(stmt) for x in ir.walk(top) if isinstance(x, ir.Load) and axis in x.masked}
+    loads = {x for x in ir.every_expr((stmt,)) if isinstance(x, ir.Load) and axis in x.masked}
     leaf: dict[Expr, Expr] = {x: replace(x, masked=tuple(a for a in x.masked if a != axis)) for x in loads}
     stmt = fold.rebuild_statement(stmt, leaf)
     if isinstance(stmt, ir.Store):
@@ -172,8 +169,3 @@ def _unmasked(stmt: ir.Stmt, axis: Axis) -> ir.Stmt:
     if isinstance(stmt, ir.For):
         return replace(stmt, body=tuple(_unmasked(s, axis) for s in stmt.body))
     return stmt
-
-
-def _all(stmt: ir.Stmt) -> list[Expr]:
-    nested = [e for s in stmt.body for e in _all(s)] if isinstance(stmt, ir.For) else []
-    return [*ir.expressions(stmt), *nested]

@@ -1,11 +1,17 @@
 """A config: the values of a kernel's knobs, as one frozen record. Knows no kernel and no target."""
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from kpt_dsl.errors import ConfigError
 
 Value = int | bool | str
+
+
+def points(knobs: Mapping[str, Iterable[Value]]) -> Iterator[dict[str, Value]]:
+    """Every way to give each knob one of its values; the last knob's change first."""
+    return (dict(zip(knobs, values, strict=True)) for values in itertools.product(*knobs.values()))
 
 
 class Config(Mapping[str, Value]):

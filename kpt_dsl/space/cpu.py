@@ -1,11 +1,10 @@
 """Space rules of the NumPy run: a tile is an array, so larger tiles mean fewer Python steps; memory is the only limit."""
 
-import itertools
 import math
 from dataclasses import dataclass
 
 from kpt_dsl import ir
-from kpt_dsl.space.config import Config
+from kpt_dsl.space.config import Config, points
 from kpt_dsl.space.facts import Facts
 from kpt_dsl.space.sized import Sized, powers, up_to_power
 from kpt_dsl.space.space import Knobs
@@ -49,8 +48,7 @@ def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
 
 def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     """The legal config with the fewest steps."""
-    points = itertools.product(*(values[::-1] for values in knobs.values()))
-    configs = (Config(dict(zip(knobs, values, strict=True))) for values in points)
+    configs = map(Config, points({name: values[::-1] for name, values in knobs.items()}))
     legal = (config for config in configs if why_illegal(facts, target, config) is None)
     return min(legal, key=lambda config: seconds(facts, target, config), default=None)
 

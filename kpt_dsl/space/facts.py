@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
 from kpt_dsl.dtypes import DType
+from kpt_dsl.same import remembered
+from kpt_dsl.space.instructions import instructions
 
 if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
 
 Axes = tuple[ir.Axis, ...]
+COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
+
 Scope = int
 """Where in a program: 0 is outside every sequential loop, i > 0 is directly inside ``Facts.loops[i - 1]``."""
 
@@ -64,13 +68,14 @@ class Arithmetic:
     operations: tuple[str, ...]
     axes: Axes
     scope: Scope
+    instructions: int
+    """Of one element, in instructions of plain arithmetic."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """The facts of one specialisation; ``problem`` gives extents, strides and alignment, ``kernel`` its IR."""
+class Read:
+    """What the IR of a kernel says by itself, whatever its extents are."""
 
-    problem: "Problem"
     kernel: ir.Kernel
     loads: tuple[Access, ...]
     stores: tuple[Access, ...]
@@ -85,6 +90,15 @@ class Facts:
     tile_types: frozenset[ir.Type]
     alive: tuple[tuple[tuple[ir.Type, ...], ...], ...]
     """For each scope, and each reduction directly in it, the tiles that were made there before and are still read after it."""
+    reductions: tuple[tuple[ir.Reduce, ...], ...]
+    """For each scope, those in it and in the loops inside it."""
+
+
+@dataclass(frozen=True)
+class Facts(Read):
+    """The facts of one specialisation; ``problem`` gives extents, strides and alignment, ``kernel`` its IR."""
+
+    problem: "Problem"
 
     @cached_property
     def dims(self) -> dict[str, int]:
@@ -123,8 +137,12 @@ class Facts:
 
     def is_common(self, access: Access) -> bool:
         """Whether every program reads the same tiles there: no index depends on where the program stands."""
-        mine = {tile.axis for tile in self.grid_tiles} | self.streamed
-        return len(access.axes) == len(access.tensor.dims) and mine.isdisjoint(access.axes)
+        return len(access.axes) == len(access.tensor.dims) and self._placed.isdisjoint(access.axes)
+
+    @cached_property
+    def _placed(self) -> frozenset[ir.Axis]:
+        """The axes whose tiles lie elsewhere in each program."""
+        return self.streamed.union(tile.axis for tile in self.grid_tiles)
 
     @cached_property
     def uneven(self) -> bool:
@@ -141,11 +159,6 @@ class Facts:
         """The axes along which such loops go."""
         return frozenset(loop.tile.axis for scope, loop in enumerate(self.loops, 1) if self.shared_out(scope))
 
-    @property
-    def streams(self) -> bool:
-        """Whether there is such a loop."""
-        return bool(self.streamed)
-
     def read_again(self, scope: Scope) -> tuple[Access, ...]:
         """The tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""
         if not self.shared_out(scope):
@@ -158,7 +171,7 @@ class Facts:
     @cached_property
     def summed_down(self) -> frozenset[ir.Axis]:
         """Axes along rows of memory whose tiles are reduced along other axes only: each program has columns to itself."""
-        reductions = [e for e in ir.every_expr(self.kernel.body) if isinstance(e, ir.Reduce)]
+        reductions = self.reductions[0]
         along = {e.x.type.shape[e.axis] for e in reductions}
         return self.row_axes.intersection(*(e.type.shape for e in reductions)) - along if reductions else frozenset()
 
@@ -190,20 +203,26 @@ class Facts:
 
 def collect(problem: "Problem", kernel: ir.Kernel) -> Facts:
     """Read the facts of a kernel specialised for a problem."""
+    return Facts(**vars(_read(kernel)), problem=problem)
+
+
+@remembered(1024)
+def _read(kernel: ir.Kernel) -> Read:
     reader = _Reader(kernel)
     reader.body(kernel.body, 0)
-    return Facts(
-        problem=problem,
+    bodies = (kernel.body, *(loop.body for loop in reader.loops))
+    return Read(
         kernel=kernel,
         loads=tuple(reader.loads),
         stores=tuple(reader.stores),
         products=tuple(reader.products),
-        arithmetic=tuple(Arithmetic(tuple(ops), axes, scope) for (axes, scope), ops in reader.arithmetic.items()),
+        arithmetic=tuple(Arithmetic(tuple(o), *where, instructions(tuple(o))) for where, o in reader.arithmetic.items()),
         loops=tuple(reader.loops),
         outer=tuple(reader.outer),
         carried=tuple(reader.carried),
-        tile_types=frozenset(node.type for node in _tile_exprs(kernel.body)),
-        alive=tuple(tuple(_alive(body)) for body in (kernel.body, *(loop.body for loop in reader.loops))),
+        tile_types=frozenset(e.type for e in ir.every_expr(kernel.body) if e.type.shape),
+        alive=tuple(tuple(_alive(body)) for body in bodies),
+        reductions=tuple(tuple(e for e in ir.every_expr(body) if isinstance(e, ir.Reduce)) for body in bodies),
     )
 
 
@@ -229,10 +248,6 @@ def _is_read(name: str, rest: tuple[ir.Stmt, ...]) -> bool:
         if isinstance(stmt, ir.Assign) and stmt.name == name:
             return False
     return False
-
-
-def _tile_exprs(body: tuple[ir.Stmt, ...]) -> Iterator[ir.Expr]:
-    return (node for node in ir.every_expr(body) if node.type.shape)
 
 
 class _Reader:

@@ -3,17 +3,16 @@ machine is in the classes derived from it."""
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 from kpt_dsl import ir
-from kpt_dsl.space.config import Config
+from kpt_dsl.space.config import Value
 from kpt_dsl.space.facts import Access, Axes, Facts
 from kpt_dsl.space.spans import mean_steps
 from kpt_dsl.targets import Target
-
-_OF_TILES = ("_lanes", "blocks", "programs", "steps", "compulsory_seconds")
 
 
 @dataclass(frozen=True)
@@ -22,16 +21,19 @@ class Sized(ABC):
 
     facts: Facts
     target: Target
-    config: Config
+    config: Mapping[str, Value]
+
+    OF_TILES: ClassVar[tuple[str, ...]] = ("_lanes", "_counts", "blocks", "programs", "steps", "compulsory_seconds")
+    """What only depends on the tiles."""
 
     @abstractmethod
     def whole(self, axis: ir.Axis) -> int:
         """How many lanes an axis has that spans its whole dim."""
 
-    def having(self, config: Config) -> Self:
-        """The same tiles under other knobs; what only depends on the tiles is not computed again."""
-        other = replace(self, config=config)
-        other.__dict__.update((name, getattr(self, name)) for name in _OF_TILES)
+    def having(self, knobs: Mapping[str, Value]) -> Self:
+        """The same tiles with some other knobs; what depends on the tiles alone is not computed again."""
+        other = replace(self, config={**self.config, **knobs})
+        other.__dict__.update({name: getattr(self, name) for name in self.OF_TILES})
         return other
 
     def lanes(self, axis: ir.Axis) -> int:
@@ -48,7 +50,14 @@ class Sized(ABC):
 
     def count(self, axes: Axes) -> int:
         """How many elements a tile has, padding included."""
-        return math.prod(map(self.lanes, axes))
+        found = self._counts.get(axes)
+        if found is None:
+            found = self._counts[axes] = math.prod([self.lanes(axis) for axis in axes])
+        return found
+
+    @cached_property
+    def _counts(self) -> dict[Axes, int]:
+        return {}
 
     def bytes(self, access: Access) -> int:
         """Of a tile that is read or written."""

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from kpt_dsl.errors import ConfigError, TargetError
-from kpt_dsl.space.config import Config, Value
+from kpt_dsl.space.config import Config, Value, points
 from kpt_dsl.space.facts import Facts, collect
 from kpt_dsl.targets import Target
 
@@ -110,8 +110,8 @@ class Space:
 
     def __iter__(self) -> Iterator[Config]:
         for variant in self.variants:
-            for values in itertools.product(*variant.knobs.values()):
-                config = variant.choices | dict(zip(variant.knobs, values, strict=True))
+            for point in points(variant.knobs):
+                config = variant.choices | point
                 if variant.rules.why_illegal(variant.facts, self.target, config) is None:
                     yield config
 
@@ -181,8 +181,7 @@ class Space:
         first = variant.rules.first(variant.facts, self.target, knobs)
         if first is not None and self._why_not(variant.choices | first | wanted, asked=True) is None:
             return variant.choices | first | wanted
-        points = (dict(zip(knobs, values, strict=True)) for values in itertools.product(*knobs.values()))
-        legal = (c for point in points if self._why_not(c := variant.choices | point, asked=True) is None)
+        legal = (c for point in points(knobs) if self._why_not(c := variant.choices | point, asked=True) is None)
         return min(itertools.islice(legal, _LOOKED_AT), key=self.seconds, default=None)
 
     def check(self, config: Mapping[str, Value]) -> None:
@@ -200,6 +199,9 @@ class Space:
     @cached_property
     def firsts(self) -> tuple[Config, ...]:
         """The config to begin with, and behind it that of every other variant, the quickest by the model first."""
+        return self._firsts()
+
+    def _firsts(self) -> tuple[Config, ...]:
         candidates = [
             (variant, found)
             for variant in self.variants

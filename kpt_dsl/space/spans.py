@@ -7,11 +7,13 @@ out of ``min`` and ``max``, which gives the longest loop that the known parts al
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from statistics import fmean
+from typing import NamedTuple
 
 from kpt_dsl import ir
+from kpt_dsl.same import remembered
 
 Loops = Mapping[str, ir.Tile | ir.Each]
 """The loop variables in scope, by name."""
@@ -33,25 +35,21 @@ def mean_steps(
 ) -> float:
     """Mean number of turns that the loop makes."""
     block = blocks.get(loop.tile.block, 1) if isinstance(loop.over, ir.Tile) else 1
-    return fmean(
-        math.ceil(stop / block) - math.floor(start / block) if stop > start else 0
-        for start, stop in _spans(loop, loops, dims, blocks, samples)
-    )
+    spans = _spans(loop, loops, dims, blocks, samples)
+    return fmean([math.ceil(stop / block) - math.floor(start / block) if stop > start else 0 for start, stop in spans])
 
 
 def _spans(
     loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> Iterator[tuple[float, float]]:
-    bounds = (loop.start, loop.stop)
-    inside = [node for bound in bounds for node in ir.walk(bound)]
-    named = {n.tile for n in inside if isinstance(n, ir.Start | ir.Stop)}
-    named |= {n.name for n in inside if isinstance(n, ir.Index)}
+    named, bounds = _bounds(loop)
     mentioned = sorted(named & loops.keys())
     choices = [_positions(loops[name], dims, blocks, samples) for name in mentioned]
     extent = float(dims[loop.over.dim])
+    lanes = {name: blocks.get(tile.block, 1) for name, tile in loops.items() if isinstance(tile, ir.Tile)}
     for at in itertools.product(*choices):
-        known = _Known(dims, blocks, loops, dict(zip(mentioned, at, strict=True)))
-        start, stop = (known.value(bound) for bound in bounds)
+        known = _Known(dims, lanes, dict(zip(mentioned, at, strict=True)))
+        start, stop = (bound(known) for bound in bounds)
         start = 0.0 if start is None else min(max(0.0, start), extent)
         yield start, max(start, extent if stop is None else min(extent, stop))
 
@@ -66,47 +64,56 @@ def _positions(
     return [(start, min(start + block, extent)) for start in starts]
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What is known of a run: extents, lanes, and where each tile lies."""
+class _Known(NamedTuple):
+    """What is known of a run: extents, the lanes of each tile, and where tiles lie."""
 
     dims: Mapping[str, int]
-    blocks: Mapping[str, int]
-    loops: Loops
+    lanes: Mapping[str, int]
     at: Mapping[str, tuple[float, float]]
 
-    def value(self, node: ir.Expr) -> float | None:
-        """A scalar expression, None where only the run will tell."""
-        match node:
-            case ir.Const():
-                return float(node.value)
-            case ir.Size(dim=dim):
-                return float(self.dims[dim])
-            case ir.Start(tile=tile) if tile in self.at:
-                return self.at[tile][0]
-            case ir.Stop(tile=tile) if tile in self.at:
-                return self.at[tile][1]
-            case ir.Index(name=name) if name in self.at:
-                return self.at[name][0]
-            case ir.Block(tile=tile) if isinstance(loop := self.loops.get(tile), ir.Tile):
-                return float(self.blocks.get(loop.block, 1))
-            case ir.Cast(x=x):
-                return self.value(x)
-            case ir.Unary(op="neg", x=x):
-                inner = self.value(x)
-                return None if inner is None else -inner
-            case ir.Binary(op="max" | "min" as op, a=a, b=b):
-                values = [v for v in (self.value(a), self.value(b)) if v is not None]
-                return None if not values else (max if op == "max" else min)(values)
-            case ir.Binary(op=op, a=a, b=b) if op in _ARITHMETIC:
-                left, right = self.value(a), self.value(b)
-                if left is None or right is None or (right == 0 and op in ("floordiv", "mod")):
-                    return None
-                return _ARITHMETIC[op](left, right)
+
+_Value = Callable[[_Known], float | None]
+"""A scalar expression, None where only the run will tell."""
+
+
+@remembered(1024)
+def _bounds(loop: ir.For) -> tuple[set[str], tuple[_Value, _Value]]:
+    """The loop variables that a loop's bounds speak of, and the bounds: read once, for every tiling asks for them."""
+    inside = [node for bound in (loop.start, loop.stop) for node in ir.walk(bound)]
+    named = {n.tile for n in inside if isinstance(n, ir.Start | ir.Stop)}
+    return named | {n.name for n in inside if isinstance(n, ir.Index)}, (_value(loop.start), _value(loop.stop))
+
+
+def _value(node: ir.Expr) -> _Value:
+    match node:
+        case ir.Const(value=number):
+            return lambda _: float(number)
+        case ir.Size(dim=dim):
+            return lambda known: float(known.dims[dim])
+        case ir.Start(tile=name) | ir.Index(name=name):
+            return lambda known: known.at[name][0] if name in known.at else None
+        case ir.Stop(tile=name):
+            return lambda known: known.at[name][1] if name in known.at else None
+        case ir.Block(tile=name):
+            return lambda known: known.lanes.get(name)
+        case ir.Cast(x=x):
+            return _value(x)
+        case ir.Unary(op=op) | ir.Binary(op=op) if op in ("max", "min", *_ARITHMETIC):
+            return partial(_computed, op, [_value(x) for x in ir.children(node)])
+    return lambda _: None
+
+
+def _computed(op: str, parts: Sequence[_Value], known: _Known) -> float | None:
+    values = [value for part in parts if (value := part(known)) is not None]
+    if op in ("max", "min"):
+        return (max if op == "max" else min)(values) if values else None
+    if len(values) < len(parts) or (values[-1] == 0 and op in ("floordiv", "mod")):
         return None
+    return _ARITHMETIC[op](*values)
 
 
-_ARITHMETIC: Mapping[str, Callable[[float, float], float]] = {
+_ARITHMETIC: Mapping[str, Callable[..., float]] = {
+    "neg": operator.neg,
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,

@@ -111,7 +111,7 @@ class Target:
 
     def matrix_dtype(self, dtype: str) -> str | None:
         """The type in which the matrix unit multiplies operands of a dtype: itself or a wider one; None where it cannot."""
-        return next((name for name in (dtype, *_WIDER.get(dtype, ())) if name in self.flops_per_s), None)
+        return dtype if dtype in self.flops_per_s else next((n for n in _WIDER.get(dtype, ()) if n in self.flops_per_s), None)
 
     def peak(self, dtype: str) -> float:
         """Flops/s that a product of operands of a dtype can reach, on the vector units where the matrix unit cannot take it."""

@@ -44,8 +44,8 @@ def _read(body: list[ast.stmt], made: set[str], found: dict[str, None]) -> None:
     """Add the names that statements read before anything gives them a value, in order of appearance."""
     for stmt in body:
         inner = stmt.body if isinstance(stmt, ast.For | ast.If) else []
-        inside = {n for s in inner for n in ast.walk(s)}
-        names = [n for n in ast.walk(stmt) if isinstance(n, ast.Name) and n not in inside]
+        outside = [node for node in ast.iter_child_nodes(stmt) if node not in inner]
+        names = [n for node in outside for n in ast.walk(node) if isinstance(n, ast.Name)]
         names.sort(key=lambda n: (n.lineno, n.col_offset))
         updated = {stmt.target.id} if isinstance(stmt, ast.AugAssign) and isinstance(stmt.target, ast.Name) else set()
         found |= dict.fromkeys(

@@ -3,12 +3,12 @@
 Tile sizes, warps and pipeline depth are searched, for they trade against each other; the rest follows from them by rule.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from operator import itemgetter
 
-from kpt_dsl.space.config import Config, Value
+from kpt_dsl.space.config import Config, Value, points
 from kpt_dsl.space.facts import Facts
-from kpt_dsl.space.gpu import model
+from kpt_dsl.space.gpu import legal, model
 from kpt_dsl.space.gpu.model import PARTITIONS
 from kpt_dsl.space.gpu.sizes import GpuSizes
 from kpt_dsl.targets import Target
@@ -44,18 +44,29 @@ EPILOGUE_SHARE = 3 / 8
 """Of a thread's registers, how much an accumulator may take where its epilogue is not cut in parts: with gelu, 256 x 128 in 8
 warps, half of them, spilled on sm_80, 86, 89, 120, gfx1100."""
 
-Judge = Callable[[GpuSizes], str | None]
+CLOSE = 1e-9
+"""Relative difference of times that rounding alone may make."""
 
 
-def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]], why_illegal: Judge) -> Config | None:
-    """The best legal candidate by the model, else the legal config with the smallest values, else None."""
-    candidates = (sizes for sizes in _candidates(facts, target, knobs) if why_illegal(sizes) is None)
-    legal = (sizes for sizes in candidates if not _overfull(sizes))
-    best = min(legal, key=model.seconds, default=None)
-    if best is not None:
-        return best.config
-    everything = (Config(dict(zip(knobs, values, strict=True))) for values in itertools.product(*knobs.values()))
-    return next((c for c in everything if why_illegal(GpuSizes(facts, target, c)) is None), None)
+def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Config | None:
+    """The best legal candidate by the model, else the legal config with the smallest values, else None.
+
+    Candidates are looked at in the order of what they take at least, as long as that is less than the best one takes.
+    """
+    found: tuple[float, int, GpuSizes] | None = None
+    threads = [(model.at_least(sizes), place, sizes) for place, sizes in enumerate(_threads(facts, target, knobs))]
+    for least, place, sizes in sorted(threads, key=itemgetter(0)):
+        if found is not None and least > found[0] * (1 + CLOSE):
+            break
+        if legal.why_bad_threads(sizes) is None:
+            for candidate in _candidates(sizes, knobs):
+                time = model.seconds(candidate)
+                if found is None or (time, place) < found[:2]:
+                    found = time, place, candidate
+    if found is not None:
+        return Config(found[2].config)
+    everything = (GpuSizes(facts, target, point) for point in points(knobs))
+    return next((Config(sizes.config) for sizes in everything if legal.why_illegal(sizes) is None), None)
 
 
 def _overfull(sizes: GpuSizes) -> bool:
@@ -68,25 +79,29 @@ def _overfull(sizes: GpuSizes) -> bool:
     return (sum(carried) - largest + worked_on / EPILOGUE_SHARE) / sizes.threads > sizes.register_limit
 
 
-def _candidates(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
-    """Points of a thinned grid over blocks, warps and stages, each completed by rule.
+def _threads(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
+    """Points of a thinned grid over blocks and warps; the other knobs have their least values.
 
-    The first of equals wins, so larger tiles come first, and fewer warps and stages, down to those that keep a core busy.
+    The first of equals wins, so larger tiles come first, and fewer warps, down to those that keep a core busy.
     """
-    searched = [name for name in knobs if name in facts.blocks or name in ("num_warps", "num_stages")]
-    tiled: dict[tuple[Value, ...], GpuSizes] = {}
-    worth = {name: _worth_trying(facts, target, name, knobs[name]) for name in searched}
-    for values in itertools.product(*(v[::-1] if name in facts.blocks else v for name, v in worth.items())):
-        chosen = {name: least[0] for name, least in knobs.items()} | dict(zip(worth, values, strict=True))
-        blocks = tuple(chosen[name] for name in facts.blocks)
-        if blocks not in tiled:
-            tiled[blocks] = GpuSizes(facts, target, Config(chosen))
-        yield _completed(tiled[blocks].having(Config(chosen)), knobs)
+    least = {name: values[0] for name, values in knobs.items()}
+    for blocks in points({name: _worth_trying(facts, target, name, knobs[name])[::-1] for name in facts.blocks}):
+        tiles = GpuSizes(facts, target, least | blocks)
+        for warps in _worth_trying(facts, target, "num_warps", knobs["num_warps"]):
+            yield tiles.having({"num_warps": warps})
+
+
+def _candidates(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
+    """Legal points with the same tiles and warps, the least pipeline first, each completed by rule."""
+    searched = {n: _worth_trying(sizes.facts, sizes.target, n, knobs[n]) for n in ("num_stages",) if n in knobs}
+    for done in (_completed(sizes.having(depth), knobs) for depth in points(searched)):
+        if legal.why_illegal(done) is None and not _overfull(done):
+            yield done
 
 
 def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
     if name == "num_stages":
-        if facts.streams:
+        if facts.streamed:
             return tuple(depth for depth in (1, *DEPTHS) if depth in values)
         through_registers = not target.async_copies and any(p.chained for p in facts.products)
         depths = (1,) if through_registers else DEPTHS
@@ -118,17 +133,17 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
         # on an H200.
         lone_chain = sizes.resident == 1 and any(p.chained for p in facts.products)
         by_rule["descriptors"] = not lone_chain or sizes.pressure > ROOM_FOR_ADDRESSES
-        deeper = sizes.having(sizes.config | {"num_stages": LONE_DEPTH})
+        deeper = sizes.having({"num_stages": LONE_DEPTH})
         if lone_chain and sizes.stages < LONE_DEPTH and deeper.shared_bytes <= target.shared_bytes:
             by_rule["num_stages"] = LONE_DEPTH
         if "persistent" in knobs and sizes.programs > WAVES * target.cores:
             by_rule["persistent"] = True
         if "epilogue" in knobs and sizes.epilogue_bytes >= PART_BYTES:
             by_rule["epilogue"] = 2
-    done = sizes.having(sizes.config | by_rule) if by_rule else sizes
+    done = sizes.having(by_rule) if by_rule else sizes
     if by_rule.get("persistent"):
         # Room that no other program takes: four stages of 128 x 256 tiles took 0.2 to 2.4% less time than three, on an H100.
-        full = done.having(done.config | {"num_stages": DEPTHS[-1]})
+        full = done.having({"num_stages": DEPTHS[-1]})
         if full.shared_bytes <= target.shared_bytes and full.resident == done.resident:
             return full
     return done

@@ -6,13 +6,11 @@ The constants are round figures from the sources named; a model this small is ri
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from kpt_dsl import ir
 from kpt_dsl.space.facts import Product, Scope
 from kpt_dsl.space.gpu import registers
 from kpt_dsl.space.gpu.sizes import GpuSizes
-from kpt_dsl.space.instructions import instructions
 
 L2_BYTES_PER_CLOCK = 56
 """Bytes a clock from L2 to one core: fitted; products of 128 x 128 tiles, two a core, were seen to read 46 on an H200."""
@@ -69,23 +67,41 @@ def seconds(sizes: GpuSizes) -> float:
     crowded = PRESSURE_COST * max(0.0, sizes.pressure - COMFORTABLE_PRESSURE)
     if sizes.facts.uneven and sizes.shared_bytes > COMFORTABLE_SHARED * sizes.target.shared_bytes:
         crowded += 1
-    held = 0.0
-    if not sizes.facts.products:
-        widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
-        held = HOLDING_COST * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES))
-        held += FURTHER_AHEAD * max(0, sizes.stages - 1 - ROWS_AHEAD)
-    return _roofline(sizes) * (1 + crowded + held)
+    return _roofline(sizes) * (1 + crowded + _held(sizes))
+
+
+def at_least(sizes: GpuSizes) -> float:
+    """No more than the seconds of any config with these tiles and warps, whose pipeline is as deep or deeper, whatever its
+    other knobs are; quickly."""
+    steps, (tensor, vector, traffic) = _program(sizes)
+    alone = sum(step.at_least * times for step, times in steps)
+    each = _both(max(tensor, vector) + OVERLAP * min(tensor, vector), traffic)
+    rounds = sizes.programs / sizes.target.cores
+    run = max(each * (rounds if sizes.facts.uneven else math.ceil(rounds)), alone)
+    return _both(run, sizes.compulsory_seconds) * (1 + _held(sizes))
+
+
+def _program(sizes: GpuSizes) -> "tuple[list[tuple[_Step, float]], list[float]]":
+    """The steps of a program, and how often it takes them; the seconds that both units and the path to L2 are busy."""
+    steps = [(_Step.of(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
+    return steps, [sum([step[part] * times for step, times in steps]) for part in range(3)]
+
+
+def _held(sizes: GpuSizes) -> float:
+    """How much threads lose that hold more or less of a tile than they load at once, or load too far ahead."""
+    if sizes.facts.products:
+        return 0.0
+    widest = max((sizes.bytes(load) for load in sizes.facts.loads), default=0)
+    held = HOLDING_COST * abs(math.log2(max(1, widest) / sizes.threads / THREAD_BYTES))
+    return held + FURTHER_AHEAD * max(0, sizes.stages - 1 - ROWS_AHEAD)
 
 
 def _roofline(sizes: GpuSizes) -> float:
     target = sizes.target
-    steps = [(_Step.of(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
-    tensor = sum(step.tensor * times for step, times in steps)
-    vector = sum(step.vector * times for step, times in steps)
-    traffic = sum(step.fetch * times for step, times in steps)
-    pipelined = (s for s, (step, _) in enumerate(steps) if s and (step.tensor or sizes.facts.shared_out(s)))
-    fill = LAUNCH + sum(MEMORY_LATENCY for _ in pipelined)
-    alone = (0.0 if sizes.config.get("persistent") else fill) + sum(step.alone * times for step, times in steps)
+    steps, (tensor, vector, traffic) = _program(sizes)
+    fill = LAUNCH + sum(MEMORY_LATENCY for step, _ in steps if step.is_pipelined)
+    alone = 0.0 if sizes.config.get("persistent") else fill
+    alone += sum(step.alone(sizes) * times for step, times in steps)
 
     def batch(programs: int) -> float:
         """Programs that share one core."""
@@ -99,7 +115,7 @@ def _roofline(sizes: GpuSizes) -> float:
     else:
         run = full * batch(sizes.resident) + (batch(math.ceil(rest / target.cores)) if rest else 0.0)
     memory = _memory_seconds(sizes)
-    if sizes.facts.streams and sizes.stages == 1:  # only the core's other programs load while one computes
+    if sizes.facts.streamed and sizes.stages == 1:  # only the core's other programs load while one computes
         memory += run / sizes.resident
     return _both(run, memory)
 
@@ -122,8 +138,7 @@ def _memory_seconds(sizes: GpuSizes) -> float:
     return sizes.compulsory_seconds + again / sizes.target.bandwidth_bytes_per_s
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """Seconds of one step of a loop, or of what is outside all loops, on a core of its own."""
 
     tensor: float
@@ -131,34 +146,46 @@ class _Step:
     vector: float
     fetch: float
     """On the path between the core and L2."""
-    alone: float
-    """When no other program shares the core: products, vector work and loads of a step wait for each other."""
+    busy: float
+    """In both units, when no other program shares the core, sums included."""
+    moved: int
+    """Bytes that are read and written."""
+    around: float
+    """On barriers and addresses."""
+    is_stream: bool
+    is_pipelined: bool
 
     @staticmethod
     def of(sizes: GpuSizes, scope: Scope) -> "_Step":
         facts, target = sizes.facts, sizes.target
-        products = [p for p in facts.products if p.scope == scope]
-        # What all programs read alike stays in the core's own cache.
-        accesses = [a for a in (*facts.loads, *facts.stores) if a.scope == scope and not facts.is_common(a)]
-        moved = sum(map(sizes.bytes, accesses))
+        here, products = sizes.scopes[scope], [p for p in facts.products if p.scope == scope]
+        moved = here.moved
         if sizes.stages == 1:  # what was read a moment ago is still in the core's own cache
             moved -= sum(map(sizes.bytes, facts.read_again(scope)))
-        work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
         tensor = sum(product_seconds(sizes, p) for p in products)
-        vector = work / (target.vector_flops_per_s / 2 / target.cores)
+        vector = here.work / (target.vector_flops_per_s / 2 / target.cores)
         fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
         streams = facts.shared_out(scope)
         waits, exchanged = _sums(sizes, scope) if streams else (0, 0)
-
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
         busy += (waits * REDUCTION + exchanged * EXCHANGE) / target.clock_hz
-        # A stream's rows come from device memory, of whose bandwidth each program has its share.
-        share = target.bandwidth_bytes_per_s / target.cores / sizes.resident
-        arrive = MEMORY_LATENCY + (moved / share if streams else fetch) if moved else 0.0
-        ahead = sizes.stages - 1 if streams or (products and scope) else 0
-        alone = max(busy, fetch, arrive / ahead) if ahead else busy + arrive
         lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
-        return _Step(tensor, vector, fetch, alone + lines * STEP / target.clock_hz)
+        around = lines * STEP / target.clock_hz
+        return _Step(tensor, vector, fetch, busy, moved, around, streams, streams or bool(products and scope))
+
+    def alone(self, sizes: GpuSizes) -> float:
+        """Seconds when no other program shares the core: products, vector work and loads of a step wait for each other."""
+        # A stream's rows come from device memory, of whose bandwidth each program has its share.
+        share = sizes.target.bandwidth_bytes_per_s / sizes.target.cores / sizes.resident
+        arrive = MEMORY_LATENCY + (self.moved / share if self.is_stream else self.fetch) if self.moved else 0.0
+        ahead = sizes.stages - 1 if self.is_pipelined else 0
+        return (max(self.busy, self.fetch, arrive / ahead) if ahead else self.busy + arrive) + self.around
+
+    @property
+    def at_least(self) -> float:
+        """Of that, what is left in a pipeline of any depth."""
+        arrive = MEMORY_LATENCY + self.fetch if self.moved and not self.is_pipelined else 0.0
+        return self.busy + arrive + self.around
 
 
 def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:
@@ -167,8 +194,8 @@ def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:
     Warps lie along rows as far as these reach, a thread with one wide load; sums down columns cross those that are left over.
     """
     facts, waits, exchanged = sizes.facts, 0, 0
-    for node in ir.every_expr(facts.loops[scope - 1].body):
-        if isinstance(node, ir.Reduce) and len(node.x.type.shape) == 2:
+    for node in facts.reductions[scope]:
+        if len(node.x.type.shape) == 2:
             size = max(load.tensor.dtype.bytes for load in facts.loads if load.scope == scope)
             columns = sizes.lanes(node.x.type.shape[1])
             across = max(1, columns * size // (sizes.target.warp_lanes * WIDE_LOAD))

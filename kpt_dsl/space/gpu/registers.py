@@ -7,7 +7,7 @@ registers: enough to tell tiles that fit from tiles that spill.
 import math
 
 from kpt_dsl import ir
-from kpt_dsl.space.facts import Product, Scope
+from kpt_dsl.space.facts import COMPARISONS, Product, Scope
 from kpt_dsl.space.gpu.tiles import GpuTiles
 
 BASE = 40
@@ -38,37 +38,34 @@ ADDED_ASYNC = 0.5
 EDGES = 48
 """Registers of a thread that a loop which adds takes where it may begin or end within a dim: its masked steps have operands,
 masks and addresses of their own (compiled for sm_90, gfx942, gfx950: 40 to 57)."""
-_COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 
 def needed(sizes: GpuTiles) -> int:
     """Registers of a thread without which a config is hopeless: carried tiles, the largest one made, operands kept."""
     base = BASE if sizes.facts.products else BASE // 2
-    return base + max(_held(sizes, scope) for scope in range(len(sizes.facts.loops) + 1)) // sizes.threads
+    return base + max(_held(sizes, scope) for scope in range(len(sizes.scopes))) // sizes.threads
 
 
 def wished(sizes: GpuTiles) -> float:
     """Further registers of a thread: masks, and operands that the compiler reads ahead. It gives way here before it spills."""
     facts = sizes.facts
-    if facts.streams:
-        extra = TEMPORARIES * max(_made(sizes, scope) for scope in range(len(facts.loops) + 1))
+    if facts.streamed:
+        extra = TEMPORARIES * max(here.made for here in sizes.scopes)
         extra += 0 if sizes.target.async_copies else WORDS_AHEAD * sizes.ahead_bytes
     elif facts.products:
         extra = max(_masks(sizes, p) + _read(sizes, p) for p in facts.products) + _columns(sizes) + _added(sizes)
     else:  # a row stays while another is made of it
-        extra = max(_held(sizes, scope) for scope in range(len(facts.loops) + 1))
+        extra = max(_held(sizes, scope) for scope in range(len(sizes.scopes)))
     return extra / sizes.threads
 
 
 def _held(sizes: GpuTiles, scope: Scope) -> int:
     """32-bit words of the tiles alive at once in a scope."""
-    facts = sizes.facts
-    carried = sum(sizes.count(kind.shape) for kind in (facts.carried[scope - 1] if scope else ()))
-    products = [p for p in facts.products if p.scope == scope]
+    here = sizes.scopes[scope]
+    products = [p for p in sizes.facts.products if p.scope == scope]
     if not products:
-        alive = (sum(sizes.count(kind.shape) * kind.dtype.bytes for kind in kinds) // 4 for kinds in facts.alive[scope])
-        early = sum(sizes.count(load.axes) for load in facts.read_again(scope)) if sizes.stages > 1 else 0
-        return carried + max(_made(sizes, scope), *alive, 0) + int(EARLY * early)
+        early = sum(sizes.count(load.axes) for load in sizes.facts.read_again(scope)) if sizes.stages > 1 else 0
+        return here.carried + max(here.made, here.alive) + int(EARLY * early)
     links = [p for p in products if p.link]
     results = [replicated(sizes, p) * sizes.count((p.m, p.n)) for p in links]
     ends = [sizes.count((p.m, p.n)) for p in products if not p.carried and not p.link]
@@ -76,12 +73,7 @@ def _held(sizes: GpuTiles, scope: Scope) -> int:
     # warps that share its rows it is there in both forms.
     operand = max(_operands(sizes, p) for p in products)
     both = sum(results) + (max(results) if any(replicated(sizes, p) > 1 for p in links) else 0) if links else 0
-    return carried + max(both, max(results, default=0) + operand, *ends)
-
-
-def _made(sizes: GpuTiles, scope: Scope) -> int:
-    """Elements of the largest tile that a scope makes."""
-    return max((sizes.count(a.axes) for a in sizes.facts.arithmetic if a.scope == scope), default=0)
+    return here.carried + max(both, max(results, default=0) + operand, *ends)
 
 
 def replicated(sizes: GpuTiles, product: Product) -> int:
@@ -128,7 +120,7 @@ def _masks(sizes: GpuTiles, product: Product) -> float:
     if product.carried:
         return 0.0
     inside = (a for a in sizes.facts.arithmetic if a.scope == product.scope and a.axes == (product.m, product.n))
-    masks = sum(operation in _COMPARISONS for a in inside for operation in a.operations)
+    masks = sum(operation in COMPARISONS for a in inside for operation in a.operations)
     if product.scope and any(isinstance(e, ir.Load) for e in ir.walk(sizes.facts.loops[product.scope - 1].stop)):
         masks += 1  # a length that is read at run time leaves padding in the last tile
     return MASK * masks * sizes.count((product.m, product.n))

@@ -4,14 +4,12 @@ Block rule, vector-memory use and good sizes: the Pallas TPU documentation, and 
 are block sizes; how deep to pipeline and where values live is the compiler's.
 """
 
-import itertools
 import math
 
 from kpt_dsl import ir
 from kpt_dsl.dtypes import f16
-from kpt_dsl.space.config import Config
+from kpt_dsl.space.config import Config, points
 from kpt_dsl.space.facts import Axes, Facts, Product
-from kpt_dsl.space.instructions import instructions
 from kpt_dsl.space.space import Knobs
 from kpt_dsl.space.tpu.sizes import TpuSizes, block_unit
 from kpt_dsl.targets import Target
@@ -49,8 +47,7 @@ def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
 
 def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     """Of legal configs of good proportions the one that the model likes best; of equals, the one with the larger blocks."""
-    points = itertools.product(*(values[::-1] for values in knobs.values()))
-    configs = (Config(dict(zip(knobs, values, strict=True))) for values in points)
+    configs = map(Config, points({name: values[::-1] for name, values in knobs.items()}))
     legal = [config for config in configs if why_illegal(facts, target, config) is None]
     good = [config for config in legal if _well_proportioned(TpuSizes(facts, target, config))]
     return min(good or legal, key=lambda config: seconds(facts, target, config), default=None)
@@ -81,7 +78,7 @@ def seconds(facts: Facts, target: Target, config: Config) -> float:
     for scope, steps in enumerate(sizes.steps):
         products = [p for p in facts.products if p.scope == scope]
         matrix = sum(map(sizes.flops, products)) / min((target.peak(p.dtype.name) for p in products), default=1.0)
-        vector = sum(sizes.padded(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
+        vector = sum(sizes.padded(a.axes) * a.instructions for a in facts.arithmetic if a.scope == scope)
         vector += sum(sizes.padded((p.m, p.n)) for p in products if p.carried)
         copies = sum(map(sizes.block_bytes, (a for a in (*facts.loads, *facts.stores) if a.scope == scope)))
         work = max(matrix, vector / (target.vector_flops_per_s / 2), copies / target.bandwidth_bytes_per_s)

@@ -1,22 +1,20 @@
 """First configs and times of chained products (attention) in the warp-specialised schedule. Measured on an H200 and an H100."""
 
 import math
-from functools import lru_cache
 
 from kpt_dsl import ir
 from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
+from kpt_dsl.same import remembered
 from kpt_dsl.space.config import Value
-from kpt_dsl.space.facts import Facts
+from kpt_dsl.space.facts import COMPARISONS, Facts
 from kpt_dsl.space.gpu.model import product_seconds
-from kpt_dsl.space.instructions import instructions
 from kpt_dsl.space.warps.sizes import WarpSizes
 
 MASK = 0.18
 """Words an element that each mask of the author's holds (compiled for sm_90)."""
 MASK_BEYOND = 0.6
 """What the one of lanes beyond the loop holds, which is needed again after the exponentials (compiled for sm_90)."""
-COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 EXPOSED = 0.9
 """Of products and vector work in a step, how much of the lesser one the other does not hide, for one consumer: several hide
@@ -54,7 +52,7 @@ def is_roomy(sizes: WarpSizes) -> bool:
     return sizes.registers + sizes.words(columns) * masks <= sizes.granted
 
 
-@lru_cache(maxsize=64)
+@remembered(256)
 def _is_masked_beyond(kernel: ir.Kernel, ragged: bool) -> bool:
     """Whether lanes beyond a loop need a mask that the author has not written; ``ragged``: tiles reach beyond it at all."""
     loops = {loop.tile.axis for loop in ir.tile_loops(kernel.body)}
@@ -68,8 +66,7 @@ def seconds(sizes: WarpSizes) -> float:
     tensor = vector = 0.0
     for scope, times in enumerate(sizes.steps):
         tensor += times * sum(product_seconds(sizes, p) for p in facts.products if p.scope == scope)
-        work = sum(sizes.count(a.axes) * instructions(a.operations) for a in facts.arithmetic if a.scope == scope)
-        vector += times * work / (target.vector_flops_per_s / 2 / target.cores)
+        vector += times * sizes.scopes[scope].work / (target.vector_flops_per_s / 2 / target.cores)
     busy = max(tensor, vector) + min(1.0, EXPOSED / sizes.consumers) * min(tensor, vector)
     busy += sum(sizes.steps[1:]) * STEP_SECONDS
     rounds = sizes.programs / target.cores

@@ -7,11 +7,13 @@ apart for chained products (``chains``) and lone ones (``products``).
 import itertools
 from typing import Protocol
 
+from kpt_dsl import ir
 from kpt_dsl.emit.triton.facts import describable
 from kpt_dsl.passes import pipeline
 from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
-from kpt_dsl.space.config import Config, Value
+from kpt_dsl.same import remembered
+from kpt_dsl.space.config import Config, Value, points
 from kpt_dsl.space.facts import Facts
 from kpt_dsl.space.gpu.tiles import least_lanes
 from kpt_dsl.space.sized import powers, up_to_power
@@ -64,8 +66,7 @@ def knobs(facts: Facts, target: Target) -> Knobs:
 
 def why_not(facts: Facts) -> str | None:
     """Why a kernel has no warp-specialised schedule, or None."""
-    reason = pipeline.why_not(guard(settle(facts.kernel), lambda _: True))
-    if reason is not None:
+    if (reason := _why_not_cut(facts.kernel)) is not None:
         return reason
     inner = {} if _is_chained(facts) else {load.axes: p.k for p in facts.products for load in p.loads if load}
     for access in (a for a in (*facts.loads, *facts.stores) if len(a.axes) == 2):
@@ -80,15 +81,24 @@ def why_not(facts: Facts) -> str | None:
     return None
 
 
+@remembered(256)
+def _why_not_cut(kernel: ir.Kernel) -> str | None:
+    """Why the statements of a kernel cannot be shared out, or None."""
+    return pipeline.why_not(guard(settle(kernel), lambda _: True))
+
+
 def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
     """Why a config cannot run, or None."""
-    consumers = int(config["consumers"])
-    taken = consumers * CONSUMER_THREADS * int(config["registers"]) + PRODUCER_THREADS * PRODUCER_REGISTERS
+    return _why_illegal(WarpSizes.of(facts, target, config))
+
+
+def _why_illegal(sizes: WarpSizes) -> str | None:
+    target = sizes.target
+    taken = sizes.consumers * CONSUMER_THREADS * sizes.granted + PRODUCER_THREADS * PRODUCER_REGISTERS
     if taken > target.registers:
-        asked = f"{consumers} consumers of {config['registers']} registers a thread take {taken:,}"
+        asked = f"{sizes.consumers} consumers of {sizes.granted} registers a thread take {taken:,}"
         return f"{asked}; {target.name} has {target.registers:,}"
-    sizes = WarpSizes.of(facts, target, config)
-    for product in facts.products:
+    for product in sizes.facts.products:
         columns, depth = sizes.lanes(product.n), sizes.lanes(product.k)
         if columns > MAX_COLUMNS or depth > MAX_COLUMNS:
             return f"a product of {columns} columns over {depth}; {MAX_COLUMNS} at most"
@@ -103,17 +113,18 @@ def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
 
 def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
     """A good legal config by rule: the fastest by the model, with room for what it has to do beside its products."""
-    if not knobs:
-        return None
-    worth = _worth(facts)
-    ruled = worth.ruled(facts)
-    searched = {name: values for name, values in knobs.items() if name not in ruled}
-    points = (dict(zip(searched, values, strict=True)) for values in itertools.product(*searched.values()))
-    legal = (c for c in (Config(point | ruled) for point in points) if why_illegal(facts, target, c) is None)
-    roomy = ((c, sizes) for c in legal if worth.is_roomy(sizes := WarpSizes.of(facts, target, c)))
-    # Of equals the one with the most registers: what it does not need costs nothing.
-    best, _ = min(roomy, key=lambda pair: (worth.seconds(pair[1]), -pair[1].granted), default=(None, None))
-    return None if best is None else Config({name: best[name] for name in knobs})
+    worth, (row,) = _worth(facts), {p.m for p in facts.products}
+    searched = knobs | {name: (value,) for name, value in worth.ruled(facts).items()}
+    inner = {name: searched.pop(name) for name in ("num_stages", "registers")}
+    found: list[WarpSizes] = []
+    for point in points(searched):
+        tiles = WarpSizes.of(facts, target, point)
+        for stages in inner["num_stages"]:
+            # The most registers: what it does not need costs nothing.
+            asked = (tiles.having({"num_stages": stages, "registers": n}) for n in inner["registers"][::-1])
+            found += itertools.islice((s for s in asked if _why_illegal(s) is None and worth.is_roomy(s)), 1)
+    best = min(found, key=lambda sizes: (worth.seconds(sizes), -sizes.granted), default=None)
+    return None if best is None else Config({name: best.config[name] for name in knobs}) | {facts.block_of[row]: best.rows}
 
 
 def seconds(facts: Facts, target: Target, config: Config) -> float:

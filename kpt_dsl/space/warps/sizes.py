@@ -1,10 +1,11 @@
 """What a warp-specialised config asks of a chip: registers of the threads that multiply, shared memory of a whole program."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from kpt_dsl import ir
-from kpt_dsl.space.config import Config
+from kpt_dsl.space.config import Value
 from kpt_dsl.space.facts import Access, Facts
 from kpt_dsl.space.gpu.sizes import GpuSizes
 from kpt_dsl.targets import Target
@@ -23,14 +24,15 @@ BARRIER_BYTES = 1024
 class WarpSizes(GpuSizes):
     """Sizes of a whole program: its tile of rows is what all consumers hold together."""
 
+    OF_TILES = (*GpuSizes.OF_TILES, "rows", "registers")
+
     @staticmethod
-    def of(facts: Facts, target: Target, config: Config) -> "WarpSizes":
+    def of(facts: Facts, target: Target, config: Mapping[str, Value]) -> "WarpSizes":
         """Those of a config, where a block of rows is what one consumer holds."""
-        row = row_of(facts)
-        assert row is not None
+        (row,) = {product.m for product in facts.products}
         block, consumers = facts.block_of[row], int(config["consumers"])
         whole = {block: int(config[block]) * consumers, "num_warps": CONSUMER_WARPS * consumers}
-        return WarpSizes(facts, target, config | whole)
+        return WarpSizes(facts, target, {**config, **whole})
 
     @property
     def consumers(self) -> int:
@@ -39,9 +41,7 @@ class WarpSizes(GpuSizes):
     @cached_property
     def rows(self) -> int:
         """Rows of one consumer."""
-        row = row_of(self.facts)
-        assert row is not None
-        return self.lanes(row) // self.consumers
+        return self.lanes(self.facts.products[0].m) // self.consumers
 
     def words(self, columns: int) -> int:
         """Registers of a thread that hold so many columns of its consumer's rows, in float32."""
