@@ -6,10 +6,11 @@ The ``triton`` wheel carries LLVM, ptxas and AMD's linker, so no GPU and no tool
 import contextlib
 import hashlib
 import io
+import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from kpt_dsl.problem import Problem
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
+
+HOPPER = "sm_90"
 
 
 def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
@@ -89,7 +92,7 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
         from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     asked = ASTSource(kernel, source.abi.signature(), {}, source.abi.attributes())
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
-    with LOCK, triton.knobs.cache.scope(), contextlib.redirect_stdout(io.StringIO()):  # it prints whole programs there
+    with LOCK, triton.knobs.cache.scope(), assembler(arch), contextlib.redirect_stdout(io.StringIO()):  # it prints programs
         try:
             triton.knobs.cache.dir = cache.binaries()
             try:
@@ -103,6 +106,35 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     cache.used(_a_file(compiled), _checksum(compiled))
     cache.added()
     return compiled
+
+
+@contextlib.contextmanager
+def assembler(arch: str) -> Iterator[None]:
+    """For Hopper, the newer one of the assemblers that Triton brings, unless the user named one (``TRITON_PTXAS_PATH``).
+
+    That of CUDA 12.8, in Triton 3.6, loses the address of an operand in shared memory now and then: attention's dk and dv of
+    100 keys read whatever else was there, or ended the context. Triton has 12.9 beside it, for Blackwell.
+    """
+    nvidia = triton_package().knobs.nvidia
+    with nvidia.scope():
+        if arch == HOPPER and not os.environ.get("TRITON_PTXAS_PATH"):
+            newer = max(nvidia.ptxas, nvidia.ptxas_blackwell, key=_version)
+            if newer.path != nvidia.ptxas.path:
+                nvidia.ptxas = newer.path
+                _forget_the_older()
+        yield
+
+
+def _version(tool: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in tool.version.split("."))
+
+
+@lru_cache(maxsize=1)
+def _forget_the_older() -> None:
+    """Triton remembers the assembler's version for its keys: what it has kept of the older one is not to be found."""
+    from triton.backends.nvidia import compiler
+
+    compiler.get_ptxas_version.cache_clear()
 
 
 def _sound(made: Callable[[], Any]) -> Any:

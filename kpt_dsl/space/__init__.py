@@ -1,6 +1,6 @@
 """Configs, and the space of them that a kernel's IR, its target and its shapes leave open."""
 
 from kpt_dsl.space.config import Config, Value
-from kpt_dsl.space.space import Rules, Space, Variant, space
+from kpt_dsl.space.space import PIPELINED, Rules, Space, Variant, space
 
 __all__ = ["Config", "Rules", "Space", "Value", "Variant", "space"]
