@@ -3,4 +3,4 @@
 from kpt_dsl.space.config import Config, Value
 from kpt_dsl.space.space import PIPELINED, Rules, Space, Variant, space
 
-__all__ = ["Config", "Rules", "Space", "Value", "Variant", "space"]
+__all__ = ["PIPELINED", "Config", "Rules", "Space", "Value", "Variant", "space"]

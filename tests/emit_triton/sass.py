@@ -32,9 +32,9 @@ def lost_addresses(cubin: Path) -> list[str]:
             continue
         first = int(re.search(r"UR(\d+)", descriptor)[1])  # type: ignore[index]
         # Of the four registers the first two describe the first operand, where that is not in registers.
-        for register in (first + 2,) if REGISTER.match(operands[1]) else (first, first + 2):
-            if origin := _condition(program, at, f"UR{register}"):
-                lost.append(f"{operation} {' '.join(operands)}: UR{register} is made of {origin}")
+        registers = (first + 2,) if REGISTER.match(operands[1]) else (first, first + 2)
+        origins = {f"UR{n}": _condition(program, at, f"UR{n}") for n in registers}
+        lost += [f"{operation} {' '.join(operands)}: {n} is made of {o}" for n, o in origins.items() if o]
     return lost
 
 
@@ -52,8 +52,8 @@ def _condition(program: list[Instruction], at: int, register: str) -> str:
         sources = [m[1] for m in map(REGISTER.match, operands[1:]) if m]
         if not sources:
             return ""
-        high = ".64" in operation and register != operands[0]
-        register = re.sub(r"\d+", lambda n: str(int(n[0]) + high), sources[0])
+        kind, number = re.match(r"(U?R)(\d+)", sources[0]).groups()  # type: ignore[union-attr]
+        register = f"{kind}{int(number) + (register != operands[0])}" if ".64" in operation else sources[0]
 
 
 def _makes(instruction: Instruction, register: str) -> bool:
