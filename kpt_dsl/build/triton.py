@@ -92,7 +92,8 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
         from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     asked = ASTSource(kernel, source.abi.signature(), {}, source.abi.attributes())
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
-    with LOCK, triton.knobs.cache.scope(), assembler(arch), contextlib.redirect_stdout(io.StringIO()):  # it prints programs
+    named = _named(asked, source)
+    with LOCK, triton.knobs.cache.scope(), assembler(arch), named, contextlib.redirect_stdout(io.StringIO()):  # it prints
         try:
             triton.knobs.cache.dir = cache.binaries()
             try:
@@ -106,6 +107,34 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     cache.used(_a_file(compiled), _checksum(compiled))
     cache.added()
     return compiled
+
+
+@contextlib.contextmanager
+def _named(asked: Any, source: Source) -> Iterator[None]:
+    """What Triton calls this compilation in its cache: its own names hash all of Triton's files, half a second a process."""
+    from triton.compiler import compiler
+
+    theirs = compiler.get_cache_key
+
+    def ours(src: Any, backend: Any, options: Any, **more: Any) -> str:
+        if src is not asked:  # another thread's
+            return str(theirs(src, backend, options, **more))
+        parts = (_triton(), source.text, repr(source.abi), backend.hash(), options.hash(), repr(sorted(more.items())))
+        return "\0".join(parts)
+
+    compiler.get_cache_key = ours
+    try:
+        yield
+    finally:
+        compiler.get_cache_key = theirs
+
+
+@lru_cache(maxsize=1)
+def _triton() -> str:
+    """Which Triton this is: its version, and how large its compiler."""
+    from triton._C import libtriton
+
+    return f"{triton_package().__version__} {Path(libtriton.__file__).stat().st_size}"
 
 
 @contextlib.contextmanager

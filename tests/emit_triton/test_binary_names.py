@@ -1,0 +1,64 @@
+"""What a binary is found by on disk: its source, what compiles it, and nothing that takes long to work out."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from triton.compiler import compiler
+
+from kpt_dsl import targets
+from kpt_dsl.build import cache
+from kpt_dsl.build.triton import _named, binary
+from kpt_dsl.emit import Source, emit
+from kpt_dsl.space import Config
+from tests.emit_triton.support import linear_problem
+
+H200 = targets.get("nvidia-h200")
+
+
+def source(**knobs: int) -> Source:
+    blocks = dict(block_M=32, block_N=32, block_K=32, num_warps=4, num_stages=2)
+    return emit(linear_problem(64, 64, 64), H200, Config(blocks | knobs))
+
+
+def name_of(one: Source, backend: str = "ptxas 1", options: str = "o", **more: Any) -> str:
+    asked = object()
+    backends = [SimpleNamespace(hash=lambda name=name: name) for name in (backend, options)]
+    with _named(asked, one):
+        return str(compiler.get_cache_key(asked, *backends, env_vars=more))
+
+
+def test_names_differ_by_all_that_a_binary_is_made_of() -> None:
+    plain = source()
+    fewer = replace(plain, abi=replace(plain.abi, options=(("num_warps", 8),)))
+    told = replace(plain, abi=replace(plain.abi, arguments=plain.abi.arguments[:-1]))
+    names = [
+        name_of(plain), name_of(source(num_warps=8)), name_of(source(block_M=64)), name_of(fewer), name_of(told),
+        name_of(plain, backend="ptxas 2"), name_of(plain, options="p"), name_of(plain, ENV="1"),
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert name_of(plain) == names[0]
+
+
+def test_a_new_process_finds_a_binary_without_hashing_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    binary.cache_clear()
+    made = binary(source(), H200.arch, H200.warp_lanes)
+
+    def too_long(*_: object) -> str:
+        raise AssertionError("hashed")
+
+    binary.cache_clear()
+    monkeypatch.setattr("triton.runtime.cache.triton_key", too_long)
+    found = binary(source(), H200.arch, H200.warp_lanes)
+    assert found.asm["cubin"] == made.asm["cubin"] and found.hash == made.hash
+
+
+def test_what_others_compile_meanwhile_keeps_tritons_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "get_cache_key", lambda src, *_, **__: f"theirs {src}")
+    theirs = compiler.get_cache_key
+    with _named(object(), source()):
+        assert compiler.get_cache_key("another", None, None, env_vars={}) == "theirs another"
+    assert compiler.get_cache_key is theirs
