@@ -1,4 +1,4 @@
-"""Drawn kernels in CI: three minutes of them on two cores, others on every run.
+"""Drawn kernels in CI: three minutes of them on one core, others on every run.
 
 The seed stands in the header of pytest, ``KPT_PROGRAMS_SEED`` gives it again; what fails is printed as a module with a command.
 """
@@ -18,8 +18,8 @@ from tests.programs.meaning import meaning
 from tests.programs.program import Call, Program, Tensor, read
 from tests.programs.runs import BACKENDS
 
-TESTS, SECONDS = 6, 60.0
-"""Tests, and how long each draws: three minutes of two cores together."""
+TESTS, SECONDS = 6, 30.0
+"""Tests, and how long each draws: three minutes of one core together."""
 
 
 def failure(found: Found, plan: Plan) -> str:
