@@ -43,6 +43,9 @@ def call(
     backend = backend_of(arguments) if backend is None else backend
     if not isinstance(backend, str):
         raise InputError(f"backend is {backend!r}; it is a string, one of {', '.join(OWN)}")
+    if backend == "triton" and not config and (launch := runtime(backend).again(kernel, arguments)) is not None:
+        launch(*arguments.values())
+        return None
     problem, arguments = bind(kernel, arguments)
     if kernel.integers:
         problem.check_integers(arguments)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs, ir, targets
+from kpt_dsl.arrays import library
 from kpt_dsl.checks import is_on
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.emit.triton.abi import Descriptor, Pointer, Report, Scalar, TritonAbi
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from kpt_dsl.definition import Definition
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
-
-_KEPT = 64
-"""Launches of a kernel that others are made of; the latest is asked first."""
 
 STAND_IN = "nvidia-h200"
 """Whose code the interpreter runs for tensors of the CPU."""
@@ -63,6 +61,23 @@ def launcher(problem: Problem, arrays: Mapping[str, Any], config: "Config", targ
     return lambda: launch(*arguments)
 
 
+def again(kernel: "Definition", arguments: Mapping[str, Any]) -> Launch | None:
+    """A launch for arguments by name of a kernel that was run before on others of their class; None where that is not known.
+
+    It is not for ``kd.Int`` arguments, whose arithmetic is checked for all extents, nor for tensors that are negated views or
+    need gradients.
+    """
+    device = _device(arguments)
+    if device.type == "cpu" or any(arguments[name] is not None for name in kernel.integers):
+        return None
+    for name in kernel.tensors:
+        tensor = arguments[name]
+        if tensor is not None and (library(tensor) != "torch" or tensor.requires_grad or tensor.is_neg()):
+            return None
+    found = _known(kernel, tuple(arguments.values()), device.index)
+    return None if found is None else found[0]
+
+
 def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem]:
     """A launch for arguments of a kernel, and others of their dtypes, shapes, strides and alignment, on a CUDA or ROCm device;
     and a problem of the same kernel and statics.
@@ -70,26 +85,31 @@ def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> t
     Where another launch was made for other extents of their class, it is that one with other numbers. Raises as ``prepare``,
     and InputError for arguments that do not fit.
     """
-    from kpt_dsl.runtime.precision import float32_products
+    if (found := _known(kernel, arguments, device)) is not None:
+        return found
+    problem = Problem.bind(kernel, kernel.bind(*arguments))
+    return prepare(problem, configs.choose(problem, _present(device))[0], device), problem
 
-    made = _made(kernel, device, configs.generation(), float32_products())
-    for known in made:
+
+def _known(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem] | None:
+    """What ``prepared`` gives, where it takes no look at the kernel."""
+    for known in _made(kernel, device, *_circumstances()):
         if (launch := known.at(*arguments)) is not None and known.means_the_same():
             return launch, known.sample
-    problem = Problem.bind(kernel, kernel.bind(*arguments))
-    chip = _present(device)
-    config = _with_precision(problem, configs.choose(problem, chip)[0], chip)
-    launch = prepare(problem, config, device)
-    source = emit(problem, chip, config)
-    if not is_on() and (latest := triton_class.known(problem, chip, config, source, launch, arguments)) is not None:
-        made[:] = [latest, *made[:_KEPT]]
-    return launch, problem
+    return None
 
 
 @lru_cache(maxsize=1024)
 def _made(*_: Hashable) -> list[Known]:
-    """The launches of a kernel that were made under these circumstances, the latest first."""
+    """The launches of a kernel that were made under these circumstances with the configs of these, the latest first."""
     return []
+
+
+def _circumstances() -> tuple[Hashable, ...]:
+    """What may make the config of a class another one: the database, the user's word on precision."""
+    from kpt_dsl.runtime.precision import float32_products
+
+    return configs.generation(), float32_products()
 
 
 def prepare(problem: Problem, config: "Config", device: int) -> Launch:
@@ -109,7 +129,11 @@ def _prepared(problem: Problem, config: "Config", device: int) -> Launch:
     chip = _present(device)
     source = emit(problem, chip, config)
     kind = CheckedLaunch if source.abi.places else Launch
-    return kind(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
+    launch = kind(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
+    if not is_on() and config == _with_precision(problem, configs.choose(problem, chip)[0], chip):
+        made = _made(problem.kernel, device, *_circumstances())
+        triton_class.remember(made, problem, chip, config, source, launch)
+    return launch
 
 
 def interpret_for(chip: "Target", problem: Problem, arrays: Mapping[str, Any], config: "Config") -> None:

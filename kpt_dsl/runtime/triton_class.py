@@ -7,16 +7,18 @@ a launch, which is generated text as kernels are: a few comparisons of integers,
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import arrays, ir
 from kpt_dsl.buckets import Span
 from kpt_dsl.classes import ClassSpace, options
+from kpt_dsl.dtypes import DType, dtype
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.triton.abi import Descriptor, Extent, Pointer, Stride
 from kpt_dsl.emit.triton.facts import DIVISOR, INT32_MAX, TMA_BYTES, TensorFacts, facts, tiles
+from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.outside import Helper
 from kpt_dsl.language import SMALLEST_POSITIVE
 from kpt_dsl.passes.bounds import settle
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
+_KEPT = 64
+"""Launches of a kernel that others are made of."""
+
 At = Callable[..., Launch | None]
 """A launch for these arguments of the kernel, in the order of its signature; None where another one may serve them."""
 
@@ -36,6 +41,8 @@ class Known:
     """A launch that was prepared, by a problem that it serves, and what makes others of it."""
 
     sample: "Problem"
+    text: str
+    kept: tuple[Any, ...]
     at: At
 
     def means_the_same(self) -> bool:
@@ -48,15 +55,21 @@ class Known:
         )
 
 
-def known(
-    problem: "Problem", target: "Target", config: "Config", source: Source, launch: Launch, arguments: tuple[Any, ...]
-) -> Known | None:
-    """What a launch of a problem, prepared for these arguments, leaves behind; None where it holds for those extents alone."""
+def remember(
+    made: list[Known], problem: "Problem", target: "Target", config: "Config", source: Source, launch: Launch
+) -> None:
+    """Put what the launch of a problem leaves behind first in a list, where it holds for other extents and is not there yet."""
     of_class = options(problem, target)
     if not isinstance(of_class, ClassSpace) or source.abi.places:
-        return None
+        return
     writer = _Writer(problem, of_class.made.spans, config, source)
-    return Known(problem, writer.function(launch, arguments)) if writer.varying else None
+    if not writer.varying:
+        return
+    text, kept = writer.text(), tuple(writer.kept)
+    if all((known.text, known.kept) != (text, kept) for known in made):
+        scope: dict[str, Any] = {"launch": launch, "describer": describer} | {f"v{i}": value for i, value in enumerate(kept)}
+        exec(compile(text, f"<kpt launches of {problem.kernel.name}>", "exec"), scope)
+        made[:] = [Known(problem, text, kept, scope["at"]), *made[:_KEPT]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,8 @@ class _Writer:
             dim: Span(max(low, lowered[dim].low), min(high, lowered[dim].high, INT32_MAX)) for dim, (low, high) in spans
         }
         self.varying = {dim for dim, (low, high) in self.spans.items() if low < high}
+        self.kept: list[Any] = []
+        """What the text calls ``v0``, ``v1`` and so on."""
         self.strides = {name: self._products(name) for name, _ in problem.strides}
         self._narrow_to_equal_sizes()
 
@@ -141,15 +156,13 @@ class _Writer:
         return [_width(tensor) for tensor in facts(at, self.kernel, self.config).tensors.values()]
 
     # ------------------------------------------------------------------ conditions
-    def _conditions(
-        self, arguments: Mapping[str, Any], names: Mapping[str, str], scope: dict[str, Any]
-    ) -> Iterator[str]:
+    def _conditions(self, names: Mapping[str, str]) -> Iterator[str]:
         """What must hold, beside equal types: the cheapest and the most telling first. Extents are read on the way."""
         problem = self.problem
         read: set[str] = set()
         for tensor, dims in problem.kernel.tensors.items():
             argument = names[tensor]
-            if arguments[tensor] is None:
+            if (element := problem.dtype(tensor)) is None:
                 yield f"{argument} is None"
                 continue
             unread = [dim for dim in dims if dim not in read]
@@ -161,7 +174,7 @@ class _Writer:
             read.update(dims)
             yield f"{argument}.shape == ({''.join(f'{self._of_dim(dim)}, ' for dim in dims)})"
             yield f"{argument}.stride() == ({''.join(f'{step}, ' for step in self.strides[tensor])})"
-            yield f"{argument}.dtype is {_keep(scope, arguments[tensor].dtype)}"
+            yield f"{argument}.dtype is {self._keep(_in_torch(element))}"
             if problem.kernel.roles[tensor] == "out":
                 yield from self._apart(tensor)
             yield f"{argument}.data_ptr() % {arrays.ALIGNMENT} {'==' if tensor in problem.aligned else '!='} 0"
@@ -170,7 +183,7 @@ class _Writer:
                 yield f"{_variable(dim)} % {unit} {'==' if self.extents[dim] % unit == 0 else '!='} 0"
         yield from self._level_loops()
         yield from self._divided()
-        yield from self._values(arguments, names, scope)
+        yield from self._values(names)
 
     def _apart(self, tensor: str) -> Iterator[str]:
         """What keeps the elements of an output apart, where the step over an axis that varies is a number."""
@@ -218,7 +231,7 @@ class _Writer:
         for step, divisor in sorted(written, key=str):
             yield f"{step} % {divisor} {'==' if step.at(self.extents) % divisor == 0 else '!='} 0"
 
-    def _values(self, arguments: Mapping[str, Any], names: Mapping[str, str], scope: dict[str, Any]) -> Iterator[str]:
+    def _values(self, names: Mapping[str, str]) -> Iterator[str]:
         """The arguments that are no tensors: numbers of the kinds that a kernel takes as they are, and statics."""
         kernel, statics = self.problem.kernel, dict(self.problem.statics)
         for scalar, kind in kernel.scalars.items():
@@ -232,7 +245,7 @@ class _Writer:
                 yield f"{names[scalar]} >= {SMALLEST_POSITIVE!r}"
         for static in kernel.statics:
             value, argument = statics[static], names[static]
-            same = _keep(scope, value)
+            same = self._keep(value)
             if value is None or isinstance(value, Helper | bool):
                 yield f"{argument} is {same}"
             else:
@@ -240,15 +253,13 @@ class _Writer:
                 yield f"type({argument}) is type({same}) and {told}"
 
     # ------------------------------------------------------------------ the function
-    def function(self, launch: Launch, given: tuple[Any, ...]) -> At:
-        """The function, which makes launches like this one, that was made for these arguments."""
+    def text(self) -> str:
+        """The function, which makes launches like ``launch``."""
         parameters = tuple(self.problem.kernel.signature.parameters)
         names = {name: f"a{i}" for i, name in enumerate(parameters)}
-        scope: dict[str, Any] = {"launch": launch, "describer": describer}
-        arguments = dict(zip(parameters, given, strict=True))
-        conditions = list(self._conditions(arguments, names, scope))
+        conditions = self._conditions(names)
         tensors = (a for a in self.abi.arguments if isinstance(a, Pointer | Descriptor))
-        makers = [self._maker(i, a, scope) for i, a in enumerate(tensors) if isinstance(a, Descriptor)]
+        makers = [self._maker(i, a) for i, a in enumerate(tensors) if isinstance(a, Descriptor)]
         lines = [
             f"def at({', '.join(names.values())}):",
             "    try:",
@@ -260,9 +271,11 @@ class _Writer:
             "        return None",
             f"    return launch.of_extents({self._programs()}, [{', '.join(self._numbers())}], {{{', '.join(makers)}}})",
         ]
-        exec(compile("\n".join(lines), f"<kpt launches of {self.problem.kernel.name}>", "exec"), scope)
-        at: At = scope["at"]
-        return at
+        return "\n".join(lines)
+
+    def _keep(self, value: Any) -> str:
+        self.kept.append(value)
+        return f"v{len(self.kept) - 1}"
 
     def _programs(self) -> str:
         counts = [
@@ -278,10 +291,24 @@ class _Writer:
             elif isinstance(a, Stride):
                 yield _largest(self._effective(a.tensor)[a.axis])
 
-    def _maker(self, position: int, a: Descriptor, scope: dict[str, Any]) -> str:
+    def _maker(self, position: int, a: Descriptor) -> str:
         shape = ", ".join(str(self._of_dim(dim)) for dim in self.problem.kernel.tensors[a.tensor])
         strides = ", ".join(map(_largest, self._effective(a.tensor)))
-        return f"{position}: describer([{shape}], [{strides}], {_keep(scope, list(a.block))})"
+        return f"{position}: describer([{shape}], [{strides}], {self._keep(list(a.block))})"
+
+
+def _in_torch(element: DType) -> Any:
+    """An element type as PyTorch has it."""
+    import torch
+
+    return next(kind for kind in vars(torch).values() if isinstance(kind, torch.dtype) and _named(kind) == element)
+
+
+def _named(kind: Any) -> DType | None:
+    try:
+        return dtype(kind)
+    except InputError:  # kernels cannot hold it
+        return None
 
 
 def _variable(dim: str) -> str:
@@ -299,10 +326,3 @@ def _within(ones: tuple[str, ...], others: tuple[str, ...]) -> bool:
 
 def _width(tensor: TensorFacts) -> tuple[object, ...]:
     return tensor.large, tensor.ranged, *((stride.wide, stride.far) for stride in tensor.strides)
-
-
-def _keep(scope: dict[str, Any], value: Any) -> str:
-    """A name for a value in the function's scope."""
-    name = next(name for i in count() if (name := f"v{i}") not in scope)
-    scope[name] = value
-    return name

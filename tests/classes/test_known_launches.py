@@ -206,3 +206,32 @@ def test_numbers_and_statics_are_looked_at_as_when_they_are_bound() -> None:
         triton.prepared(copied, (torch.empty(605, 64), torch.empty(606, 64), 1.0, 1, True), 0)
     with pytest.raises(kd.InputError):
         triton.prepared(copied, (torch.empty(605), torch.empty(605), 1.0, 1, True), 0)
+
+
+def test_a_kernel_that_is_called_itself_prepares_nothing_for_a_known_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[Problem] = []
+    real = triton.prepare
+
+    def noted(problem: Problem, *rest: Any) -> Launch:
+        prepared.append(problem)
+        return real(problem, *rest)
+
+    monkeypatch.setattr(triton, "prepare", noted)
+    monkeypatch.setattr(triton, "_device", lambda _: SimpleNamespace(type="cuda", index=0))
+
+    def call(rows: int, **changed: Any) -> int:
+        before = len(prepared)
+        given = {"x": torch.empty(rows, 601), "up_to": torch.empty(rows, 600), "y": torch.empty(rows)} | changed
+        firsts(**given, backend="triton")
+        return len(prepared) - before
+
+    assert [call(rows) for rows in (701, 703, 701, 1001)] == [1, 0, 0, 0]
+    assert call(1100) == 1  # of another class
+    assert call(705, config={"num_warps": 8}) == 1
+    with pytest.raises(kd.InputError, match="requires grad"):
+        call(707, x=torch.empty(707, 601, requires_grad=True))
+    negated = torch.empty(707, 601, dtype=torch.complex64).conj().imag
+    assert negated.is_neg() and call(707, x=negated) == 1
+    with kd.checking():  # whose launches are others
+        assert call(709) == 1
+    assert call(711) == 1 and call(713) == 0

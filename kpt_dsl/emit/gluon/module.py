@@ -57,6 +57,7 @@ def _source(kernel: ir.Kernel, known: Facts, row: ir.Tile | None, target: "Targe
     return Module(kernel, plan, row, known, target, config).source()
 
 
+@remembered(1024)
 def row_tile(kernel: ir.Kernel) -> ir.Tile | None:
     """The tile of the grid whose rows consumers share out: that of the last product."""
     dots = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Dot)]
