@@ -5,11 +5,14 @@ model fixes. Its configs are legal at both ends of the spans; the first of them,
 upper end, its representative.
 """
 
+import itertools
+from collections import ChainMap
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+from kpt_dsl import ir
 from kpt_dsl.buckets import Span, spans
 from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.layouts import VECTOR_BYTES, layout_class
@@ -63,14 +66,17 @@ class Class:
         return self._at(0)
 
     def _at(self, end: int) -> Problem:
-        """The sample with the extents of one end, its tensors dense in the order of their axes, and rows where they begin at
-        multiples of 16 bytes if those of the class do."""
+        """A call with the extents of one end, and rows where they begin at multiples of 16 bytes if those of the class do."""
         dims = {dim: span[end] for dim, span in self.spans}
         for tensor in self.tensors:
             if tensor.layout.endswith("B") and tensor.order:
                 along = self.sample.kernel.tensors[tensor.name][tensor.order[-1]]
                 even = -(-dims[along] // VECTOR_BYTES) * VECTOR_BYTES
                 dims[along] = even if even <= dict(self.spans)[along].high else dims[along]
+        return self.at(dims)
+
+    def at(self, dims: Mapping[str, int]) -> Problem:
+        """The sample with other extents, its tensors dense in the order of their axes where these changed."""
         strides, aligned = dict(self.sample.strides), self.sample.aligned
         for tensor in self.tensors:
             names = self.sample.kernel.tensors[tensor.name]
@@ -138,3 +144,35 @@ def _options(made: Class, target: Target) -> ClassSpace | None:
     except KptError:  # an end has no legal config, or numbers and indices that only other extents allow
         return None
     return found
+
+
+DIVISORS = (1, 3)
+POWERS = 9
+"""What launches tell apart of an extent: which tiles divide it, of powers of two up to 256 elements, and of thrice as many, as
+three groups of warps have."""
+
+
+def samples(problem: Problem, target: Target) -> tuple[Problem, ...]:
+    """Calls of a problem's class that have, together, the texts of all of its calls, where dims that are equal stay so."""
+    found = options(problem, target)
+    if not isinstance(found, ClassSpace):
+        return (problem,)
+    tiled = {tile.dim for tile in ir.tiles(problem.lower({}))}
+    equal: dict[int, list[str]] = {}
+    spans = dict(found.made.spans)
+    for dim, extent in problem.dims:
+        if spans[dim].low < spans[dim].high and dim in tiled:
+            equal.setdefault(extent, []).append(dim)
+    choices = [[dict.fromkeys(dims, n) for n in _told_apart(*spans[dims[0]])] for dims in equal.values()]
+    every = (ChainMap(*chosen) for chosen in itertools.product(*choices))
+    return tuple(dict.fromkeys([problem, *(found.made.at(dict(problem.dims) | dict(changed)) for changed in every)]))
+
+
+def _told_apart(low: int, high: int) -> list[int]:
+    """The greatest extents of a span of each kind that launches tell apart."""
+    found = {high}
+    for divisor, power in itertools.product(DIVISORS, range(POWERS)):
+        step = divisor << power
+        multiple = high // step
+        found.add(step * (multiple - (multiple + 1) % 2))  # an odd one: twice as large a tile does not divide it
+    return sorted((n for n in found if n >= low), reverse=True)

@@ -6,6 +6,7 @@
 Knows nothing of the command line and of tuning; imports neither Triton nor JAX before a kernel runs.
 """
 
+from kpt.ops.calls import Call, Calls, recording
 from kpt.ops.choice import prefer
 from kpt.ops.dispatch import counters
 from kpt.ops.explain import Explanation, explain
@@ -15,9 +16,13 @@ from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.quantize_fp8.op import quantize_fp8
 from kpt.ops.rms_norm.op import rms_norm
+from kpt.ops.warm_up import Warmed, warm_up
 
 __all__ = [
+    "Call",
+    "Calls",
     "Explanation",
+    "Warmed",
     "counters",
     "explain",
     "flash_attention",
@@ -26,5 +31,7 @@ __all__ = [
     "linear_act",
     "prefer",
     "quantize_fp8",
+    "recording",
     "rms_norm",
+    "warm_up",
 ]

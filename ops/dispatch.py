@@ -7,6 +7,8 @@ Falling back from what the device leads one to expect is logged once an op and r
 import logging
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -43,6 +45,22 @@ class Decision:
         self.calls = 0
         self.seen = 1
         """How many calls there were when it was last looked at whether it is still in use; the first one does not count."""
+
+
+Leaving = Callable[[Op, Any, Decision], None]
+"""Is told of a kind of call that is being forgotten: its op, its key, its decision."""
+
+_told_of_leaving: list[Leaving] = []
+
+
+@contextmanager
+def leaving(tell: Leaving) -> Iterator[None]:
+    """Within the block, ``tell`` hears of kinds of calls that are forgotten, with how often they came."""
+    _told_of_leaving.append(tell)
+    try:
+        yield
+    finally:
+        _told_of_leaving.remove(tell)
 
 
 class Foreign(Exception):
@@ -257,15 +275,25 @@ class Dispatcher:
             key = next(iter(self._decisions))
             decision = self._decisions.pop(key)
             if decision.calls == decision.seen:
-                _count(decision, self._served, self._fallbacks)
+                self._let_go(key, decision)
                 return
             decision.seen = decision.calls
             self._decisions[key] = decision
 
     def _forget(self) -> None:
-        for decision in self._decisions.values():
-            _count(decision, self._served, self._fallbacks)
+        for key, decision in self._decisions.items():
+            self._let_go(key, decision)
         self._decisions.clear()
+
+    def _let_go(self, key: Any, decision: Decision) -> None:
+        _count(decision, self._served, self._fallbacks)
+        for tell in _told_of_leaving:
+            tell(self.op, key, decision)
+
+    def decisions(self) -> list[tuple[Any, Decision]]:
+        """Every kind of call that is remembered: what it is known by, and how it is served."""
+        with self._lock:
+            return list(self._decisions.items())
 
 
 def _nothing() -> None:

@@ -2,7 +2,7 @@
 
 import typer
 
-from kpt.cli import doctor, explain, remove, run, stored, targets, transfer
+from kpt.cli import doctor, explain, remove, run, stored, targets, transfer, warm
 
 app = typer.Typer(
     name="kpt-tune",
@@ -19,6 +19,12 @@ app = typer.Typer(
         kpt-tune run --preset llama-8b --budget 60s
 
         kpt-tune run --kernel package.module:softmax --shapes "M=4096,N=1024"
+
+    Compile what a program calls before it calls it, or tune that (`kpt.ops.recording` notes it):
+
+        kpt-tune warm --calls calls.json
+
+        kpt-tune run --calls calls.json
 
     See what is known, and take it elsewhere:
 
@@ -40,6 +46,7 @@ app = typer.Typer(
 )
 
 app.command("run")(run.run)
+app.command("warm")(warm.warm)
 app.command("targets")(targets.targets)
 app.command("list")(stored.list_entries)
 app.command("show")(stored.show)

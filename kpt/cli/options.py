@@ -1,9 +1,14 @@
 """The options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+Calls = Annotated[
+    Path | None,
+    typer.Option("--calls", help="The calls of a program: a file that kpt.ops.recording saved.", metavar="FILE"),
+]
 Ops = Annotated[
     list[str] | None,
     typer.Option("--op", help="An op of kpt, such as flash_attention. May be repeated.", metavar="NAME"),

@@ -3,7 +3,7 @@
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from autotune_db import ledger
 from autotune_db.ledger import Watch
@@ -35,6 +35,25 @@ class Bar:
         return next(t.elapsed or 0.0 for t in self._progress.tasks if t.id == task)
 
     def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+
+class Count:
+    """One line for so many things that are all alike: how many are done. Called with how many of how many."""
+
+    def __init__(self, title: str, shown: bool) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn()
+        self._progress = Progress(*columns, console=Console(stderr=True), disable=not shown)
+        self._task = self._progress.add_task(title, total=None)
+
+    def __call__(self, done: int, of: int) -> None:
+        self._progress.update(self._task, completed=done, total=of)
+
+    def __enter__(self) -> "Count":
         self._progress.start()
         return self
 

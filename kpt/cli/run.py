@@ -27,6 +27,7 @@ _log = logging.getLogger("kpt")
 
 
 def run(
+    calls: options.Calls = None,
     op: options.Ops = None,
     kernel: options.Kernel = None,
     preset: options.Preset = None,
@@ -61,14 +62,20 @@ def run(
         kpt-tune run --preset llama-8b --target amd-mi300x
 
         kpt-tune run --kernel package.module:softmax --shapes "M=4096,N=1024;M=1,N=1024" --json
+
+        kpt-tune run --calls calls.json
+
+    With `--calls`, what a program called (`kpt.ops.recording`): what takes the most time first, and nothing that was measured.
     """
     seconds = parse.seconds(budget)
     where = place(target, device, offline)
-    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where.target)
-    results: list[Result] = []
-    failures: list[tuple[Problem, str]] = []
     if db:
         lookup.use(db)
+    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where.target, calls)
+    if calls is not None:
+        problems = _not_measured(problems, where)
+    results: list[Result] = []
+    failures: list[tuple[Problem, str]] = []
     with (
         Store(db) as store,
         Workshop(processes) as workshop,
@@ -95,6 +102,16 @@ def run(
         raise typer.Exit(128 + signals[0] if signals else INTERRUPTED)
     if failures or unsaved:
         raise typer.Exit(FAILED)
+
+
+def _not_measured(problems: list[Problem], where: Place) -> list[Problem]:
+    """Those that nobody measured; for a device that is not here, nor predicted."""
+    enough = ("measured",) if where.device is not None else ("measured", "predicted")
+    answers = [(problem, lookup.choose(problem, where.target)) for problem in problems]
+    left = [problem for problem, answer in answers if answer.sibling or answer.provenance not in enough]
+    if known := len(problems) - len(left):
+        print(f"kpt-tune: {known} of {len(problems)} kernels are known and skipped", file=sys.stderr)
+    return left
 
 
 @contextlib.contextmanager

@@ -2,11 +2,13 @@
 
 import difflib
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kpt.cli import parse
+from kpt_dsl.classes import options
 from kpt_dsl.errors import InputError
 from kpt_dsl.kernel import from_name
 from kpt_dsl.problem import Problem
@@ -26,14 +28,23 @@ def problems(
     dtypes: Sequence[str],
     flags: Sequence[str],
     target: "Target",
+    calls: Path | None = None,
 ) -> list[Problem]:
-    """Every kernel problem that is meant on a target, each once.
+    """Every kernel problem that is meant on a target, each once; those of ``calls`` by how much time they take, most first.
 
     Raises InputError for what is unknown, missing or does not go together.
     """
+    if calls is not None:
+        if ops or kernel or preset or shapes or dtypes or flags:
+            raise InputError(
+                "--calls brings its own ops, shapes, dtypes and flags; leave --op, --kernel, --preset, --shapes, --dtype and "
+                "--flags out"
+            )
+        return _of_calls(calls, target)
     if bool(ops) + bool(kernel) + bool(preset) - bool(ops and preset) != 1:
         raise InputError(
-            "say what to tune: --op NAME, --kernel PACKAGE.MODULE:KERNEL, or --preset NAME (with --op: only that op)"
+            "say which kernels: --op NAME, --kernel PACKAGE.MODULE:KERNEL, --preset NAME (with --op: only that op), or, where "
+            "the command has it, --calls FILE"
         )
     if preset:
         if shapes or flags:
@@ -66,6 +77,24 @@ def _op(name: str) -> "Op":
     if name not in known:
         raise InputError(f"unknown op {name!r}{_guess(name, known)} known are {', '.join(known)}")
     return known[name]
+
+
+def _of_calls(file: Path, target: "Target") -> list[Problem]:
+    from kpt.ops.calls import Calls
+
+    taken: Counter[Problem] = Counter()
+    for call in Calls.load(file):
+        for problem in call.problems(target):
+            taken[problem] += call.often * _microseconds(problem, target)
+    if not taken:
+        raise InputError(f"{file} has no calls with kernels of kpt")
+    return [problem for problem, _ in taken.most_common()]
+
+
+def _microseconds(problem: Problem, target: "Target") -> int:
+    """About how long a kernel takes, 1 or more."""
+    space = options(problem, target)
+    return 1 + round(space.seconds(space.first) * 1e6)
 
 
 def _of_preset(preset: str, ops: Sequence[str], dtypes: Sequence[str], target: "Target") -> list[Problem]:

@@ -11,10 +11,13 @@ import torch
 
 import kpt.ops  # noqa: F401
 import kpt_dsl as kd
+from autotune_db.ahead import Ahead, Wanted
 from kpt.ops import registry
 from kpt.ops.backends import _Recorder
+from kpt.ops.warm_up import _load
 from kpt_dsl import targets
 from kpt_dsl.build import triton as build
+from kpt_dsl.classes import samples
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import triton, triton_launch
@@ -235,3 +238,19 @@ def test_a_kernel_that_is_called_itself_prepares_nothing_for_a_known_class(monke
     with kd.checking():  # whose launches are others
         assert call(709) == 1
     assert call(711) == 1 and call(713) == 0
+
+
+def test_after_warming_up_no_length_of_a_class_prepares_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(7)
+    given = [launched("flash_attention", {"B": 2, "H": 4, "G": 2, "D": 64, "M": n, "N": n}, torch.bfloat16, 0, causal=True)
+             for n in [700, *(draw.randint(513, 1024) for _ in range(200))]]  # fmt: skip
+    (kernel, first), *_ = given[0]
+    problem = Problem.bind(kernel, kernel.bind(*first))
+    _load(Ahead([Wanted(one, triton.configs.choose(one, H200)[0]) for one in samples(problem, H200)]), H200, 0)
+
+    def stalled(problem: Problem, *_: Any) -> Launch:
+        raise AssertionError(f"{problem} is prepared when it is called")
+
+    monkeypatch.setattr(triton, "prepare", stalled)
+    for ((kernel, arguments),) in given:
+        triton.prepared(kernel, arguments, 0)

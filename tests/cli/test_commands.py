@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import kpt
 from autotune_db import shipped
 from autotune_db.store import Store
 from kpt.cli import select
@@ -65,6 +67,30 @@ def test_run_predicts_for_a_chip_that_is_not_here(tune: Command) -> None:
     assert "2 trials" in done.err
     (explained,) = json.loads(tune("explain", *SOFTMAX, "--target", "nvidia-h200", "--json").out)
     assert explained["known from"] == "predicted"
+
+
+def test_what_a_program_calls_is_compiled_and_tuned(
+    tune: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KPT_CACHE_DIR", str(tmp_path / "cache"))
+    with kpt.ops.recording() as calls:
+        kpt.ops.rms_norm(torch.ones(700, 64), (64,), torch.ones(64))
+    calls.save(tmp_path / "calls.json")
+    words = ("--calls", str(tmp_path / "calls.json"), "--target", "nvidia-h200", "--processes", "1")
+    done = tune("warm", *words)
+    assert done.code == 0, done.err
+    assert re.search(r"[1-9] binaries of 1 kernels for nvidia-h200 in .* s, in .*cache", done.out)
+    assert "compiling" in done.err and any((tmp_path / "cache" / "triton").iterdir())
+    found = json.loads(tune("warm", *words, "--json").out)
+    assert found["binaries"] >= 1 and found["failed"] == []
+
+    done = tune("run", *words, "--offline", "--trials", "1")
+    assert done.code == 0, done.err
+    assert "rms_norm" in done.out
+    done = tune("run", *words, "--offline", "--trials", "1")
+    assert "1 of 1 kernels are known and skipped" in done.err
+    refused = tune("warm", *words, "--op", "rms_norm")
+    assert refused.code == 2 and "--calls brings its own ops" in refused.err
 
 
 def test_what_fails_is_told_and_the_rest_is_done(tune: Command) -> None:

@@ -1,0 +1,197 @@
+"""The calls that a program makes of ops, as plain data: what was called, on which shapes, how often. Saved, loaded, shown.
+
+``with kpt.ops.recording() as calls:`` notes them at no cost a call: dispatch counts the calls of each kind anyway.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kpt.ops.dispatch import DISPATCHERS, Decision, leaving
+from kpt.ops.registry import Op, get
+from kpt_dsl import files
+from kpt_dsl.errors import InputError, KptError
+
+if TYPE_CHECKING:
+    from kpt_dsl.problem import Problem
+    from kpt_dsl.targets import Target
+
+FORMAT = "kpt calls 1"
+
+DTYPES = {str(kind).removeprefix("torch."): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kind of call: the op and its arguments, tensors without their values, and how ``often`` it came.
+
+    ``arguments`` are those of the op in order: tensors on the meta device, which have shapes, strides and dtypes; the rest as
+    it was. ``served``: the implementation that took it.
+    """
+
+    op: str
+    arguments: tuple[Any, ...]
+    often: int = 1
+    served: str = ""
+
+    def problems(self, target: "Target") -> "list[Problem]":
+        """The kernels that such a call can run on a target, with its extents. Raises InputError for what the op refuses."""
+        op = get(self.op)
+        op.check(*self.arguments)
+        return op.record(self.arguments, target)
+
+    def __str__(self) -> str:
+        given = zip(_parameters(get(self.op)), self.arguments, strict=True)
+        return f"{self.op}({', '.join(f'{name}={_in_words(a)}' for (_, name), a in given if a is not None)})"
+
+
+@dataclass
+class Calls:
+    """The calls of a program, the most frequent first. Printing gives a table; ``save`` and ``load`` keep them in JSON."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.calls)
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __str__(self) -> str:
+        rows = [("calls", "served by", "call"), *((str(c.often), c.served or "-", str(c)) for c in self.calls)]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return "\n".join(f"{often:>{widths[0]}}  {served:<{widths[1]}}  {call}" for often, served, call in rows)
+
+    __repr__ = __str__
+
+    def save(self, path: str | Path) -> None:
+        """Write them to a file, whole or not at all."""
+        entries = [
+            {"op": c.op, "arguments": [_plain(a) for a in c.arguments], "calls": c.often, "served": c.served}
+            for c in self.calls
+        ]
+        place = Path(path)
+        draft = place.with_name(f".{place.name}.part")
+        draft.write_text(json.dumps({"format": FORMAT, "calls": entries}, indent=1) + "\n")
+        draft.replace(place)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calls":
+        """Read a file that ``save`` wrote. Raises InputError for what is none, with the place of the first fault."""
+        try:
+            data = files.from_json(files.read(Path(path)))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as calls: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("calls"), list):
+            raise InputError(f"{path} holds no calls, or those of a newer kpt: its format must be {FORMAT!r}")
+        return cls([_call(entry, f"{path}: call {number + 1}") for number, entry in enumerate(data["calls"])])
+
+
+@contextmanager
+def recording() -> Iterator[Calls]:
+    """Note which ops are called in the block, by all threads of the process: on which shapes, dtypes and flags, how often.
+
+    ``with kpt.ops.recording() as calls: model(batch)``, then ``print(calls)``, ``calls.save("calls.json")``,
+    ``kpt.ops.warm_up(calls)``. They are there when the block ends. Backward passes are ops of their own. A call that
+    torch.compile or a CUDA graph runs again without kpt is not seen.
+    """
+    calls = Calls()
+    before = {id(decision): decision.calls for _, _, decision in _decisions()}
+    gone: list[tuple[Op, Any, Decision, int]] = []
+    with leaving(lambda op, key, decision: gone.append((op, key, decision, decision.calls))):
+        yield calls
+    counted: dict[tuple[str, Any], Call] = {}
+    now = [(op, key, decision, decision.calls) for op, key, decision in _decisions()]
+    for op, key, decision, count in (*gone, *now):
+        often = count - before.get(id(decision), 0)
+        if often <= 0 or decision.choice is None:
+            continue
+        known = counted.get((op.name, key[0]))
+        served = decision.choice.implementation.name
+        counted[op.name, key[0]] = Call(op.name, _arguments(op, key[0]), often + (known.often if known else 0), served)
+    calls.calls = sorted(counted.values(), key=lambda call: (-call.often, str(call)))
+
+
+def _decisions() -> Iterator[tuple[Op, Any, Decision]]:
+    for dispatcher in DISPATCHERS.values():
+        for key, decision in dispatcher.decisions():
+            yield dispatcher.op, key, decision
+
+
+# ------------------------------------------------------------------ from fingerprints, to and from JSON
+def _arguments(op: Op, fingerprint: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments that a fingerprint was taken of."""
+    return tuple(_argument(kind, part) for (kind, _), part in zip(_parameters(op), fingerprint, strict=True))
+
+
+def _parameters(op: Op) -> list[tuple[str, str]]:
+    """The kinds and the names of an op's arguments, as its schema has them."""
+    parts = [part.rpartition(" ") for part in op.schema.partition(")")[0].removeprefix("(").split(", ")]
+    return [(kind, name) for kind, _, name in parts]
+
+
+def _argument(kind: str, part: tuple[Any, ...]) -> Any:
+    if isinstance(part[0], torch.Size):
+        shape, strides, dtype, *_ = part
+        return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    if "[]" not in kind:
+        return part[1]
+    return part if isinstance(part[0], int) else tuple(part[len(part) // 2 :])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {"dtype": _name(value.dtype), "shape": list(value.shape), "strides": list(value.stride())}
+    if isinstance(value, torch.dtype):
+        return {"dtype": _name(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _call(entry: Any, place: str) -> Call:
+    if not isinstance(entry, dict) or not isinstance(entry.get("arguments"), list):
+        raise InputError(f"{place} is no object with op, arguments and calls")
+    often = entry.get("calls")
+    if type(often) is not int or often < 1:
+        raise InputError(f"{place}: calls is {often!r}; it is how often it came, 1 or more")
+    try:
+        op = get(str(entry.get("op")))
+        call = Call(op.name, tuple(_value(a) for a in entry["arguments"]), often, str(entry.get("served", "")))
+        op.check(*call.arguments)
+    except (KptError, TypeError, RuntimeError, KeyError) as error:
+        raise InputError(f"{place}: {error}") from None
+    return call
+
+
+def _value(plain: Any) -> Any:
+    if isinstance(plain, Mapping):
+        if plain.get("dtype") not in DTYPES:
+            raise InputError(f"dtype {plain.get('dtype')!r} is none that PyTorch has")
+        dtype = DTYPES[plain["dtype"]]
+        if "shape" not in plain:
+            return dtype
+        shape, strides = plain["shape"], plain.get("strides", ())
+        if not (_are_whole(shape) and _are_whole(strides) and len(shape) == len(strides)):
+            raise InputError(f"shape {shape!r} with strides {strides!r} is that of no tensor")
+        return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    return tuple(plain) if isinstance(plain, list) else plain
+
+
+def _are_whole(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        dense = value.is_contiguous() or math.prod(value.shape) == 0
+        return f"{_name(value.dtype)}[{','.join(map(str, value.shape))}]" + ("" if dense else " strided")
+    return str(value)
