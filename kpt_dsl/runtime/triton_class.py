@@ -177,7 +177,8 @@ class _Writer:
             yield f"{argument}.dtype is {self._keep(_in_torch(element))}"
             if problem.kernel.roles[tensor] == "out":
                 yield from self._apart(tensor)
-            yield f"{argument}.data_ptr() % {arrays.ALIGNMENT} {'==' if tensor in problem.aligned else '!='} 0"
+            same = "==" if tensor in problem.aligned else "!="
+            yield f"(place := {argument}.data_ptr()) and place % {arrays.ALIGNMENT} {same} 0"
         for dim in sorted(self.varying):
             for unit in sorted(self._units(dim)):
                 yield f"{_variable(dim)} % {unit} {'==' if self.extents[dim] % unit == 0 else '!='} 0"
@@ -267,7 +268,7 @@ class _Writer:
             *(f"            {'and ' if i else ''}{condition}" for i, condition in enumerate(conditions)),
             "        ):",
             "            return None",
-            "    except (AttributeError, IndexError, TypeError):  # no tensor, or one of another rank",
+            "    except (AttributeError, IndexError, RuntimeError, TypeError):  # no tensor of this rank, or none with memory",
             "        return None",
             f"    return launch.of_extents({self._programs()}, [{', '.join(self._numbers())}], {{{', '.join(makers)}}})",
         ]

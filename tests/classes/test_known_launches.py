@@ -235,6 +235,17 @@ def test_a_kernel_that_is_called_itself_prepares_nothing_for_a_known_class(monke
         call(707, x=torch.empty(707, 601, requires_grad=True))
     negated = torch.empty(707, 601, dtype=torch.complex64).conj().imag
     assert negated.is_neg() and call(707, x=negated) == 1
+    freed = torch.empty(709, 601)
+    freed.untyped_storage().resize_(0)
+    for nowhere in (
+        freed,
+        torch.empty(709, 601).to_sparse(),
+        torch.empty(709, 601, device="meta"),
+        torch.empty(709),
+        "x",
+    ):
+        with pytest.raises(kd.InputError, match="x "):
+            call(709, x=nowhere)
     with kd.checking():  # whose launches are others
         assert call(709) == 1
     assert call(711) == 1 and call(713) == 0
