@@ -75,7 +75,7 @@ winners = Table(
     Column("extents", Text),  # dim -> extent as JSON, of what was timed; a table of an earlier kpt lacks the column
 )
 
-# Of SQLAlchemy, a server's catalogue is asked for more, which waits for whoever has locked the table.
+# SQLAlchemy's own inspection of a server waits for whoever has locked the table.
 _COLUMNS = {
     "sqlite": COLUMNS,
     "postgresql": "SELECT column_name FROM information_schema.columns "
@@ -84,10 +84,10 @@ _COLUMNS = {
 
 
 def has_extents(connection: Connection) -> bool:
-    """Whether the winners have that column."""
+    """Whether the winners have that column: those of an earlier kpt do not."""
     return winners.c.extents.name in connection.execute(text(_COLUMNS[connection.dialect.name])).scalars().all()
 
 
 def add_extents(connection: Connection) -> None:
-    """Gives winners that an earlier kpt stored the column: nothing is known of theirs."""
+    """Gives them the column, NULL in every row."""
     connection.execute(text(f"ALTER TABLE {winners.name} ADD COLUMN {winners.c.extents.name} TEXT"))

@@ -28,7 +28,7 @@ _KEYS = "SELECT id, digest, kernel, device, body FROM kpt_keys ORDER BY id"
 _WINNERS = "SELECT id, key_id, config, origin, microseconds, first_microseconds, {} FROM kpt_winners ORDER BY id"
 
 COLUMNS = "SELECT name FROM pragma_table_info('kpt_winners')"
-"""An earlier kpt's winners lack their extents."""
+"""Those of an earlier kpt are without extents."""
 
 
 @dataclass(frozen=True)
