@@ -32,8 +32,8 @@ class Entry:
     """``microseconds`` of the winner and ``first_microseconds`` of the first config come from one interleaved round.
 
     Both are estimates of a model for a predicted entry, and may be absent. ``environment`` names device, driver and package
-    versions; ``date`` is ISO 8601, UTC. ``imported``: it came in a file, from another machine as a rule. ``extents``: those that
-    it was found out at, which an entry of an earlier kpt does not know.
+    versions; ``date`` is ISO 8601, UTC. ``imported``: it came in a file, from another machine as a rule. ``extents``: what it
+    was found out at, which an entry of an earlier kpt does not know.
     """
 
     key: Key
@@ -63,7 +63,7 @@ class Entry:
         date: Any = "",
         extents: Any = None,
     ) -> "Entry":
-        """An entry of plain data from outside: ``key`` as ``Key.to_dict`` gives it, ``known`` as above, ``extents`` by dim or None.
+        """An entry of plain data from outside: ``key`` as ``Key.to_dict`` gives it, ``known`` as above, ``extents`` by dim.
 
         Raises StoreError that names the first value which cannot be one of an entry.
         """

@@ -102,7 +102,7 @@ def test_extents_that_no_call_of_the_key_has_are_damage(database: Path) -> None:
     with Store() as opened:
         add(opened, entry())
         with sqlite3.connect(database) as connection:
-            connection.execute("UPDATE kpt_winners SET extents = '{\"M\": 4097, \"N\": 1024}'")
+            connection.execute("UPDATE kpt_winners SET extents = ?", ('{"M": 4097, "N": 1024}',))
         assert opened.entries() == []
         (damage,) = opened.damaged
     assert damage.why == "extents: M is '4097', which is no whole number in 2049..4096"

@@ -143,6 +143,17 @@ def test_times_that_no_model_can_scale_count_as_they_are(
     assert launched == TOGETHER
 
 
+def test_a_new_length_asks_no_model_where_all_were_timed_together(
+    tuned: Tuned, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of every kernel at two places would take milliseconds of it."""
+    tuned([4, 4, 4, 3, 4, 3], heads=[4] * 6)
+    monkeypatch.setattr(backends, "space", lambda *_: pytest.fail("a model was asked"))
+    with prefer("numpy"):
+        backward()
+    assert launched == TOGETHER
+
+
 @pytest.mark.parametrize("missing", range(6))
 def test_the_first_way_while_anything_was_not_measured(missing: int, tuned: Tuned, launched: list[str]) -> None:
     tuned([None if i == missing else time for i, time in enumerate([9, 9, 9, 1, 1, 1])])
