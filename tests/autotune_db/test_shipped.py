@@ -123,6 +123,10 @@ def change(text: str, where: str, what: Any) -> str:
             )
             for value in values
         ),
+        (
+            change(shipped.dump([entry(softmax(M=1))]), "entry", {"extents": {"M": True, "N": 1024}}),
+            "extents: M is 'True', which is no whole number in 1",
+        ),
     ],
 )
 def test_a_file_with_anything_wrong_is_refused_with_its_place(text: str, told: str) -> None:
