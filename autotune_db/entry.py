@@ -21,6 +21,9 @@ ORIGINS: tuple[Origin, ...] = get_args(Origin)
 IMPORTED = "imported "
 """Before the origin of what was found out elsewhere, as it is stored: one's own stands beside it, and goes first."""
 
+Extents = tuple[tuple[str, int], ...]
+"""Of every dim of a key, in its order; () where they are not known."""
+
 _LARGEST = 2**63 - 1
 
 
@@ -29,7 +32,8 @@ class Entry:
     """``microseconds`` of the winner and ``first_microseconds`` of the first config come from one interleaved round.
 
     Both are estimates of a model for a predicted entry, and may be absent. ``environment`` names device, driver and package
-    versions; ``date`` is ISO 8601, UTC. ``imported``: it came in a file, from another machine as a rule.
+    versions; ``date`` is ISO 8601, UTC. ``imported``: it came in a file, from another machine as a rule. ``extents``: what it
+    was found out at, which an entry of an earlier kpt does not know.
     """
 
     key: Key
@@ -40,6 +44,7 @@ class Entry:
     environment: tuple[tuple[str, str], ...] = ()
     date: str = ""
     imported: bool = False
+    extents: Extents = ()
 
     @property
     def known(self) -> str:
@@ -56,8 +61,9 @@ class Entry:
         first_microseconds: Any = None,
         environment: Any = None,
         date: Any = "",
+        extents: Any = None,
     ) -> "Entry":
-        """An entry of plain data from outside: ``key`` as ``Key.to_dict`` gives it, ``known`` as above.
+        """An entry of plain data from outside: ``key`` as ``Key.to_dict`` gives it, ``known`` as above, ``extents`` by dim.
 
         Raises StoreError that names the first value which cannot be one of an entry.
         """
@@ -72,9 +78,10 @@ class Entry:
         about = {} if environment is None else environment
         if not isinstance(about, dict) or not all(is_word(part) for pair in about.items() for part in pair):
             raise StoreError(f"environment {str(about)[:80]} does not map names to strings of printable characters")
+        whole = Key.from_dict(key)
         return cls(
-            Key.from_dict(key), _config(config), cast(Origin, origin), microseconds, first_microseconds,
-            tuple(about.items()), date, origin != known,
+            whole, _config(config), cast(Origin, origin), microseconds, first_microseconds,
+            tuple(about.items()), date, origin != known, _extents(extents, whole),
         )  # fmt: skip
 
 
@@ -89,6 +96,19 @@ def _config(values: Any) -> Config:
         if not is_word(name) or not (is_word(value) if isinstance(value, str) else abs(value) <= _LARGEST):
             raise StoreError(f"config: {name[:80]!r} is {str(value)[:80]!r}, which no knob can be")
     return config
+
+
+def _extents(values: Any, key: Key) -> Extents:
+    if values is None:
+        return ()
+    spans = dict(key.shape)
+    if not isinstance(values, dict) or values.keys() != spans.keys():
+        raise StoreError(f"extents {str(values)[:80]} are not those of its dims: {', '.join(spans)[:80] or 'none'}")
+    for dim, (low, high) in spans.items():
+        extent = values[dim]
+        if not isinstance(extent, int) or isinstance(extent, bool) or not low <= extent <= high:
+            raise StoreError(f"extents: {dim} is {str(extent)[:80]!r}, which is no whole number in {spans[dim]}")
+    return tuple((dim, values[dim]) for dim in spans)
 
 
 def _is_time(value: Any) -> bool:

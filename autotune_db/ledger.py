@@ -6,7 +6,7 @@ A database that fails does not end a tuning: what could not be written is kept a
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from autotune_db.entry import Origin
+from autotune_db.entry import Extents, Origin
 from autotune_db.key import Key
 from autotune_db.store import Run, Store
 from autotune_db.trial import Trial
@@ -54,12 +54,14 @@ class Ledger:
         self._stage = stage
         self._show()
 
-    def win(self, config: Config, microseconds: float | None, first_microseconds: float | None) -> None:
-        """The end: the config that won."""
+    def win(
+        self, config: Config, microseconds: float | None, first_microseconds: float | None, extents: Extents
+    ) -> None:
+        """The end: the config that won, and the extents of all trials."""
         self._write()
         if self._store and self._run and not self.trouble:
             try:
-                self._store.add_winner(self._run, config, microseconds, first_microseconds)
+                self._store.add_winner(self._run, config, microseconds, first_microseconds, extents)
             except StoreError as error:
                 self.trouble = str(error)
 

@@ -75,7 +75,7 @@ def predict(
         trouble = next((f"{t.outcome}: {t.detail}" for t in ledger.trials), "nothing was compiled")
         raise CompileError(f"no config of {key.title} can run on {target.name}; the first said: {trouble}")
     winner = min(times, key=lambda c: (times[c], c != first))
-    ledger.win(winner, times[winner], times.get(first))
+    ledger.win(winner, times[winner], times.get(first), problem.dims)
     lookup.forget()
     return Result(
         key=key,

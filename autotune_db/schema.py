@@ -3,13 +3,16 @@
 Rows are only ever added. A run is one tuning of one key; its trials are kept whatever becomes of the space that they came
 from; its winner is a row of its own, and the latest winner of a key and origin stands. ``snapshot`` reads these tables too.
 Their names begin with kpt_, so that they can lie beside Optuna's in one database.
+
+VERSION is another wherever an earlier kpt would misread what a later one writes. A column that it neither reads nor misses is
+added to its tables instead, by whoever first opens them for writing; until then it is read as NULL.
 """
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Connection, Float, ForeignKey, Integer, MetaData, Table, Text, text
 
-from autotune_db.snapshot import VERSION
+from autotune_db.snapshot import COLUMNS, VERSION
 
-__all__ = ["VERSION", "keys", "metadata", "runs", "schema", "trials", "winners"]
+__all__ = ["VERSION", "add_extents", "has_extents", "keys", "metadata", "runs", "schema", "trials", "winners"]
 
 metadata = MetaData()
 
@@ -69,4 +72,22 @@ winners = Table(
     Column("origin", Text, nullable=False),
     Column("microseconds", Float(53)),
     Column("first_microseconds", Float(53)),
+    Column("extents", Text),  # dim -> extent as JSON, of what was timed; a table of an earlier kpt lacks the column
 )
+
+# SQLAlchemy's own inspection of a server waits for whoever has locked the table.
+_COLUMNS = {
+    "sqlite": COLUMNS,
+    "postgresql": "SELECT column_name FROM information_schema.columns "
+    f"WHERE table_schema = current_schema() AND table_name = '{winners.name}'",
+}
+
+
+def has_extents(connection: Connection) -> bool:
+    """Whether the winners have that column: those of an earlier kpt do not."""
+    return winners.c.extents.name in connection.execute(text(_COLUMNS[connection.dialect.name])).scalars().all()
+
+
+def add_extents(connection: Connection) -> None:
+    """Gives them the column, NULL in every row."""
+    connection.execute(text(f"ALTER TABLE {winners.name} ADD COLUMN {winners.c.extents.name} TEXT"))

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).with_name("devices")
 _SHARED = ("device", "kernel", "source", "backend", "compiler")
 _OWN = ("dtypes", "layouts", "flags", "shape")
 _GROUP_FIELDS = {*_SHARED, "environment", "entries"}
-_ENTRY_FIELDS = {*_OWN, "config", "origin", "microseconds", "first_microseconds", "date"}
+_ENTRY_FIELDS = {*_OWN, "config", "origin", "microseconds", "first_microseconds", "date", "extents"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def _own(entry: Entry) -> str:
         found["microseconds"] = _rounded(entry.microseconds)
     if entry.first_microseconds is not None:
         found["first_microseconds"] = _rounded(entry.first_microseconds)
+    if entry.extents:
+        found["extents"] = dict(entry.extents)
     return json.dumps(found | {"date": entry.date})
 
 
@@ -128,7 +130,8 @@ def _entry(group: Mapping[str, Any], own: Any, place: str) -> Entry:
         raise StoreError(f"{place}: origin {str(own.get('origin'))[:80]!r} is not one of {', '.join(ORIGINS)}")
     key = {**{n: group.get(n) for n in _SHARED}, **{n: own.get(n) for n in _OWN}}
     times = own.get("microseconds"), own.get("first_microseconds")
+    about = group.get("environment"), own.get("date", ""), own.get("extents")
     try:
-        return Entry.of(key, own.get("config"), own["origin"], *times, group.get("environment"), own.get("date", ""))
+        return Entry.of(key, own.get("config"), own["origin"], *times, *about)
     except StoreError as error:
         raise StoreError(f"{place}: {error}") from None

@@ -25,7 +25,10 @@ WAIT_SECONDS = 0.5
 """How long a locked file is waited for, once a process."""
 
 _KEYS = "SELECT id, digest, kernel, device, body FROM kpt_keys ORDER BY id"
-_WINNERS = "SELECT id, key_id, config, origin, microseconds, first_microseconds FROM kpt_winners ORDER BY id"
+_WINNERS = "SELECT id, key_id, config, origin, microseconds, first_microseconds, {} FROM kpt_winners ORDER BY id"
+
+COLUMNS = "SELECT name FROM pragma_table_info('kpt_winners')"
+"""Those of an earlier kpt are without extents."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Row:
     known: Any
     microseconds: Any
     first_microseconds: Any
+    extents_json: Any
 
     @property
     def plain_key(self) -> Any:
@@ -54,7 +58,7 @@ class Row:
         """None where the row is not what this version understands, or its key is another than it is found by."""
         try:
             times = self.microseconds, self.first_microseconds
-            return parsed(self.digest, self.key_json, self.config_json, self.known, *times)
+            return parsed(self.digest, self.key_json, self.config_json, self.known, *times, extents=self.extents_json)
         except StoreError:
             return None
 
@@ -68,13 +72,14 @@ def parsed(
     first: Any,
     environment: Any = "{}",
     date: Any = "",
+    extents: Any = None,
 ) -> Entry:
     """The entry of a row as it is stored. Raises StoreError for one that is damaged."""
     try:
-        plain = [files.from_json(text) for text in (body, config, environment)]
+        plain = [files.from_json(text) for text in (body, config, environment, "null" if extents is None else extents)]
     except (ValueError, TypeError) as error:
         raise StoreError(f"not JSON: {str(error)[:80]}") from None
-    entry = Entry.of(plain[0], plain[1], known, microseconds, first, plain[2], date)
+    entry = Entry.of(plain[0], plain[1], known, microseconds, first, plain[2], date, plain[3])
     if entry.key.digest != digest:
         raise StoreError(f"its key is not that of its id {str(digest)[:8]!r}")
     return entry
@@ -91,7 +96,8 @@ def read(path: Path) -> tuple[Winners, str | None]:
                 theirs = str(found[0])[:80] if found else "none"
                 return Winners(), f"it has schema {theirs}, this kpt reads schema {VERSION}"
             keys, lost = salvaged(lambda order: connection.execute(_KEYS + order), sqlite3.Error)
-            winners, also_lost = salvaged(lambda order: connection.execute(_WINNERS + order), sqlite3.Error)
+            query = _WINNERS.format("extents" if ("extents",) in connection.execute(COLUMNS).fetchall() else "NULL")
+            winners, also_lost = salvaged(lambda order: connection.execute(query + order), sqlite3.Error)
     except (sqlite3.Error, OSError, ValueError, RuntimeError) as error:
         return Winners(), getattr(error, "strerror", None) or str(error) or type(error).__name__
     of_key = {number: row for number, *row in keys}

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from autotune_db import schema, snapshot
 from autotune_db.engine import WAIT_SECONDS, Database
-from autotune_db.entry import IMPORTED, Entry, Origin
+from autotune_db.entry import IMPORTED, Entry, Extents, Origin
 from autotune_db.key import Key
 from autotune_db.location import location, without_secrets
 from autotune_db.trial import OUTCOMES, Trial
@@ -118,9 +118,14 @@ class Store:
             )
 
     def add_winner(
-        self, run: Run, config: Config, microseconds: float | None, first_microseconds: float | None = None
+        self,
+        run: Run,
+        config: Config,
+        microseconds: float | None,
+        first_microseconds: float | None = None,
+        extents: Extents = (),
     ) -> None:
-        """What a run found best. Earlier winners of the key stay, and are no longer looked up."""
+        """What a run found best, at these extents. Earlier winners of the key stay, and are no longer looked up."""
         with self._transaction() as connection:
             connection.execute(
                 sa.insert(schema.winners).values(
@@ -130,6 +135,7 @@ class Store:
                     origin=run.origin,
                     microseconds=microseconds,
                     first_microseconds=first_microseconds,
+                    extents=_plain(extents),
                 )
             )
 
@@ -167,6 +173,7 @@ class Store:
                     "origin": run["origin"],
                     "microseconds": entry.microseconds,
                     "first_microseconds": entry.first_microseconds,
+                    "extents": _plain(entry.extents),
                 }
                 for entry, run, run_id in zip(entries, runs, connection.execute(made, runs).scalars(), strict=True)
             ]
@@ -202,6 +209,8 @@ class Store:
     def entries(self) -> list[Entry]:
         """The standing winner of every key, for each way of knowing it, in the order they were found."""
         w, k, r = schema.winners, schema.keys, schema.runs
+        with self._reading() as connection:
+            has_extents = schema.has_extents(connection)
         columns = (
             w.c.id,
             k.c.digest,
@@ -212,6 +221,7 @@ class Store:
             w.c.first_microseconds,
             r.c.environment,
             r.c.date,
+            w.c.extents if has_extents else sa.null(),
         )
         query = sa.select(*columns).outerjoin(k, k.c.id == w.c.key_id).outerjoin(r, r.c.id == w.c.run_id)
         standing: dict[tuple[str, str], Entry] = {}
@@ -246,7 +256,8 @@ class Store:
         """What SQLite's own check finds wrong with the file; "" for nothing, and for a database that is not a file."""
         if self._database.is_server:
             return ""
-        (found,) = self._rows(sa.text("PRAGMA quick_check(1)"))[0]
+        with self._reading() as connection:
+            found = connection.execute(sa.text("PRAGMA quick_check(1)")).scalar()
         return "" if found == "ok" else str(found)
 
     # ------------------------------------------------------------------ the database itself
@@ -267,9 +278,10 @@ class Store:
         self.lost = lost or self.lost
         return rows
 
-    def _rows(self, query: "sa.Select[Any] | sa.TextClause") -> list[Any]:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
         with self._explained(), self._database.patience(WAIT_SECONDS), self._engine.connect() as connection:
-            return list(connection.execute(query))
+            yield connection
 
     @contextlib.contextmanager
     def _transaction(self, seconds: float = WAIT_SECONDS) -> Iterator[sa.Connection]:
@@ -288,6 +300,8 @@ class Store:
             if not self._is_ours(connection):
                 schema.metadata.create_all(connection)
                 connection.execute(sa.insert(schema.schema).values(version=schema.VERSION))
+            elif not schema.has_extents(connection):
+                schema.add_extents(connection)
         if not self._database.is_server:
             self._use_wal()
 
@@ -354,6 +368,10 @@ _INSERT_KEY = sa.text(
     "INSERT INTO kpt_keys (digest, kernel, device, body) VALUES (:digest, :kernel, :device, :body) "
     "ON CONFLICT (digest) DO NOTHING"
 )
+
+
+def _plain(extents: Extents) -> str | None:
+    return json.dumps(dict(extents)) if extents else None
 
 
 def _new_id(connection: sa.Connection, row: "sa.Insert") -> int:

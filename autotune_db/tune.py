@@ -77,7 +77,7 @@ def tune(
         finally:
             shop.clear()
     microseconds, first_microseconds = times.get(winner), times.get(first)
-    ledger.win(winner, microseconds, first_microseconds)
+    ledger.win(winner, microseconds, first_microseconds, problem.dims)
     lookup.forget()
     return Result(
         key=key,

@@ -19,6 +19,7 @@ from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.frontend.outside import Meaning
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
+from kpt_dsl.space import Config, space
 from kpt_dsl.targets import Target
 
 Run = Callable[..., Any]
@@ -34,7 +35,7 @@ class Launch(Protocol):
         """Go one of several ways: functions that take a ``Launch`` and hand it kernels. Gives what that one gives.
 
         It is the one whose kernels together take the least time, if all kernels of all ways were measured on this device for
-        such a call; else the first.
+        such a call; else the first. Times are compared at like extents.
         """
 
 
@@ -190,28 +191,63 @@ def _runs(way: Way, target: Target) -> bool:
         return False
 
 
+class _Timed(NamedTuple):
+    """A kernel of a call, and how long it took with a config at some extents of its class; () where they are not known."""
+
+    problem: Problem
+    target: Target
+    config: Config
+    microseconds: float
+    extents: tuple[tuple[str, int], ...]
+
+    def here(self) -> float:
+        """Its time at the extents of the call, as far as the space's model tells how that changes with them."""
+        if not self.extents:
+            return self.microseconds
+        try:
+            here, there = (self._modelled(extents) for extents in (self.problem.dims, self.extents))
+        except KptError:  # the config is none of a space at these extents
+            return self.microseconds
+        return self.microseconds * here / there
+
+    def _modelled(self, extents: tuple[tuple[str, int], ...]) -> float:
+        options = space(self.problem.with_dims(**dict(extents)), self.target)
+        config = options.canonical(self.config)
+        options.check(config)
+        return options.seconds(config)
+
+
 def _quickest(ways: Sequence[Way], backend: str) -> int:
-    times = [_microseconds(way, backend) for way in ways] if len(ways) > 1 else []
-    known = [time for time in times if time is not None]
-    return times.index(min(known)) if known and len(known) == len(ways) else 0
+    if len(ways) < 2:
+        return 0
+    timed = [_timed(way, backend) for way in ways]
+    known = [kernels for kernels in timed if kernels is not None]
+    if len(known) < len(ways):
+        return 0
+    # What was tuned together, as a rule, was timed at one extent of each dim: then no model is needed, which errs more.
+    extents = {extent for kernels in known for kernel in kernels for extent in kernel.extents}
+    alike = len(extents) == len({dim for dim, _ in extents})
+    times = [sum(kernel.microseconds if alike else kernel.here() for kernel in kernels) for kernels in known]
+    return times.index(min(times))
 
 
-def _microseconds(way: Way, backend: str) -> float | None:
-    """How long the kernels of a way take, None where one of them was not measured for such a call."""
+def _timed(way: Way, backend: str) -> list[_Timed] | None:
+    """The kernels of a way, None where one of them was not measured for such a call."""
     from autotune_db import lookup
     from kpt_dsl import runtime
 
-    total = 0.0
+    found = []
     for problem, bound in _recorded(way):
         try:
-            answer = lookup.choose(problem, runtime.runtime(backend).target(bound))
+            target = runtime.runtime(backend).target(bound)
+            answer = lookup.choose(problem, target)
         except KptError:  # no config of it is legal here
             return None
         measured = answer.provenance in ("measured", "imported", "shipped") and not answer.sibling
         if not measured or answer.entry is None or answer.entry.microseconds is None:
             return None
-        total += answer.entry.microseconds
-    return total
+        found.append(_Timed(problem, target, answer.config, answer.entry.microseconds, answer.entry.extents))
+    return found
 
 
 def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prepared:

@@ -28,7 +28,7 @@ def explain(
 
     Provenance: *measured* (your database), *imported* (into it), *shipped* (with kpt), *predicted* (by a model), *rule* (the
     first config); a *sibling* is an entry for a similar key. *for* says which extents share the config, and *binary* names the
-    generated text: calls with the same one share what was compiled.
+    generated text: calls with the same one share what was compiled. *microseconds* were taken *at* these extents.
 
     Example:
 
@@ -61,6 +61,7 @@ def _explained(problem: Problem, target: Target) -> dict[str, Any]:
         "for": extents(problem, target),
         "binary": emit(problem, target, answer.config).digest,
         "microseconds": answer.entry.microseconds if answer.entry else None,
+        "at": (answer.entry and output.extents(answer.entry)) or None,
         "id": key.digest,
         "key": key.to_dict(),
         "config": dict(answer.config),

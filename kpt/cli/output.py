@@ -39,6 +39,12 @@ def microseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def extents(entry: Entry) -> str:
+    """For people, of the extents that a key leaves open those that its entry was found out at, if they are known."""
+    spans = dict(entry.key.shape)
+    return " ".join(f"{dim}={extent}" for dim, extent in entry.extents if spans[dim].low < spans[dim].high)
+
+
 def entry_dict(entry: Entry) -> dict[str, Any]:
     """An entry as JSON data."""
     return {
@@ -49,6 +55,7 @@ def entry_dict(entry: Entry) -> dict[str, Any]:
         "imported": entry.imported,
         "microseconds": entry.microseconds,
         "first_microseconds": entry.first_microseconds,
+        "extents": dict(entry.extents) or None,
         "environment": dict(entry.environment),
         "date": entry.date,
     }

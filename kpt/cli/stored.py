@@ -39,7 +39,7 @@ def list_entries(
         print("no entries; `kpt-tune run` makes some")
         return
     output.table(
-        ("id", "key", "device", "config", "µs", "speed-up", "known", "date"),
+        ("id", "key", "device", "config", "µs", "at", "speed-up", "known", "date"),
         [_row(entry) for entry in found],
         numbers=("µs", "speed-up"),
     )
@@ -82,7 +82,14 @@ def show(
     output.table(("", ""), [(name, _flat(value)) for name, value in key.to_dict().items()])
     for entry in matching:
         output.table(
-            ("", ""), [("winner", entry.config), ("known", entry.known), *entry.environment, ("date", entry.date)]
+            ("", ""),
+            [
+                ("winner", entry.config),
+                ("known", entry.known),
+                ("at", output.extents(entry)),
+                *entry.environment,
+                ("date", entry.date),
+            ],
         )
     output.table(
         ("config", "outcome", "µs", "first µs", "detail", "date"),
@@ -156,6 +163,7 @@ def _row(entry: Entry) -> tuple[object, ...]:
         entry.key.device,
         entry.config,
         output.microseconds(entry.microseconds),
+        output.extents(entry),
         f"{speedup:.2f}" if speedup else "",
         entry.known,
         entry.date[:10],

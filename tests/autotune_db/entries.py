@@ -1,5 +1,7 @@
 """Entries for tests of storing and looking up."""
 
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 from autotune_db import environment
@@ -21,6 +23,7 @@ def entry(
     problem: Problem | None = None, config: Config | None = None, origin: Origin = "measured", **where: Any
 ) -> Entry:
     """An entry whose config, unless given, is legal for the problem on an H200."""
+    problem = problem or problems.softmax()
     return Entry(
         key(problem, **where),
         config or Config(block_M=4, num_warps=4),
@@ -29,13 +32,20 @@ def entry(
         20.0,
         (("device", H200), ("driver", "570.0")),
         "2026-01-02T03:04:05+00:00",
+        extents=problem.dims,
     )
 
 
 def add(store: Store, one: Entry) -> None:
     """Store an entry as a tuning of this machine's does."""
     run = store.start_run(one.key, one.origin, dict(one.environment), one.date)
-    store.add_winner(run, one.config, one.microseconds, one.first_microseconds)
+    store.add_winner(run, one.config, one.microseconds, one.first_microseconds, one.extents)
+
+
+def of_an_earlier_kpt(database: Path) -> None:
+    """Makes a file what it was before entries had extents."""
+    with sqlite3.connect(database) as connection:
+        connection.execute("ALTER TABLE kpt_winners DROP COLUMN extents")
 
 
 def stored(*found: Entry) -> None:

@@ -345,7 +345,7 @@ def test_a_look_up_parses_what_it_needs_and_no_more(monkeypatch: pytest.MonkeyPa
     answer(problems.softmax(N=5000))  # indexes the kernel
     parsed: list[object] = []
     sound = snapshot.parsed
-    monkeypatch.setattr(snapshot, "parsed", lambda *fields: parsed.append(fields) or sound(*fields))
+    monkeypatch.setattr(snapshot, "parsed", lambda *fields, **more: parsed.append(fields) or sound(*fields, **more))
     monkeypatch.setattr(snapshot.files, "from_json", lambda text: parsed.append(text) or json.loads(text))
     assert answer(problems.softmax(M=8 * 4096, N=80))[1] == "imported (sibling: M=2049..4096)"
     assert answer(problems.softmax(M=8 * 4096, N=6000))[1] == "rule"

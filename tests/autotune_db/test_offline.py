@@ -33,6 +33,7 @@ def test_a_gpu_that_is_not_here(target: str, database: Path) -> None:
         (entry,) = store.entries()
     assert result.origin == entry.origin == "predicted"
     assert result.key.device == target
+    assert entry.extents == problem.dims
     assert space(problem, chip).why_illegal(result.config) is None
     assert result.microseconds is not None
     assert result.first_microseconds is not None

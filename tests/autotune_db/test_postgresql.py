@@ -92,6 +92,20 @@ def test_an_entry_comes_back_as_it_was(url: str) -> None:
         assert store.damage() == ""
 
 
+def test_tables_of_an_earlier_kpt_are_read_as_they_are_and_written(url: str) -> None:
+    one = entry(softmax(N=446))
+    with Store() as store:
+        add(store, one)
+        with store._engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE kpt_winners DROP COLUMN extents")
+    with Store(read_only=True) as store:
+        assert [e.extents for e in store.entries() if e.key == one.key] == [()]
+    with Store() as store:
+        add(store, one)
+        assert [e.extents for e in store.entries() if e.key == one.key] == [one.extents]
+        assert store.remove([one]) == 2
+
+
 def test_reading_only_does_not_make_tables(url: str) -> None:
     """Another schema of the same server is as an empty database."""
     with pytest.raises(StoreError), Store(url.replace("/postgres?", "/template1?"), read_only=True) as store:

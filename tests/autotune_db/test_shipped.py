@@ -20,6 +20,9 @@ ENTRIES = [
     entry(origin="predicted", device="nvidia-h200"),
 ]
 
+LINEAR = dict(ENTRIES[2].extents)
+"""Of the first entry of their file."""
+
 
 def test_entries_are_read_back() -> None:
     found = shipped.parse(shipped.dump(ENTRIES), "file")
@@ -29,6 +32,16 @@ def test_entries_are_read_back() -> None:
         again = by_key[one.key.digest, one.origin]
         assert (again.microseconds, again.first_microseconds, again.date) == (12.5, 20.0, one.date)
         assert dict(again.environment) == dict(one.environment)
+        assert again.extents == one.extents
+
+
+def test_a_file_without_extents_is_read_and_written_as_it_is() -> None:
+    """As those that an earlier kpt wrote, and those that are shipped."""
+    text = shipped.dump(replace(one, extents=()) for one in ENTRIES)
+    found = shipped.parse(text, "file")
+    assert "extents" not in text
+    assert [one.extents for one in found] == [()] * len(ENTRIES)
+    assert shipped.dump(found) == text
 
 
 def test_the_text_depends_on_the_entries_only() -> None:
@@ -96,8 +109,23 @@ def change(text: str, where: str, what: Any) -> str:
                 ("entry", "microseconds", (0, True, "9", float("inf"), float("nan"), []), "must be positive"),
                 ("entry", "first_microseconds", (-1, {}), "must be positive"),
                 ("entry", "date", (3, None, "yesterday", []), "date"),
+                (
+                    "entry",
+                    "extents",
+                    ([], 3, "M", {}, {"M": 4096}, LINEAR | {"\x1b": 1}, {"M": 4096, "k": 256, "N": 512}),
+                    "kernel 1, entry 1: extents .* are not those of its dims: M, K, N",
+                ),
+                *(
+                    ("entry", "extents", (LINEAR | {"M": value},), "extents: M is .*, which is no whole number in 2049")
+                    for value in (2048, 4097, -1, 2**70, 4096.0, True, None, "4096", [], float("nan"))
+                ),
+                ("entry", "extents", (LINEAR | {"N": 511},), "extents: N is '511', which is no whole number in 512"),
             )
             for value in values
+        ),
+        (
+            change(shipped.dump([entry(softmax(M=1))]), "entry", {"extents": {"M": True, "N": 1024}}),
+            "extents: M is 'True', which is no whole number in 1",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from autotune_db.sibling import likeness
 from autotune_db.store import Store
 from autotune_db.winners import Winners
 from kpt_dsl.space import Config
-from tests.autotune_db.entries import add, entry, key, stored
+from tests.autotune_db.entries import add, entry, key, of_an_earlier_kpt, stored
 from tests.autotune_db.problems import softmax
 
 
@@ -40,10 +40,21 @@ def test_winners_are_read_and_the_latest_stands(database: Path) -> None:
     assert found.config == Config(block_M=1, num_warps=1)
     assert found.key == key()
     assert found.microseconds == 12.5
+    assert found.extents == (("M", 4096), ("N", 1024))
     assert winners.get(key(device="other").digest, "measured") is None
     assert relatives(winners, key()) == [key(), key()]
     assert relatives(winners, key(softmax(N=8))) == [key(softmax(N=8))]
     assert set(winners.devices(key().kernel)) == {"NVIDIA H200"}
+
+
+def test_winners_of_an_earlier_kpt_are_read(database: Path) -> None:
+    stored(entry())
+    of_an_earlier_kpt(database)
+    winners, trouble = snapshot.read(database)
+    found = winners.get(key().digest, "measured")
+    assert trouble is None
+    assert found is not None
+    assert (found.microseconds, found.extents) == (12.5, ())
 
 
 def test_winners_of_a_writer_at_work_are_read(database: Path) -> None:

@@ -21,7 +21,7 @@ from autotune_db.trial import Trial
 from kpt_dsl.build import cache
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
-from tests.autotune_db.entries import add, entry, key
+from tests.autotune_db.entries import add, entry, key, of_an_earlier_kpt
 from tests.autotune_db.problems import linear, softmax
 
 ONE, TWO = Config(block_M=1, num_warps=1), Config(block_M=2, num_warps=1)
@@ -62,6 +62,52 @@ def test_the_latest_winner_of_an_origin_stands_and_the_others_stay(database: Pat
         add(opened, entry(config=ONE, origin="predicted"))
         assert [(e.config, e.origin) for e in opened.entries()] == [(TWO, "measured"), (ONE, "predicted")]
     assert sqlite3.connect(database).execute("SELECT count(*) FROM kpt_winners").fetchone() == (3,)
+
+
+def test_a_database_of_an_earlier_kpt_is_read_as_it_is_and_written(database: Path) -> None:
+    known, before = entry(softmax(N=8)), replace(entry(), extents=())
+    with Store() as opened:
+        add(opened, entry())
+    of_an_earlier_kpt(database)
+    columns = "SELECT group_concat(name) FROM pragma_table_info('kpt_winners')"
+    (made,) = sqlite3.connect(database).execute(columns).fetchone()
+    with Store(read_only=True) as opened:
+        assert opened.entries() == [before]
+    assert sqlite3.connect(database).execute(columns).fetchone() == (made,)
+    for _ in range(2):
+        Store().close()
+    with Store() as opened:
+        add(opened, known)
+        opened.add_imported([known])
+        assert opened.entries() == [before, known, replace(known, imported=True)]
+    assert sqlite3.connect(database).execute(columns).fetchone() == (f"{made},extents",)
+    winners, trouble = snapshot.read(database)
+    assert trouble is None
+    found = [winners.get(one.key.digest, "measured") for one in (before, known)]
+    assert [one and one.extents for one in found] == [(), known.extents]
+
+
+def test_an_earlier_kpt_goes_on_writing_beside_this_one(database: Path) -> None:
+    """It names the columns that it knows, and knows the schema: two programs of one user share a file."""
+    columns = "key_id, run_id, config, origin, microseconds, first_microseconds"
+    with Store() as opened:
+        add(opened, entry())
+        with sqlite3.connect(database) as earlier:
+            assert earlier.execute("SELECT version FROM kpt_schema").fetchone() == (1,)
+            earlier.execute(f"INSERT INTO kpt_winners ({columns}) SELECT {columns} FROM kpt_winners")
+        assert opened.entries() == [replace(entry(), extents=())]
+
+
+def test_extents_that_no_call_of_the_key_has_are_damage(database: Path) -> None:
+    with Store() as opened:
+        add(opened, entry())
+        with sqlite3.connect(database) as connection:
+            connection.execute("UPDATE kpt_winners SET extents = ?", ('{"M": 4097, "N": 1024}',))
+        assert opened.entries() == []
+        (damage,) = opened.damaged
+    assert damage.why == "extents: M is '4097', which is no whole number in 2049..4096"
+    winners, _ = snapshot.read(database)
+    assert winners.get(key().digest, "measured") is None
 
 
 WRITER = """

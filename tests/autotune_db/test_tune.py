@@ -68,6 +68,7 @@ def test_a_key_is_tuned_stored_and_looked_up(database: Path, monkeypatch: pytest
         assert [t.trial for t in store.trials(result.key)] == list(result.trials)
         assert store.trials()[0].environment["compiler"].startswith("numpy ")
     assert (entry.key, entry.config, entry.origin) == (result.key, result.config, "measured")
+    assert entry.extents == (("M", 1000), ("N", 64))
     answer = lookup.choose(PROBLEM, CPU)
     assert (answer.config, answer.provenance) == (result.config, "measured")
     assert [p.trials for p in seen if p.stage == "search"] == [1, 2, 3, 4, 5, 6, 7]

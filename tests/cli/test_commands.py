@@ -58,6 +58,10 @@ def test_run_tunes_a_strangers_kernel_and_the_others_show_it(tune: Command, data
     for words in (("list",), ("show", result["id"])):
         assert "softmax" in tune(*words).out
     assert "known from    measured" in tune("explain", *SOFTMAX, "--target", "cpu").out
+    assert listed["extents"] == shown["entries"][0]["extents"] == {"M": 1000, "N": 64}
+    assert explained["at"] == "M=1000"
+    for words in (("list",), ("show", result["id"]), ("explain", *SOFTMAX, "--target", "cpu")):
+        assert re.search(r"\bM=1000\b", tune(*words).out)
 
 
 def test_run_predicts_for_a_chip_that_is_not_here(tune: Command) -> None:

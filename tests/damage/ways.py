@@ -131,7 +131,7 @@ _VALUES: tuple[object, ...] = (
 
 _COLUMNS = {
     "kpt_keys": ("digest", "kernel", "device", "body"),
-    "kpt_winners": ("config", "origin", "microseconds", "first_microseconds"),
+    "kpt_winners": ("config", "origin", "microseconds", "first_microseconds", "extents"),
     "kpt_runs": ("origin", "environment", "date"),
     "kpt_trials": ("config", "outcome", "microseconds", "detail", "date"),
 }

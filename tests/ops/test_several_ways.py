@@ -1,7 +1,7 @@
 """Attention's gradients have two ways: which one a call takes, and that the one that adds up dq gives the same gradients."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from kpt.ops import backends, flash_attention, prefer
 from kpt.ops.flash_attention.backward import flash_attention_backward
 from kpt.ops.registry import get
 from kpt_dsl import runtime, targets
+from kpt_dsl.errors import TargetError
 from kpt_dsl.problem import Problem
-from kpt_dsl.space import space
+from kpt_dsl.space import Space, space
+from kpt_dsl.targets import Target
 from tests.autotune_db.entries import add
 from tests.ops.test_flash_attention_backward import OPTIONS, expected, heads_last, lengths, randn
 from tests.tolerances import assert_close
@@ -27,7 +29,7 @@ from tests.tolerances import assert_close
 CPU = targets.get("cpu")
 APART = ["rows", "dq", "dkdv"]
 TOGETHER = ["rows", "dkdv", "scale"]
-DO, Q, K, V = randn(1, 2, 5, 16), randn(1, 2, 5, 16), randn(1, 2, 7, 16), randn(1, 2, 7, 16)
+DO, Q, K, V = randn(1, 3, 5, 16), randn(1, 3, 5, 16), randn(1, 3, 7, 16), randn(1, 3, 7, 16)
 OUT, LSE = flash_attention(Q, K, V, return_lse=True)
 
 
@@ -46,16 +48,22 @@ Tuned = Callable[..., None]
 
 @pytest.fixture
 def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tuned]:
-    """``tuned(times)`` stores an entry for each problem; None leaves one out."""
+    """``tuned(times)`` stores an entry for each problem; None leaves one out. ``heads``: how many each was timed at."""
     monkeypatch.setenv(location.VARIABLE, str(tmp_path / "configs.sqlite"))
     lookup.forget()
 
-    def store(times: list[float | None], origin: Any = "measured", found: list[Problem] | None = None) -> None:
+    def store(
+        times: list[float | None],
+        origin: Any = "measured",
+        found: list[Problem] | None = None,
+        heads: Sequence[int | None] = (None,) * 6,
+    ) -> None:
         with Store() as into:
-            for mine, problem, time in zip(problems(), found or problems(), times, strict=True):
+            for mine, problem, time, many in zip(problems(), found or problems(), times, heads, strict=True):
                 if time is not None:
                     key = key_of(problem, environment.device_name(CPU), "numpy", environment.compiler("numpy"))
-                    add(into, Entry(key, space(mine, CPU).first, origin, time))
+                    at = tuple((dim, many if dim in ("H", "G") else n) for dim, n in problem.dims) if many else ()
+                    add(into, Entry(key, space(mine, CPU).first, origin, time, extents=at))
         lookup.forget()
 
     yield store
@@ -100,6 +108,50 @@ def test_the_way_that_was_measured_to_be_quicker(
         explained = kpt.ops.explain("flash_attention_backward", DO, Q, K, V, OUT, LSE)
     assert launched == taken
     assert [k.kernel.removeprefix("flash_attention_") for k in explained.kernels] == taken
+
+
+@pytest.mark.parametrize(
+    ("heads", "taken"),
+    [
+        ([4, 4, 4, 3, 3, 3], APART),  # for three heads 9, of 12 for four, and 10
+        ([4, 4, 3, 4, 3, 3], TOGETHER),  # 10 and 9.25
+        ([4, 4, 4, 4, 4, 4], TOGETHER),  # 12 and 10 for four
+        ([None, None, None, 3, 3, 3], TOGETHER),
+        ([4, None, None, 3, 3, 3], TOGETHER),  # 11, where what is not known counts as it is, and 10
+    ],
+)
+def test_times_are_compared_at_like_extents(
+    heads: list[int | None], taken: list[str], tuned: Tuned, launched: list[str]
+) -> None:
+    """A call of three heads has entries that were timed at three or four, which are one bucket."""
+    tuned([4, 4, 4, 3, 4, 3], heads=heads)
+    with prefer("numpy"):
+        backward()
+    assert launched == taken
+
+
+def test_times_that_no_model_can_scale_count_as_they_are(
+    tuned: Tuned, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(problem: Problem, target: Target) -> Space:
+        raise TargetError("no config of it is legal")
+
+    monkeypatch.setattr(backends, "space", none)
+    tuned([4, 4, 4, 3, 4, 3], heads=[4, 4, 4, 3, 3, 3])
+    with prefer("numpy"):
+        backward()
+    assert launched == TOGETHER
+
+
+def test_a_new_length_asks_no_model_where_all_were_timed_together(
+    tuned: Tuned, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of every kernel at two places would take milliseconds of it."""
+    tuned([4, 4, 4, 3, 4, 3], heads=[4] * 6)
+    monkeypatch.setattr(backends, "space", lambda *_: pytest.fail("a model was asked"))
+    with prefer("numpy"):
+        backward()
+    assert launched == TOGETHER
 
 
 @pytest.mark.parametrize("missing", range(6))
