@@ -5,14 +5,15 @@
 Where there are several ways to do a part of it, ``launch.quickest`` takes the one that was measured to be.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Ready
+from kpt_dsl import configs
 from kpt_dsl.classes import extents, options
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import KptError, TargetError
@@ -105,17 +106,34 @@ def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
     return unit_last_stride(matrix)
 
 
-def _prepare(run: Run, backend: str, _: tuple[Any, ...]) -> Ready:
-    return partial(run, Launches(backend))
+def _prepare(run: Run, backend: str, arguments: tuple[Any, ...]) -> Ready:
+    return partial(run, Launches(backend, (run, *map(_kind, arguments))))
+
+
+def _kind(value: Any) -> Hashable:
+    """What an argument has in common with those of other calls of the same classes."""
+    if isinstance(value, torch.Tensor):
+        steps = value.stride()
+        order = tuple(sorted(range(len(steps)), key=steps.__getitem__))
+        extents = tuple([n if n <= 2 else 1 << (n - 1).bit_length() for n in value.shape])
+        return value.dtype, value.device, extents, order, value.is_contiguous()
+    return type(value), tuple(value) if isinstance(value, list) else value  # as PyTorch's dispatcher hands sequences over
+
+
+@lru_cache(maxsize=4096)
+def _found_out(*_: Hashable) -> dict[tuple[str, ...], int]:
+    """The quickest of some ways, by their names, for calls that have this in common: lengths change with every call."""
+    return {}
 
 
 class Launches:
     """Launches the kernels of one kind of call, each prepared when it first comes by and only started from then on."""
 
-    __slots__ = ("_backend", "_prepared", "_quickest", "_ways")
+    __slots__ = ("_backend", "_kin", "_prepared", "_quickest", "_ways")
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str, kin: Hashable) -> None:
         self._backend = backend
+        self._kin = kin
         self._prepared: dict[Kernel, _Prepared] = {}
         self._quickest: dict[tuple[str, ...], int] = {}
         self._ways: dict[str, Launches] = {}
@@ -137,10 +155,13 @@ class Launches:
         names = tuple(way.__name__ for way in ways)
         number = self._quickest.get(names)
         if number is None:
-            number = self._quickest[names] = _quickest(ways, self._backend)
+            found = _found_out(self._kin, self._backend, configs.generation())
+            if (number := found.get(names)) is None:
+                number = found[names] = _quickest(ways, self._backend)
+            self._quickest[names] = number
         launches = self._ways.get(names[number])
         if launches is None:
-            launches = self._ways[names[number]] = Launches(self._backend)
+            launches = self._ways[names[number]] = Launches(self._backend, self._kin)
         return ways[number](launches)
 
 

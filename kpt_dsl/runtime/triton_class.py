@@ -58,13 +58,11 @@ class Known:
 def remember(
     made: list[Known], problem: "Problem", target: "Target", config: "Config", source: Source, launch: Launch
 ) -> None:
-    """Put what the launch of a problem leaves behind first in a list, where it holds for other extents and is not there yet."""
+    """Put what the launch of a problem leaves behind first in a list, where it holds for its class and is not there yet."""
     of_class = options(problem, target)
     if not isinstance(of_class, ClassSpace) or source.abi.places:
         return
     writer = _Writer(problem, of_class.made.spans, config, source)
-    if not writer.varying:
-        return
     text, kept = writer.text(), tuple(writer.kept)
     if all((known.text, known.kept) != (text, kept) for known in made):
         scope: dict[str, Any] = {"launch": launch, "describer": describer} | {f"v{i}": value for i, value in enumerate(kept)}

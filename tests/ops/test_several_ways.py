@@ -290,3 +290,21 @@ def test_a_compiled_training_step(dynamic: bool, launched: list[str]) -> None:
         assert launched == ["fwd", *TOGETHER, "group_sum"]
         for g, w in zip(got, wanted, strict=True):
             assert_close(g, w, "f32", 16)
+
+
+def test_other_lengths_of_a_class_ask_no_more_which_way_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = backends._quickest
+
+    def noted(ways: Any, backend: str) -> int:
+        asked.append(len(ways))
+        return real(ways, backend)
+
+    monkeypatch.setattr(backends, "_quickest", noted)
+    backends._found_out.cache_clear()
+    for length in (130, 200, 255, 256, 257):
+        q = randn(1, 2, length, 16)
+        with prefer("numpy"):
+            o, lse = flash_attention(q, q, q, return_lse=True)
+            flash_attention_backward(q, q, q, q, o, lse)
+    assert asked == [2, 2]  # of 129 to 256, of 257 to 512
