@@ -16,6 +16,7 @@ import kpt
 from kpt.ops.replace import source
 from kpt.ops.replace.keywords import not_understood
 from tests.architectures import build, judge
+from tests.ops.models import attended, transformers
 
 SPARSE = ("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "minimax_m3_vl_text", "mistral_large4_text")
 """They hand their selection to attention functions that are called neither "eager" nor "sdpa"."""
@@ -89,6 +90,66 @@ def test_a_keyword_that_nobody_understands_is_refused_at_the_call() -> None:
         caught.value
     )
     assert "kpt.restore_modules(model)" in str(caught.value)
+
+
+class _Checked(transformers.LlamaConfig):  # type: ignore[misc]
+    """As HRM's in Transformers 5.17: its property takes names, and not the dicts that set a config alone."""
+
+    @property
+    def _attn_implementation(self) -> Any:
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: Any) -> None:
+        assert not value.startswith("flash")
+        self._attn_implementation_internal = value
+
+
+class _Unmoved(transformers.LlamaConfig):  # type: ignore[misc]
+    """Always says the same."""
+
+    @property
+    def _attn_implementation(self) -> Any:
+        return "sdpa"
+
+
+class _Frozen(transformers.LlamaConfig):  # type: ignore[misc]
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_attn_implementation_internal" in vars(self):
+            raise AttributeError(f"cannot assign to {name}")
+        object.__setattr__(self, name, value)
+
+
+def test_a_config_that_checks_names_is_replaced_and_restored() -> None:
+    subject = build("llama")
+    subject.config.__class__ = _Checked
+    assert [c.kind for c in kpt.replace_modules(subject).changes] == ["attention"]
+    before = attended()
+    with torch.no_grad():
+        subject(torch.tensor([[5, 6, 7]]))
+    assert attended() > before
+    assert len(kpt.restore_modules(subject).changes) == 1
+    assert subject.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", [_Unmoved, _Frozen])
+def test_a_config_that_does_not_follow_is_left_alone(kind: type) -> None:
+    subject = build("llama")
+    subject.config.__class__ = kind
+    held = dict(vars(subject.config))
+    report = kpt.replace_modules(subject)
+    assert report.changes == ()
+    assert f"{kind.__name__} does not keep the name of its attention as Transformers' configs do" in str(report)
+    assert vars(subject.config) == held
+    assert not any(hasattr(module, "_kpt_place") for module in subject.modules())
+
+
+def test_a_config_is_named_without_those_inside_it() -> None:
+    subject = build("paligemma")
+    subject.config.text_config._attn_implementation = "eager"
+    kpt.replace_modules(subject)
+    found = [c._attn_implementation for c in (subject.config, subject.config.vision_config, subject.config.text_config)]
+    assert found == ["kpt", "kpt", "eager"]
 
 
 def test_selections_sinks_and_masks_of_heads_are_not_understood() -> None:
