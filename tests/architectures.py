@@ -127,10 +127,10 @@ def _compare(model: Any, verdict: Verdict) -> None:
     left = sorted({s.reason for s in report.skipped if s.kind == ATTENTION})
     verdict.note = "; ".join(left) or ("" if verdict.replaced else "no attention of Transformers'")
     before = counters()["flash_attention"]
-    for case, call in _cases(model):
+    for case, call in cases(model):
         try:
             torch.manual_seed(20)
-            expected = _tensors(call(model))
+            expected = flat(call(model))
         except Exception as error:
             verdict.note += f" [{case}: the model itself fails: {_in_a_line(error)}]"
             continue
@@ -138,7 +138,7 @@ def _compare(model: Any, verdict: Verdict) -> None:
             continue
         try:
             torch.manual_seed(20)
-            got = _tensors(call(replaced))
+            got = flat(call(replaced))
         except KptError as error:
             verdict.cases[case] = f"refused: {_in_a_line(error)}"
             continue
@@ -238,7 +238,7 @@ def _modelling_code(kind: type) -> str:
         return ""
 
 
-def _cases(model: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+def cases(model: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     """Each way to call a model of this kind, by name."""
 
     takes = signature(model.forward).parameters
@@ -322,8 +322,8 @@ def _of_tokens(output: Any, seen: torch.Tensor | None) -> list[torch.Tensor]:
     return found
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else [value.float()]
+def flat(value: Any) -> list[torch.Tensor]:
+    return [t for item in value for t in flat(item)] if isinstance(value, list | tuple) else [value.float()]
 
 
 def _off(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -28,13 +28,11 @@ if TYPE_CHECKING:
 STAND_IN = "tpu-v6e"
 """Whose code is interpreted where there is no TPU."""
 
-INTERPRETING = {"xla_disable_hlo_passes": "algsimp", "xla_backend_optimization_level": 0}
+INTERPRETING = {"xla_disable_hlo_passes": "algsimp,constant_folding", "xla_backend_optimization_level": 0}
 """How XLA compiles what is interpreted: without algebraic simplification, which turns (x/n)(x/n) into xx/(nn), infinite for
-large x; and without much optimisation, since such runs are short and compiling takes most of their time."""
-
-NUMBER_KEPT = "pltpu.VMEM((1, 1)"
-"""What a module says that keeps a single number from step to step. Where a loop's bounds depend on what is loaded as well, XLA
-without its simplifier ends the whole process (shape_util.cc, "pointer_size > 0", with JAX 0.10.2), so there it simplifies."""
+large x; without constant folding, which makes a constant of a step that keeps single numbers and leaves it to the simplifier to
+take apart: without that, XLA ends the process (shape_util.cc, "pointer_size > 0"; so JAX 0.10.2 and 0.11.2); and without much
+optimisation, since such runs are short and compiling takes most of their time."""
 
 WHERE_XLA_HAS_IT: tuple[dict[str, Any], ...] = (
     {"xla_cpu_experimental_ynn_fusion_type": ""},
@@ -154,7 +152,7 @@ def _call(
 @lru_cache(maxsize=256)
 def _jitted(source: Source, interpret: Any) -> JaxFunction:
     options = dict(_interpreting()) if interpret else None
-    if options and (NUMBER_KEPT in source.text or " / " not in source.text):
+    if options and " / " not in source.text:
         options.pop("xla_disable_hlo_passes")
     function: JaxFunction = jax_package().jit(_generated(source, interpret), compiler_options=options)
     return function

@@ -91,7 +91,7 @@ class _Config:
             for keyword in findings(type(module)).pytorchs:
                 found[f"{kind} where it passes {keyword}"] = None
             keys, values, width = (getattr(module, name, None) for name in ("qk_head_dim", "v_head_dim", "head_dim"))
-            if None not in (keys, values) and keys != values:
+            if isinstance(keys, int) and isinstance(values, int) and keys != values:
                 found[f"{kind}, whose values are {values} wide and keys {keys}"] = None
             elif isinstance(width, int) and width > LARGEST_HEAD_DIM:
                 found[f"{kind}, whose heads are {width} wide, above {LARGEST_HEAD_DIM}"] = None
@@ -126,7 +126,12 @@ def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, 
         if reason is not None:
             skipped.append(Skipped(found.path, ATTENTION, reason))
             continue
-        _set(found.config, NAME)
+        if not _set(found.config, NAME):
+            reason = (
+                f"{type(found.config).__name__} does not keep the name of its attention as Transformers' configs do"
+            )
+            skipped.append(Skipped(found.path, ATTENTION, reason))
+            continue
         for path, module in found.modules.items():
             setattr(module, PLACE, Place(owner, path))
         changes.append(Change(found.path, ATTENTION, REPLACES, NAME, found.unserved()))
@@ -137,8 +142,7 @@ def restore(model: nn.Module, changes: list[Change]) -> None:
     for found in _configs(model):
         for module in found.modules.values():
             vars(module).pop(PLACE, None)
-        if found.config._attn_implementation == NAME:
-            _set(found.config, REPLACES)
+        if found.config._attn_implementation == NAME and _set(found.config, REPLACES):
             changes.append(Change(found.path, ATTENTION, NAME, REPLACES))
 
 
@@ -156,8 +160,18 @@ def _with_config(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path or "(model)", module
 
 
-def _set(config: Any, name: str) -> None:
-    config._attn_implementation = {"": name}  # this config alone, not those inside it
+def _set(config: Any, name: str) -> bool:
+    """Name the attention of this config alone, as Transformers does: its property sets configs inside as well, and may be
+    overridden by one that takes no part of them. False, and nothing is changed, where a config does not follow."""
+    before = config._attn_implementation
+    try:
+        config._attn_implementation_internal = name
+    except (AttributeError, TypeError, ValueError):  # frozen, or checked
+        return False
+    if config._attn_implementation == name:
+        return True
+    config._attn_implementation_internal = before
+    return False
 
 
 def _register() -> None:

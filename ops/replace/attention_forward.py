@@ -62,6 +62,8 @@ def attention_forward(
         _count_while_tracing(*_model(module), reason)
     else:
         _count(*_model(module), reason, _path(module))
+    if _would_be_none(attention_mask, query, key, causal):
+        attention_mask = None
     output: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS[REPLACES](
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **keywords
     )
@@ -75,6 +77,19 @@ def _sees_all(module: nn.Module, query: torch.Tensor, mask: torch.Tensor | None,
     """
     implied = isinstance(mask, AttentionMask) and mask.implied and query.shape[2] == mask.seen
     return implied and not is_causal and not getattr(module, "is_causal", True)
+
+
+def _would_be_none(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, causal: bool) -> bool:
+    """PyTorch's function would have no mask here: without one it computes what it did before replacing, to the last bit, in its
+    kernels for causal attention."""
+    if not isinstance(mask, AttentionMask) or not mask.implied:
+        return False
+    queries, keys = query.shape[2], key.shape[2]
+    return (
+        mask.shape[2] == queries
+        and mask.shape[3] == mask.seen == keys
+        and (queries == 1 or (causal and queries == keys))
+    )
 
 
 def _why_not(

@@ -179,7 +179,8 @@ def _expressed(
     lengths = None if attention_mask is None else _key_lengths(attention_mask, kv_offset, seen)
     if allow_is_bidirectional_skip and not causal and window is None and lengths is None:
         return None
-    implied = allow_is_causal_skip and causal and window is None and lengths is None and q_length in (1, seen)
+    all_within = window is None or kv_length < window
+    implied = allow_is_causal_skip and causal and all_within and lengths is None and q_length in (1, seen)
     shape = (batch_size, 1, q_length, kv_length)
     made: AttentionMask = _mask(shape, seen, causal, window, implied, lengths, torch.device(device))
     return made

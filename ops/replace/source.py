@@ -2,7 +2,8 @@
 
 Code that asks whether its attention is called "sdpa" computes something else under another name: the sparse models apply
 their selection themselves there, and hand it on elsewhere. Code that names a keyword which nobody understands needs an
-attention function of its own.
+attention function of its own. Code that works out its mask from the one that it is given does otherwise where it is given none,
+as PyTorch's may be, and kpt's causal one never is.
 """
 
 import ast
@@ -81,7 +82,10 @@ def _of_code(code: ast.AST, names: dict[str, Any]) -> Findings:
             continue  # ran before, under the name that the model was built with
         if _tells_apart(function, names):
             refusals.append(f'asks whether its attention is "{REPLACES}" by name, and does otherwise where it is not')
-        passed = list(_keywords(function))
+        calls = list(_calls_of_attention(function))
+        if any(_works_out_mask(function, call) for call in calls):
+            refusals.append("works out a mask of its own from the one that it is given, or from none")
+        passed = [keyword for call in calls for keyword in _keywords(call)]
         refusals += [
             f"passes {name}, which neither kpt's nor PyTorch's attention understands" for name in not_understood(passed)
         ]
@@ -89,23 +93,60 @@ def _of_code(code: ast.AST, names: dict[str, Any]) -> Findings:
     return Findings(tuple(dict.fromkeys(refusals)), tuple(dict.fromkeys(pytorchs)))
 
 
-def _keywords(function: ast.FunctionDef) -> Iterator[str]:
-    """Keywords that a function names where it calls an attention function that it looked up; a constant None asks nothing."""
-    looked_up = {
-        ast.unparse(target)
-        for node in ast.walk(function)
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and _is_look_up(node.value)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-    }
+def _calls_of_attention(function: ast.FunctionDef) -> Iterator[ast.Call]:
+    """Where a function calls an attention function that it looked up."""
+    looked_up = {ast.unparse(target) for target, value in _assigned(function) if _is_look_up(value)}
     for node in ast.walk(function):
         if isinstance(node, ast.Call) and (ast.unparse(node.func) in looked_up or _is_look_up(node.func)):
-            for keyword in node.keywords:
-                is_none = isinstance(keyword.value, ast.Constant) and keyword.value.value is None
-                if keyword.arg is not None and keyword.arg not in _ARGUMENTS and not is_none:
-                    yield keyword.arg
+            yield node
 
 
-_ARGUMENTS = frozenset({"module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal"})
+def _assigned(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Targets of assignments in a function, and what they are assigned."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            yield from ((target, node.value) for target in node.targets)
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign) and node.value is not None:
+            yield (
+                node.target,
+                node.value if isinstance(node, ast.AnnAssign) else ast.BinOp(node.target, node.op, node.value),
+            )
+
+
+def _keywords(call: ast.Call) -> Iterator[str]:
+    """Keywords that a call of an attention function names; a constant None asks nothing."""
+    for keyword in call.keywords:
+        is_none = isinstance(keyword.value, ast.Constant) and keyword.value.value is None
+        if keyword.arg is not None and keyword.arg not in _ARGUMENTS and not is_none:
+            yield keyword.arg
+
+
+def _works_out_mask(function: ast.FunctionDef, call: ast.Call) -> bool:
+    """The mask that a call passes is computed in the function: neither given, chosen nor sliced."""
+    named = [keyword.value for keyword in call.keywords if keyword.arg == "attention_mask"]
+    place = _ARGUMENTS.index("attention_mask")
+    waiting: list[ast.expr] = named or call.args[place : place + 1]
+    seen: set[str] = set()
+    while waiting:
+        match waiting.pop():
+            case ast.Name(id=name):
+                if name not in seen:
+                    seen.add(name)
+                    waiting += [
+                        v for target, v in _assigned(function) if isinstance(target, ast.Name) and target.id == name
+                    ]
+            case ast.Subscript(value=value):
+                waiting.append(value)
+            case ast.IfExp(body=body, orelse=orelse):
+                waiting += [body, orelse]
+            case ast.Constant() | ast.Attribute() | ast.Starred() | ast.Call(func=ast.Attribute(attr="get" | "pop")):
+                pass
+            case _:
+                return True
+    return False
+
+
+_ARGUMENTS = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal")
 """What every attention function takes."""
 
 

@@ -4,6 +4,7 @@
 """
 
 import ast
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ pytest.importorskip("transformers")
 import kpt
 from kpt.ops.replace import source
 from kpt.ops.replace.keywords import not_understood
-from tests.architectures import build, judge
+from tests.architectures import build, cases, flat, judge
+from tests.ops.models import attended, transformers
 
 SPARSE = ("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "minimax_m3_vl_text", "mistral_large4_text")
 """They hand their selection to attention functions that are called neither "eager" nor "sdpa"."""
@@ -60,6 +62,14 @@ def test_sparse_models_are_left_alone(name: str) -> None:
     assert 'asks whether its attention is "sdpa" by name' in verdict.note
 
 
+def test_a_model_that_reads_its_mask_is_left_alone() -> None:
+    """Doge adds the mask to one of its own; in Transformers 5.17, where PyTorch's is None, its attention is not causal."""
+    verdict = judge("doge")
+    assert set(verdict.cases.values()) == {"equal"}, verdict
+    assert (verdict.served, verdict.fallbacks) == (0, 0)
+    assert "self_attn (DogeAttention) works out a mask of its own" in verdict.note
+
+
 def test_the_selection_of_these_tests_matters() -> None:
     """As other libraries do it: the name alone is changed, and the selection dropped."""
     subject = build("deepseek_v32")
@@ -89,6 +99,66 @@ def test_a_keyword_that_nobody_understands_is_refused_at_the_call() -> None:
         caught.value
     )
     assert "kpt.restore_modules(model)" in str(caught.value)
+
+
+class _Checked(transformers.LlamaConfig):  # type: ignore[misc]
+    """As HRM's in Transformers 5.17: its property takes names, and not the dicts that set a config alone."""
+
+    @property
+    def _attn_implementation(self) -> Any:
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: Any) -> None:
+        assert not value.startswith("flash")
+        self._attn_implementation_internal = value
+
+
+class _Unmoved(transformers.LlamaConfig):  # type: ignore[misc]
+    """Always says the same."""
+
+    @property
+    def _attn_implementation(self) -> Any:
+        return "sdpa"
+
+
+class _Frozen(transformers.LlamaConfig):  # type: ignore[misc]
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_attn_implementation_internal" in vars(self):
+            raise AttributeError(f"cannot assign to {name}")
+        object.__setattr__(self, name, value)
+
+
+def test_a_config_that_checks_names_is_replaced_and_restored() -> None:
+    subject = build("llama")
+    subject.config.__class__ = _Checked
+    assert [c.kind for c in kpt.replace_modules(subject).changes] == ["attention"]
+    before = attended()
+    with torch.no_grad():
+        subject(torch.tensor([[5, 6, 7]]))
+    assert attended() > before
+    assert len(kpt.restore_modules(subject).changes) == 1
+    assert subject.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", [_Unmoved, _Frozen])
+def test_a_config_that_does_not_follow_is_left_alone(kind: type) -> None:
+    subject = build("llama")
+    subject.config.__class__ = kind
+    held = dict(vars(subject.config))
+    report = kpt.replace_modules(subject)
+    assert report.changes == ()
+    assert f"{kind.__name__} does not keep the name of its attention as Transformers' configs do" in str(report)
+    assert vars(subject.config) == held
+    assert not any(hasattr(module, "_kpt_place") for module in subject.modules())
+
+
+def test_a_config_is_named_without_those_inside_it() -> None:
+    subject = build("paligemma")
+    subject.config.text_config._attn_implementation = "eager"
+    kpt.replace_modules(subject)
+    found = [c._attn_implementation for c in (subject.config, subject.config.vision_config, subject.config.text_config)]
+    assert found == ["kpt", "kpt", "eager"]
 
 
 def test_selections_sinks_and_masks_of_heads_are_not_understood() -> None:
@@ -149,3 +219,84 @@ def test_keywords_in_code() -> None:
     )
     assert found.pytorchs == ("position_bias",)
     assert found.refusals == ("passes chosen, which neither kpt's nor PyTorch's attention understands",)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "mask = self.dynamic(attention_mask)",
+        "mask = attention_mask\nif mask is not None: mask = mask + bias",
+        "mask = bias\nmask += attention_mask",
+        "mask = torch.where(attention_mask, 0, least)[:, :, :, :keys]",
+    ],
+)
+def test_code_that_works_out_its_mask(body: str) -> None:
+    for call in ("attend(self, q, k, v, mask)", "attend(self, q, k, v, attention_mask=mask, dropout=0.0)"):
+        found = findings(f"{body}\nattend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)\n{call}")
+        assert found.refusals == ("works out a mask of its own from the one that it is given, or from none",)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "mask = attention_mask[:, :, :, : k.size(2)]",
+        "mask = encoder_attention_mask if crosses else attention_mask",
+        'mask = masks.get("causal")',
+        "mask = None",
+        "scores = mask + bias",
+    ],
+)
+def test_code_that_passes_its_mask_on(body: str) -> None:
+    lines = f"{body}\nattend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)\n"
+    assert findings(f"{lines}attend(self, q, k, v, mask)").refusals == ()
+    assert findings(f"{lines}attend(self, q, k, v, attention_mask=mask)").refusals == ()
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "inkling_text", "t5"])
+def test_what_pytorch_serves_is_called_as_before(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit: a router of experts under autocast takes another one for a difference in the last."""
+    attend, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def recorded(*tensors: torch.Tensor, attn_mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
+        calls.append((attn_mask is None, more))
+        return attend(*tensors, attn_mask=attn_mask, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    subject = build(name)
+    replaced = copy.deepcopy(subject)
+    assert kpt.replace_modules(replaced, only=["attention"]).changes
+    for case, call in cases(subject):
+        calls.clear()
+        expected, before = call(subject), calls.copy()
+        calls.clear()
+        assert all(torch.equal(a, b) for a, b in zip(flat(call(replaced)), flat(expected), strict=True)), case
+        assert calls == before, case
+
+
+@pytest.mark.parametrize("window", [None, 3, 5, 6])
+@pytest.mark.parametrize("queries", [5, 3, 1])
+@pytest.mark.parametrize(("layer", "call"), [(True, None), (True, False), (False, None), (False, True)], ids=str)
+def test_a_mask_that_pytorch_does_without_is_kept_where_it_says_more(
+    window: int | None, queries: int, layer: bool, call: bool | None
+) -> None:
+    """Values narrower than keys go to PyTorch, with the mask of a window, of the last queries, and of calls that do not say
+    that they are causal."""
+    from transformers import masking_utils
+
+    from kpt.ops.replace.attention_forward import attention_forward
+    from kpt.ops.replace.attention_mask import attention_mask
+
+    module = torch.nn.Module()
+    module.is_causal = layer  # type: ignore[assignment]
+    q, k, v = torch.randn(2, 4, queries, 16), torch.randn(2, 4, 5, 16), torch.randn(2, 4, 5, 8)
+    function = masking_utils.causal_mask_function
+    if window is not None:
+        function = masking_utils.sliding_window_causal_mask_function(window)
+    mask = attention_mask(batch_size=2, q_length=5, kv_length=5, mask_function=function, local_size=window)
+    assert mask is not None
+    seen = torch.ones(5, 5, dtype=torch.bool)
+    if queries < 5 or layer or call or window in (3, 5):
+        seen = seen.tril().triu(1 - (window or 5))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[-queries:])
+    got, _ = attention_forward(module, q, k, v, mask[:, :, -queries:], is_causal=call)
+    assert (got.transpose(1, 2) - expected).abs().max() < 1e-5
