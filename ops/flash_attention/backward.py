@@ -89,7 +89,7 @@ def _run(
     if not any(needed):
         return []
     dq, dk, dv = (reference.empty_output(t) if n else None for t, n in zip((q, k, v), needed, strict=True))
-    scale = contract.scale_of(q, scale)
+    factor, (q, scale) = contract.scale_of(q, scale), contract.positive(q, scale)
     q, k, v, o, do = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v, o, do))
     delta, shift = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
     takes_delta = dq is not None or dk is not None
@@ -121,6 +121,8 @@ def _run(
     if shared and (dk is not None or dv is not None):
         grouped = (None if p is None else p.unflatten(1, (k.shape[1], -1)) for p in parts)
         launch(flash_attention_group_sum, *grouped, dk, dv)
+    if dq is not None and scale != factor:  # it is the gradient of the queries that were scaled before
+        dq *= factor
     return [t for t in (dq, dk, dv) if t is not None]
 
 

@@ -1,5 +1,6 @@
 """What attention and its gradients ask of the arguments that they share."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,8 +44,8 @@ def why_not(q: torch.Tensor, scale: float | None) -> str | None:
     """Why the kernels do not serve a call, or None."""
     if q.shape[3] > LARGEST_HEAD_DIM:
         return f"the head dim is above {LARGEST_HEAD_DIM}"
-    if scale is not None and not scale >= SMALLEST_POSITIVE:  # NaN is not either
-        return "scale is not positive"
+    if scale is not None and math.isnan(scale):
+        return "scale is NaN"
     return wide_dtype(q)
 
 
@@ -62,6 +63,12 @@ def shardings(size: int, q: torch.Tensor, k: torch.Tensor, outputs: int, tensors
     yield Sharding((0,) * outputs, (0,) * len(tensors))
     if not q.shape[1] % size and not k.shape[1] % size:
         yield Sharding((1,) * outputs, tuple(1 if t else WHOLE for t in tensors))
+
+
+def positive(q: torch.Tensor, scale: float | None) -> tuple[torch.Tensor, float]:
+    """Queries and a scale above zero of the same scores. Kernels mask before they scale, which another scale turns into NaN."""
+    found = scale_of(q, scale)
+    return (q, found) if found >= SMALLEST_POSITIVE else (q * found, 1.0)
 
 
 def scale_of(q: torch.Tensor, scale: float | None) -> float:

@@ -71,9 +71,10 @@ def _run(
 ) -> list[torch.Tensor]:
     o = reference.empty_output(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    q, factor = contract.positive(q, scale)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
     window = contract.window_of(q, k, window)
-    launch(flash_attention_fwd, q, k, v, key_lengths, o, lse, contract.scale_of(q, scale), window, causal)
+    launch(flash_attention_fwd, q, k, v, key_lengths, o, lse, factor, window, causal)
     return [o, lse] if return_lse else [o]
 
 

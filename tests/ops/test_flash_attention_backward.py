@@ -91,6 +91,22 @@ def test_half_precision(dtype: str, backend: Any) -> None:
         assert_close(got, want, dtype, 50)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [0.0, -0.5, -1, 1e-30])
+def test_scales_that_are_not_positive(scale: float, backend: Any) -> None:
+    """Masked keys stay masked, and the gradient of the queries has the scale's sign."""
+    q, k, v = (randn(1, h, n, 16).requires_grad_() for h, n in ((4, 9), (2, 11), (2, 11)))
+    do, dlse = randn(1, 4, 9, 16), randn(1, 4, 9)
+    with prefer(backend):
+        o, lse = flash_attention(q, k, v, causal=True, window=4, scale=scale, return_lse=True)
+    exact = flash_attention(q.double(), k.double(), v.double(), causal=True, window=4, scale=scale, return_lse=True)
+    for got, want in zip((o, lse), exact, strict=True):
+        assert_close(got, want, "f32", 16)
+    found = torch.autograd.grad((o, lse), (q, k, v), (do, dlse))
+    for got, want in zip(found, expected(do, dlse, q, k, v, causal=True, window=4, scale=scale), strict=True):
+        assert_close(got, want, "f32", 16)
+
+
 LAYOUTS: dict[str, Callable[[], Tensors]] = {
     "contiguous": lambda: (randn(2, 2, 5, 16), randn(2, 2, 7, 16), randn(2, 2, 7, 16)),
     "tokens first": lambda: (heads_last(2, 5, 2, 16), heads_last(2, 7, 2, 16), heads_last(2, 7, 2, 16)),
@@ -343,7 +359,7 @@ def test_what_does_not_fit_is_named(message: str, call: Callable[[], Any]) -> No
     ("call", "reason"),
     [
         (lambda: flash_attention_backward(*[torch.zeros(1, 1, 3, 264)] * 5, torch.zeros(1, 1, 3)), "the head dim is above 256"),
-        (lambda: flash_attention_backward(DO, Q, KV, KV, Q, LSE, scale=-1.0), "scale is not positive"),
+        (lambda: flash_attention_backward(DO, Q, KV, KV, Q, LSE, scale=float("nan")), "scale is NaN"),
         (lambda: flash_attention_backward(*[t.double() for t in (DO, Q, KV, KV, Q, LSE)]), "do not compute on torch.float64"),
     ],
 )  # fmt: skip

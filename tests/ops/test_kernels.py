@@ -117,9 +117,7 @@ def test_half_precision(op: str) -> None:
         (lambda: layer_norm(randn(0, 8), (8,)), "a tensor is empty"),
         (lambda: quantize_fp8(randn(3, 8).requires_grad_()), "an input needs grad"),
         (lambda: flash_attention(*[randn(1, 1, 3, 264)] * 3), "the head dim is above 256"),
-        (lambda: flash_attention(*[randn(1, 1, 3, 8)] * 3, scale=-1.0), "scale is not positive"),
-        (lambda: flash_attention(*[randn(1, 1, 3, 8)] * 3, scale=1e-40), "scale is not positive"),
-        (lambda: flash_attention(*[randn(1, 1, 3, 8)] * 3, scale=float("nan")), "scale is not positive"),
+        (lambda: flash_attention(*[randn(1, 1, 3, 8)] * 3, scale=float("nan")), "scale is NaN"),
     ],
 )
 def test_what_kernels_do_not_serve(call: Callable[[], Any], reason: str) -> None:
