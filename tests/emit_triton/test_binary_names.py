@@ -1,5 +1,6 @@
 """What a binary is found by on disk: its source, what compiles it, and nothing that takes long to work out."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,14 @@ from kpt_dsl.space import Config
 from tests.emit_triton.support import linear_problem
 
 H200 = targets.get("nvidia-h200")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept() -> Iterator[None]:
+    """Binaries of this test lie in a folder of its own."""
+    binary.cache_clear()
+    yield
+    binary.cache_clear()
 
 
 def source(**knobs: int) -> Source:

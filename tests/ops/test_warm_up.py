@@ -1,5 +1,6 @@
 """What a program will call, compiled before it does; tests/classes/test_known_launches.py has that it then prepares nothing."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ from kpt_dsl.problem import Problem
 from tests.autotune_db.kernels import softmax
 
 H200 = targets.get("nvidia-h200")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept() -> Iterator[None]:
+    """Binaries of these tests lie in folders of their own."""
+    build.binary.cache_clear()
+    yield
+    build.binary.cache_clear()
 
 
 def meta(*shape: int) -> torch.Tensor:
