@@ -147,10 +147,11 @@ def assembler(arch: str) -> Iterator[None]:
     nvidia = triton_package().knobs.nvidia
     with nvidia.scope():
         if arch == HOPPER and not os.environ.get("TRITON_PTXAS_PATH"):
-            newer = max(nvidia.ptxas, nvidia.ptxas_blackwell, key=_version)
-            if newer.path != nvidia.ptxas.path:
-                nvidia.ptxas = newer.path
-                _forget_the_older()
+            with contextlib.suppress(AttributeError, RuntimeError):  # a build of Triton without one of them
+                newer = max(nvidia.ptxas, nvidia.ptxas_blackwell, key=_version)
+                if newer.path != nvidia.ptxas.path:
+                    nvidia.ptxas = newer.path
+                    _forget_the_older()
         yield
 
 

@@ -49,3 +49,16 @@ def test_an_assembler_that_the_user_names_is_used(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TRITON_PTXAS_PATH", named)
     with assembler("sm_90"):
         assert triton.knobs.nvidia.ptxas.path == named
+
+
+def test_a_triton_that_brings_one_assembler_uses_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    def missing(_: object) -> None:
+        raise RuntimeError("Cannot find ptxas-blackwell")
+
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    monkeypatch.setattr("kpt_dsl.build.triton._version", missing)
+    before = triton.knobs.nvidia.ptxas.path
+    with assembler("sm_90"):
+        assert triton.knobs.nvidia.ptxas.path == before
