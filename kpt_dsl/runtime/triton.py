@@ -1,6 +1,6 @@
 """Running generated Triton source: on the GPU that holds the tensors, or under Triton's interpreter for tensors of the CPU."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -67,15 +67,21 @@ def again(kernel: "Definition", arguments: Mapping[str, Any]) -> Launch | None:
     It is not for ``kd.Int`` arguments, whose arithmetic is checked for all extents, nor for tensors that are negated views or
     need gradients.
     """
-    device = _device(arguments)
-    if device.type == "cpu" or any(arguments[name] is not None for name in kernel.integers):
+    tensors = [tensor for name in kernel.tensors if (tensor := arguments[name]) is not None]
+    if any(library(tensor) != "torch" or tensor.requires_grad or tensor.is_neg() for tensor in tensors):
         return None
-    for name in kernel.tensors:
-        tensor = arguments[name]
-        if tensor is not None and (library(tensor) != "torch" or tensor.requires_grad or tensor.is_neg()):
-            return None
-    found = _known(kernel, tuple(arguments.values()), device.index)
+    number = _gpu(tensors)
+    if number is None or any(arguments[name] is not None for name in kernel.integers):
+        return None
+    found = _known(kernel, tuple(arguments.values()), number)
     return None if found is None else found[0]
+
+
+def _gpu(tensors: Sequence[Any]) -> int | None:
+    """The number of the GPU that all tensors are on, None where they are not on one."""
+    device = tensors[0].device
+    alike = device.type == "cuda" and all(tensor.device == device for tensor in tensors)
+    return device.index if alike else None
 
 
 def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem]:

@@ -220,6 +220,7 @@ def test_a_kernel_that_is_called_itself_prepares_nothing_for_a_known_class(monke
         return real(problem, *rest)
 
     monkeypatch.setattr(triton, "prepare", noted)
+    monkeypatch.setattr(triton, "_gpu", lambda _: 0)
     monkeypatch.setattr(triton, "_device", lambda _: SimpleNamespace(type="cuda", index=0))
 
     def call(rows: int, **changed: Any) -> int:

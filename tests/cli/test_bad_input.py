@@ -18,8 +18,8 @@ CPU = ("--target", "cpu")
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("run", *CPU), "say what to tune: --op NAME, --kernel PACKAGE.MODULE:KERNEL, or --preset NAME"),
-        (("run", *NORM, "--kernel", "a:b", *CPU), "say what to tune"),
+        (("run", *CPU), "say which kernels: --op NAME, --kernel PACKAGE.MODULE:KERNEL, --preset NAME"),
+        (("run", *NORM, "--kernel", "a:b", *CPU), "say which kernels"),
         (
             ("run", "--op", "layer_nrom", "--shapes", "M=8,N=16", *CPU),
             "unknown op 'layer_nrom'; did you mean layer_norm",
