@@ -119,10 +119,12 @@ def _is_on_gpu(arguments: tuple[Any, ...]) -> bool:
 def _kind(value: Any) -> Hashable:
     """What an argument has in common with those of other calls of the same classes."""
     if isinstance(value, torch.Tensor):
-        steps = value.stride()
-        order = tuple(sorted(range(len(steps)), key=steps.__getitem__))
-        extents = tuple([n if n <= 2 else 1 << (n - 1).bit_length() for n in value.shape])
-        return value.dtype, value.device, extents, order, value.is_contiguous()
+        extents = tuple([(n - 1).bit_length() for n in value.shape])
+        order = None
+        if not value.is_contiguous():
+            steps = value.stride()
+            order = tuple(sorted(range(len(steps)), key=steps.__getitem__))
+        return value.dtype, value.device, extents, order
     return type(value), tuple(value) if isinstance(value, list) else value  # as PyTorch's dispatcher hands sequences over
 
 

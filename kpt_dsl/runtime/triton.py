@@ -99,23 +99,24 @@ def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> t
 
 def _known(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem] | None:
     """What ``prepared`` gives, where it takes no look at the kernel."""
-    for known in _made(kernel, device, *_circumstances()):
+    first = next(a for a in arguments if hasattr(a, "shape"))
+    for known in launches(kernel, device, first.shape):
         if (launch := known.at(*arguments)) is not None and known.means_the_same():
             return launch, known.sample
     return None
 
 
-@lru_cache(maxsize=1024)
-def _made(*_: Hashable) -> list[Known]:
-    """The launches of a kernel that were made under these circumstances with the configs of these, the latest first."""
-    return []
-
-
-def _circumstances() -> tuple[Hashable, ...]:
-    """What may make the config of a class another one: the database, the user's word on precision."""
+def launches(kernel: "Definition", device: int, shape: Sequence[int]) -> list[Known]:
+    """Those of a kernel that were made where its first tensor had about this shape, the latest first; as long as neither the
+    database nor the user's word on precision may have made the config of a class another one."""
     from kpt_dsl.runtime.precision import float32_products
 
-    return configs.generation(), float32_products()
+    return _made(kernel, device, tuple([(n - 1).bit_length() for n in shape]), configs.generation(), float32_products())
+
+
+@lru_cache(maxsize=4096)
+def _made(*_: Hashable) -> list[Known]:
+    return []
 
 
 def prepare(problem: Problem, config: "Config", device: int) -> Launch:
@@ -137,7 +138,7 @@ def _prepared(problem: Problem, config: "Config", device: int) -> Launch:
     kind = CheckedLaunch if source.abi.places else Launch
     launch = kind(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
     if not is_on() and config == _with_precision(problem, configs.choose(problem, chip)[0], chip):
-        made = _made(problem.kernel, device, *_circumstances())
+        made = launches(problem.kernel, device, problem.shape(problem.strides[0][0]))
         triton_class.remember(made, problem, chip, config, source, launch)
     return launch
 

@@ -18,6 +18,7 @@ from kpt_dsl.classes import samples
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import triton
+from kpt_dsl.runtime.triton_class import Known
 from kpt_dsl.runtime.triton_launch import Launch
 from tests.no_gpu import H200, pretended
 
@@ -107,17 +108,16 @@ def test_it_is_what_would_be_prepared(op: str) -> None:
             extents = [draw.choice((low, high, draw.randint(low, high), high - high // 4)) for low, high in spans]
             dims = fixed | {dim: n for names, n in zip(varying, extents, strict=True) for dim in names}
             for kernel, arguments in launched(op, dims, dtype, layout, **flags):
-                made = triton._made(kernel, 0, triton.configs.generation(), _precision())
-                known += any(one.at(*arguments) for one in made)
+                known += any(one.at(*arguments) for one in launches(kernel, arguments))
                 launch, _ = triton.prepared(kernel, arguments, 0)
                 assert seen(launch, arguments) == seen(anew(kernel, arguments), arguments), (dims, layout, kernel)
     assert known > 30
 
 
-def _precision() -> str:
-    from kpt_dsl.runtime.precision import float32_products
-
-    return float32_products()
+def launches(kernel: Kernel, arguments: Arguments) -> list[Known]:
+    """Those that may serve as others of."""
+    first = next(a for a in arguments if isinstance(a, torch.Tensor))
+    return triton.launches(kernel, 0, first.shape)
 
 
 @kd.kernel(x="M N", up_to="M L", y="M")
@@ -137,7 +137,7 @@ def copied(x: kd.In, y: kd.Out, by: kd.Positive, times: kd.Int, on: kd.Static) -
 
 def check(kernel: Kernel, *arguments: Any) -> bool:
     """Whether the launch was made of a known one; it is held to one that is prepared anew."""
-    made = list(triton._made(kernel, 0, triton.configs.generation(), _precision()))
+    made = list(launches(kernel, arguments))
     launch, _ = triton.prepared(kernel, arguments, 0)
     assert seen(launch, arguments) == seen(anew(kernel, arguments), arguments)
     return any(one.at(*arguments) for one in made)
