@@ -1,7 +1,7 @@
 """``@kd.kernel`` and ``@kd.function``: what a decorated function becomes, and how it is called."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from sys import modules
 from typing import Any, Never, TypeVar, cast
@@ -41,9 +41,11 @@ def kernel(*misplaced: Never, **dims: str) -> Callable[[Callable[..., Any]], "Ke
 
 
 @cache
-def _torch_calls() -> Any:
-    """How PyTorch is told of kernels. It is asked for where PyTorch is there."""
-    return importlib.import_module("kpt_dsl.runtime.torch_call")
+def _watcher() -> Callable[[Mapping[str, Any]], bool]:
+    """Says of a call's arguments whether PyTorch follows it. Asked for where PyTorch is there."""
+    from kpt_dsl.runtime.torch_call import is_followed
+
+    return is_followed
 
 
 def _compiled_as(traced: Callable[..., Any]) -> Callable[[F], F]:
@@ -75,8 +77,8 @@ class Kernel(Definition):
         Raises InputError for arguments that do not fit, CompileError where the compiler or the device refuses.
         """
         arguments = self.bind(*args, **kwargs)
-        if "torch" in modules and _torch_calls().is_followed() and _torch_calls().has_tensors(arguments):
-            return _torch_calls().by_operator(self, arguments, config, backend)
+        if "torch" in modules and _watcher()(arguments):
+            return _traced(self, config=config, backend=backend, **arguments)
         return runtime.call(self, arguments, config, backend)
 
     def torch(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
@@ -88,13 +90,17 @@ class Kernel(Definition):
         Raises InputError as a call, for an output with a dim that no input has, and for inputs that require grad where there
         is no gradient of them.
         """
-        return _torch_calls().outputs(self, args, kwargs, config, backend)
+        from kpt_dsl.runtime.torch_call import outputs
+
+        return outputs(self, args, kwargs, config, backend)
 
     def torch_op(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
         """The operator, a ``torch._ops.OpOverload``, that torch.compile sees in a call with these arguments, or, where the
         outputs are left out, in one of ``torch`` with them. Tensors may be on the device meta: only what specialises counts.
         """
-        return _torch_calls().operator_of(self, args, kwargs, config, backend)
+        from kpt_dsl.runtime.torch_call import operator_of
+
+        return operator_of(self, args, kwargs, config, backend)
 
     def gradient(self, backward: F) -> F:
         """Give the kernel a gradient: a function, or another kernel, that takes what it needs by name and gives gradients.

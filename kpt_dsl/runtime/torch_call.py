@@ -21,17 +21,11 @@ _transforms = torch._C._functorch.maybe_current_level
 _tracing = torch._C._get_tracing_state
 
 
-def is_followed() -> bool:
-    """Whether somebody sees operators: a mode (fake tensors, make_fx, counters), torch.func, forward-mode differentiation,
-    torch.jit.trace. A call's own tensors say it for autograd; torch.compile does not ask."""
-    return bool(
-        _modes() or _transforms() is not None or _tracing() is not None or forward_ad._current_level >= 0
-    )
-
-
-def has_tensors(arguments: Mapping[str, Any]) -> bool:
-    """Whether PyTorch has a part in a call."""
-    return any(isinstance(value, torch.Tensor) for value in arguments.values())
+def is_followed(arguments: Mapping[str, Any]) -> bool:
+    """Whether somebody sees operators on tensors: a mode (fake tensors, make_fx, counters), torch.func, torch.jit.trace,
+    forward-mode differentiation. Autograd asks the tensors themselves; torch.compile does not come by here."""
+    seen = _modes() or _transforms() is not None or _tracing() is not None or forward_ad._current_level >= 0
+    return bool(seen) and any(isinstance(value, torch.Tensor) for value in arguments.values())
 
 
 def operator_of(kernel: "Definition", args: tuple[Any, ...], named: dict[str, Any], config: Any, backend: str | None) -> Any:
@@ -72,7 +66,7 @@ def outputs(kernel: "Definition", args: tuple[Any, ...], named: dict[str, Any], 
     arguments = with_dtypes(kernel, args, named)
     if (
         torch.compiler.is_dynamo_compiling()
-        or is_followed()
+        or is_followed(arguments)
         or (torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments.values()))
     ):
         return by_operator(kernel, arguments, config, backend)

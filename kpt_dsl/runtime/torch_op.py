@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from kpt_dsl import arrays, runtime
@@ -135,10 +136,7 @@ class _Operator:
         full = f"{NAMESPACE}::{name}"
         torch.library.register_fake(full, self._fake, lib=_LIBRARY)
         torch.library.register_vmap(full, self._refuse_batches, lib=_LIBRARY)
-        if self.new:
-            torch.library.register_autograd(full, self._backward, setup_context=self._keep, lib=_LIBRARY)
-        else:
-            _LIBRARY.impl(name, self._untracked(getattr(getattr(torch.ops, NAMESPACE), name).default), "Autograd")
+        _LIBRARY.impl(name, self._tracked(getattr(getattr(torch.ops, NAMESPACE), name).default), "Autograd")
         return name
 
     def _unused_name(self) -> str:
@@ -194,35 +192,61 @@ class _Operator:
         )
 
     # ------------------------------------------------------------------ gradients
-    def _untracked(self, overload: Any) -> Callable[..., None]:
-        """The operator at the dispatch key of autograd, where its outputs are given: it has no gradient."""
+    def _tracked(self, overload: Any) -> Callable[..., Any]:
+        """The operator at PyTorch's dispatch key of autograd. Raises InputError for a tensor that needs a gradient of which there
+        is none."""
 
-        def call(*given: Any) -> None:
-            if torch.is_grad_enabled():
-                for name, value in zip(self.names, given, strict=True):
-                    if isinstance(value, torch.Tensor) and value.requires_grad:
-                        raise without_gradient(self.kernel, name)
+        def below(*given: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
-                overload(*given)
+                return overload(*given)
+
+        def call(*given: Any) -> Any:
+            graded = [
+                name
+                for name, value in zip(self.names, given, strict=True)
+                if isinstance(value, torch.Tensor) and value.requires_grad
+            ]
+            if not graded or not torch.is_grad_enabled():
+                return below(*given)
+            for name in graded:
+                if not self.new or self.kernel.backward is None or name not in self.kernel.backward.gives:
+                    raise without_gradient(self.kernel, name)
+            with enable_single_level_autograd_function():  # under torch.func, which calls this for a level of its own
+                return _follow(self, below, *given)
 
         return call
 
-    def _keep(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Save what the backward names. Raises InputError where there is none, or it gives no gradient of what needs one."""
-        backward = self.kernel.backward
-        needed = [name for name, needs in zip(self.names, ctx.needs_input_grad, strict=False) if needs]
-        for name in needed:
-            if backward is None or name not in backward.gives:
-                raise without_gradient(self.kernel, name)
-        arguments = self._arguments(inputs)
-        arguments |= dict(zip(self.new, output if isinstance(output, tuple) else (output,), strict=True))
-        ctx.backward = backward
-        ctx.dtypes = {name: arguments[name].dtype for name in needed}
-        ctx.tensors = [name for name in backward.saves if isinstance(arguments[name], torch.Tensor)]
-        ctx.values = {name: arguments[name] for name in backward.saves if name not in ctx.tensors}
+    def keep(self, ctx: Any, given: tuple[Any, ...], outputs: Any) -> None:
+        """Save what the backward names."""
+        arguments = self._arguments(given)
+        arguments |= dict(zip(self.new, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+        ctx.backward = self.kernel.backward
+        ctx.dtypes = {name: arguments[name].dtype for name in ctx.backward.gives if name in self.names}
+        ctx.tensors = [name for name in ctx.backward.saves if isinstance(arguments[name], torch.Tensor)]
+        ctx.values = {name: arguments[name] for name in ctx.backward.saves if name not in ctx.tensors}
         ctx.save_for_backward(*[arguments[name] for name in ctx.tensors])
 
-    def _backward(self, ctx: Any, *arriving: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def gradients(self, ctx: Any, arriving: tuple[torch.Tensor, ...]) -> list[torch.Tensor | None]:
+        """Those of the arguments that it takes."""
         saved = {**ctx.values, **dict(zip(ctx.tensors, ctx.saved_tensors, strict=True))}
-        gradients = ctx.backward.run(saved, dict(zip(self.new, arriving, strict=True)), ctx.dtypes)
-        return tuple([gradients.get(name) for name in self.names])
+        found = ctx.backward.run(saved, dict(zip(self.new, arriving, strict=True)), ctx.dtypes)
+        return [found.get(name) for name in self.names]
+
+
+class _Followed(torch.autograd.Function):
+    """An operator with the gradient of its kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: _Operator, below: Callable[..., Any], *given: Any) -> Any:
+        outputs = below(*given)
+        ctx.operator = operator
+        operator.keep(ctx, given, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, None, *ctx.operator.gradients(ctx, arriving)
+
+
+_follow: Callable[..., Any] = super(torch.autograd.Function, _Followed).apply
+"""Without the questions about torch.func that ``Function.apply`` asks first: its transforms have come by already."""
