@@ -95,12 +95,14 @@ class Kernel(Definition):
         return outputs(self, args, kwargs, config, backend)
 
     def torch_op(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
-        """The operator, a ``torch._ops.OpOverload``, that torch.compile sees in a call with these arguments, or, where the
-        outputs are left out, in one of ``torch`` with them. Tensors may be on the device meta: only what specialises counts.
-        """
-        from kpt_dsl.runtime.torch_call import operator_of
+        """The operator of PyTorch, a ``torch._ops.OpOverload``, that a call with these arguments is under torch.compile.
 
-        return operator_of(self, args, kwargs, config, backend)
+        An output is a tensor that is written, or a ``torch.dtype`` where the operator makes it, as that of a call of ``torch``
+        does. Of tensors only their presence counts; they may be on the device meta. Raises InputError as a call.
+        """
+        from kpt_dsl.runtime.torch_call import operator
+
+        return operator(self, self.bind(*args, **kwargs), config, backend)[0]
 
     def gradient(self, backward: F) -> F:
         """Give the kernel a gradient: a function, or another kernel, that takes what it needs by name and gives gradients.

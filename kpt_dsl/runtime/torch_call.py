@@ -28,17 +28,11 @@ def is_followed(arguments: Mapping[str, Any]) -> bool:
     return bool(seen) and any(isinstance(value, torch.Tensor) for value in arguments.values())
 
 
-def operator_of(kernel: "Definition", args: tuple[Any, ...], named: dict[str, Any], config: Any, backend: str | None) -> Any:
-    """``Kernel.torch_op``: of a call with its outputs, or of one of ``outputs``."""
-    positions = dict(zip(kernel.names, args, strict=False)) | named
-    given = all(isinstance(positions.get(name), torch.Tensor) for name in kernel.outputs if name not in kernel.defaults)
-    whole = given and len(args) + len(named) >= len(kernel.names) - len(kernel.defaults)
-    arguments = kernel.bind(*args, **named) if whole else with_dtypes(kernel, args, named)
-    return operator(kernel, arguments, config, backend)[0]
-
-
 def operator(kernel: "Definition", arguments: Mapping[str, Any], config: Any, backend: str | None) -> tuple[Any, list[Any]]:
-    """The operator for arguments by name, outputs to be made as their ``torch.dtype``; and what it is called on."""
+    """The operator for arguments by name, outputs to be made as their ``torch.dtype``; and what it is called on.
+
+    Raises InputError where some outputs are given, and some to be made.
+    """
     fixed: list[Any] = []
     given: list[Any] = []
     for name, value in arguments.items():
@@ -48,6 +42,8 @@ def operator(kernel: "Definition", arguments: Mapping[str, Any], config: Any, ba
             fixed += [name, value]
         else:
             given.append(value)
+    if len({isinstance(arguments[name], torch.dtype) for name in kernel.outputs if arguments[name] is not None}) > 1:
+        raise InputError(f"{kernel.name}: of outputs {', '.join(kernel.outputs)} give either all as tensors or all as dtypes")
     knobs = tuple([(name, _known(value)) for name, value in (config or {}).items()])
     name = operator_name(kernel, backend, knobs, *fixed)
     return getattr(getattr(torch.ops, NAMESPACE), name).default, given
@@ -84,21 +80,20 @@ def with_dtypes(kernel: "Definition", args: tuple[Any, ...], named: dict[str, An
             f"{', '.join(inputs)}"
         )
     first = dict(zip(inputs, args, strict=False))
-    wanted = {name: torch.float32 for name in kernel.names if name not in inputs and name not in kernel.defaults}
-    arguments = kernel.bind(**{**wanted, **first, **{name: value for name, value in named.items() if name not in first}})
     if twice := [name for name in named if name in first]:
         raise InputError(f"{kernel.name}.torch: argument {twice[0]!r} was given twice")
-    for name in kernel.names:
-        if kernel.roles.get(name) == "out":
-            value = arguments[name]
-            if value is not None and not isinstance(value, torch.dtype):
-                raise InputError(
-                    f"{kernel.name}.torch: {name} is {type(value).__name__}; it makes its outputs, so give the dtype of {name}, "
-                    f"None or nothing; to write into a tensor of yours, call {kernel.name} itself"
-                )
-            if name in wanted and name not in named:
-                arguments[name] = first_input(kernel, arguments).dtype
-    if all(value is None for name, value in arguments.items() if kernel.roles.get(name) == "out"):
+    unsaid = [name for name in kernel.outputs if name not in kernel.defaults and name not in named]
+    arguments = kernel.bind(**dict.fromkeys(unsaid), **first, **named)
+    for name in kernel.outputs:
+        value = arguments[name]
+        if name in unsaid:
+            arguments[name] = first_input(kernel, arguments).dtype
+        elif value is not None and not isinstance(value, torch.dtype):
+            raise InputError(
+                f"{kernel.name}.torch: {name} is {type(value).__name__}; it makes its outputs, so give the dtype of {name}, "
+                f"None or nothing; to write into a tensor of yours, call {kernel.name} itself"
+            )
+    if all(arguments[name] is None for name in kernel.outputs):
         raise InputError(f"{kernel.name}.torch: no output is left to make; give the dtype of one")
     return arguments
 
