@@ -12,7 +12,6 @@ from kpt_dsl.errors import InputError, KernelError
 from kpt_dsl.frontend.outside import Helper
 from kpt_dsl.frontend.source import place, read
 
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -107,8 +107,8 @@ def without_gradient(kernel: "Definition", name: str) -> InputError:
                 f"{kernel.name}.torch(...), which gives new ones, has"
             )
         return InputError(
-            f"{kernel.name}: {name} requires grad, and {kernel.backward.name} gives no gradient of it: let it give one, or give "
-            f"{name}.detach()"
+            f"{kernel.name}: {name} requires grad, and {kernel.backward.name} gives no gradient of it: let it give one, or "
+            f"give {name}.detach()"
         )
     gradient = f", or give it a gradient ({kernel.name}.gradient)" if kernel.roles[name] == "in" else ""
     return InputError(

@@ -1,8 +1,8 @@
 """A kernel as operators of PyTorch, ``torch.ops.kpt_kernels.*``, for whoever sees operators and not what runs inside them:
 torch.compile, export, fake tensors, autograd, modes.
 
-What specialises a kernel is no argument of an operator, so there is one for each such binding, made when it is first needed. One
-that is given its outputs writes them; one that makes them is functional, since PyTorch differentiates nothing else.
+What specialises a kernel is no argument of an operator, so there is one for each such binding, made when it is first needed.
+One that is given its outputs writes them; one that makes them is functional, since PyTorch differentiates nothing else.
 """
 
 import hashlib
@@ -193,8 +193,8 @@ class _Operator:
 
     # ------------------------------------------------------------------ gradients
     def _tracked(self, overload: Any) -> Callable[..., Any]:
-        """The operator at PyTorch's dispatch key of autograd. Raises InputError for a tensor that needs a gradient of which there
-        is none."""
+        """The operator at PyTorch's dispatch key of autograd. Raises InputError for a tensor that needs a gradient where
+        there is none."""
 
         def below(*given: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():

@@ -67,7 +67,7 @@ def again(kernel: "Definition", arguments: Mapping[str, Any]) -> Launch | None:
     It is not for ``kd.Int`` arguments, whose arithmetic is checked for all extents, nor for tensors that are negated views or
     need gradients.
     """
-    if kernel.integers and any([arguments[name] is not None for name in kernel.integers]):
+    if kernel.integers and any(arguments[name] is not None for name in kernel.integers):
         return None
     tensors = [tensor for name in kernel.tensors if (tensor := arguments[name]) is not None]
     for tensor in tensors:
