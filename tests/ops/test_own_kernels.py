@@ -149,6 +149,13 @@ def test_make_fx_sees_it(mode: str, form: Callable[..., torch.Tensor]) -> None:
     near(graph(x), x.softmax(1))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_trace_sees_it() -> None:
+    traced = torch.jit.trace(written, (seeded(3, 5),))
+    x = seeded(3, 5) + 1
+    near(traced(x), x.softmax(1))
+
+
 def test_fake_tensors_give_shapes() -> None:
     with FakeTensorMode():
         x = torch.empty(3, 5, dtype=torch.bfloat16, device="cuda")
@@ -345,6 +352,39 @@ def test_gradients_of_half_precision_have_their_inputs_dtype() -> None:
     x = seeded(5, 7).bfloat16().requires_grad_()
     soft.torch(x, out=torch.float32).square().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.bfloat16
+    made = soft.backward.run({"out": x.detach().float()}, {"out": x.detach().float()}, {"x": torch.bfloat16})
+    assert made["x"].dtype == torch.bfloat16  # by the kernel, not by autograd afterwards
+
+
+def test_an_input_that_a_gradient_leaves_out_is_an_error() -> None:
+    @kd.kernel(x="N", factor="N", y="N")
+    def product(x: kd.In, factor: kd.In, y: kd.Out) -> None:
+        for n in kd.parallel(kd.tile("N")):
+            y[n] = x[n] * factor[n]
+
+    @product.gradient
+    @kd.kernel(dy="N", factor="N", dx="N")
+    def product_backward(dy: kd.In, factor: kd.In, dx: kd.Out) -> None:
+        for n in kd.parallel(kd.tile("N")):
+            dx[n] = dy[n] * factor[n]
+
+    x, factor = seeded(5, grad=True), seeded(5)
+    product.torch(x, factor).sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, factor)
+    for call in (lambda f: product.torch(x, f), lambda f: product(x.detach(), f, torch.empty(5))):
+        with pytest.raises(kd.InputError, match=r"product_backward gives no gradient of it.*factor.detach\(\)"):
+            call(factor.clone().requires_grad_())
+
+
+def test_a_function_that_gives_another_number_of_gradients_is_an_error() -> None:
+    @kd.kernel(x="N", y="N")
+    def copied(x: kd.In, y: kd.Out) -> None:
+        for n in kd.parallel(kd.tile("N")):
+            y[n] = x[n]
+
+    copied.gradient(lambda dy: (dy, dy))
+    with pytest.raises(kd.InputError, match="gave 2 gradients; it gives one for each tensor that the kernel reads"):
+        copied.torch(seeded(5, grad=True)).sum().backward()
 
 
 @pytest.mark.parametrize("form", ["written", "made"])
