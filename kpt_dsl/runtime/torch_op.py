@@ -109,6 +109,11 @@ def only_or_all(outputs: Iterable[torch.Tensor]) -> Any:
     return found[0] if len(found) == 1 else found
 
 
+def _in_ascii(name: str) -> str:
+    """A name of Python's as PyTorch's schemas take it."""
+    return "".join([c if c.isascii() else f"u{ord(c):x}" for c in name])
+
+
 @dataclass(frozen=True, eq=False)
 class _Operator:
     """One binding of a kernel. ``fixed``: what its operator does not take as arguments."""
@@ -146,7 +151,7 @@ class _Operator:
             *((n, (v.source.fn.__module__, v.source.fn.__qualname__, v.hash) if isinstance(v, Helper) else v)
               for n, v in self.fixed.items()),
         ]  # fmt: skip
-        base = name = f"{self.kernel.name}_{hashlib.sha256(repr(said).encode()).hexdigest()[:8]}"
+        base = name = f"{_in_ascii(self.kernel.name)}_{hashlib.sha256(repr(said).encode()).hexdigest()[:8]}"
         count = 1
         while name in _taken:  # another kernel object of the same text, as a notebook's cell makes when it runs again
             count += 1
@@ -164,7 +169,7 @@ class _Operator:
                     kind, written = f"Tensor(a{written}!)", written + 1
             else:
                 kind = "SymInt" if self.kernel.scalars[name] == "int" else "float"
-            parts.append(f"{kind} {name}")
+            parts.append(f"{kind} {_in_ascii(name)}")
         results = ", ".join(["Tensor"] * len(self.new))
         return f"({', '.join(parts)}) -> {results if len(self.new) == 1 else f'({results})'}"
 

@@ -119,6 +119,16 @@ def test_a_kernel_that_is_defined_again_is_another(tmp_path: Path, monkeypatch: 
     assert all("cell" in name for _, name in found)
 
 
+def test_names_may_be_any_of_pythons() -> None:
+    @kd.kernel(größe="N", alias="N")
+    def malé(größe: kd.In, alias: kd.Out, by: kd.Float) -> None:  # noqa: PLC2401
+        for n in kd.parallel(kd.tile("N")):
+            alias[n] = größe[n] * by
+
+    compiled = torch.compile(lambda x: malé.torch(x, by=2.0), fullgraph=True, backend="aot_eager")
+    assert compiled(torch.ones(3)).tolist() == [2.0] * 3
+
+
 def test_an_operator_is_made_once_whoever_asks_first() -> None:
     @kd.kernel(x="N", y="N")
     def copied(x: kd.In, y: kd.Out) -> None:
