@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs, ir, targets
@@ -67,11 +67,14 @@ def again(kernel: "Definition", arguments: Mapping[str, Any]) -> Launch | None:
     It is not for ``kd.Int`` arguments, whose arithmetic is checked for all extents, nor for tensors that are negated views or
     need gradients.
     """
-    tensors = [tensor for name in kernel.tensors if (tensor := arguments[name]) is not None]
-    if any(library(tensor) != "torch" or tensor.requires_grad or tensor.is_neg() for tensor in tensors):
+    if kernel.integers and any(arguments[name] is not None for name in kernel.integers):
         return None
+    tensors = [tensor for name in kernel.tensors if (tensor := arguments[name]) is not None]
+    for tensor in tensors:
+        if library(tensor) != "torch" or tensor.requires_grad or tensor.is_neg():
+            return None
     number = _gpu(tensors)
-    if number is None or any(arguments[name] is not None for name in kernel.integers):
+    if number is None:
         return None
     found = _known(kernel, tuple(arguments.values()), number)
     return None if found is None else found[0]
@@ -80,8 +83,13 @@ def again(kernel: "Definition", arguments: Mapping[str, Any]) -> Launch | None:
 def _gpu(tensors: Sequence[Any]) -> int | None:
     """The number of the GPU that all tensors are on, None where they are not on one."""
     device = tensors[0].device
-    alike = device.type == "cuda" and all(tensor.device == device for tensor in tensors)
-    return device.index if alike else None
+    if device.type != "cuda":
+        return None
+    for tensor in tensors:
+        if tensor.device != device:
+            return None
+    number: int = device.index
+    return number
 
 
 def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem]:
@@ -109,14 +117,20 @@ def _known(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tup
 def launches(kernel: "Definition", device: int, shape: Sequence[int]) -> list[Known]:
     """Those of a kernel that were made where its first tensor had about this shape, the latest first; as long as neither the
     database nor the user's word on precision may have made the config of a class another one."""
-    from kpt_dsl.runtime.precision import float32_products
-
-    return _made(kernel, device, tuple([(n - 1).bit_length() for n in shape]), configs.generation(), float32_products())
+    return _made(kernel, device, tuple([(n - 1).bit_length() for n in shape]), configs.generation(), _precision()())
 
 
 @lru_cache(maxsize=4096)
 def _made(*_: Hashable) -> list[Known]:
     return []
+
+
+@cache
+def _precision() -> Callable[[], str]:
+    """What tells the user's word: an import that every warm call made would cost it half a microsecond."""
+    from kpt_dsl.runtime.precision import float32_products
+
+    return float32_products
 
 
 def prepare(problem: Problem, config: "Config", device: int) -> Launch:
@@ -216,9 +230,7 @@ def _checking(problem: Problem, config: "Config") -> "Config":
 
 def _with_precision(problem: Problem, config: "Config", chip: "Target") -> "Config":
     """The config, with float32 products rounded to TF32 where PyTorch's user allowed it and the chip can."""
-    from kpt_dsl.runtime.precision import float32_products
-
-    if "tf32" in chip.flops_per_s and float32_products() == "tf32" and _multiplies_f32(problem.lower()):
+    if "tf32" in chip.flops_per_s and _precision()() == "tf32" and _multiplies_f32(problem.lower()):
         return config | {"precision": "tf32"}
     return config
 
