@@ -38,7 +38,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(build, "binary", lambda source, *_: SimpleNamespace(
         name=source.name, source=source, n_regs=128, metadata=SimpleNamespace(num_warps=4, shared=1000)
     ))  # fmt: skip
-    monkeypatch.setattr(triton, "_present", lambda _: H200)
+    monkeypatch.setattr(triton, "present", lambda _: H200)
     monkeypatch.setattr(triton_launch, "starter", lambda _: lambda *_: None)
     monkeypatch.setattr(triton_launch, "triton_package", lambda: SimpleNamespace(
         runtime=SimpleNamespace(driver=SimpleNamespace(active=active))
@@ -46,10 +46,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     triton._prepared.cache_clear()
-    triton._made.cache_clear()
+    triton.made.cache_clear()
     yield
     triton._prepared.cache_clear()
-    triton._made.cache_clear()
+    triton.made.cache_clear()
 
 
 def seen(launch: Launch, arguments: Arguments) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def test_it_is_what_would_be_prepared(op: str) -> None:
             extents = [draw.choice((low, high, draw.randint(low, high), high - high // 4)) for low, high in spans]
             dims = fixed | {dim: n for names, n in zip(varying, extents, strict=True) for dim in names}
             for kernel, arguments in launched(op, dims, dtype, layout, **flags):
-                made = triton._made(kernel, 0, triton.configs.generation(), _precision())
+                made = triton.made(kernel, 0, triton.configs.generation(), _precision())
                 known += any(one.at(*arguments) for one in made)
                 launch, _ = triton.prepared(kernel, arguments, 0)
                 assert seen(launch, arguments) == seen(anew(kernel, arguments), arguments), (dims, layout, kernel)
@@ -159,7 +159,7 @@ def copied(x: kd.In, y: kd.Out, by: kd.Positive, times: kd.Int, on: kd.Static) -
 
 def check(kernel: Kernel, *arguments: Any) -> bool:
     """Whether the launch was made of a known one; it is held to one that is prepared anew."""
-    made = list(triton._made(kernel, 0, triton.configs.generation(), _precision()))
+    made = list(triton.made(kernel, 0, triton.configs.generation(), _precision()))
     launch, _ = triton.prepared(kernel, arguments, 0)
     assert seen(launch, arguments) == seen(anew(kernel, arguments), arguments)
     return any(one.at(*arguments) for one in made)
