@@ -23,7 +23,7 @@ from kpt_dsl.targets import Target
 
 @dataclass(frozen=True)
 class Made:
-    """What a launch is made of. ``text``, ``kept``: what it leaves behind for others of its class; None where there are none."""
+    """What a launch is made of. ``text``, ``kept``: what it leaves behind for others of its class; None where it has none."""
 
     problem: Problem
     source: Source

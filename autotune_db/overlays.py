@@ -33,9 +33,9 @@ def overlay(configs: Mapping[Kernel | str, Config]) -> Iterator[None]:
         _current.reset(token)
 
 
-def overlaying() -> Mapping[str, Config]:
+def overlaying() -> dict[Kernel | str, Config]:
     """What all overlays together say here: the qualified names of kernels, and their configs."""
-    return _current.get()
+    return dict(_current.get().items())
 
 
 def overlaid(kernel: Definition) -> Config | None:

@@ -24,12 +24,13 @@ from autotune_db.jobs import COMPILE_SECONDS
 from autotune_db.location import VARIABLE as DATABASE
 from kpt.ops import compiling
 from kpt.ops.backends import kin
-from kpt.ops.capture import relaxed
+from kpt.ops.capture import is_capturing, relaxed
 from kpt.ops.compile_job import Answer, Request, Surroundings, make
 from kpt.ops.registry import Implementation, Missing, Op, Ready
 from kpt_dsl.build import cache
 from kpt_dsl.configs import generation
 from kpt_dsl.runtime import triton
+from kpt_dsl.runtime.precision import float32_products
 
 log = logging.getLogger("kpt")
 
@@ -88,14 +89,17 @@ _asked = _Asked()
 def ask(
     op: Op, served: Implementation, arguments: tuple[Any, ...], needs_grad: bool, drop: Callable[[Pending], None]
 ) -> Pending:
-    """Have another process make what a call misses, unless one was asked already."""
+    """Have another process make what a call misses, unless one was asked already.
+
+    What looks into a call may copy tensors: of one that is being captured nothing is asked.
+    """
     asked, key = _asked, _key(op, arguments, needs_grad)
     pending = asked.classes.get(key)
     if pending is not None and pending.reason is not None:
         return pending
-    missing = _look(op, served, arguments, needs_grad)
+    missing = Missing() if is_capturing() else _look(op, served, arguments, needs_grad)
     new = Pending(f"{op.name}({_in_words(arguments)})", missing, drop)
-    if not (missing.problems or missing.ways):  # taken over a moment ago
+    if not (missing.problems or missing.ways):  # or taken over a moment ago
         new.is_over = True
         return new
     with asked.lock:
@@ -184,8 +188,7 @@ def _quick_to_switch() -> Iterator[None]:
 
 def _surroundings() -> Surroundings:
     variables = tuple((name, os.environ.get(name)) for name in (DATABASE, cache.VARIABLE))
-    given = overlays.overlaying()
-    return Surroundings(variables, generation(), given, triton.circumstances()[1], cache.binaries())  # type: ignore[arg-type]
+    return Surroundings(variables, generation(), overlays.overlaying(), float32_products(), cache.binaries())
 
 
 def _without_values(value: Any) -> Any:
@@ -204,7 +207,8 @@ def _in_words(arguments: tuple[Any, ...]) -> str:
 def _wait_again() -> None:
     """Calls wait from now on: those that PyTorch serves for a while, or for good, are tried again."""
     for pending in list(_asked.classes.values()):
-        pending.drop(pending)
+        if pending.reason is not None:
+            pending.drop(pending)
 
 
 def _start_anew() -> None:

@@ -1,7 +1,7 @@
 """What another process is asked to make for a call, and what it does: no device is needed, and no tensor has memory.
 
-A call that needs gradients has the kernels of its backward made with it. Which ops those are is seen by going through both passes
-with tensors of the meta device.
+A call that needs gradients has the kernels of its backward made with it. Which ops those are is seen by going through both
+passes with tensors of the meta device.
 """
 
 import os
@@ -20,6 +20,7 @@ from kpt.ops.backends import quickest
 from kpt.ops.registry import Op, get
 from kpt_dsl import targets
 from kpt_dsl.errors import KptError
+from kpt_dsl.kernel import Kernel
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 from kpt_dsl.targets import Target
@@ -33,7 +34,7 @@ class Surroundings:
 
     environment: tuple[tuple[str, str | None], ...]
     generation: tuple[int, int]
-    overlays: Mapping[str, Config]
+    overlays: Mapping[Kernel | str, Config]
     products: str
     folder: str
 
@@ -100,7 +101,7 @@ class _Noting(TorchDispatchMode):
     """Notes the ops of ours that are called."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.noted: list[tuple[str, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, function: Any, _: Any, arguments: tuple[Any, ...] = (), more: Any = None) -> Any:
@@ -110,8 +111,7 @@ class _Noting(TorchDispatchMode):
 
 
 def backward_problems(op: Op, arguments: tuple[Any, ...], target: Target) -> Iterator[Problem]:
-    """The kernel problems of the backward of a call whose tensors are on the meta device, for gradients that are laid out as the
-    outputs are."""
+    """The kernel problems of the backward of a call whose tensors are on the meta device, for gradients laid out as outputs."""
     assert op.gradient is not None
     needed = tuple(isinstance(a, torch.Tensor) and a.requires_grad for a in (arguments[p] for p in op.differentiable))
     with _Noting() as seen, torch.no_grad():

@@ -25,7 +25,7 @@ class NotMadeError(KptError):
     """A launch has nothing that it could start without compiling."""
 
 
-class while_compiling:  # noqa: N801 (called like a function, as torch.no_grad)
+class while_compiling:
     """What calls do whose kernels are not compiled yet: "wait" for it, or have PyTorch serve ("reference") meanwhile.
 
     ``kpt.ops.while_compiling("reference")`` holds from then on, for all threads of the process;

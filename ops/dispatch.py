@@ -20,8 +20,9 @@ from kpt.ops import flops, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
-from kpt.ops.compiling import NotMadeError
+from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.eager import PLAIN, WORDS, has_memory, is_autocasting, is_plain
+from kpt.ops.pins import pin, pinned
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.configs import generation
 from kpt_dsl.errors import IndexRangeError, KptError
@@ -198,7 +199,11 @@ class Dispatcher:
         self, key: Any, arguments: tuple[Any, ...], failed: dict[str, str], pending: "Pending | None" = None
     ) -> Decision:
         self.op.check(*arguments)
+        is_behind()  # an error where the environment has no word for it
         _, grad_mode, *_, prefers = key
+        if grad_mode and (held := pinned(self.put, key)) is not None:
+            self._note(key, held)
+            return held  # type: ignore[no-any-return]
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
         if any(map(_is_lazy, tensors)):
             decision = Decision(None, self._written_out)
@@ -213,6 +218,8 @@ class Dispatcher:
                 return self._decide(key, arguments, failed | {choice.implementation.name: _in_a_line(error)})
             if needs_grad and not choice.implementation.differentiable:
                 ready = followed(self.op, ready)
+            if pending is not None and needs_grad:
+                ready = self._pinning(key, choice, ready)
             decision = Decision(choice, ready, pending)
             if choice.fallback_reason is not None and (pending is None or pending.failure):
                 self._log_once(choice.fallback_reason)
@@ -276,10 +283,41 @@ class Dispatcher:
         assert decision.choice is not None
         served = decision.choice.implementation
         pending = behind.ask(self.op, served, arguments, _needs_grad(key[1], arguments), self.drop)
-        decision.calls -= 1
+        with self._lock:
+            decision.calls -= 1
+            if self._decisions.get(key) is decision:
+                self._let_go(key, self._decisions.pop(key))
         meanwhile = self._decide(key, arguments, {served.name: pending.reason or behind.COMPILING}, pending)
-        meanwhile.calls += 1
+        with self._lock:
+            if self._decisions.get(key) is meanwhile:
+                meanwhile.calls += 1
+            else:
+                self._note(key, meanwhile)
         return meanwhile.ready(*arguments)
+
+    def _note(self, key: Any, decision: Decision) -> None:
+        """Count a call that is served by a decision which is not kept."""
+        once = Decision(decision.choice, decision.ready)
+        once.calls = 1
+        self._let_go(key, once)
+
+    def _pinning(self, key: Any, choice: Choice, run: Ready) -> Ready:
+        """A call that PyTorch serves meanwhile, and whenever the checkpoint that it is made in is run again."""
+
+        def ready(*arguments: Any) -> Any:
+            pin(self.put, key, lambda: Decision(choice, ready))
+            return run(*arguments)
+
+        return ready
+
+    def put(self, key: Any, decision: Decision | None) -> None:
+        """Have a kind of call served so from now on; None: as will be decided."""
+        with self._lock:
+            if (before := self._decisions.pop(key, None)) is not None:
+                self._let_go(key, before)
+            if decision is not None:
+                self._decisions[key] = decision
+
 
     def unlock(self) -> None:
         """In a child that was forked off."""

@@ -38,8 +38,8 @@ class KernelChoice:
 
 
 class Undecided(NamedTuple):
-    """Some ways to do a part of a call, by their ``names``, of which nobody knows yet which is the quickest: the kernel problems
-    of each, and where to note the number of the one that is."""
+    """Some ways to do a part of a call, by their ``names``, the quickest of which is not known yet: each one's kernel problems,
+    and where to note its number."""
 
     names: tuple[str, ...]
     problems: "Sequence[Sequence[Problem]]"
@@ -60,8 +60,7 @@ class Implementation:
     ``devices``: torch device types that it serves unasked (None: all); elsewhere it runs only when preferred.
     ``why_not(*arguments)``: why it passes a call over, or None. ``prepare(arguments)``: the call, ready to run.
     ``describe(arguments)``: the kernels that a call runs, with their configs. ``package``: what must be installed.
-    ``missing(arguments, run)``: what would have to be compiled first for ``run``, which is given what stands for this implementation
-    and calls it.
+    ``missing(arguments, run)``: what has to be compiled first for ``run``, which calls what it is given as this implementation.
     ``differentiable``: autograd can follow it by itself; one that it cannot follow serves calls that need gradients where the
     op has a ``Gradient``.
     """

@@ -136,9 +136,9 @@ def _prepared(problem: Problem, config: "Config", device: int) -> Launch:
     source = emit(problem, chip, config)
     kind = CheckedLaunch if source.abi.places else Launch
     launch = kind(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
-    if not is_on() and config == with_precision(problem, configs.choose(problem, chip)[0], chip):
-        if (left := triton_class.written(problem, chip, config, source)) is not None:
-            triton_class.remember(made(problem.kernel, device, *circumstances()), problem, *left, launch)
+    taken = not is_on() and config == with_precision(problem, configs.choose(problem, chip)[0], chip)
+    if taken and (left := triton_class.written(problem, chip, config, source)) is not None:
+        triton_class.remember(made(problem.kernel, device, *circumstances()), problem, *left, launch)
     return launch
 
 
