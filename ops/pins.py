@@ -1,9 +1,9 @@
 """What a checkpoint runs again is served as it was, though another implementation has taken over by then.
 
-While another process compiles, PyTorch serves and autograd follows it; a checkpoint (``use_reentrant=False``) that computes such a
-call again must find the same tensors saved. So calls are *pinned* to the checkpoint that they were made in: there, and wherever
-it is run again, PyTorch serves them. Of two threads that make the same kind of call at the same time, one in a checkpoint, the
-other may have kpt take over for both.
+While another process compiles, PyTorch serves and autograd follows it; a checkpoint (``use_reentrant=False``) that computes
+such a call again must find the same tensors saved. So calls are *pinned* to the checkpoint that they were made in: there, and
+wherever it is run again, PyTorch serves them. Of two threads that make the same kind of call at the same time, one of them in a
+checkpoint, the other may have kpt take over for both.
 """
 
 from collections.abc import Callable

@@ -8,8 +8,6 @@ import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,13 +20,12 @@ import kpt
 import kpt_dsl as kd
 from autotune_db import handover
 from autotune_db.crew import Reply
-from kpt.ops import backends, behind, capture, compile_job, compiling, explain, while_compiling
-from kpt.ops.dispatch import DISPATCHERS
-from kpt.ops.registry import OPS
+from kpt.ops import behind, capture, compile_job, compiling, explain, while_compiling
 from kpt_dsl import targets
 from kpt_dsl.build import triton as build
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime import triton, triton_launch
+from tests.ops.pretended_gpu import pretended_gpu
 
 H200 = targets.get("nvidia-h200")
 REASON = "triton: compiling in another process"
@@ -61,56 +58,23 @@ class Elsewhere:
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
     found = Elsewhere()
-    active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0)
-    metadata = SimpleNamespace(num_warps=4, shared=1000)
-    properties = SimpleNamespace(
-        warp_size=32, shared_memory_per_multiprocessor=233472, regs_per_multiprocessor=65536,
-        max_threads_per_multi_processor=2048, multi_processor_count=132,
-    )  # fmt: skip
 
     def binary(source: Any, *where: Any) -> Any:
         if len(where) == 2:  # for no device: to be compiled
             found.compiled.append(source.name)
         return SimpleNamespace(
-            name=source.name, n_regs=128, metadata=metadata, metadata_group={"cubin": "/binaries/kernel.cubin"}
-        )
+            name=source.name, n_regs=128, metadata=SimpleNamespace(num_warps=4, shared=1000),
+            metadata_group={"cubin": "/binaries/kernel.cubin"},
+        )  # fmt: skip
 
     monkeypatch.setattr(build, "binary", binary)
     monkeypatch.setattr(handover, "binary", binary)
     monkeypatch.setattr(behind.cache, "binaries", lambda: "/binaries")
-    monkeypatch.setattr(triton, "present", lambda _: H200)
-    monkeypatch.setattr(triton_launch, "starter", lambda _: lambda *_: None)
-    monkeypatch.setattr(triton_launch, "triton_package", lambda: SimpleNamespace(
-        runtime=SimpleNamespace(driver=SimpleNamespace(active=active))
-    ))  # fmt: skip
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
-    monkeypatch.setattr(backends, "_gpu", lambda _: 0)
     monkeypatch.setattr(compile_job, "_settle", lambda _: None)
-    for op in OPS.values():
-        here = tuple(replace(i, devices=None) if i.name == "triton" else i for i in op.implementations)
-        monkeypatch.setitem(op.__dict__, "implementations", here)
-    asked = behind._Asked()
-    asked.behind = found  # type: ignore[assignment]
-    monkeypatch.setattr(behind, "_asked", asked)
-    clear()
-    while_compiling("reference")
-    yield found
-    while_compiling("wait")
-    monkeypatch.setattr(compiling, "_mode", None)
-    clear()
-
-
-def clear() -> None:
-    triton._prepared.cache_clear()
-    triton.made.cache_clear()
-    backends._found_out.cache_clear()
-    for dispatcher in DISPATCHERS.values():
-        dispatcher._forget()
-        dispatcher._served.clear()
-        dispatcher._fallbacks.clear()
-        dispatcher._logged.clear()
+    with pretended_gpu(monkeypatch):
+        behind._asked.behind = found  # type: ignore[assignment]
+        while_compiling("reference")
+        yield found
 
 
 def norm(rows: int = 700, columns: int = 64, **more: Any) -> torch.Tensor:
