@@ -106,6 +106,39 @@ def test_other_lengths_of_a_class_do_not_ask_again(elsewhere: Elsewhere) -> None
     assert served() == {"reference": 4, "triton": 3} and not elsewhere.jobs
 
 
+def test_what_is_done_before_the_call_is_served_is_taken_over(
+    elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = elsewhere.submit
+
+    def at_once(*job: Any) -> None:
+        submit(*job)
+        elsewhere.work()
+
+    monkeypatch.setattr(elsewhere, "submit", at_once)
+    norm()
+    norm()
+    assert kpt.ops.counters()["rms_norm"] == {"served": {"reference": 1, "triton": 1}, "fallbacks": {REASON: 1}}
+
+
+def test_threads_ask_once(elsewhere: Elsewhere) -> None:
+    together = threading.Barrier(8)
+
+    def call() -> None:
+        together.wait()
+        norm()
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(elsewhere.jobs) == 1 and served() == {"reference": 8}
+    elsewhere.work()
+    norm()
+    assert served() == {"reference": 8, "triton": 1}
+
+
 def test_texts_that_other_lengths_have_are_asked_for_in_their_turn(elsewhere: Elsewhere) -> None:
     norm(704)
     norm(701)
