@@ -224,8 +224,11 @@ class Dispatcher:
             if choice.fallback_reason is not None and (pending is None or pending.failure):
                 self._log_once(choice.fallback_reason)
         with self._lock:
-            if pending is not None and pending.reason not in failed.values():  # it came to its end meanwhile
-                return decision
+            if pending is not None:
+                if pending.reason not in failed.values():  # it came to its end meanwhile
+                    return decision
+                if (known := self._decisions.get(key)) is not None and known.pending is pending:  # another thread was quicker
+                    return known
             while len(self._decisions) >= DECISIONS_KEPT:
                 self._forget_oldest()
             self._decisions[key] = decision
@@ -284,9 +287,8 @@ class Dispatcher:
         served = decision.choice.implementation
         pending = behind.ask(self.op, served, arguments, _needs_grad(key[1], arguments), self.drop)
         with self._lock:
-            decision.calls -= 1
             if self._decisions.get(key) is decision:
-                self._let_go(key, self._decisions.pop(key))
+                self._decisions.pop(key)  # with its count: what came by here was not served by it
         meanwhile = self._decide(key, arguments, {served.name: pending.reason or behind.COMPILING}, pending)
         with self._lock:
             if self._decisions.get(key) is meanwhile:
