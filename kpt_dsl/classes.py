@@ -1,8 +1,8 @@
 """Classes of calls: what configs follow from. Programs change lengths with every call, and configs must not be chosen anew.
 
-A class is a specialisation of a kernel, the layouts of its tensors, and spans of extents: buckets, but for the dims that a
-model fixes. Its configs are legal at both ends of the spans; the first of them, and the model that ranks them, look at the
-upper end, its representative.
+A class is a specialisation of a kernel, the layouts of its tensors, and spans of extents: buckets or halves of them, but for
+dims that a model fixes. Its configs are legal at both ends of the spans; the first of them, and the model that ranks them, look
+at the upper end, its representative.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from kpt_dsl import ir
-from kpt_dsl.buckets import Span, spans
+from kpt_dsl.buckets import Span, class_spans
 from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.layouts import VECTOR_BYTES, layout_class
 from kpt_dsl.problem import Problem
@@ -43,7 +43,7 @@ class Class:
     def of(problem: Problem) -> "Class":
         """The class of a problem. Raises as ``Problem.lower`` does."""
         kernel, dims, elements = problem.lower({}), dict(problem.dims), dict(problem.dtypes)
-        held = spans(kernel, dims)
+        held = class_spans(kernel, dims)
         tensors = []
         for name, strides in problem.strides:
             extents = [dims[dim] for dim in problem.kernel.tensors[name]]

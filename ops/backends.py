@@ -15,6 +15,7 @@ from kpt.ops.choice import preferred
 from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Missing, Ready, Undecided
+from kpt.ops.straight import repeated
 from kpt_dsl import configs
 from kpt_dsl.classes import extents, options
 from kpt_dsl.emit import emit
@@ -110,7 +111,8 @@ def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _prepare(run: Run, backend: str, arguments: tuple[Any, ...]) -> Ready:
-    return partial(run, Launches(backend, kin(run, arguments)))
+    launches = Launches(backend, kin(run, arguments))
+    return partial(run, launches) if _gpu(arguments) is None else repeated(run, launches)
 
 
 def kin(run: Hashable, arguments: tuple[Any, ...]) -> Hashable:
@@ -147,19 +149,27 @@ class Launches:
         self._ways: dict[str, Launches] = {}
 
     def __call__(self, kernel: Kernel, *arguments: Any) -> None:
-        run, meant = self._prepared.get(kernel) or self._prepare(kernel, arguments)
-        for now, meaning in meant:
-            if now() is not meaning:
-                run, _ = self._prepare(kernel, arguments)
-                break
-        run(*arguments)
+        self.prepared(kernel, arguments).run(*arguments)
 
-    def _prepare(self, kernel: Kernel, arguments: tuple[Any, ...]) -> "_Prepared":
-        prepared = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
-        return prepared
+    def prepared(self, kernel: Kernel, arguments: tuple[Any, ...]) -> "_Prepared":
+        """What runs a kernel now."""
+        known = self._prepared.get(kernel)
+        if known is not None:
+            for now, meaning in known.meant:
+                if now() is not meaning:
+                    break
+            else:
+                return known
+        known = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
+        return known
 
     def quickest(self, *ways: Way) -> Any:
         """The quickest way, found out when it is first asked for; each way prepares its kernels for itself."""
+        way, launches = self.way(ways)
+        return way(launches)
+
+    def way(self, ways: Sequence[Way]) -> "tuple[Way, Launches]":
+        """The quickest of some ways, and what launches its kernels."""
         names = tuple(way.__name__ for way in ways)
         number = self._quickest.get(names)
         if number is None:
@@ -172,7 +182,7 @@ class Launches:
         launches = self._ways.get(names[number])
         if launches is None:
             launches = self._ways[names[number]] = Launches(self._backend, self._kin)
-        return ways[number](launches)
+        return ways[number], launches
 
 
 class _Look:

@@ -208,8 +208,12 @@ def _a_file(compiled: Any) -> str:
 
 def _checksum(compiled: Any) -> str:
     """Of all that Triton has read or made of a kernel: a disk that fails, or fills, must not become a wrong result."""
-    forms = [repr(compiled.metadata), *(f"{name} {content!r}" for name, content in sorted(compiled.asm.items()))]
-    return hashlib.sha256("\n".join(forms).encode()).hexdigest()
+    found = hashlib.sha256(repr(compiled.metadata).encode())
+    for name, content in sorted(compiled.asm.items()):
+        data = content if isinstance(content, bytes) else content.encode()
+        found.update(f"\n{name} {len(data)}\n".encode())
+        found.update(data)
+    return found.hexdigest()
 
 
 def _reason(error: BaseException) -> str:

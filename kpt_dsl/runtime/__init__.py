@@ -8,13 +8,13 @@ name where arrays cannot be written in place; ``launcher(problem, arrays, config
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs
 from kpt_dsl.arrays import library
 from kpt_dsl.classes import options
 from kpt_dsl.errors import InputError
+from kpt_dsl.extensions import entry_points
 from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.binding import bind
 from kpt_dsl.space import Config

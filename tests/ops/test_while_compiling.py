@@ -22,7 +22,6 @@ from autotune_db import handover
 from autotune_db.crew import Reply
 from kpt.ops import behind, capture, compile_job, compiling, explain, while_compiling
 from kpt_dsl import targets
-from kpt_dsl.build import triton as build
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime import triton, triton_launch
 from tests.ops.pretended_gpu import pretended_gpu
@@ -67,7 +66,6 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
             metadata_group={"cubin": "/binaries/kernel.cubin"},
         )  # fmt: skip
 
-    monkeypatch.setattr(build, "binary", binary)
     monkeypatch.setattr(handover, "binary", binary)
     monkeypatch.setattr(behind.cache, "binaries", lambda: "/binaries")
     monkeypatch.setattr(compile_job, "_settle", lambda _: None)
