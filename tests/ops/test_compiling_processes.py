@@ -21,12 +21,13 @@ from tests.ops.pretended_gpu import pretended_gpu
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
     build.binary.cache_clear()
+    known = build.binary
     with pretended_gpu(monkeypatch):
         while_compiling("reference")
         yield
         if behind._asked.behind._thread is not None:
             behind._asked.behind._end()
-    build.binary.cache_clear()
+    known.cache_clear()
 
 
 def served() -> dict[str, int]:
