@@ -70,12 +70,13 @@ class _Task:
 
 
 class Crew:
-    """``size`` processes, each started when there is a job for it.
+    """``size`` processes, each started when there is a job for it; ``nice``: how much lower their priority is (0 to 19).
 
     Functions are found by name in the child: define them in modules. Use as a context manager; leaving it ends the processes.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, nice: int = 0) -> None:
+        self._nice = nice
         self._waiting: deque[_Task] = deque()
         self._workers: list[_Worker | None] = [None] * size
 
@@ -146,7 +147,7 @@ class Crew:
             if worker and worker.is_lost():  # while it had nothing to do: no job is to blame
                 worker.end()
                 worker = None
-            worker = worker or _Worker()
+            worker = worker or _Worker(self._nice)
             self._workers[place] = worker
             worker.take(self._waiting.popleft())
 
@@ -154,13 +155,13 @@ class Crew:
 class _Worker:
     """One process, what it is doing, and until when it may. Nothing that it does or leaves undone is waited for without end."""
 
-    def __init__(self) -> None:
+    def __init__(self, nice: int) -> None:
         mine, theirs = socket.socketpair()
         mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
         self._printed, printing = os.pipe()
         os.set_blocking(self._printed, False)
         code = (
-            "from autotune_db.worker import quiet, serve, watch; "
+            f"import os; os.nice({nice}); from autotune_db.worker import quiet, serve, watch; "
             f"quiet({printing}); watch({os.getpid()}); serve({theirs.fileno()})"
         )
         self._process = subprocess.Popen(

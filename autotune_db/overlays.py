@@ -33,6 +33,11 @@ def overlay(configs: Mapping[Kernel | str, Config]) -> Iterator[None]:
         _current.reset(token)
 
 
+def overlaying() -> dict[Kernel | str, Config]:
+    """What all overlays together say here: the qualified names of kernels, and their configs."""
+    return dict(_current.get().items())
+
+
 def overlaid(kernel: Definition) -> Config | None:
     """What the innermost overlay says about a kernel."""
     return _current.get().get(kernel.qualname)

@@ -8,6 +8,7 @@ Knows nothing of the command line and of tuning; imports neither Triton nor JAX 
 
 from kpt.ops.calls import Call, Calls, recording
 from kpt.ops.choice import prefer
+from kpt.ops.compiling import while_compiling
 from kpt.ops.dispatch import counters
 from kpt.ops.explain import Explanation, explain
 from kpt.ops.flash_attention.op import flash_attention
@@ -34,4 +35,5 @@ __all__ = [
     "recording",
     "rms_norm",
     "warm_up",
+    "while_compiling",
 ]

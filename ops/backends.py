@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from kpt.ops.choice import preferred
+from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.dtypes import KERNEL_FLOATS
-from kpt.ops.registry import Implementation, KernelChoice, Ready
+from kpt.ops.registry import Implementation, KernelChoice, Missing, Ready, Undecided
 from kpt.ops.straight import repeated
 from kpt_dsl import configs
 from kpt_dsl.classes import extents, options
@@ -75,6 +77,7 @@ def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tupl
             why_not=not_served,
             describe=partial(_describe, run, backend.name),
             package=backend.package,
+            missing=partial(_missing, run, backend.name),
         )
         for backend in BACKENDS
     )
@@ -108,12 +111,13 @@ def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _prepare(run: Run, backend: str, arguments: tuple[Any, ...]) -> Ready:
-    launches = Launches(backend, (run, *map(_kind, arguments)))
-    return repeated(run, launches) if _is_on_gpu(arguments) else partial(run, launches)
+    launches = Launches(backend, kin(run, arguments))
+    return partial(run, launches) if _gpu(arguments) is None else repeated(run, launches)
 
 
-def _is_on_gpu(arguments: tuple[Any, ...]) -> bool:
-    return next(a for a in arguments if isinstance(a, torch.Tensor)).device.type == "cuda"
+def kin(run: Hashable, arguments: tuple[Any, ...]) -> Hashable:
+    """What a call has in common with others that are served alike, as a rule: lengths change with every call."""
+    return run, *map(_kind, arguments)
 
 
 def _kind(value: Any) -> Hashable:
@@ -130,7 +134,7 @@ def _kind(value: Any) -> Hashable:
 
 @lru_cache(maxsize=4096)
 def _found_out(*_: Hashable) -> dict[tuple[str, ...], int]:
-    """The quickest of some ways, by their names, for calls that have this in common: lengths change with every call."""
+    """The quickest of some ways, by their names, for calls that have this in common (``kin``)."""
     return {}
 
 
@@ -173,12 +177,51 @@ class Launches:
         if number is None:
             found = _found_out(self._kin, self._backend, configs.generation())
             if (number := found.get(names)) is None:
+                if len(ways) > 1 and _must_not_wait():
+                    raise NotMadeError("which way is the quickest is not known yet")
                 number = found[names] = _quickest(ways, self._backend)
             self._quickest[names] = number
         launches = self._ways.get(names[number])
         if launches is None:
             launches = self._ways[names[number]] = Launches(self._backend, self._kin)
         return ways[number], launches
+
+
+class _Look:
+    """Notes what the launches of a call would have to wait for, and starts nothing."""
+
+    def __init__(self, backend: str, quickest: dict[tuple[str, ...], int]) -> None:
+        self._backend = backend
+        self._quickest = quickest
+        self.problems: list[Problem] = []
+        self.ways: list[Undecided] = []
+
+    def __call__(self, kernel: Kernel, *arguments: Any) -> None:
+        from kpt_dsl import runtime
+
+        if runtime.runtime(self._backend).known_launch(kernel, arguments, _gpu(arguments)) is None:
+            self.problems.append(Problem.bind(kernel, kernel.bind(*arguments)))
+
+    def quickest(self, *ways: Way) -> Any:
+        names = tuple(way.__name__ for way in ways)
+        number = self._quickest.get(names) if len(ways) > 1 else 0
+        if number is not None:
+            return ways[number](self)
+        problems = [[problem for problem, _ in _recorded(way)] for way in ways]
+        self.ways.append(Undecided(names, problems, self._quickest))
+        return ways[0](_Recorder(lambda _: (0,)))
+
+
+def _missing(run: Run, backend: str, arguments: tuple[Any, ...], follow: Callable[[Ready], Any]) -> Missing:
+    if _gpu(arguments) is None:
+        return Missing()
+    look = _Look(backend, _found_out(kin(run, arguments), backend, configs.generation()))
+    follow(partial(run, look))
+    return Missing(look.problems, look.ways)
+
+
+def _must_not_wait() -> bool:
+    return is_behind() and preferred() is None
 
 
 class _Prepared(NamedTuple):
@@ -255,9 +298,18 @@ class _Timed(NamedTuple):
 
 
 def _quickest(ways: Sequence[Way], backend: str) -> int:
+    from kpt_dsl import runtime
+
     if len(ways) < 2:
         return 0
-    timed = [_timed(way, backend) for way in ways]
+    recorded = [list(_recorded(way)) for way in ways]
+    target = runtime.runtime(backend).target(recorded[0][0][1])
+    return quickest([[problem for problem, _ in way] for way in recorded], target)
+
+
+def quickest(ways: Sequence[Sequence[Problem]], target: Target) -> int:
+    """Which of several ways takes the least time, as far as all kernels of all ways were measured for such a call; else 0."""
+    timed = [_timed(way, target) for way in ways]
     known = [kernels for kernels in timed if kernels is not None]
     if len(known) < len(ways):
         return 0
@@ -268,15 +320,13 @@ def _quickest(ways: Sequence[Way], backend: str) -> int:
     return times.index(min(times))
 
 
-def _timed(way: Way, backend: str) -> list[_Timed] | None:
+def _timed(way: Sequence[Problem], target: Target) -> list[_Timed] | None:
     """The kernels of a way, None where one of them was not measured for such a call."""
     from autotune_db import lookup
-    from kpt_dsl import runtime
 
     found = []
-    for problem, bound in _recorded(way):
+    for problem in way:
         try:
-            target = runtime.runtime(backend).target(bound)
             answer = lookup.choose(problem, target)
         except KptError:  # no config of it is legal here
             return None
@@ -287,13 +337,24 @@ def _timed(way: Way, backend: str) -> list[_Timed] | None:
     return found
 
 
+def _gpu(arguments: tuple[Any, ...]) -> int | None:
+    """The number of the GPU that the tensors are on."""
+    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    return device.index if device.type == "cuda" else None
+
+
 def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prepared:
     """What runs the kernel on any arguments of the same dtypes, shapes, strides and alignment."""
     from kpt_dsl import runtime
 
-    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    if device.type == "cuda":
-        return _Prepared.of(*runtime.runtime(backend).prepared(kernel, arguments, device.index))
+    device = _gpu(arguments)
+    if device is not None:
+        made = runtime.runtime(backend)
+        if not _must_not_wait():
+            return _Prepared.of(*made.prepared(kernel, arguments, device))
+        if (known := made.known_launch(kernel, arguments, device)) is None:
+            raise NotMadeError(f"{kernel.name} is not compiled yet")
+        return _Prepared.of(*known)
     bound = kernel.bind(*arguments)
     problem = Problem.bind(kernel, bound)
     config, _ = runtime.chosen(problem, bound, backend)

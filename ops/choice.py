@@ -56,7 +56,7 @@ def hold_for_recomputation(preference: str) -> None:
     """Let a preference hold for what the checkpoint that is being made computes again, unless the block is inside it."""
     frame = checkpoint_frame()
     if frame is not None and frame is not _began_in.get():
-        lay_around(frame, partial(Holding, preference))
+        lay_around(frame, partial(Holding, preference), "preference")
 
 
 class Holding:

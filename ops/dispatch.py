@@ -5,12 +5,13 @@ Falling back from what the device leads one to expect is logged once an op and r
 """
 
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.compiler import is_compiling
@@ -19,11 +20,17 @@ from kpt.ops import flops, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
-from kpt.ops.eager import PLAIN, WORDS, has_memory, is_autocasting, is_plain
+from kpt.ops.compiling import NotMadeError, is_behind
+from kpt.ops.eager import PLAIN, has_memory, is_autocasting, is_plain
+from kpt.ops.fingerprint import Foreign, fingerprint
+from kpt.ops.pins import pin, pinned
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.configs import generation
 from kpt_dsl.errors import IndexRangeError, KptError
 from kpt_dsl.runtime.precision import float32_products
+
+if TYPE_CHECKING:
+    from kpt.ops.behind import Pending
 
 log = logging.getLogger("kpt")
 
@@ -35,13 +42,15 @@ DECISIONS_KEPT = 4096
 
 
 class Decision:
-    """How one kind of call is served, and how often it was. ``choice`` None: PyTorch's dispatcher takes it, and comes back."""
+    """How one kind of call is served, and how often it was. ``choice`` None: PyTorch's dispatcher takes it, and comes back.
+    ``pending``: what another process compiles for it, until when this holds."""
 
-    __slots__ = ("calls", "choice", "ready", "seen")
+    __slots__ = ("calls", "choice", "pending", "ready", "seen")
 
-    def __init__(self, choice: Choice | None, ready: Ready) -> None:
+    def __init__(self, choice: Choice | None, ready: Ready, pending: "Pending | None" = None) -> None:
         self.choice = choice
         self.ready = ready
+        self.pending = pending
         self.calls = 0
         self.seen = 1
         """How many calls there were when it was last looked at whether it is still in use; the first one does not count."""
@@ -61,40 +70,6 @@ def leaving(tell: Leaving) -> Iterator[None]:
         yield
     finally:
         _told_of_leaving.remove(tell)
-
-
-class Foreign(Exception):
-    """An argument is not of the kinds that kernels take: neither a tensor with memory and strides nor a plain value."""
-
-
-def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a decision depends on: each tensor's layout, type, device, alignment, need of grad and lazy negation; each other
-    argument with its type, as 1 and True are equal.
-
-    Raises Foreign, or RuntimeError where a tensor has no strides or memory to ask for (sparse, nested, mkldnn).
-    """
-    return tuple(
-        [
-            (a.shape, a.stride(), a.dtype, a.device, (p := a.data_ptr()) and p & 15 | 16, a.requires_grad, a.is_neg())
-            if (kind := type(a)) in PLAIN
-            else (kind, a)
-            if kind in WORDS
-            else _unusual(a)
-            for a in arguments
-        ]
-    )
-
-
-def _unusual(value: Any) -> Any:
-    """What is neither a plain tensor nor a plain word: sequences as tuples, whatever they are."""
-    kind = type(value)
-    if kind is tuple and len(value) == 1 and type(value[0]) is int:  # the shape of most norms
-        return value
-    if kind is tuple or kind is list or kind is torch.Size:
-        return (*map(type, value), *value)
-    if hasattr(kind, "__torch_function__"):
-        raise Foreign
-    return kind, value
 
 
 class Dispatcher:
@@ -183,16 +158,24 @@ class Dispatcher:
         except KptError as error:
             if key[-1] is not None or decision.choice is None or isinstance(error, IndexRangeError):
                 raise
+            if isinstance(error, NotMadeError):
+                return self._meanwhile(key, decision, arguments)
             return self._after_failure(key, decision.choice, arguments, error)
 
-    def _decide(self, key: Any, arguments: tuple[Any, ...], failed: dict[str, str]) -> Decision:
+    def _decide(
+        self, key: Any, arguments: tuple[Any, ...], failed: dict[str, str], pending: "Pending | None" = None
+    ) -> Decision:
         self.op.check(*arguments)
+        is_behind()  # an error where the environment has no word for it
         _, grad_mode, *_, prefers = key
+        if grad_mode and (held := pinned(self.put, key)) is not None:
+            self._note(key, held)
+            return held  # type: ignore[no-any-return]
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
         if any(map(_is_lazy, tensors)):
             decision = Decision(None, self._written_out)
         else:
-            needs_grad = bool(grad_mode) and any(t.requires_grad for t in tensors)
+            needs_grad = _needs_grad(grad_mode, arguments)
             choice = choose(self.op, arguments, needs_grad, prefers, failed)
             try:
                 ready = choice.implementation.prepare(arguments)
@@ -202,10 +185,17 @@ class Dispatcher:
                 return self._decide(key, arguments, failed | {choice.implementation.name: _in_a_line(error)})
             if needs_grad and not choice.implementation.differentiable:
                 ready = followed(self.op, ready)
-            decision = Decision(choice, ready)
-            if choice.fallback_reason is not None:
+            if pending is not None and needs_grad:
+                ready = self._pinning(key, choice, ready)
+            decision = Decision(choice, ready, pending)
+            if choice.fallback_reason is not None and (pending is None or pending.failure):
                 self._log_once(choice.fallback_reason)
         with self._lock:
+            if pending is not None:
+                if pending.reason not in failed.values():  # it came to its end meanwhile
+                    return decision
+                if (known := self._decisions.get(key)) is not None and known.pending is pending:  # another thread was quicker
+                    return known
             while len(self._decisions) >= DECISIONS_KEPT:
                 self._forget_oldest()
             self._decisions[key] = decision
@@ -255,6 +245,59 @@ class Dispatcher:
         with torch._C._EnableTorchFunction():
             return self.op.reference(*arguments)
 
+    def _meanwhile(self, key: Any, decision: Decision, arguments: tuple[Any, ...]) -> Any:
+        """A launch would have had to wait for a compiler: PyTorch takes the call, and those like it until another process is
+        done."""
+        from kpt.ops import behind  # brings emitters, which are not needed before
+
+        assert decision.choice is not None
+        served = decision.choice.implementation
+        pending = behind.ask(self.op, served, arguments, _needs_grad(key[1], arguments), self.drop)
+        with self._lock:
+            if self._decisions.get(key) is decision:
+                self._decisions.pop(key)  # with its count: what came by here was not served by it
+        meanwhile = self._decide(key, arguments, {served.name: pending.reason or behind.COMPILING}, pending)
+        with self._lock:
+            if self._decisions.get(key) is meanwhile:
+                meanwhile.calls += 1
+            else:
+                self._note(key, meanwhile)
+        return meanwhile.ready(*arguments)
+
+    def _note(self, key: Any, decision: Decision) -> None:
+        """Count a call that is served by a decision which is not kept."""
+        once = Decision(decision.choice, decision.ready)
+        once.calls = 1
+        self._let_go(key, once)
+
+    def _pinning(self, key: Any, choice: Choice, run: Ready) -> Ready:
+        """A call that PyTorch serves meanwhile, and whenever the checkpoint that it is made in is run again."""
+
+        def ready(*arguments: Any) -> Any:
+            pin(self.put, key, lambda: Decision(choice, ready))
+            return run(*arguments)
+
+        return ready
+
+    def put(self, key: Any, decision: Decision | None) -> None:
+        """Have a kind of call served so from now on; None: as will be decided."""
+        with self._lock:
+            if (before := self._decisions.pop(key, None)) is not None:
+                self._let_go(key, before)
+            if decision is not None:
+                self._decisions[key] = decision
+
+
+    def unlock(self) -> None:
+        """In a child that was forked off."""
+        self._lock = threading.Lock()
+
+    def drop(self, pending: "Pending") -> None:
+        """Forget how calls are served that another process compiled for: they are asked about anew."""
+        with self._lock:
+            for key in [key for key, decision in self._decisions.items() if decision.pending is pending]:
+                self._let_go(key, self._decisions.pop(key))
+
     def _after_failure(self, key: Any, choice: Choice, arguments: tuple[Any, ...], error: KptError) -> Any:
         """An implementation refused at launch what it had said it serves: PyTorch takes such calls from now on."""
         failed = {i.name: "not tried again" for i in self.op.kernels}
@@ -296,6 +339,10 @@ class Dispatcher:
             return list(self._decisions.items())
 
 
+def _needs_grad(grad_mode: bool | None, arguments: tuple[Any, ...]) -> bool:
+    return bool(grad_mode) and any(a.requires_grad for a in arguments if isinstance(a, torch.Tensor))
+
+
 def _nothing() -> None:
     """The precision of products that an op does not have."""
 
@@ -323,6 +370,15 @@ def _count(decision: Decision, served: Counter[str], fallbacks: Counter[str]) ->
 
 DISPATCHERS: dict[str, Dispatcher] = {}
 """The dispatcher of every op, by name."""
+
+
+def _after_fork() -> None:
+    """A lock that another thread of the parent held is nobody's in the child."""
+    for dispatcher in DISPATCHERS.values():
+        dispatcher.unlock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def counters() -> dict[str, dict[str, dict[str, int]]]:

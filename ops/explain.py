@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from kpt.ops.choice import PassedOver, choose, preferred
-from kpt.ops.registry import KernelChoice, get
+from kpt.ops.choice import Choice, PassedOver, choose, preferred
+from kpt.ops.compiling import is_behind
+from kpt.ops.registry import KernelChoice, Op, get
 from kpt_dsl.errors import InputError, KptError
 
 
@@ -49,6 +50,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     choice = choose(spec, arguments, needs_grad, preferred())
+    if is_behind() and preferred() is None:
+        choice = _meanwhile(spec, choice, arguments, needs_grad)
     return Explanation(
         op,
         ", ".join(
@@ -58,6 +61,15 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         _kernels(choice.implementation.describe, arguments),
         choice.passed_over,
     )
+
+
+def _meanwhile(op: Op, choice: Choice, arguments: tuple[Any, ...], needs_grad: bool) -> Choice:
+    """The choice where nobody waits for a compiler."""
+    from kpt.ops import behind
+
+    served = choice.implementation
+    reason = behind.state(op, served, arguments, needs_grad and not served.differentiable)
+    return choice if reason is None else choose(op, arguments, needs_grad, None, {served.name: reason})
 
 
 def _kernels(describe: Any, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:

@@ -27,15 +27,16 @@ def checkpoint_frame() -> Any:
     return frame if callable(getattr(frame, "recompute_fn", None)) else None
 
 
-def lay_around(frame: Any, held: Callable[[], Any]) -> None:
-    """Whenever the function of this frame is run again, it is inside ``held()``; once a frame."""
+def lay_around(frame: Any, held: Callable[[], Any], what: str) -> None:
+    """Whenever the function of this frame is run again, it is inside ``held()``; once a frame and ``what``."""
     function = frame.recompute_fn
-    if getattr(function, "_kpt_holds", False):
+    holds: frozenset[str] = getattr(function, "_kpt_holds", frozenset())
+    if what in holds:
         return
 
     def again(*arguments: Any) -> Any:
         with held():
             return function(*arguments)
 
-    again._kpt_holds = True  # type: ignore[attr-defined]
+    again._kpt_holds = holds | {what}  # type: ignore[attr-defined]
     frame.recompute_fn = again

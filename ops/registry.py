@@ -37,6 +37,22 @@ class KernelChoice:
     binary: str = ""
 
 
+class Undecided(NamedTuple):
+    """Some ways to do a part of a call, by their ``names``, the quickest of which is not known yet: each one's kernel problems,
+    and where to note its number."""
+
+    names: tuple[str, ...]
+    problems: "Sequence[Sequence[Problem]]"
+    note: dict[tuple[str, ...], int]
+
+
+class Missing(NamedTuple):
+    """What must be found out and compiled before a call can be started."""
+
+    problems: "Sequence[Problem]" = ()
+    ways: Sequence[Undecided] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Implementation:
     """One way to serve an op.
@@ -44,6 +60,7 @@ class Implementation:
     ``devices``: torch device types that it serves unasked (None: all); elsewhere it runs only when preferred.
     ``why_not(*arguments)``: why it passes a call over, or None. ``prepare(arguments)``: the call, ready to run.
     ``describe(arguments)``: the kernels that a call runs, with their configs. ``package``: what must be installed.
+    ``missing(arguments, run)``: what has to be compiled first for ``run``, which calls what it is given as this implementation.
     ``differentiable``: autograd can follow it by itself; one that it cannot follow serves calls that need gradients where the
     op has a ``Gradient``.
     """
@@ -54,6 +71,7 @@ class Implementation:
     why_not: Callable[..., str | None] = lambda *_: None
     describe: Callable[[tuple[Any, ...]], tuple[KernelChoice, ...]] = lambda _: ()
     package: str | None = None
+    missing: Callable[[tuple[Any, ...], Callable[[Ready], Any]], "Missing"] = lambda *_: Missing()
     differentiable: bool = False
 
 

@@ -30,14 +30,14 @@ def pretended(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Start] = l
     monkeypatch.setattr(build, "binary", lambda source, *_: SimpleNamespace(
         name=source.name, source=source, n_regs=128, metadata=SimpleNamespace(num_warps=4, shared=1000)
     ))  # fmt: skip
-    monkeypatch.setattr(triton, "_present", lambda _: H200)
+    monkeypatch.setattr(triton, "present", lambda _: H200)
     monkeypatch.setattr(triton_launch, "starter", lambda kernel: start(kernel.name))
     monkeypatch.setattr(triton_launch, "triton_package", lambda: SimpleNamespace(
         runtime=SimpleNamespace(driver=SimpleNamespace(active=active))
     ))  # fmt: skip
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    caches = (triton._prepared, triton._made)
+    caches = (triton._prepared, triton.made)
     for cache in caches:
         cache.cache_clear()
     yield

@@ -5,11 +5,11 @@ The ``triton`` wheel carries LLVM, ptxas and AMD's linker, so no GPU and no tool
 
 import contextlib
 import hashlib
-import io
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -94,7 +94,7 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     asked = ASTSource(kernel, source.abi.signature(), {}, source.abi.attributes())
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
     named = _named(asked, source)
-    with LOCK, triton.knobs.cache.scope(), assembler(arch), named, contextlib.redirect_stdout(io.StringIO()):  # it prints
+    with LOCK, triton.knobs.cache.scope(), assembler(arch), named, contextlib.redirect_stdout(_Hush()):  # it prints
         try:
             triton.knobs.cache.dir = cache.binaries()
             try:
@@ -108,6 +108,19 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     cache.used(_a_file(compiled), _checksum(compiled))
     cache.added()
     return compiled
+
+
+class _Hush:
+    """Stands for the standard output: silent for the thread that compiles, for others what it was."""
+
+    def __init__(self) -> None:
+        self._theirs, self._thread = sys.stdout, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._theirs.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._theirs, name)
 
 
 @contextlib.contextmanager

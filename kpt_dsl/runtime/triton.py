@@ -39,7 +39,7 @@ def target(arrays: Mapping[str, Any]) -> "Target":
     Raises TargetError for a GPU whose architecture no target has.
     """
     device = _device(arrays)
-    return _stand_in() if device.type == "cpu" else _present(device.index)
+    return _stand_in() if device.type == "cpu" else present(device.index)
 
 
 def run(problem: Problem, arrays: Mapping[str, Any], config: "Config") -> None:
@@ -56,7 +56,7 @@ def launcher(problem: Problem, arrays: Mapping[str, Any], config: "Config", targ
     device = _device(arrays)
     if device.type == "cpu":
         return lambda: interpret_for(target, problem, arrays, config)
-    launch = _prepared(problem, _with_precision(problem, config, _present(device.index)), device.index)
+    launch = _prepared(problem, with_precision(problem, config, present(device.index)), device.index)
     arguments = tuple(arrays[name] for name in problem.kernel.signature.parameters)
     return lambda: launch(*arguments)
 
@@ -76,7 +76,7 @@ def again(kernel: "Definition", arguments: Mapping[str, Any]) -> Launch | None:
     number = _gpu(tensors)
     if number is None:
         return None
-    found = _known(kernel, tuple(arguments.values()), number)
+    found = known_launch(kernel, tuple(arguments.values()), number)
     return None if found is None else found[0]
 
 
@@ -99,30 +99,40 @@ def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> t
     Where another launch was made for other extents of their class, it is that one with other numbers. Raises as ``prepare``,
     and InputError for arguments that do not fit.
     """
-    if (found := _known(kernel, arguments, device)) is not None:
+    if (found := known_launch(kernel, arguments, device)) is not None:
         return found
     problem = Problem.bind(kernel, kernel.bind(*arguments))
-    return prepare(problem, configs.choose(problem, _present(device))[0], device), problem
+    return prepare(problem, configs.choose(problem, present(device))[0], device), problem
 
 
-def _known(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem] | None:
+def known_launch(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem] | None:
     """What ``prepared`` gives, where it takes no look at the kernel."""
     first = next(a for a in arguments if hasattr(a, "shape"))
-    for known in launches(kernel, device, first.shape):
+    for known in launches(kernel, device, first.shape, circumstances()):
         if (launch := known.at(*arguments)) is not None and known.means_the_same():
             return launch, known.sample
     return None
 
 
-def launches(kernel: "Definition", device: int, shape: Sequence[int]) -> list[Known]:
-    """Those of a kernel that were made where its first tensor had about this shape, the latest first; as long as neither the
-    database nor the user's word on precision may have made the config of a class another one."""
-    return _made(kernel, device, tuple([(n - 1).bit_length() for n in shape]), configs.generation(), _precision()())
+def launches(kernel: "Definition", device: int, shape: Sequence[int], under: tuple[Hashable, ...]) -> list[Known]:
+    """Those of a kernel that were made ``under`` these circumstances where its first tensor had about this shape, the latest
+    first."""
+    return _made(kernel, device, tuple([(n - 1).bit_length() for n in shape]), *under)
+
+
+def launches_of(problem: Problem, device: int, under: tuple[Hashable, ...]) -> list[Known]:
+    """Those that may serve a problem."""
+    return launches(problem.kernel, device, problem.shape(problem.strides[0][0]), under)
 
 
 @lru_cache(maxsize=4096)
 def _made(*_: Hashable) -> list[Known]:
     return []
+
+
+def circumstances() -> tuple[Hashable, ...]:
+    """What may make the config of a class another one: the database, the user's word on precision."""
+    return configs.generation(), _precision()()
 
 
 @cache
@@ -139,7 +149,7 @@ def prepare(problem: Problem, config: "Config", device: int) -> Launch:
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
     """
     # The precision that the user allows now is part of what is remembered.
-    config = _with_precision(problem, config, _present(device))
+    config = with_precision(problem, config, present(device))
     return _prepared(problem, _checking(problem, config) if is_on() else config, device)
 
 
@@ -147,13 +157,13 @@ def prepare(problem: Problem, config: "Config", device: int) -> Launch:
 def _prepared(problem: Problem, config: "Config", device: int) -> Launch:
     from kpt_dsl.build.triton import binary
 
-    chip = _present(device)
+    chip = present(device)
     source = emit(problem, chip, config)
     kind = CheckedLaunch if source.abi.places else Launch
     launch = kind(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
-    if not is_on() and config == _with_precision(problem, configs.choose(problem, chip)[0], chip):
-        made = launches(problem.kernel, device, problem.shape(problem.strides[0][0]))
-        triton_class.remember(made, problem, chip, config, source, launch)
+    taken = not is_on() and config == with_precision(problem, configs.choose(problem, chip)[0], chip)
+    if taken and (left := triton_class.written(problem, chip, config, source)) is not None:
+        triton_class.remember(launches_of(problem, device, circumstances()), problem, *left, launch)
     return launch
 
 
@@ -228,7 +238,7 @@ def _checking(problem: Problem, config: "Config") -> "Config":
     return config | {"checked": True} if indices.checked(problem.lower(config)) else config
 
 
-def _with_precision(problem: Problem, config: "Config", chip: "Target") -> "Config":
+def with_precision(problem: Problem, config: "Config", chip: "Target") -> "Config":
     """The config, with float32 products rounded to TF32 where PyTorch's user allowed it and the chip can."""
     if "tf32" in chip.flops_per_s and _precision()() == "tf32" and _multiplies_f32(problem.lower()):
         return config | {"precision": "tf32"}
@@ -246,7 +256,7 @@ def _stand_in() -> "Target":
 
 
 @lru_cache(maxsize=64)
-def _present(device: int) -> "Target":
+def present(device: int) -> "Target":
     """The target of a device that is here, by its name; else one of the same architecture."""
     import torch
 

@@ -55,15 +55,20 @@ class Known:
         )
 
 
-def remember(
-    made: list[Known], problem: "Problem", target: "Target", config: "Config", source: Source, launch: Launch
-) -> None:
-    """Put what the launch of a problem leaves behind first in a list, where it holds for its class and is not there yet."""
+def written(
+    problem: "Problem", target: "Target", config: "Config", source: Source
+) -> tuple[str, tuple[Any, ...]] | None:
+    """The function that the launch of a problem leaves behind for its class, and what it calls ``v0``, ``v1`` and so on; None
+    where it holds for no other call."""
     of_class = options(problem, target)
     if not isinstance(of_class, ClassSpace) or source.abi.places:
-        return
+        return None
     writer = _Writer(problem, of_class.made.spans, config, source)
-    text, kept = writer.text(), tuple(writer.kept)
+    return writer.text(), tuple(writer.kept)
+
+
+def remember(made: list[Known], problem: "Problem", text: str, kept: tuple[Any, ...], launch: Launch) -> None:
+    """Put what the launch of a problem leaves behind first in a list, where it is not there yet."""
     if all((known.text, known.kept) != (text, kept) for known in made):
         scope: dict[str, Any] = {"launch": launch, "describer": describer} | {f"v{i}": value for i, value in enumerate(kept)}
         exec(compile(text, f"<kpt launches of {problem.kernel.name}>", "exec"), scope)

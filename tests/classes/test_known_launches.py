@@ -117,7 +117,7 @@ def test_it_is_what_would_be_prepared(op: str) -> None:
 def launches(kernel: Kernel, arguments: Arguments) -> list[Known]:
     """Those that may serve as others of."""
     first = next(a for a in arguments if isinstance(a, torch.Tensor))
-    return triton.launches(kernel, 0, first.shape)
+    return triton.launches(kernel, 0, first.shape, triton.circumstances())
 
 
 @kd.kernel(x="M N", up_to="M L", y="M")

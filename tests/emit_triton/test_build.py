@@ -1,10 +1,13 @@
 """Compiling generated Triton source for GPUs that are not here."""
 
+import contextlib
 import re
+import threading
 
 import pytest
 
 from kpt_dsl import build, targets
+from kpt_dsl.build.triton import _Hush
 from kpt_dsl.errors import CompileError
 from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
@@ -87,3 +90,12 @@ def test_too_much_shared_memory_is_refused_with_the_numbers() -> None:
 def test_what_triton_refuses_is_a_compile_error_with_its_reason() -> None:
     with pytest.raises(CompileError, match=r"(?s)Triton does not compile linear for sm_90: .*nonsense"):
         compiled(linear_problem(64, 64, 64, "f32"), **SMALL, precision="nonsense")
+
+
+def test_what_other_threads_print_while_a_kernel_compiles_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    other = threading.Thread(target=lambda: print("the program", flush=True))
+    with contextlib.redirect_stdout(_Hush()):  # type: ignore[type-var]
+        print("the compiler", flush=True)
+        other.start()
+        other.join()
+    assert capsys.readouterr().out == "the program\n"

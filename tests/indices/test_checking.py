@@ -54,7 +54,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(driver, "_active", active, raising=False)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     made = Device()
-    monkeypatch.setattr(runtime, "_present", lambda _: H200)
+    monkeypatch.setattr(runtime, "present", lambda _: H200)
     monkeypatch.setattr(build, "binary", lambda *_: SimpleNamespace(name="kernel"))
     monkeypatch.setattr(triton_launch, "starter", lambda _: made.start)
     monkeypatch.setattr(triton_launch, "_word", made.new_word)

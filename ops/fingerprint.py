@@ -1,0 +1,41 @@
+"""What kinds of calls are told apart by: asked of every argument on every call, so there is nothing here but the questions."""
+
+from typing import Any
+
+import torch
+
+from kpt.ops.eager import PLAIN, WORDS
+
+
+class Foreign(Exception):
+    """An argument is not of the kinds that kernels take: neither a tensor with memory and strides nor a plain value."""
+
+
+def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a decision depends on: each tensor's layout, type, device, alignment, need of grad and lazy negation; each other
+    argument with its type, as 1 and True are equal.
+
+    Raises Foreign, or RuntimeError where a tensor has no strides or memory to ask for (sparse, nested, mkldnn).
+    """
+    return tuple(
+        [
+            (a.shape, a.stride(), a.dtype, a.device, (p := a.data_ptr()) and p & 15 | 16, a.requires_grad, a.is_neg())
+            if (kind := type(a)) in PLAIN
+            else (kind, a)
+            if kind in WORDS
+            else _unusual(a)
+            for a in arguments
+        ]
+    )
+
+
+def _unusual(value: Any) -> Any:
+    """What is neither a plain tensor nor a plain word: sequences as tuples, whatever they are."""
+    kind = type(value)
+    if kind is tuple and len(value) == 1 and type(value[0]) is int:  # the shape of most norms
+        return value
+    if kind is tuple or kind is list or kind is torch.Size:
+        return (*map(type, value), *value)
+    if hasattr(kind, "__torch_function__"):
+        raise Foreign
+    return kind, value
