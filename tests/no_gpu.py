@@ -37,7 +37,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Start] = l
     ))  # fmt: skip
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    caches = (triton._prepared, triton.made)
+    caches = (triton._prepared, triton._made)
     for cache in caches:
         cache.cache_clear()
     yield
