@@ -160,21 +160,27 @@ class _Writer:
 
     # ------------------------------------------------------------------ conditions
     def _conditions(self, names: Mapping[str, str]) -> Iterator[str]:
-        """What must hold, beside equal types: the cheapest and the most telling first. Extents are read on the way."""
+        """What must hold. The extents that vary are read, and told apart, before tensors are looked at: most launches of a class
+        differ in what divides them."""
         problem = self.problem
         read: set[str] = set()
+        present = {tensor: dims for tensor, dims in problem.kernel.tensors.items() if problem.dtype(tensor) is not None}
+        for tensor, dims in present.items():
+            for position, dim in enumerate(dims):
+                if dim in self.varying - read:
+                    read.add(dim)
+                    low, high = self.spans[dim]
+                    yield f"{low} <= ({_variable(dim)} := {names[tensor]}.shape[{position}]) <= {high}"
+        for dim in sorted(self.varying):
+            for unit in sorted(self._units(dim)):
+                yield f"{_variable(dim)} % {unit} {'==' if self.extents[dim] % unit == 0 else '!='} 0"
+        yield from self._level_loops()
+        yield from self._divided()
         for tensor, dims in problem.kernel.tensors.items():
-            argument = names[tensor]
-            if (element := problem.dtype(tensor)) is None:
+            argument, element = names[tensor], problem.dtype(tensor)
+            if element is None:
                 yield f"{argument} is None"
                 continue
-            unread = [dim for dim in dims if dim not in read]
-            for dim in unread:
-                at = f"({_variable(dim)} := {argument}.shape[{dims.index(dim)}])" if dim in self.varying else ""
-                low, high = self.spans[dim]
-                if at:
-                    yield f"{low} <= {at} <= {high}"
-            read.update(dims)
             yield f"{argument}.shape == ({''.join(f'{self._of_dim(dim)}, ' for dim in dims)})"
             yield f"{argument}.stride() == ({''.join(f'{step}, ' for step in self.strides[tensor])})"
             yield f"{argument}.dtype is {self._keep(_in_torch(element))}"
@@ -182,11 +188,6 @@ class _Writer:
                 yield from self._apart(tensor)
             same = "==" if tensor in problem.aligned else "!="
             yield f"(place := {argument}.data_ptr()) and place % {arrays.ALIGNMENT} {same} 0"
-        for dim in sorted(self.varying):
-            for unit in sorted(self._units(dim)):
-                yield f"{_variable(dim)} % {unit} {'==' if self.extents[dim] % unit == 0 else '!='} 0"
-        yield from self._level_loops()
-        yield from self._divided()
         yield from self._values(names)
 
     def _apart(self, tensor: str) -> Iterator[str]:
