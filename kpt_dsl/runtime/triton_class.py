@@ -160,8 +160,8 @@ class _Writer:
 
     # ------------------------------------------------------------------ conditions
     def _conditions(self, names: Mapping[str, str]) -> Iterator[str]:
-        """What must hold. The extents that vary are read, and told apart, before tensors are looked at: most launches of a class
-        differ in what divides them."""
+        """What must hold. The extents that vary are read, and told apart, before tensors are looked at: most launches of one
+        class differ in what divides them."""
         problem = self.problem
         read: set[str] = set()
         present = {tensor: dims for tensor, dims in problem.kernel.tensors.items() if problem.dtype(tensor) is not None}
