@@ -83,12 +83,18 @@ def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tupl
     )
 
 
-def record(run: Run, arguments: tuple[Any, ...], target: Target | None = None) -> list[Problem]:
+def record(
+    run: Run, arguments: tuple[Any, ...], target: Target | None = None, first: bool = False
+) -> list[Problem]:
     """The kernel problems of a call, without running anything; tensors may be on the meta device.
 
-    Of several ways those of all; with a target, beside the first way's only those of ways that it can go.
+    Of several ways those of the ``first``, or of all; with a target, beside the first way's only those of ways that it can go.
     """
-    recorder = _Recorder(lambda ways: [n for n, way in enumerate(ways) if not n or not target or _runs(way, target)])
+
+    def go(ways: Sequence[Way]) -> list[int]:
+        return [n for n, way in enumerate(ways) if not n or not (first or (target and not _runs(way, target)))]
+
+    recorder = _Recorder(go)
     run(recorder, *arguments)
     return [problem for problem, _ in recorder.bound()]
 
