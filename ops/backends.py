@@ -18,9 +18,10 @@ from kpt_dsl.classes import extents, options
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.frontend.outside import Meaning
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
+from kpt_dsl.specialisation import Specialisation
 from kpt_dsl.targets import Target
 
 Run = Callable[..., Any]
@@ -79,14 +80,14 @@ def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tupl
     )
 
 
-def record(run: Run, arguments: tuple[Any, ...], target: Target | None = None) -> list[Problem]:
-    """The kernel problems of a call, without running anything; tensors may be on the meta device.
+def record(run: Run, arguments: tuple[Any, ...], target: Target | None = None) -> list[Instance]:
+    """The kernel instances of a call, without running anything; tensors may be on the meta device.
 
     Of several ways those of all; with a target, beside the first way's only those of ways that it can go.
     """
     recorder = _Recorder(lambda ways: [n for n, way in enumerate(ways) if not n or not target or _runs(way, target)])
     run(recorder, *arguments)
-    return [problem for problem, _ in recorder.bound()]
+    return [instance for instance, _ in recorder.bound()]
 
 
 def wide_dtype(*tensors: torch.Tensor | None) -> str | None:
@@ -172,9 +173,9 @@ class _Prepared(NamedTuple):
     meant: tuple[tuple[Callable[[], Meaning], Meaning], ...]
 
     @staticmethod
-    def of(run: Callable[..., Any], problem: Problem) -> "_Prepared":
-        functions = [(value.now, problem.functions[name]) for name, value in problem.statics if name in problem.functions]
-        return _Prepared(run, ((problem.kernel.now, problem.meaning), *functions))
+    def of(run: Callable[..., Any], known: Specialisation) -> "_Prepared":
+        functions = [(value.now, known.functions[name]) for name, value in known.statics if name in known.functions]
+        return _Prepared(run, ((known.kernel.now, known.meaning), *functions))
 
 
 class _Recorder:
@@ -191,14 +192,14 @@ class _Recorder:
         first, *_ = [ways[number](self) for number in self._go(ways)]
         return first
 
-    def bound(self) -> Iterator[tuple[Problem, dict[str, Any]]]:
-        """The problem of each launch, with its arguments by name."""
+    def bound(self) -> Iterator[tuple[Instance, dict[str, Any]]]:
+        """The instance of each launch, with its arguments by name."""
         for kernel, given in self.launched:
             arguments = kernel.bind(*given)
-            yield Problem.bind(kernel, arguments), arguments
+            yield Instance.bind(kernel, arguments), arguments
 
 
-def _recorded(way: Way) -> Iterator[tuple[Problem, dict[str, Any]]]:
+def _recorded(way: Way) -> Iterator[tuple[Instance, dict[str, Any]]]:
     recorder = _Recorder(lambda _: (0,))
     way(recorder)
     return recorder.bound()
@@ -207,7 +208,7 @@ def _recorded(way: Way) -> Iterator[tuple[Problem, dict[str, Any]]]:
 def _runs(way: Way, target: Target) -> bool:
     """Whether every kernel of a way has a legal config on a target."""
     try:
-        return all(options(problem, target).first for problem, _ in _recorded(way))
+        return all(options(instance, target).first for instance, _ in _recorded(way))
     except TargetError:
         return False
 
@@ -215,7 +216,7 @@ def _runs(way: Way, target: Target) -> bool:
 class _Timed(NamedTuple):
     """A kernel of a call, and how long it took with a config at some extents of its class; () where they are not known."""
 
-    problem: Problem
+    instance: Instance
     target: Target
     config: Config
     microseconds: float
@@ -226,13 +227,13 @@ class _Timed(NamedTuple):
         if not self.extents:
             return self.microseconds
         try:
-            here, there = (self._modelled(extents) for extents in (self.problem.dims, self.extents))
+            here, there = (self._modelled(extents) for extents in (self.instance.extents.dims, self.extents))
         except KptError:  # the config is none of a space at these extents
             return self.microseconds
         return self.microseconds * here / there
 
     def _modelled(self, extents: tuple[tuple[str, int], ...]) -> float:
-        options = space(self.problem.with_dims(**dict(extents)), self.target)
+        options = space(self.instance.with_dims(**dict(extents)), self.target)
         config = options.canonical(self.config)
         options.check(config)
         return options.seconds(config)
@@ -258,16 +259,16 @@ def _timed(way: Way, backend: str) -> list[_Timed] | None:
     from kpt_dsl import runtime
 
     found = []
-    for problem, bound in _recorded(way):
+    for instance, bound in _recorded(way):
         try:
             target = runtime.runtime(backend).target(bound)
-            answer = lookup.choose(problem, target)
+            answer = lookup.choose(instance, target)
         except KptError:  # no config of it is legal here
             return None
         measured = answer.provenance in ("measured", "imported", "shipped") and not answer.sibling
         if not measured or answer.entry is None or answer.entry.microseconds is None:
             return None
-        found.append(_Timed(problem, target, answer.config, answer.entry.microseconds, answer.entry.extents))
+        found.append(_Timed(instance, target, answer.config, answer.entry.microseconds, answer.entry.extents))
     return found
 
 
@@ -279,9 +280,10 @@ def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prep
     if device.type == "cuda":
         return _Prepared.of(*runtime.runtime(backend).prepared(kernel, arguments, device.index))
     bound = kernel.bind(*arguments)
-    problem = Problem.bind(kernel, bound)
-    config, _ = runtime.chosen(problem, bound, backend)
-    return _Prepared.of(lambda *given: runtime.run(problem, kernel.bind(*given), config, backend), problem)
+    instance = Instance.bind(kernel, bound)
+    config, _ = runtime.chosen(instance, bound, backend)
+    specialisation = instance.specialisation
+    return _Prepared.of(lambda *given: runtime.run(instance, kernel.bind(*given), config, backend), specialisation)
 
 
 def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:
@@ -290,9 +292,9 @@ def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[Kerne
     described = []
     recorder = _Recorder(lambda ways: (_quickest(ways, backend),))
     run(recorder, *arguments)
-    for problem, bound in recorder.bound():
-        config, provenance = runtime.chosen(problem, bound, backend)
+    for instance, bound in recorder.bound():
+        config, provenance = runtime.chosen(instance, bound, backend)
         target = runtime.runtime(backend).target(bound)
-        made = emit(problem, target, config).digest
-        described.append(KernelChoice(problem.kernel.name, str(config), provenance, extents(problem, target), made))
+        made = emit(instance, target, config).digest
+        described.append(KernelChoice(instance.kernel.name, str(config), provenance, extents(instance, target), made))
     return tuple(described)
