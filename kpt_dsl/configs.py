@@ -20,7 +20,8 @@ RULE = "rule"
 """Provenance of a config that nobody measured: the space's first."""
 
 Provider = Callable[[Instance, Target], tuple[Config, str] | None]
-"""Gives a config and its provenance ("measured", "shipped", …), or None where it knows nothing. Must not raise."""
+"""Gives a config of an instance on a target and its provenance ("measured", "shipped", …), or None where it knows nothing. Must
+not raise."""
 
 
 _numbers = itertools.count(1)

@@ -120,8 +120,7 @@ def _circumstances() -> tuple[Hashable, ...]:
 
 
 def prepare(instance: Instance, config: "Config", device: int) -> Launch:
-    """A launch of an instance on a CUDA or ROCm device, compiled if it has to be; checked while ``kpt_dsl.checking`` asks for
-    it.
+    """A launch of an instance on a CUDA or ROCm device, compiled if it has to be, checked where ``kpt_dsl.checking`` asks.
 
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
     """

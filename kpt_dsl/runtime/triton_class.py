@@ -152,7 +152,7 @@ class _Writer:
     def _widths(self, extents: Mapping[str, int]) -> list[tuple[object, ...]]:
         strides = tuple((name, tuple(one.at(extents) for one in steps)) for name, steps in self.strides.items())
         at = replace(self.instance.extents, dims=tuple(extents.items()), strides=strides)
-        return [_width(tensor) for tensor in facts(self.kernel, at, self.config).tensors.values()]
+        return [_width(tensor) for tensor in facts(self.instance.lower(self.config), at, self.config).tensors.values()]
 
     # ------------------------------------------------------------------ conditions
     def _conditions(self, names: Mapping[str, str]) -> Iterator[str]:

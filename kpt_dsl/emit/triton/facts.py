@@ -137,7 +137,7 @@ def row_tile(kernel: ir.Kernel) -> ir.Tile | None:
 
 
 def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> Facts:
-    """The facts of a kernel at extents under a config.
+    """The facts of a kernel, as it was lowered, at extents under a config.
 
     Raises ConfigError where a block is missing, is no power of two, or is too small for a product; InputError for a dim that
     32 bits cannot count.
