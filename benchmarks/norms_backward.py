@@ -45,7 +45,7 @@ def case(op: str, m: int, n: int, device: str = "cuda") -> OpCase:
         {
             "torch": lambda: measured(native),
             "Inductor": lambda: peers.compiled(native, measured),
-            "Liger": lambda: measured(_liger(op)),
+            "Liger": lambda: measured(liger(op)),
         }
     )
     problems = registry.get(f"{op}_backward").instances({"M": m, "N": n}, "bf16")
@@ -53,7 +53,7 @@ def case(op: str, m: int, n: int, device: str = "cuda") -> OpCase:
     return OpCase(f"{op} {m}x{n}", tuple(problems), {"kpt": measured(kpt)}, work, "GB/s", found, missing=missing)
 
 
-def _liger(op: str) -> Callable[..., torch.Tensor]:
+def liger(op: str) -> Callable[..., torch.Tensor]:
     """Liger's autograd functions. Raises ImportError where it is not installed."""
     if op == "layer_norm":
         from liger_kernel.ops.layer_norm import LigerLayerNormFunction

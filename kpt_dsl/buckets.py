@@ -86,6 +86,30 @@ def spans(kernel: ir.Kernel, dims: Mapping[str, int]) -> dict[str, Span]:
     return {dim: Span(extent, extent) if dim in fixed else bucket(extent) for dim, extent in dims.items()}
 
 
+HALVED = 1024
+"""From this upper end on, buckets of a kernel of one product are two classes."""
+
+
+def class_spans(kernel: ir.Kernel, dims: Mapping[str, int]) -> dict[str, Span]:
+    """What the extents lie within that have one first config: these spans, large ones in halves where there is one product. How
+    well its tiles fill a device goes up and down with their number; that of a chain of products hardly does."""
+    found = spans(kernel, dims)
+    return {dim: _half(span, dims[dim]) for dim, span in found.items()} if _is_lone(kernel) else found
+
+
+def _half(span: Span, extent: int) -> Span:
+    low, high = span
+    if low == high or high < HALVED:
+        return span
+    middle = high * 3 // 4
+    return Span(low, middle) if extent <= middle else Span(middle + 1, high)
+
+
+@remembered(1024)
+def _is_lone(kernel: ir.Kernel) -> bool:
+    return sum(isinstance(e, ir.Dot) for e in ir.every_expr(kernel.body)) == 1
+
+
 def _accesses(kernel: ir.Kernel) -> list[ir.Load | ir.Store]:
     loads: list[ir.Load | ir.Store] = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Load)]
     return [*loads, *(s for s in ir.statements(kernel.body) if isinstance(s, ir.Store))]

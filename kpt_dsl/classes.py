@@ -1,8 +1,8 @@
 """Classes of calls: what configs follow from. Programs change lengths with every call, and configs must not be chosen anew.
 
-A class is a specialisation of a kernel, the layouts of its tensors, and spans of extents: buckets, but for the dims that a
-model fixes. Its configs are legal at both ends of the spans; the first of them, and the model that ranks them, look at the
-upper end, its representative.
+A class is a specialisation of a kernel, the layouts of its tensors, and spans of extents: buckets or halves of them, but for
+dims that a model fixes. Its configs are legal at both ends of the spans; the first of them, and the model that ranks them, look
+at the upper end, its representative.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from kpt_dsl import ir
-from kpt_dsl.buckets import Span, spans
+from kpt_dsl.buckets import Span, class_spans
 from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.extents import Extents
 from kpt_dsl.instance import Instance
@@ -45,7 +45,7 @@ class Class:
     def of(instance: Instance) -> "Class":
         """The class of an instance. Raises as ``Instance.lower`` does."""
         kernel, extents, elements = instance.lower({}), instance.extents, dict(instance.specialisation.dtypes)
-        held = spans(kernel, dict(extents.dims))
+        held = class_spans(kernel, dict(extents.dims))
         tensors = []
         for name, strides in extents.strides:
             shape = instance.shape(name)

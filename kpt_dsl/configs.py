@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, lru_cache
-from importlib.metadata import entry_points
 
 from kpt_dsl import classes
+from kpt_dsl.extensions import entry_points
 from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
 from kpt_dsl.targets import Target

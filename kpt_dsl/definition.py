@@ -5,7 +5,7 @@ import difflib
 import inspect
 import numbers
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from keyword import iskeyword
 from typing import Any, Literal
 
@@ -46,9 +46,12 @@ class Definition:
             [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in inspect.signature(fn).parameters.values()]
         )
         parameters = self.signature.parameters.values()
-        self._names = tuple(self.signature.parameters)
-        self._expected = set(self._names)
-        self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        self.names = tuple(self.signature.parameters)
+        self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        self.outputs = tuple(name for name in self.names if self.roles.get(name) == "out")
+        self._expected = set(self.names)
+        self.backward: Any = None
+        """What gives the gradients of its inputs (``runtime.torch_gradient.Gradient``), if anything does."""
 
     def _declare(self, dims: Mapping[str, Any]) -> None:
         parameters = inspect.signature(self.fn).parameters
@@ -156,11 +159,11 @@ class Definition:
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Arguments by name. Raises InputError where they do not fit the signature."""
         # By hand: the signature takes three times as long, and tells what is wrong.
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        arguments = self._defaults | given
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        arguments = self.defaults | given
         if len(given) != len(args) + len(kwargs) or arguments.keys() != self._expected:
             raise InputError(
-                f"{self.name}: {self._why_unbound(args, kwargs)}; its arguments are {', '.join(self._names)}"
+                f"{self.name}: {self._why_unbound(len(args), *kwargs)}; its arguments are {', '.join(self.names)}"
             )
         for name in self.integers:
             if type(value := arguments[name]) is not int or not -0x80000000 <= value <= 0x7FFFFFFF:
@@ -172,25 +175,38 @@ class Definition:
             if (value := arguments[name]) is not None and not value >= language.SMALLEST_POSITIVE:
                 least = f"it must be above zero, {language.SMALLEST_POSITIVE:.3g} or more (a normal float32)"
                 raise InputError(f"{self.name}: {name} is {value!r}; {least}")
-        return {name: arguments[name] for name in self._names}
+        return {name: arguments[name] for name in self.names}
 
-    def _why_unbound(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
-        """Why arguments do not fit the signature, and what a misspelt one may have meant."""
-        accepted = [*self._names, "config", "backend"]
+    def _why_unbound(self, count: int, *keywords: str) -> str:
+        """Why so many arguments and these by name do not fit the signature, and what a misspelt one may have meant."""
+        accepted = [*self.names, "config", "backend"]
         unknown = next((name for name in keywords if name not in accepted), None)
         if unknown is not None:
             close = difflib.get_close_matches(unknown, accepted, n=1)
             return f"there is no argument {unknown!r}" + (f"; did you mean {close[0]}?" if close else "")
         try:
-            self.signature.bind(*args, **keywords)
+            self.signature.bind(*range(count), **dict.fromkeys(keywords))
         except TypeError as error:
             return str(error)
         raise AssertionError(keywords)
+
+    _why_unbound.__dict__["_dynamo_marked_constant"] = True  # torch.compile calls it, and does not follow what it calls
+
+    def disagreement(
+        self, dim: str, known: Any, first: str, extent: Any, name: str, shape: Sequence[Any]
+    ) -> InputError:
+        """For a dim that has two extents: ``known`` in the argument ``first``, another in ``name``."""
+        return InputError(
+            f"{self.name}: dim {dim} is {known} in {first} but {extent} in {name} "
+            f"(shape {tuple(shape)} for ({', '.join(self.tensors[name])}))"
+        )
 
     def _integer(self, name: str, value: Any) -> int | None:
         """What was given for a ``kd.Int``, as a number of Python. Raises InputError for all but whole numbers of int32."""
         if value is None:  # where the text uses it then, it says so itself
             return None
+        if _is_symbolic(value):
+            return value  # type: ignore[no-any-return]
         accepted = f"a kd.Int is a whole number from {-(2**31)} to {2**31 - 1}"
         if not isinstance(value, bool):  # which is a whole number to Python
             try:
@@ -206,6 +222,8 @@ class Definition:
         """The same for a ``kd.Float``. A JAX scalar, which may be traced, stays what it is."""
         if value is None:  # where the text uses it then, it says so itself
             return None
+        if _is_symbolic(value):
+            return value
         if not isinstance(value, bool) and isinstance(value, numbers.Real):
             return float(value)
         if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and getattr(value, "shape", None) == ():
@@ -216,3 +234,8 @@ class Definition:
 
     def __repr__(self) -> str:
         return f"<kernel {self.qualname}>"
+
+
+def _is_symbolic(value: Any) -> bool:
+    """Whether a number is PyTorch's stand-in for one, while a program is traced for all of them."""
+    return type(value).__module__ == "torch" and type(value).__name__ in ("SymInt", "SymFloat")

@@ -50,10 +50,7 @@ class Instance:
             for dim, extent in zip(names, array.shape, strict=True):
                 known = dims.setdefault(dim, (int(extent), name))
                 if known[0] != extent:
-                    raise InputError(
-                        f"{kernel.name}: dim {dim} is {known[0]} in {known[1]} but {extent} in {name} "
-                        f"(shape {tuple(array.shape)} for ({', '.join(names)}))"
-                    )
+                    raise kernel.disagreement(dim, *known, extent, name, array.shape)
             dtypes.append((name, dtype(array.dtype).name))
             strides.append((name, arrays.strides(array)))
             if arrays.aligned(array):

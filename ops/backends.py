@@ -13,6 +13,7 @@ import torch
 
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Ready
+from kpt.ops.straight import repeated
 from kpt_dsl import configs
 from kpt_dsl.classes import extents, options
 from kpt_dsl.emit import emit
@@ -108,16 +109,23 @@ def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _prepare(run: Run, backend: str, arguments: tuple[Any, ...]) -> Ready:
-    return partial(run, Launches(backend, (run, *map(_kind, arguments))))
+    launches = Launches(backend, (run, *map(_kind, arguments)))
+    return repeated(run, launches) if _is_on_gpu(arguments) else partial(run, launches)
+
+
+def _is_on_gpu(arguments: tuple[Any, ...]) -> bool:
+    return next(a for a in arguments if isinstance(a, torch.Tensor)).device.type == "cuda"
 
 
 def _kind(value: Any) -> Hashable:
     """What an argument has in common with those of other calls of the same classes."""
     if isinstance(value, torch.Tensor):
-        steps = value.stride()
-        order = tuple(sorted(range(len(steps)), key=steps.__getitem__))
-        extents = tuple([n if n <= 2 else 1 << (n - 1).bit_length() for n in value.shape])
-        return value.dtype, value.device, extents, order, value.is_contiguous()
+        extents = tuple([(n - 1).bit_length() for n in value.shape])
+        order = None
+        if not value.is_contiguous():
+            steps = value.stride()
+            order = tuple(sorted(range(len(steps)), key=steps.__getitem__))
+        return value.dtype, value.device, extents, order
     return type(value), tuple(value) if isinstance(value, list) else value  # as PyTorch's dispatcher hands sequences over
 
 
@@ -140,19 +148,27 @@ class Launches:
         self._ways: dict[str, Launches] = {}
 
     def __call__(self, kernel: Kernel, *arguments: Any) -> None:
-        run, meant = self._prepared.get(kernel) or self._prepare(kernel, arguments)
-        for now, meaning in meant:
-            if now() is not meaning:
-                run, _ = self._prepare(kernel, arguments)
-                break
-        run(*arguments)
+        self.prepared(kernel, arguments).run(*arguments)
 
-    def _prepare(self, kernel: Kernel, arguments: tuple[Any, ...]) -> "_Prepared":
-        prepared = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
-        return prepared
+    def prepared(self, kernel: Kernel, arguments: tuple[Any, ...]) -> "_Prepared":
+        """What runs a kernel now."""
+        known = self._prepared.get(kernel)
+        if known is not None:
+            for now, meaning in known.meant:
+                if now() is not meaning:
+                    break
+            else:
+                return known
+        known = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
+        return known
 
     def quickest(self, *ways: Way) -> Any:
         """The quickest way, found out when it is first asked for; each way prepares its kernels for itself."""
+        way, launches = self.way(ways)
+        return way(launches)
+
+    def way(self, ways: Sequence[Way]) -> "tuple[Way, Launches]":
+        """The quickest of some ways, and what launches its kernels."""
         names = tuple(way.__name__ for way in ways)
         number = self._quickest.get(names)
         if number is None:
@@ -163,7 +179,7 @@ class Launches:
         launches = self._ways.get(names[number])
         if launches is None:
             launches = self._ways[names[number]] = Launches(self._backend, self._kin)
-        return ways[number](launches)
+        return ways[number], launches
 
 
 class _Prepared(NamedTuple):

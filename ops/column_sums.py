@@ -23,3 +23,9 @@ def column_sums(first: kd.In, second: kd.In, first_sum: kd.Out, second_sum: kd.O
         first_sum[n] = kd.sum(first[:, n], axis=0)
         if second is not None:
             second_sum[n] = kd.sum(second[:, n], axis=0)
+
+
+def share_count(wanted: int, most: int) -> int:
+    """How many shares to deal rows out in: ``most``, or where fewer are wanted a power of two. Each number has kernels of its
+    own, and the rows of a program change with every call."""
+    return most if wanted >= most else 1 << max(0, wanted.bit_length() - 1)

@@ -17,11 +17,16 @@ WORDS = frozenset({bool, int, float, str, type(None), torch.dtype})
 """Types of what else an op is told."""
 
 
-def _question(path: str) -> Callable[[], Any]:
+def function_of_torch(path: str) -> Callable[..., Any] | None:
+    """A function of torch's C module; None where this release has none of that name."""
     found: Any = torch._C
     for name in path.split("."):
         found = getattr(found, name, None)
-    return found if callable(found) else lambda: True
+    return found if callable(found) else None
+
+
+def _question(path: str) -> Callable[[], Any]:
+    return function_of_torch(path) or (lambda: True)
 
 
 is_autocasting = _question("_is_any_autocast_enabled")

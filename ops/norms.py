@@ -8,7 +8,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch
-from kpt.ops.column_sums import column_sums, partial_column_sums
+from kpt.ops.column_sums import column_sums, partial_column_sums, share_count
 from kpt.ops.dtypes import FLOATS
 from kpt.ops.registry import SUM, WHOLE, Placed, Sharding
 
@@ -117,12 +117,12 @@ def shares(rows: torch.Tensor, held: bool) -> int:
     """How many shares the rows of a (rows, columns) matrix are dealt out in: a program each if rows are held, else several."""
     count, columns = rows.shape
     if rows.device.type == "cpu":
-        return max(1, min(CPU_SHARES, count // CPU_ROWS))
+        return share_count(count // CPU_ROWS, CPU_SHARES)
     cores = _cores(rows.device)
     programs = cores * TILE_PROGRAMS * TILE_COLUMNS // columns
     if held:
         programs = cores * max(1, min(MOST_PROGRAMS, HELD_COLUMNS // columns))
-    return max(1, min(count, programs, MOST_SHARES))
+    return share_count(count, max(1, min(programs, MOST_SHARES)))
 
 
 @lru_cache(maxsize=64)

@@ -5,11 +5,11 @@ package adds its own through an entry point of the group ``kpt.builders`` named 
 """
 
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl.build.report import Report
 from kpt_dsl.errors import TargetError
+from kpt_dsl.extensions import entry_points
 
 if TYPE_CHECKING:
     from kpt_dsl.instance import Instance

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -119,8 +120,8 @@ def _named(asked: Any, source: Source) -> Iterator[None]:
     def ours(src: Any, backend: Any, options: Any, **more: Any) -> str:
         if src is not asked:  # another thread's
             return str(theirs(src, backend, options, **more))
-        parts = (_triton(), source.text, repr(source.abi), backend.hash(), options.hash(), repr(sorted(more.items())))
-        return "\0".join(parts)
+        tools = f"{backend.target} {_nvidia_tools()}"
+        return "\0".join((_triton(), source.text, repr(source.abi), tools, options.hash(), repr(sorted(more.items()))))
 
     compiler.get_cache_key = ours
     try:
@@ -142,16 +143,14 @@ def assembler(arch: str) -> Iterator[None]:
     """For Hopper, the newer one of the assemblers that Triton brings, unless the user named one (``TRITON_PTXAS_PATH``).
 
     That of CUDA 12.8, in Triton 3.6, loses the address of an operand in shared memory now and then: attention's dk and dv of
-    100 keys read whatever else was there, or ended the context. Triton has 12.9 beside it, for Blackwell.
+    100 keys read whatever else was there, or ended the context. Triton has 12.9 beside it, for Blackwell. Inductor names
+    that of PyTorch, which may be as old, for the whole process.
     """
     nvidia = triton_package().knobs.nvidia
     with nvidia.scope():
-        if arch == HOPPER and not os.environ.get("TRITON_PTXAS_PATH"):
+        if arch == HOPPER and os.environ.get("TRITON_PTXAS_PATH", "") in ("", _pytorchs_assembler()):
             with contextlib.suppress(AttributeError, RuntimeError):  # a build of Triton without one of them
-                newer = max(nvidia.ptxas, nvidia.ptxas_blackwell, key=_version)
-                if newer.path != nvidia.ptxas.path:
-                    nvidia.ptxas = newer.path
-                    _forget_the_older()
+                nvidia.ptxas = max(nvidia.ptxas, nvidia.ptxas_blackwell, key=_version).path
         yield
 
 
@@ -159,12 +158,18 @@ def _version(tool: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in tool.version.split("."))
 
 
-@lru_cache(maxsize=1)
-def _forget_the_older() -> None:
-    """Triton remembers the assembler's version for its keys: what it has kept of the older one is not to be found."""
-    from triton.backends.nvidia import compiler
+def _pytorchs_assembler() -> str:
+    """Where PyTorch, if it was imported, may bring an assembler."""
+    torch = sys.modules.get("torch")
+    return "" if torch is None else str(Path(torch.__file__ or "").absolute().with_name("bin") / "ptxas")
 
-    compiler.get_ptxas_version.cache_clear()
+
+def _nvidia_tools() -> str:
+    """The versions of the assemblers that may be taken. Triton's own word is that of the first that the process asked for."""
+    nvidia = triton_package().knobs.nvidia
+    with contextlib.suppress(AttributeError, RuntimeError):
+        return f"{nvidia.ptxas.version} {nvidia.ptxas_blackwell.version}"
+    return ""
 
 
 def _sound(made: Callable[[], Any]) -> Any:
@@ -194,8 +199,12 @@ def _a_file(compiled: Any) -> str:
 
 def _checksum(compiled: Any) -> str:
     """Of all that Triton has read or made of a kernel: a disk that fails, or fills, must not become a wrong result."""
-    forms = [repr(compiled.metadata), *(f"{name} {content!r}" for name, content in sorted(compiled.asm.items()))]
-    return hashlib.sha256("\n".join(forms).encode()).hexdigest()
+    found = hashlib.sha256(repr(compiled.metadata).encode())
+    for name, content in sorted(compiled.asm.items()):
+        data = content if isinstance(content, bytes) else content.encode()
+        found.update(f"\n{name} {len(data)}\n".encode())
+        found.update(data)
+    return found.hexdigest()
 
 
 def _reason(error: BaseException) -> str:

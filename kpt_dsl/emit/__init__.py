@@ -10,10 +10,10 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl.errors import TargetError
+from kpt_dsl.extensions import entry_points
 
 if TYPE_CHECKING:
     from kpt_dsl.instance import Instance

@@ -8,13 +8,14 @@ name where arrays cannot be written in place; ``launcher(instance, arrays, confi
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from sys import modules
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs
 from kpt_dsl.arrays import library
 from kpt_dsl.classes import options
 from kpt_dsl.errors import InputError
+from kpt_dsl.extensions import entry_points
 from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.binding import bind
 from kpt_dsl.space import Config
@@ -45,6 +46,7 @@ def call(
         raise InputError(f"backend is {backend!r}; it is a string, one of {', '.join(OWN)}")
     if backend == "triton" and not config and (launch := runtime(backend).again(kernel, arguments)) is not None:
         launch(*arguments.values())
+        _note_written(kernel, arguments)
         return None
     instance, arguments = bind(kernel, arguments)
     if kernel.integers:
@@ -52,7 +54,16 @@ def call(
     found, _ = chosen(instance, arguments, backend)
     if config is not None and config != {}:
         found = _overridden(instance, runtime(backend).target(arguments), found, Config(config))
-    return run(instance, arguments, found, backend)
+    outputs = run(instance, arguments, found, backend)
+    _note_written(kernel, arguments)
+    return outputs
+
+
+def _note_written(kernel: "Definition", arguments: Mapping[str, Any]) -> None:
+    """Tell autograd, which otherwise computes gradients from what it saved before and a kernel has written over since."""
+    written = [a for name in kernel.outputs if (a := arguments[name]) is not None and library(a) == "torch"]
+    if written:
+        modules["torch"].autograd.graph.increment_version(written)
 
 
 @lru_cache(maxsize=512)

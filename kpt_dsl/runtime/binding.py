@@ -95,7 +95,23 @@ def _refuse_gradients(kernel: "Definition", names: tuple[str, ...]) -> None:
     import torch
 
     if torch.is_grad_enabled():
-        raise InputError(
-            f"{kernel.name}: {names[0]} requires grad, and a kernel has no gradient of its own: call it under torch.no_grad() "
-            f"or in a torch.autograd.Function, or give {names[0]}.detach()"
+        raise without_gradient(kernel, names[0])
+
+
+def without_gradient(kernel: "Definition", name: str) -> InputError:
+    """For a tensor that requires grad in a call that autograd could not follow."""
+    if kernel.roles[name] == "in" and kernel.backward is not None:
+        if name in kernel.backward.gives:
+            return InputError(
+                f"{kernel.name}: {name} requires grad, and a call that writes into tensors it is given has no gradient: "
+                f"{kernel.name}.torch(...), which gives new ones, has"
+            )
+        return InputError(
+            f"{kernel.name}: {name} requires grad, and {kernel.backward.name} gives no gradient of it: let it give one, or "
+            f"give {name}.detach()"
         )
+    gradient = f", or give it a gradient ({kernel.name}.gradient)" if kernel.roles[name] == "in" else ""
+    return InputError(
+        f"{kernel.name}: {name} requires grad, and a kernel has no gradient of its own: call it under torch.no_grad() "
+        f"or in a torch.autograd.Function, or give {name}.detach(){gradient}"
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl import configs, ir, targets
@@ -68,11 +68,14 @@ def again(kernel: "Definition", arguments: Mapping[str, Any]) -> Launch | None:
     It is not for ``kd.Int`` arguments, whose arithmetic is checked for all extents, nor for tensors that are negated views or
     need gradients.
     """
-    tensors = [tensor for name in kernel.tensors if (tensor := arguments[name]) is not None]
-    if any(library(tensor) != "torch" or tensor.requires_grad or tensor.is_neg() for tensor in tensors):
+    if kernel.integers and any(arguments[name] is not None for name in kernel.integers):
         return None
+    tensors = [tensor for name in kernel.tensors if (tensor := arguments[name]) is not None]
+    for tensor in tensors:
+        if library(tensor) != "torch" or tensor.requires_grad or tensor.is_neg():
+            return None
     number = _gpu(tensors)
-    if number is None or any(arguments[name] is not None for name in kernel.integers):
+    if number is None:
         return None
     found = _known(kernel, tuple(arguments.values()), number)
     return None if found is None else found[0]
@@ -81,8 +84,13 @@ def again(kernel: "Definition", arguments: Mapping[str, Any]) -> Launch | None:
 def _gpu(tensors: Sequence[Any]) -> int | None:
     """The number of the GPU that all tensors are on, None where they are not on one."""
     device = tensors[0].device
-    alike = device.type == "cuda" and all(tensor.device == device for tensor in tensors)
-    return device.index if alike else None
+    if device.type != "cuda":
+        return None
+    for tensor in tensors:
+        if tensor.device != device:
+            return None
+    number: int = device.index
+    return number
 
 
 def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Specialisation]:
@@ -100,23 +108,30 @@ def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> t
 
 def _known(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Specialisation] | None:
     """What ``prepared`` gives, where it takes no look at the kernel."""
-    for known in _made(kernel, device, *_circumstances()):
+    first = next(a for a in arguments if hasattr(a, "shape"))
+    for known in launches(kernel, device, first.shape):
         if (launch := known.at(*arguments)) is not None and known.means_the_same():
             return launch, known.specialisation
     return None
 
 
-@lru_cache(maxsize=1024)
+def launches(kernel: "Definition", device: int, shape: Sequence[int]) -> list[Known]:
+    """Those of a kernel that were made where its first tensor had about this shape, the latest first; as long as neither the
+    database nor the user's word on precision may have made the config of a class another one."""
+    return _made(kernel, device, tuple([(n - 1).bit_length() for n in shape]), configs.generation(), _precision()())
+
+
+@lru_cache(maxsize=4096)
 def _made(*_: Hashable) -> list[Known]:
-    """The launches of a kernel that were made under these circumstances with the configs of these, the latest first."""
     return []
 
 
-def _circumstances() -> tuple[Hashable, ...]:
-    """What may make the config of a class another one: the database, the user's word on precision."""
+@cache
+def _precision() -> Callable[[], str]:
+    """What tells the user's word: an import that every warm call made would cost it half a microsecond."""
     from kpt_dsl.runtime.precision import float32_products
 
-    return configs.generation(), float32_products()
+    return float32_products
 
 
 def prepare(instance: Instance, config: "Config", device: int) -> Launch:
@@ -138,7 +153,7 @@ def _prepared(instance: Instance, config: "Config", device: int) -> Launch:
     kind = CheckedLaunch if source.abi.places else Launch
     launch = kind(instance, source, binary(source, chip.arch, chip.warp_lanes, device), device)
     if not is_on() and config == _with_precision(instance, configs.choose(instance, chip)[0], chip):
-        made = _made(instance.kernel, device, *_circumstances())
+        made = launches(instance.kernel, device, instance.shape(instance.extents.strides[0][0]))
         triton_class.remember(made, instance, chip, config, source, launch)
     return launch
 

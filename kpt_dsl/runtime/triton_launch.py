@@ -5,7 +5,7 @@ and scalars. Tensors are handed over as plain addresses, and nothing keeps them 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.triton.abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
@@ -27,6 +27,20 @@ Maker = Callable[[Any], Any]
 
 Start = Callable[[int, int, Sequence[Any]], object]
 """Starts a kernel: number of programs, stream, arguments."""
+
+
+class Parts(NamedTuple):
+    """All that a launch does, for who writes it out. ``tensors``: position of an argument, and what makes its value, None for a
+    mere address. The kernel takes tensors, ``scalars`` by their positions, and ``numbers``, in this order."""
+
+    device: int
+    current_device: Callable[[], int]
+    stream: Callable[[int], int]
+    start: Start
+    programs: int
+    tensors: Sequence[tuple[int, Maker | None]]
+    scalars: Sequence[int]
+    numbers: Sequence[int]
 
 
 class Launch:
@@ -88,6 +102,14 @@ class Launch:
         other._numbers = numbers
         other._programs = self._at_most(tiles)
         return other
+
+    def parts(self) -> Parts:
+        """What a call of this does. They hold while the launch is kept."""
+        tensors = [(i, None if make is _address else make) for i, make in self._tensors]
+        return Parts(
+            self._device, self._current_device, self._stream, self._start, self._programs, tensors, self._scalars,
+            self._numbers,
+        )  # fmt: skip
 
     def _at_most(self, tiles: int) -> int:
         return tiles if self._most is None else min(tiles, self._most)

@@ -8,9 +8,9 @@ Nothing here asks a driver which devices are present.
 import difflib
 import re
 from functools import cache
-from importlib.metadata import entry_points
 
 from kpt_dsl.errors import TargetError
+from kpt_dsl.extensions import entry_points
 from kpt_dsl.targets import amd, cpu, nvidia, tpu
 from kpt_dsl.targets.target import CPU_RULES, GPU_RULES, TPU_RULES, Target
 

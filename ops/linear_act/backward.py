@@ -9,7 +9,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
-from kpt.ops.column_sums import column_sums, partial_column_sums
+from kpt.ops.column_sums import column_sums, partial_column_sums, share_count
 from kpt.ops.dtypes import FLOATS
 from kpt.ops.flops import product
 from kpt.ops.library import define
@@ -152,7 +152,7 @@ def _run(
     dy_rows = as_matrix(dy, features)
     rows = None if x is None else as_matrix(x, x.shape[-1])
     weight = None if weight is None else unit_last_stride(weight)
-    shares = max(1, min(MOST_SHARES, dy_rows.shape[0] // SHARE_ROWS))
+    shares = share_count(dy_rows.shape[0] // SHARE_ROWS, MOST_SHARES)
     sums = dy.new_empty((shares, features), dtype=torch.float32) if needs_bias else None
 
     dz = dy_rows

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,41 +14,21 @@ from autotune_db.ahead import Ahead, Wanted
 from kpt.ops import registry
 from kpt.ops.backends import _Recorder
 from kpt.ops.warm_up import _load
-from kpt_dsl import targets
-from kpt_dsl.build import triton as build
 from kpt_dsl.classes import samples
 from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.runtime import triton, triton_launch
+from kpt_dsl.runtime import triton
+from kpt_dsl.runtime.triton_class import Known
 from kpt_dsl.runtime.triton_launch import Launch
+from tests.no_gpu import H200, pretended
 
-H200 = targets.get("nvidia-h200")
 Arguments = tuple[Any, ...]
 
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Launches as on a GPU, of kernels that are not compiled: their source stands for the binary."""
-    active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0)
-    properties = SimpleNamespace(
-        warp_size=32, shared_memory_per_multiprocessor=233472, regs_per_multiprocessor=65536,
-        max_threads_per_multi_processor=2048, multi_processor_count=132,
-    )  # fmt: skip
-    monkeypatch.setattr(build, "binary", lambda source, *_: SimpleNamespace(
-        name=source.name, source=source, n_regs=128, metadata=SimpleNamespace(num_warps=4, shared=1000)
-    ))  # fmt: skip
-    monkeypatch.setattr(triton, "_present", lambda _: H200)
-    monkeypatch.setattr(triton_launch, "starter", lambda _: lambda *_: None)
-    monkeypatch.setattr(triton_launch, "triton_package", lambda: SimpleNamespace(
-        runtime=SimpleNamespace(driver=SimpleNamespace(active=active))
-    ))  # fmt: skip
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    triton._prepared.cache_clear()
-    triton._made.cache_clear()
-    yield
-    triton._prepared.cache_clear()
-    triton._made.cache_clear()
+    with pretended(monkeypatch):
+        yield
 
 
 def seen(launch: Launch, arguments: Arguments) -> dict[str, Any]:
@@ -129,17 +108,16 @@ def test_it_is_what_would_be_prepared(op: str) -> None:
             extents = [draw.choice((low, high, draw.randint(low, high), high - high // 4)) for low, high in spans]
             dims = fixed | {dim: n for names, n in zip(varying, extents, strict=True) for dim in names}
             for kernel, arguments in launched(op, dims, dtype, layout, **flags):
-                made = triton._made(kernel, 0, triton.configs.generation(), _precision())
-                known += any(one.at(*arguments) for one in made)
+                known += any(one.at(*arguments) for one in launches(kernel, arguments))
                 launch, _ = triton.prepared(kernel, arguments, 0)
                 assert seen(launch, arguments) == seen(anew(kernel, arguments), arguments), (dims, layout, kernel)
     assert known > 30
 
 
-def _precision() -> str:
-    from kpt_dsl.runtime.precision import float32_products
-
-    return float32_products()
+def launches(kernel: Kernel, arguments: Arguments) -> list[Known]:
+    """Those that may serve as others of."""
+    first = next(a for a in arguments if isinstance(a, torch.Tensor))
+    return triton.launches(kernel, 0, first.shape)
 
 
 @kd.kernel(x="M N", up_to="M L", y="M")
@@ -159,7 +137,7 @@ def copied(x: kd.In, y: kd.Out, by: kd.Positive, times: kd.Int, on: kd.Static) -
 
 def check(kernel: Kernel, *arguments: Any) -> bool:
     """Whether the launch was made of a known one; it is held to one that is prepared anew."""
-    made = list(triton._made(kernel, 0, triton.configs.generation(), _precision()))
+    made = list(launches(kernel, arguments))
     launch, _ = triton.prepared(kernel, arguments, 0)
     assert seen(launch, arguments) == seen(anew(kernel, arguments), arguments)
     return any(one.at(*arguments) for one in made)

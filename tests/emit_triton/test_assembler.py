@@ -9,7 +9,7 @@ from kpt.ops import registry
 from kpt_dsl import targets
 from kpt_dsl.build.triton import assembler, binary
 from kpt_dsl.emit import emit
-from kpt_dsl.space import Config
+from kpt_dsl.space import Config, space
 from tests.emit_triton.sass import lost_addresses
 
 H200 = targets.get("nvidia-h200")
@@ -49,6 +49,36 @@ def test_an_assembler_that_the_user_names_is_used(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TRITON_PTXAS_PATH", named)
     with assembler("sm_90"):
         assert triton.knobs.nvidia.ptxas.path == named
+
+
+def test_the_one_that_inductor_names_is_nobodys_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It sets the variable to PyTorch's own as soon as it has compiled anything."""
+    import torch
+    import triton
+
+    own = tmp_path / "bin" / "ptxas"
+    own.parent.mkdir()
+    own.symlink_to(triton.knobs.nvidia.ptxas.path)
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setenv("TRITON_PTXAS_PATH", str(own))
+    monkeypatch.setattr("kpt_dsl.build.triton._version", lambda tool: (tool.path != str(own),))
+    with assembler("sm_90"):
+        assert triton.knobs.nvidia.ptxas.path != str(own)
+    assert triton.knobs.nvidia.ptxas.path == str(own)
+
+
+def test_a_binary_has_one_name_whichever_assembler_triton_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.backends.nvidia import compiler
+
+    dims = {"M": 40, "N": 96}
+    (instance,) = registry.get("rms_norm").instances(dims, "bf16")
+    found = []
+    for said in ("ptxas of one", "ptxas of another"):
+        monkeypatch.setattr(compiler, "get_ptxas_version", lambda *_, said=said: said)
+        binary.cache_clear()
+        source = emit(instance, H200, Config(space(instance, H200).first))
+        found.append(binary(source, H200.arch, H200.warp_lanes).metadata_group)
+    assert found[0] == found[1]
 
 
 def test_a_triton_that_brings_one_assembler_uses_that(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,14 +221,17 @@ def test_what_cannot_be_written_is_refused() -> None:
     doubled(fixed(), np.empty((4, 8), np.float32))
 
 
-@pytest.mark.parametrize("transform", [lambda f: torch.func.vmap(f)(X[None]), lambda f: torch.func.grad(f)(X)])
-def test_function_transforms_are_refused(transform: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("transform", "words"), [
+    (lambda f: torch.func.vmap(f)(X[None]), "doubled under torch.vmap: a kernel has no rule for batches"),
+    (lambda f: torch.func.grad(f)(X), "doubled: x requires grad"),
+])  # fmt: skip
+def test_function_transforms_are_refused(transform: Callable[..., Any], words: str) -> None:
     def call(x: torch.Tensor) -> torch.Tensor:
         y = torch.empty(4, 8)
         doubled(x, y)
         return y.sum()
 
-    with pytest.raises(kd.InputError, match="doubled: x is a Tensor without memory of its own"):
+    with pytest.raises(kd.InputError, match=words):
         transform(call)
 
 

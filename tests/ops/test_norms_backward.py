@@ -13,6 +13,7 @@ from torch.library import opcheck
 
 import kpt
 from kpt.ops import backends, layer_norm, norms, rms_norm
+from kpt.ops.column_sums import share_count
 from kpt.ops.layer_norm.backward import layer_norm_backward
 from kpt.ops.rms_norm.backward import rms_norm_backward
 from kpt_dsl.errors import InputError
@@ -299,6 +300,7 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> Non
         (4096, 16384, torch.float32, False, 33),
         (512, 65536, torch.bfloat16, False, 8),
         (16, 4096, torch.bfloat16, True, 16),
+        (200, 1024, torch.bfloat16, True, 128),
         (1, 262_144, torch.float32, False, 1),
         (1 << 20, 1, torch.float32, True, 264),
     ],
@@ -308,3 +310,12 @@ def test_shares(rows: int, width: int, dtype: torch.dtype, held: bool, count: in
     matrix = torch.empty(rows, width, dtype=dtype, device="meta")
     assert norms.is_held(matrix) == held
     assert norms.shares(matrix, held) == count
+
+
+@pytest.mark.parametrize("most", [3, 128, 264])
+def test_numbers_of_shares_are_few(most: int) -> None:
+    """Each has kernels of its own."""
+    found = {share_count(wanted, most) for wanted in range(10 * most)}
+    assert max(found) == most
+    assert len(found) <= 1 + most.bit_length()
+    assert all(share_count(n, most) <= max(1, n) < 2 * share_count(n, most) for n in range(most))

@@ -139,13 +139,15 @@ class Axes:
         return self._define(axis, "valid", below)
 
     def inside(self, axis: ir.Axis) -> str:
-        """Lane numbers with those beyond the end of the dim brought back to its last element."""
+        """Lane numbers with those beyond the end of the dim brought to its beginning.
+
+        Brought to its last element they would all read one place, as those of every program that reads this tile: products of
+        272 x 2048 x 2048 took 30 us for 17 on an H200.
+        """
         if not self.beyond_memory(axis):
             return self.local(axis)
-        last = f"{self.extent(axis.dim)} - 1"
-        if axis.tile is not None:
-            last += f" - {self.start(axis.tile)}"
-        return self._define(axis, "inside", f"{self.language}.minimum({self.local(axis)}, {last})")
+        wrapped = f"{self.index(axis)} % {self.extent(axis.dim)}"
+        return self._define(axis, "inside", wrapped if axis.tile is None else f"{wrapped} - {self.start(axis.tile)}")
 
     def _define(self, axis: ir.Axis, what: str, text: str) -> str:
         name = self.names.of((what, axis), f"{axis}_{what}")

@@ -166,7 +166,7 @@ class _Step(NamedTuple):
         vector = here.work / (target.vector_flops_per_s / 2 / target.cores)
         fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
         streams = facts.shared_out(scope)
-        waits, exchanged = _sums(sizes, scope) if streams else (0, 0)
+        waits, exchanged = _sums(sizes, scope) if scope else (0, 0)
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
         busy += (waits * REDUCTION + exchanged * EXCHANGE) / target.clock_hz
         lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
@@ -189,21 +189,24 @@ class _Step(NamedTuple):
 
 
 def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:
-    """How often the warps of a program wait for each other in a step of a streaming loop, and how many elements they exchange.
+    """How often the warps of a program wait for each other in a step of a loop, and how many elements they exchange.
 
     Warps lie along rows as far as these reach, a thread with one wide load; sums down columns cross those that are left over.
     """
     facts, waits, exchanged = sizes.facts, 0, 0
     for node in facts.reductions[scope]:
-        if len(node.x.type.shape) == 2:
-            size = max(load.tensor.dtype.bytes for load in facts.loads if load.scope == scope)
-            columns = sizes.lanes(node.x.type.shape[1])
-            across = max(1, columns * size // (sizes.target.warp_lanes * WIDE_LOAD))
-            if node.axis == 1:
-                waits += across > 1
-            elif sizes.warps > across:
-                waits += 2
-                exchanged += columns * sizes.warps // across
+        shape = node.x.type.shape
+        along = max(1, node.axis) if facts.shared_out(scope) else node.axis + 1
+        if not 0 < along < len(shape):
+            continue
+        size = max(load.tensor.dtype.bytes for load in facts.loads if load.scope == scope)
+        columns = sizes.count(shape[along:])
+        across = max(1, columns * size // (sizes.target.warp_lanes * WIDE_LOAD))
+        if node.axis == along:
+            waits += across > 1
+        elif sizes.warps > across and sizes.lanes(shape[node.axis]) > 1:
+            waits += 2
+            exchanged += columns * sizes.warps // across
     return waits, exchanged
 
 

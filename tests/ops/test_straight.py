@@ -1,0 +1,196 @@
+"""Calls that come again, as straight-line Python: kernels are started with what the op's own run starts them with, wherever
+things lie this time."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from kpt.ops import registry
+from kpt.ops.backends import Launches
+from kpt.ops.straight import WATCHED, repeated
+from kpt_dsl.errors import CompileError
+from kpt_dsl.runtime import runtime
+from tests.no_gpu import pretended
+
+Arguments = tuple[Any, ...]
+
+
+@dataclass
+class Seen:
+    """What was started, as (kernel, programs, values)."""
+
+    started: list[tuple[str, int, list[Any]]] = field(default_factory=list)
+    refuses: bool = False
+
+    def starter(self, name: str) -> Callable[..., object]:
+        def start(programs: int, _: int, values: list[Any]) -> None:
+            if self.refuses:
+                raise RuntimeError("out of resources")
+            self.started.append((name, programs, list(values)))
+
+        return start
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
+    found = Seen()
+    with pretended(monkeypatch, found.starter):
+        monkeypatch.setattr("kpt.ops.backends._prepared", on_the_gpu)
+        yield found
+
+
+def on_the_gpu(kernel: Any, arguments: Arguments, backend: str) -> Any:
+    from kpt.ops.backends import _Prepared
+
+    return _Prepared.of(*runtime(backend).prepared(kernel, arguments, 0))
+
+
+def run_of(op: str) -> Callable[..., Any]:
+    run: Callable[..., Any] = registry.get(op).kernels[0].prepare.args[0]
+    return run
+
+
+def tensors(given: Any) -> list[torch.Tensor]:
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def told(seen: Seen, call: Callable[..., Any], arguments: Arguments) -> tuple[list[Any], list[Any]]:
+    """What a call starts, with addresses by the argument that they lie in, else as one of the outputs or as other memory; and
+    what it gives, without values."""
+    seen.started.clear()
+    outputs = tensors(call(*arguments))
+    places = [(f"argument {i}", a) for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
+    places += [(f"output {i}", o) for i, o in enumerate(outputs)]
+
+    def where(value: Any) -> Any:
+        address = value.base.data_ptr() if hasattr(value, "base") else value
+        if not isinstance(address, int) or address < 1 << 32:
+            return address
+        about = [value.shape, value.strides, value.block_shape] if hasattr(value, "base") else []
+        for name, tensor in places:
+            begin = tensor.data_ptr()
+            if begin <= address < begin + max(1, extent(tensor)) * tensor.element_size():
+                return (name, address - begin, *about)
+        return ("elsewhere", *about)
+
+    started = [(name, programs, [where(value) for value in values]) for name, programs, values in seen.started]
+    return started, [(o.shape, o.stride(), o.dtype, o.storage_offset()) for o in outputs]
+
+
+def extent(tensor: torch.Tensor) -> int:
+    """From a tensor's first element to behind its last."""
+    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def packed(batch: int = 2, heads: int = 4, length: int = 100, width: int = 64) -> list[torch.Tensor]:
+    """Queries, keys and values as one projection gives them: in one piece of memory."""
+    whole = torch.randn(batch, length, 3, heads, width, dtype=torch.bfloat16)
+    return [whole[:, :, i].transpose(1, 2) for i in range(3)]
+
+
+def drawn(op: str, dims: dict[str, int], **flags: Any) -> Callable[[], Arguments]:
+    return partial(registry.get(op).arguments, dims, torch.bfloat16, "cpu", **flags)
+
+
+ATTENTION = {"B": 2, "H": 4, "G": 2, "M": 100, "N": 100, "D": 64}
+CALLS: dict[str, tuple[str, Callable[[], Arguments]]] = {
+    "rms_norm": ("rms_norm", drawn("rms_norm", {"M": 37, "N": 256})),
+    "rms_norm backward": ("rms_norm_backward", drawn("rms_norm_backward", {"M": 200, "N": 256})),
+    "layer_norm": ("layer_norm", drawn("layer_norm", {"M": 37, "N": 200})),
+    "layer_norm backward": ("layer_norm_backward", drawn("layer_norm_backward", {"M": 200, "N": 200})),
+    "linear": ("linear_act", drawn("linear_act", {"M": 50, "N": 128, "K": 64}, activation="gelu")),
+    "linear backward": ("linear_act_backward", drawn("linear_act_backward", {"M": 300, "N": 128, "K": 64}, activation="silu")),
+    "attention": ("flash_attention", drawn("flash_attention", ATTENTION, causal=True)),
+    "attention backward": ("flash_attention_backward", drawn("flash_attention_backward", ATTENTION, causal=True)),
+    "packed attention": ("flash_attention", lambda: (*packed(), True, None, None, None, True)),
+    "rows of something wider": (
+        "rms_norm", lambda: (torch.randn(3, 40, 300, dtype=torch.bfloat16)[..., :256], (256,), torch.ones(256), 1e-3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_starts_what_the_run_does(seen: Seen, name: str) -> None:
+    op, draw = CALLS[name]
+    general = partial(run_of(op), Launches("triton", name))
+    ready = repeated(run_of(op), Launches("triton", name))
+    for number in range(1, WATCHED + 3):
+        arguments = draw()
+        assert told(seen, ready, arguments) == told(seen, general, arguments), number
+    assert is_straight(ready)
+
+
+def is_straight(ready: Callable[..., Any]) -> bool:
+    cells = dict(zip(ready.__code__.co_freevars, ready.__closure__, strict=True))
+    return cells["now"].cell_contents is not cells["general"].cell_contents
+
+
+def test_tensors_that_were_one_may_be_several(seen: Seen) -> None:
+    """A function written where keys and values were one tensor reads both where they are two."""
+    run = run_of("flash_attention")
+    ready = repeated(run, Launches("triton", "kin"))
+    q, k, v = (torch.randn(1, 2, 64, 64, dtype=torch.bfloat16) for _ in range(3))
+    flags = (False, None, None, None, False)
+    for _ in range(WATCHED):
+        ready(q, q, q, *flags)
+    assert is_straight(ready)
+    started, _ = told(seen, ready, (q, k, v, *flags))
+    assert [value[0] for value in started[0][2][:3]] == ["argument 0", "argument 1", "argument 2"]
+
+
+def test_what_copies_stays_as_it_is(seen: Seen) -> None:
+    run = run_of("rms_norm")
+    ready = repeated(run, Launches("triton", "kin"))
+    arguments = (torch.randn(256, 64).t(), (256,), None, None)  # no dense rows: each call copies
+    for _ in range(WATCHED + 2):
+        ready(*arguments)
+    assert not is_straight(ready)
+
+
+def test_it_asks_whether_to_be_deterministic(seen: Seen) -> None:
+    run = run_of("flash_attention_backward")
+    ready = repeated(run, Launches("triton", "kin"))
+    arguments = registry.get("flash_attention_backward").arguments(ATTENTION, torch.bfloat16, "cpu", causal=True)
+    asked: list[int] = []
+
+    def counted(launch: Any, *given: Any) -> Any:
+        asked.append(1)
+        return run(launch, *given)
+
+    ready = repeated(counted, Launches("triton", "kin"))
+    for _ in range(WATCHED + 1):
+        ready(*arguments)
+    assert len(asked) == WATCHED
+    torch.use_deterministic_algorithms(True)
+    try:
+        ready(*arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(asked) == WATCHED + 1
+
+
+def test_a_name_that_means_something_else_takes_the_run(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kpt.ops.flash_attention import kernels
+
+    run = run_of("flash_attention")
+    ready = repeated(run, Launches("triton", "kin"))
+    arguments = (*packed(), True, None, None, None, False)
+    for _ in range(WATCHED + 1):
+        ready(*arguments)
+    general = partial(run, Launches("triton", "other"))
+    monkeypatch.setattr(kernels, "LOG2E", 2.0)
+    assert told(seen, ready, arguments) == told(seen, general, arguments)
+
+
+def test_a_refusal_of_the_driver_has_our_name(seen: Seen) -> None:
+    ready = repeated(run_of("rms_norm"), Launches("triton", "kin"))
+    arguments = (torch.randn(8, 64), (64,), None, None)
+    for _ in range(WATCHED + 1):
+        ready(*arguments)
+    seen.refuses = True
+    with pytest.raises(CompileError, match="out of resources"):
+        ready(*arguments)
