@@ -19,7 +19,7 @@ from kpt_dsl import files, runtime, targets
 from kpt_dsl.errors import InputError, KptError, TargetError
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.targets import Target
 
 FORMAT = "kpt calls 1"
@@ -40,7 +40,7 @@ class Call:
     often: int = 1
     served: str = ""
 
-    def problems(self, target: "Target") -> "list[Problem]":
+    def instances(self, target: "Target") -> "list[Instance]":
         """The kernels that such a call can run on a target, with its extents. Raises InputError for what the op refuses."""
         op = get(self.op)
         op.check(*self.arguments)

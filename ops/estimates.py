@@ -24,13 +24,13 @@ class Estimate(NamedTuple):
 def estimate(call: "Call", target: "Target") -> Estimate | None:
     """What a call would take on a target, by the first of several ways; None where no kernel serves it there."""
     try:
-        problems = get(call.op).record(call.arguments, target, first=True)
-        answers = [(problem, lookup.choose(problem, target)) for problem in problems]
+        instances = get(call.op).record(call.arguments, target, first=True)
+        answers = [(instance, lookup.choose(instance, target)) for instance in instances]
         times = [
             answer.entry.microseconds
             if answer.entry is not None and answer.entry.microseconds is not None
-            else options(problem, target).seconds(answer.config) * 1e6
-            for problem, answer in answers
+            else options(instance, target).seconds(answer.config) * 1e6
+            for instance, answer in answers
         ]
     except KptError:
         return None

@@ -8,8 +8,8 @@ import torch
 import kpt_dsl as kd
 from kpt_dsl import build, targets
 from kpt_dsl.emit import emit
-from kpt_dsl.emit.triton.module import WARP_SPECIALISED
-from kpt_dsl.problem import Problem
+from kpt_dsl.emit.triton.facts import WARP_SPECIALISED
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import Config, space
 
@@ -44,18 +44,18 @@ def product(x: kd.In, w: kd.In, y: kd.Out) -> None:
         y[m, n] = kd.minimum(kd.maximum(acc, -64.0), 1e9) + acc.to(kd.i32).to(kd.f32)
 
 
-def warp_specialised(problem: Problem) -> Config:
-    variant = next(v for v in space(problem, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
+def warp_specialised(instance: Instance) -> Config:
+    variant = next(v for v in space(instance, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
     found = variant.rules.first(variant.facts, H200, variant.knobs)
     assert found is not None
     return variant.choices | found
 
 
 def interpreted(kernel: kd.Kernel, **tensors: torch.Tensor) -> None:
-    problem = Problem.bind(kernel, tensors)
-    config = warp_specialised(problem)
-    assert "warp_specialize" in emit(problem, H200, config).text
-    interpret_for(H200, problem, tensors, config)
+    instance = Instance.bind(kernel, tensors)
+    config = warp_specialised(instance)
+    assert "warp_specialize" in emit(instance, H200, config).text
+    interpret_for(H200, instance, tensors, config)
 
 
 def test_a_running_maximum_keeps_nan() -> None:
@@ -84,15 +84,15 @@ def test_an_epilogue_keeps_nan_and_truncates() -> None:
 
 
 @pytest.mark.parametrize(
-    "problem",
+    "instance",
     [
-        Problem.of_shapes(
+        Instance.of_shapes(
             attention, {"M": 4096, "N": 4096, "D": 128}, dict.fromkeys("qkvo", "bf16") | {"highest": "f32"}
         ),
-        Problem.of_shapes(product, {"M": 4096, "N": 4096, "K": 4096}, dict.fromkeys("xwy", "bf16")),
+        Instance.of_shapes(product, {"M": 4096, "N": 4096, "K": 4096}, dict.fromkeys("xwy", "bf16")),
     ],
     ids=lambda p: p.kernel.name,
 )
-def test_it_compiles(problem: Problem) -> None:
-    report = build.compile(problem, H200, warp_specialised(problem))
+def test_it_compiles(instance: Instance) -> None:
+    report = build.compile(instance, H200, warp_specialised(instance))
     assert report.spills == 0, report

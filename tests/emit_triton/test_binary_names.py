@@ -14,7 +14,7 @@ from kpt_dsl.build import cache
 from kpt_dsl.build.triton import _named, binary
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.space import Config
-from tests.emit_triton.support import linear_problem
+from tests.emit_triton.support import linear_instance
 
 H200 = targets.get("nvidia-h200")
 
@@ -29,7 +29,7 @@ def nothing_is_kept() -> Iterator[None]:
 
 def source(**knobs: int) -> Source:
     blocks = dict(block_M=32, block_N=32, block_K=32, num_warps=4, num_stages=2)
-    return emit(linear_problem(64, 64, 64), H200, Config(blocks | knobs))
+    return emit(linear_instance(64, 64, 64), H200, Config(blocks | knobs))
 
 
 def name_of(one: Source, backend: str = "ptxas 1", options: str = "o", **more: Any) -> str:

@@ -103,7 +103,7 @@ def test_every_op_comes_back_from_a_file(tmp_path: Path) -> None:
     for call, saved in zip(calls, again, strict=True):
         for a, b in zip(call.arguments, saved.arguments, strict=True):
             assert type(a) is type(b) and (a.stride() == b.stride() if isinstance(a, torch.Tensor) else a == b)
-        assert call.problems(targets.get("nvidia-h200")) == saved.problems(targets.get("nvidia-h200"))
+        assert call.instances(targets.get("nvidia-h200")) == saved.instances(targets.get("nvidia-h200"))
     assert [p.name for p in tmp_path.iterdir()] == ["calls.json"]
 
 
