@@ -32,11 +32,13 @@ def source(**knobs: int) -> Source:
     return emit(linear_instance(64, 64, 64), H200, Config(blocks | knobs))
 
 
-def name_of(one: Source, backend: str = "ptxas 1", options: str = "o", **more: Any) -> str:
+def name_of(one: Source, target: str = "cuda 90", tools: str = "12.8 12.9", options: str = "o", **more: Any) -> str:
     asked = object()
-    backends = [SimpleNamespace(hash=lambda name=name: name) for name in (backend, options)]
-    with _named(asked, one):
-        return str(compiler.get_cache_key(asked, *backends, env_vars=more))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kpt_dsl.build.triton._nvidia_tools", lambda: tools)
+        with _named(asked, one):
+            given = SimpleNamespace(target=target), SimpleNamespace(hash=lambda: options)
+            return str(compiler.get_cache_key(asked, *given, env_vars=more))
 
 
 def test_names_differ_by_all_that_a_binary_is_made_of() -> None:
@@ -45,7 +47,7 @@ def test_names_differ_by_all_that_a_binary_is_made_of() -> None:
     told = replace(plain, abi=replace(plain.abi, arguments=plain.abi.arguments[:-1]))
     names = [
         name_of(plain), name_of(source(num_warps=8)), name_of(source(block_M=64)), name_of(fewer), name_of(told),
-        name_of(plain, backend="ptxas 2"), name_of(plain, options="p"), name_of(plain, ENV="1"),
+        name_of(plain, target="cuda 100"), name_of(plain, tools="12.8 13.0"), name_of(plain, options="p"), name_of(plain, ENV="1"),
     ]  # fmt: skip
     assert len(set(names)) == len(names)
     assert name_of(plain) == names[0]
