@@ -47,7 +47,8 @@ def test_names_differ_by_all_that_a_binary_is_made_of() -> None:
     told = replace(plain, abi=replace(plain.abi, arguments=plain.abi.arguments[:-1]))
     names = [
         name_of(plain), name_of(source(num_warps=8)), name_of(source(block_M=64)), name_of(fewer), name_of(told),
-        name_of(plain, target="cuda 100"), name_of(plain, tools="12.8 13.0"), name_of(plain, options="p"), name_of(plain, ENV="1"),
+        name_of(plain, target="cuda 100"), name_of(plain, tools="12.8 13.0"), name_of(plain, options="p"),
+        name_of(plain, ENV="1"),
     ]  # fmt: skip
     assert len(set(names)) == len(names)
     assert name_of(plain) == names[0]
