@@ -199,7 +199,8 @@ def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:
         along = max(1, node.axis) if facts.shared_out(scope) else node.axis + 1
         if not 0 < along < len(shape):
             continue
-        size = max(load.tensor.dtype.bytes for load in facts.loads if load.scope == scope)
+        loaded = (load.tensor.dtype.bytes for load in facts.loads if load.scope == scope)
+        size = max(loaded, default=node.x.type.dtype.bytes)
         columns = sizes.count(shape[along:])
         across = max(1, columns * size // (sizes.target.warp_lanes * WIDE_LOAD))
         if node.axis == along:
