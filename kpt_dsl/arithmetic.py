@@ -88,7 +88,8 @@ _OPERATIONS: dict[str, Callable[..., Number]] = {
     "exp": math.exp, "exp2": lambda x: 2.0**x, "log": _logarithm(math.log), "log2": _logarithm(math.log2),
     "sqrt": math.sqrt, "rsqrt": lambda x: _divided(1.0, math.sqrt(x)), "tanh": math.tanh, "erf": math.erf,
     "sigmoid": lambda x: 1.0 / (1.0 + math.exp(-x)) if x > -700 else 0.0,
-    "floor": lambda x: float(math.floor(x)) if math.isfinite(x) else x,
+    "floor": lambda x: float(math.floor(x)) if math.isfinite(x) else x, "sin": math.sin, "cos": math.cos,
+    "round": lambda x: math.copysign(round(x), x) if math.isfinite(x) else x,
 }  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def evaluate(op: str, *values: Number) -> Number | None:
         return _OPERATIONS[op](*values)
     except OverflowError:  # exp, exp2
         return math.inf
-    except ValueError:  # the logarithm or root of a negative number
+    except ValueError:  # the logarithm or root of a negative number, the sine of infinity
         return math.nan
     except ZeroDivisionError:
         return None

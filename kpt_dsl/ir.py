@@ -192,7 +192,10 @@ class Checked(Expr):
     dim: str
 
 
-UnaryOp = Literal["neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "floor"]
+UnaryOp = Literal[
+    "neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "floor",
+    "round",
+]  # fmt: skip
 BinaryOp = Literal[
     "add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "maxnum", "minnum",
     "lt", "le", "gt", "ge", "eq", "ne", "and", "or",

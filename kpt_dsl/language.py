@@ -252,6 +252,16 @@ def rsqrt(x: Any) -> Value:
     _never("rsqrt")
 
 
+def sin(x: Any) -> Value:
+    """Sine of radians, of any finite number; NaN of an infinite one."""
+    _never("sin")
+
+
+def cos(x: Any) -> Value:
+    """Cosine of radians, of any finite number; NaN of an infinite one."""
+    _never("cos")
+
+
 def tanh(x: Any) -> Value:
     """Hyperbolic tangent."""
     _never("tanh")
@@ -275,3 +285,8 @@ def abs(x: Any) -> Value:
 def floor(x: Any) -> Value:
     """The largest whole number that is not larger than x."""
     _never("floor")
+
+
+def round(x: Any) -> Value:
+    """The whole number nearest to x, the even one of two that are as near."""
+    _never("round")

@@ -49,10 +49,13 @@ _UNARY = {
     "log2": ("np.log2({x})", _IF, _ATOM),
     "sqrt": ("np.sqrt({x})", _IF, _ATOM),
     "rsqrt": ("1 / np.sqrt({x})", _IF, _MULTIPLY),
+    "sin": ("np.sin({x})", _IF, _ATOM),
+    "cos": ("np.cos({x})", _IF, _ATOM),
     "tanh": ("np.tanh({x})", _IF, _ATOM),
     "erf": ("erf({x})", _IF, _ATOM),
     "sigmoid": ("1 / (1 + np.exp(-{x}))", _NEGATE, _MULTIPLY),
     "floor": ("np.floor({x})", _IF, _ATOM),
+    "round": ("np.rint({x})", _IF, _ATOM),
 }
 _SCALAR_UNARY = _UNARY | {"not": ("not {x}", _NOT, _NOT)}
 _TILE_UNARY = _UNARY | {"not": ("~{x}", _NEGATE, _NEGATE)}

@@ -249,7 +249,7 @@ class Expressions(Scope):
         if way == 1:
             return v.magnitude(x)
         if way == 2 and x.exact:
-            return v.floored(x)
+            return v.floored(x) if self.upto(1) else v.rounded(x)
         return v.halved(x, self.pick([2, 4]))
 
     def clamped(self, x: Expr) -> Expr:

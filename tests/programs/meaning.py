@@ -214,7 +214,8 @@ def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
         sum=lambda x, axis: Value(x.array.sum(axis=axis), x.wide), max=_reduced(np.max, True), min=_reduced(np.min, False),
         exp=_real(np.exp), exp2=_real(np.exp2), log=_real(np.log), log2=_real(np.log2), sqrt=_real(np.sqrt),
         rsqrt=_real(lambda x: 1 / np.sqrt(x)), tanh=_real(np.tanh), erf=_real(np.vectorize(math.erf, otypes=[np.float64])),
-        sigmoid=_real(lambda x: 1 / (1 + np.exp(-x))), floor=_real(np.floor),
+        sigmoid=_real(lambda x: 1 / (1 + np.exp(-x))), floor=_real(np.floor), sin=_real(np.sin), cos=_real(np.cos),
+        round=_real(np.rint),
         **dtypes, **kinds,
     )  # fmt: skip
 

@@ -158,6 +158,10 @@ def floored(x: Expr) -> Expr:
     return replace(x, text=f"kd.floor({x.text})", dtype="f32", most=x.most + 1, grain=max(0, x.grain))
 
 
+def rounded(x: Expr) -> Expr:
+    return replace(floored(x), text=f"kd.round({x.text})")
+
+
 def quotient(a: Expr, b: Expr, sign: str) -> Expr:
     """``//`` or ``%`` of integers; whoever draws it makes sure that b is not zero."""
     most = a.most + 1 if sign == "//" else b.most
@@ -181,6 +185,8 @@ def smooth(word: str, x: Expr) -> Expr:
         "log2": (2 * math.log1p(x.most), 1.5, f"kd.log2(kd.abs({x.text}) + 1.0)"),
         "sqrt": (math.sqrt(x.most + 1), 0.5, f"kd.sqrt(kd.abs({x.text}) + 1.0)"),
         "rsqrt": (1.0, 0.5, f"kd.rsqrt(kd.abs({x.text}) + 1.0)"),
+        "sin": (1.0, 1.0, f"kd.sin({x.text})"),
+        "cos": (1.0, 1.0, f"kd.cos({x.text})"),
         "tanh": (1.0, 1.0, f"kd.tanh({x.text})"),
         "erf": (1.0, 1.2, f"kd.erf({x.text})"),
         "sigmoid": (1.0, 0.3, f"kd.sigmoid({x.text})"),
@@ -190,7 +196,7 @@ def smooth(word: str, x: Expr) -> Expr:
     return Expr(text, "f32", x.shape, most, 0, slope * argument + UNITS * EPS_F32 * max(1.0, most), x.odd)
 
 
-SMOOTH = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "erf", "sigmoid")
+SMOOTH = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid")
 
 
 def narrowed(x: Expr, dtype: str) -> Expr | None:

@@ -30,6 +30,14 @@ def tanh(x):
     far = 1.0 - 2.0 / (tl.exp(2.0 * a) + 1.0)
     return tl.where(a < 0.625, near, tl.where(x < 0.0, -far, far))
 ''',
+    "round": '''
+@triton.jit
+def round(x):
+    """To nearest even: added to 2**23, a smaller number loses what lies behind its point."""
+    a = tl.abs(x)
+    near = (a + 8388608.0) - 8388608.0
+    return tl.where((a > 0.0) & (a < 8388608.0), tl.where(x < 0.0, -near, near), x)
+''',
     "f32_to_i32": '''
 @triton.jit
 def f32_to_i32(x):
