@@ -84,7 +84,8 @@ _OPERATIONS: dict[str, Callable[..., Number]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": _divided, "floordiv": operator.floordiv,
     "mod": operator.mod, "max": larger, "min": smaller, "maxnum": larger, "minnum": smaller,
     "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge, "eq": operator.eq, "ne": operator.ne,
-    "and": lambda a, b: a and b, "or": lambda a, b: a or b, "not": operator.not_, "neg": operator.neg, "abs": abs,
+    "and": operator.and_, "or": operator.or_, "xor": operator.xor, "not": operator.not_, "neg": operator.neg, "abs": abs,
+    "shl": lambda a, b: a << b if 0 <= b < 64 else 0, "shr": lambda a, b: a >> (b if 0 <= b < 64 else 63),
     "exp": math.exp, "exp2": lambda x: 2.0**x, "log": _logarithm(math.log), "log2": _logarithm(math.log2),
     "sqrt": math.sqrt, "rsqrt": lambda x: _divided(1.0, math.sqrt(x)), "tanh": math.tanh, "erf": math.erf,
     "sigmoid": lambda x: 1.0 / (1.0 + math.exp(-x)) if x > -700 else 0.0,
@@ -94,7 +95,8 @@ _OPERATIONS: dict[str, Callable[..., Number]] = {
 
 
 def evaluate(op: str, *values: Number) -> Number | None:
-    """What an operation of the IR makes of numbers; None for integers that are divided by zero."""
+    """What an operation of the IR makes of numbers, before bits that leave the type are dropped; None for integers that are
+    divided by zero."""
     try:
         return _OPERATIONS[op](*values)
     except OverflowError:  # exp, exp2

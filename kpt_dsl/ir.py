@@ -198,7 +198,7 @@ UnaryOp = Literal[
 ]  # fmt: skip
 BinaryOp = Literal[
     "add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "maxnum", "minnum",
-    "lt", "le", "gt", "ge", "eq", "ne", "and", "or",
+    "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "shl", "shr",
 ]  # fmt: skip
 ReduceOp = Literal["sum", "max", "min", "maxnum", "minnum"]
 
@@ -214,6 +214,8 @@ class Binary(Expr):
     """Elementwise; operands have the same dtype (comparisons give bool) and the same rank, or one is a scalar.
 
     ``div`` is true division of floats; ``floordiv`` and ``mod`` take integers and round towards minus infinity.
+    ``and``, ``or`` and ``xor`` take conditions or integers. ``shl`` and ``shr`` (which keeps the sign) take integers: bits that
+    leave the type are dropped, all of them by a count that is negative or no less than the type's width.
     ``max`` and ``min`` of floats are NaN where an operand is; ``maxnum`` and ``minnum``, of floats only, may be the other
     operand there.
     """

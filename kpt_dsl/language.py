@@ -35,6 +35,7 @@ class Value:
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _binary
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __and__ = __rand__ = __or__ = __ror__ = __pow__ = _binary
+    __xor__ = __rxor__ = __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = _binary
     __lt__ = __le__ = __gt__ = __ge__ = _binary
 
     def __eq__(self, other: object) -> "Value":  # type: ignore[override]

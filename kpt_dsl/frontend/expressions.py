@@ -51,7 +51,8 @@ def describe(value: Any) -> str:
 _BINARY: dict[type[ast.operator], tuple[ir.BinaryOp, Callable[[Any, Any], Any]]] = {
     ast.Add: ("add", operator.add), ast.Sub: ("sub", operator.sub), ast.Mult: ("mul", operator.mul),
     ast.Div: ("div", operator.truediv), ast.FloorDiv: ("floordiv", operator.floordiv), ast.Mod: ("mod", operator.mod),
-    ast.BitAnd: ("and", operator.and_), ast.BitOr: ("or", operator.or_),
+    ast.BitAnd: ("and", operator.and_), ast.BitOr: ("or", operator.or_), ast.BitXor: ("xor", operator.xor),
+    ast.LShift: ("shl", operator.lshift), ast.RShift: ("shr", operator.rshift),
 }  # fmt: skip
 _COMPARE: dict[type[ast.cmpop], tuple[ir.BinaryOp | None, Callable[[Any, Any], Any]]] = {
     ast.Lt: ("lt", operator.lt), ast.LtE: ("le", operator.le), ast.Gt: ("gt", operator.gt), ast.GtE: ("ge", operator.ge),
@@ -196,7 +197,7 @@ class Expressions(Names):
             self.no_reference(b, loc)
             fn = operator.pow if isinstance(op, ast.Pow) else _BINARY.get(type(op), (None, None))[1]
             if fn is None:
-                fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | and **2")
+                fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | ^ << >> and **2")
             return self.python(fn, a, b, loc=loc)
         if isinstance(op, ast.Pow):
             if b == 2 and isinstance(a, ir.Var | ir.Param):
@@ -207,7 +208,7 @@ class Expressions(Names):
                 "a variable can be squared (x ** 2); else use kd.exp2(kd.log2(x) * y)",
             )
         if type(op) not in _BINARY:
-            fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | and **2")
+            fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | ^ << >> and **2")
         return ty.binary(_BINARY[type(op)][0], self.operand(a, loc), self.operand(b, loc), loc)
 
     def compare(self, op: ast.cmpop, a: Any, b: Any, loc: Loc) -> Any:

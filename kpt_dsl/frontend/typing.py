@@ -17,9 +17,10 @@ from kpt_dsl.ir import UNIT, Axis, Expr, Loc, Type
 _COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
 _SYMBOL = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "lt": "<", "le": "<=", "gt": ">",
-    "ge": ">=", "eq": "==", "ne": "!=", "and": "&", "or": "|", "max": "kd.maximum", "min": "kd.minimum",
-    "maxnum": "kd.maximum", "minnum": "kd.minimum",
+    "ge": ">=", "eq": "==", "ne": "!=", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>", "max": "kd.maximum",
+    "min": "kd.minimum", "maxnum": "kd.maximum", "minnum": "kd.minimum",
 }  # fmt: skip
+_OF_BITS = ("and", "or", "xor", "shl", "shr")
 _OF_INTEGERS: dict[str, Literal["max", "min"]] = {"maxnum": "max", "minnum": "min"}
 """What may drop a NaN is, of integers, which have none, what keeps it."""
 
@@ -99,19 +100,16 @@ def binary(op: ir.BinaryOp, a: Expr | Number, b: Expr | Number, loc: Loc) -> Exp
     """An elementwise operator on two operands, at least one of them an expression."""
     name = _SYMBOL[op]
     conditions = [x for x in (a, b) if isinstance(x, Expr) and x.type.dtype == bool_]
-    if conditions and op not in ("and", "or", "eq", "ne"):
+    if conditions and op not in ("and", "or", "xor", "eq", "ne"):
         fail(loc, f"{name} of {conditions[0].type}: conditions have no arithmetic", "use kd.where(condition, a, b)")
     left, right = _common(a, b, loc)
     shape = broadcast(left.type, right.type, name, loc)
     kind = left.type.dtype.kind
-    if op in ("and", "or"):
-        if kind != "bool":
-            fail(
-                loc,
-                f"{name} combines conditions, but got {left.type} and {right.type}",
-                "compare first: (a < b) & (c < d)",
-            )
-        result = bool_
+    if op in _OF_BITS:
+        if kind == "float" or (conditions and kind != "bool"):
+            got = " and ".join(str(x.type) if isinstance(x, Expr) else repr(x) for x in (a, b))
+            fail(loc, f"{name} takes two whole numbers or two conditions, but got {got}", "compare first: (a < b) & (c < d)")
+        result = left.type.dtype
     elif op in _COMPARISONS:
         result = bool_
     elif op in ("floordiv", "mod") and kind == "float":
@@ -146,6 +144,8 @@ def _folded(node: ir.Binary | ir.Unary) -> Expr:
     operands = ir.children(node)
     known = [x.value for x in operands if isinstance(x, ir.Const)]
     value = arithmetic.evaluate(node.op, *known) if len(known) == len(operands) else None
+    if value is not None and node.op == "shl":
+        value = arithmetic.converted(value, node.type.dtype)
     exact = node.type.dtype == f32 or (value is not None and arithmetic.converted(value, node.type.dtype) == value)
     return node if value is None or not exact else ir.Const(value, type=node.type, loc=node.loc)
 

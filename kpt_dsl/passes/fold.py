@@ -80,6 +80,12 @@ def round_up(x: Expr, tile: str) -> Expr:
     return round_down(add(x, sub(ir.Block(tile, type=_I32), ir.scalar(1))), tile)
 
 
+def is_plain_shift(op: ir.BinaryOp, a: Expr, count: Expr) -> bool:
+    """Whether each machine's own shift, and Python's, which drops no bits to the left, does what is meant."""
+    known = isinstance(count, ir.Const) and 0 <= count.value < count.type.dtype.bits
+    return known and (op == "shr" or bool(a.type.shape))
+
+
 def truth(value: bool, like: Expr) -> Expr:
     """A condition that is known all over the shape of another."""
     known = ir.Const(value, type=Type(bool_), loc=like.loc)

@@ -70,9 +70,16 @@ def _divide(a: Any, b: Any) -> Any:
     return np.asarray(a, np.float64) / np.asarray(b, np.float64)
 
 
+def _counts(b: Any) -> Any:
+    """Whether an integer is a number of bits to shift by."""
+    return (np.asarray(b) >= 0) & (np.asarray(b) < 64)
+
+
 _OPERATORS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "truediv": _divide,
     "floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b, "and": lambda a, b: a & b, "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b, "lshift": lambda a, b: np.where(_counts(b), a << np.where(_counts(b), b, 0), 0),
+    "rshift": lambda a, b: a >> np.where(_counts(b), b, 63),
     "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
     "eq": lambda a, b: a == b, "ne": lambda a, b: a != b,
 }  # fmt: skip

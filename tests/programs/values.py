@@ -168,6 +168,17 @@ def quotient(a: Expr, b: Expr, sign: str) -> Expr:
     return _joined(f"({a.text} {sign} {b.text})", a, b, most, 0, 0.0)
 
 
+def of_bits(a: Expr, b: Expr, sign: str) -> Expr:
+    """``&``, ``|`` or ``^`` of integers: what fits in as many bits as they take."""
+    return _joined(f"({a.text} {sign} {b.text})", a, b, 2.0 ** int(max(a.most, b.most)).bit_length(), 0, 0.0)
+
+
+def shifted(x: Expr, count: Expr, sign: str) -> Expr:
+    """``>>``, or ``<<`` by at most three or by none of the counts that leave bits."""
+    most = x.most * 8 if sign == "<<" else max(x.most, 1.0)
+    return _joined(f"({x.text} {sign} {count.text})", x, count, most, 0, 0.0)
+
+
 def divided(a: Expr, b: Expr) -> Expr:
     """a / (kd.abs(b) + 1.0)"""
     a, b = as_float(a), as_float(b)

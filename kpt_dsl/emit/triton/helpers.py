@@ -69,6 +69,19 @@ def floor_mod(a, b):
     r = a - a // b * b
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
 ''',
+    "shift_left": '''
+@triton.jit
+def shift_left(x, count, bits):
+    """By a negative count, or one of all bits or more, none is left."""
+    inside = (count >= 0) & (count < bits)
+    return tl.where(inside, x << tl.where(inside, count, 0), 0)
+''',
+    "shift_right": '''
+@triton.jit
+def shift_right(x, count, bits):
+    """By a negative count, or one of all bits or more, the sign is left."""
+    return x >> tl.where((count >= 0) & (count < bits), count, bits - 1)
+''',
     "f8e4m3_to_f16": '''
 @triton.jit
 def f8e4m3_to_f16(bits):
