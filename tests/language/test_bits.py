@@ -130,6 +130,43 @@ def test_intervals_hold_what_numbers_give() -> None:
     assert of_two("shr", (-9, 70), (1, 3)) == (-5, 35)
 
 
+@kd.kernel(x="N", quotient="N", rest="N", place="N")
+def divided(x: kd.In, quotient: kd.Out, rest: kd.Out, place: kd.Out, by: kd.Static) -> None:
+    for n in kd.parallel(kd.tile("N")):
+        quotient[n] = x[n] // by
+        rest[n] = x[n] % by
+        place[n] = n.index // by * by + n.index % by
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_division_by_powers_of_two_rounds_down(backend: str, dtype: str) -> None:
+    kind, torch_kind = INTEGERS[dtype]
+    if backend == "pallas" and dtype == "i64":
+        return  # refused, as all arithmetic in 64 bits
+    numbers = [*range(-20, 21), *arithmetic.limits(kind), 123456789, -123456789]
+    x = torch.tensor(numbers, dtype=torch_kind)
+    for by in (1, 2, 8, 1 << 30, 3, -8):
+        quotient, rest, place = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+        run(divided, backend, x, quotient, rest, place, by)
+        assert quotient.tolist() == [n // by for n in numbers]
+        assert rest.tolist() == [n % by for n in numbers]
+        assert place.tolist() == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x", "tpu-v6e"])
+def test_division_by_powers_of_two_is_written_as_shifts_and_masks(target: str) -> None:
+    """Not by others, and not by negative ones, which round otherwise."""
+
+    def bits_of(by: int) -> list[str]:
+        text = kd.source(divided, target, shapes={"N": 1000}, dtypes="i32", by=by)
+        return re.findall(r">> \d+|& -?\d+", re.sub("#.*", "", text))
+
+    assert bits_of(8) == [">> 3", "& 7"] * 2
+    assert bits_of(1) == [">> 0", "& 0"] * 2
+    assert bits_of(3) == bits_of(-8) == bits_of(12) == []
+
+
 def test_numbers_are_folded(tmp_path: Path) -> None:
     kernel = lower(tmp_path, "for m in kd.parallel(kd.tile('M')):\n    row[m] = row_of(kd.full([], 6, kd.i32) << 30)"
                    .replace("row_of", "0.5 * "))  # fmt: skip

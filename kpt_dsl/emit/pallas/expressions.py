@@ -309,6 +309,7 @@ class Text:
 
     def _binary(self, op: ir.BinaryOp, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:
         static = self.is_static(a) and self.is_static(b)
+        op, b = (op, b) if static else fold.of_bits(op, b)
         if op in ("max", "min", "maxnum", "minnum"):
             return f"{op if static else _CALL[op]}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
         if op in ("floordiv", "mod") and not static and self._never_negative(a) and self._never_negative(b):

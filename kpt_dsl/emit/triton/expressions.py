@@ -169,6 +169,7 @@ class Expressions:
         return pattern.format(x=self.text(x, strength), tl=self.axes.language), strength or ATOM
 
     def _binary(self, op: ir.BinaryOp, a: ir.Expr, b: ir.Expr) -> Text:
+        op, b = fold.of_bits(op, b)
         if op in KEEPS_NAN and a.type.dtype.is_float:
             return self._call(KEEPS_NAN[op], f"{self.text(a)}, {self.text(b)}"), ATOM
         if op in CALLS:
