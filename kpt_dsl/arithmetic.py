@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable
 
-from kpt_dsl.dtypes import DType
+from kpt_dsl.dtypes import DType, u8
 
 Number = float | int | bool
 
@@ -23,7 +23,8 @@ _FORMATS = {
 
 def limits(dtype: DType) -> tuple[int, int]:
     """The least and the greatest number of an integer type."""
-    return -(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1
+    low = 0 if dtype == u8 else -(1 << (dtype.bits - 1))
+    return low, low + (1 << dtype.bits) - 1
 
 
 def converted(value: Number, dtype: DType) -> Number:

@@ -237,7 +237,8 @@ class Cast(Expr):
     """To ``type.dtype``, rounding to nearest even; floats that overflow fp8 saturate.
 
     Integers are made of f32 (by truncation; what is too large saturates, NaN is 0), of other integers (wrapping) and of
-    conditions; floats other than f32 of floats only. To a condition nothing is cast: it is compared with zero.
+    conditions; floats other than f32 of floats only. Of i8 and u8 only i32 is made, and they of i32 only. To a condition
+    nothing is cast: it is compared with zero.
     """
 
     x: Expr

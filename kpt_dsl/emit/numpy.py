@@ -27,7 +27,8 @@ Precision = Literal["typed", "f64"]
 
 _DTYPES = {
     "f32": "np.float32", "f16": "np.float16", "bf16": "ml_dtypes.bfloat16", "f8e4m3": "ml_dtypes.float8_e4m3fn",
-    "f8e5m2": "ml_dtypes.float8_e5m2", "i32": "np.int32", "i64": "np.int64", "bool": "np.bool_",
+    "f8e5m2": "ml_dtypes.float8_e5m2", "i8": "np.int8", "u8": "np.uint8", "i32": "np.int32", "i64": "np.int64",
+    "bool": "np.bool_",
 }  # fmt: skip
 
 # How strongly Python's operators bind, weakest first; an operand that binds weaker than its place gets parentheses.
@@ -358,6 +359,8 @@ class _Emitter:
             return self._format(x)
         if to.kind == "int" and x.type.dtype.is_float:
             return f"{self.helper('to_int')}({self.expr(x)}, {_DTYPES[to.name]})", _ATOM
+        if to.is_narrow_int and not x.type.shape:  # Python's numbers do not wrap
+            return f"np.int32({self.expr(x)}).astype({self.dtype(to)})", _ATOM
         if x.type.shape:
             return f"{self.expr(x, _ATOM)}.astype({self.dtype(to)})", _ATOM
         return f"{self.dtype(to)}({self.expr(x)})", _ATOM

@@ -20,6 +20,8 @@ MOST_STEPS = 2.0**22
 """How many steps of its grain an exact value may be from zero: float32 holds 2**24 of them."""
 MOST_WHOLE = 2.0**29
 """The largest integer that arithmetic may make."""
+INTEGERS = {"i8": 8, "u8": 8, "i32": 32, "i64": 64}
+"""Bits of each integer type."""
 UNITS = 16
 """Units in the last place that a function of one backend may be off."""
 
@@ -46,7 +48,7 @@ class Expr:
 
     @property
     def kind(self) -> Kind:
-        return "bool" if self.dtype == "bool" else "int" if self.dtype in ("i32", "i64") else "float"
+        return "bool" if self.dtype == "bool" else "int" if self.dtype in INTEGERS else "float"
 
     @property
     def exact(self) -> bool:
@@ -78,6 +80,11 @@ def common(a: Expr, b: Expr) -> str:
     if a.kind == b.kind == "bool":
         return "bool"
     return "i64" if any(x.dtype == "i64" for x in (a, b)) else "i32"
+
+
+def arithmetic(x: Expr) -> str:
+    """The dtype in which an operand alone is computed with."""
+    return "f32" if x.kind == "float" else "i64" if x.dtype == "i64" else "i32"
 
 
 def broadcast(a: Expr, b: Expr) -> tuple[str, ...]:
@@ -140,11 +147,11 @@ def compared(a: Expr, b: Expr, sign: str) -> Expr:
 
 
 def negative(x: Expr) -> Expr:
-    return replace(x, text=f"(-{x.text})", dtype="f32" if x.kind == "float" else x.dtype, literal=False)
+    return replace(x, text=f"(-{x.text})", dtype=arithmetic(x), literal=False)
 
 
 def magnitude(x: Expr) -> Expr:
-    return replace(x, text=f"kd.abs({x.text})", dtype="f32" if x.kind == "float" else x.dtype)
+    return replace(x, text=f"kd.abs({x.text})", dtype=arithmetic(x))
 
 
 def halved(x: Expr, by: int) -> Expr:
@@ -236,7 +243,7 @@ def whole(x: Expr, dtype: str = "i32") -> Expr:
 def reduced(x: Expr, op: str, axis: int, count: int, written: int) -> Expr:
     """``kd.sum`` and so on along an axis of ``count`` elements, which the text calls ``written``."""
     shape = x.shape[:axis] + x.shape[axis + 1 :]
-    text, dtype = f"kd.{op}({x.text}, axis={written})", "f32" if x.kind == "float" else x.dtype
+    text, dtype = f"kd.{op}({x.text}, axis={written})", arithmetic(x)
     if op == "sum":
         off = x.off * count + (SUM_FACTOR * EPS_F32 * math.sqrt(max(1, count)) * count * x.most if x.off else 0.0)
         return replace(x, text=text, dtype=dtype, shape=shape, most=x.most * count, off=off)

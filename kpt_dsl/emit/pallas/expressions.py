@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from kpt_dsl import arithmetic, ir
-from kpt_dsl.dtypes import DType, f16, f32
+from kpt_dsl.dtypes import DType, f16, f32, i32
 from kpt_dsl.emit.pallas.plan import Plan, Side
 from kpt_dsl.ir import Axis, Expr
 from kpt_dsl.passes import fold
@@ -34,7 +34,8 @@ _CALL: dict[str, str] = {
 
 JAX_DTYPES: dict[str, str] = {
     "f32": "jnp.float32", "f16": "jnp.float32", "bf16": "jnp.bfloat16", "f8e4m3": "jnp.float8_e4m3fn",
-    "f8e5m2": "jnp.float8_e5m2", "i32": "jnp.int32", "i64": "jnp.int32", "bool": "jnp.bool_",
+    "f8e5m2": "jnp.float8_e5m2", "i8": "jnp.int8", "u8": "jnp.uint8", "i32": "jnp.int32", "i64": "jnp.int32",
+    "bool": "jnp.bool_",
 }  # fmt: skip
 """How the element types are held inside a kernel. A TPU has no float16, so those values are float32 and are rounded outside."""
 
@@ -348,7 +349,9 @@ class Text:
 
     def _held(self, x: Expr) -> DType:
         """The type that a value has in the kernel: scalars of tensors come as 32 bits."""
-        return f32 if isinstance(x, ir.Load) and not x.type.shape and x.type.dtype.is_float else x.type.dtype
+        if isinstance(x, ir.Load) and not x.type.shape and x.type.dtype.bits < 32:
+            return f32 if x.type.dtype.is_float else i32
+        return x.type.dtype
 
     def _full(self, value: Expr, kind: ir.Type, side: Side | None) -> str:
         if isinstance(value, ir.Const) and value.value == 0:

@@ -11,7 +11,7 @@ from kpt_dsl.passes import fold
 
 DTYPES = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f8e4m3": "float8e4nv", "f8e5m2": "float8e5", "i32": "int32",
-    "i64": "int64", "bool": "int1",
+    "i64": "int64", "i8": "int8", "u8": "uint8", "bool": "int1",
 }  # fmt: skip
 """What the language module calls each element type."""
 
