@@ -1,6 +1,6 @@
 """autotune_db: the config database of each device, and the tuner that fills it.
 
-Dispatch asks ``choose`` which config a problem runs with; ``overlay`` decides for a while. Importing this package reads no
+Dispatch asks ``choose`` which config an instance runs with; ``overlay`` decides for a while. Importing this package reads no
 file and brings neither Optuna nor SQLAlchemy: the tuner's parts (``tune``, ``store``, ``offline``) are imported by name.
 """
 

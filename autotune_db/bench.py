@@ -1,4 +1,4 @@
-"""What a timing process holds: the arguments of one problem on one device, a clock, and launches that are ready to be timed.
+"""What a timing process holds: the arguments of one instance on one device, a clock, and launches that are ready to be timed.
 
 Lives in a child of the tuner (``crew``), so that a config that crashes or hangs takes nothing else with it.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from autotune_db import inputs, measure, verify
 from kpt_dsl import ir, runtime, targets
 from kpt_dsl.errors import CompileError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
 
 SEARCH_SECONDS = 0.1
@@ -21,10 +21,10 @@ _KEPT = 16
 
 
 class Bench:
-    """Times and verifies configs of one problem."""
+    """Times and verifies configs of one instance."""
 
-    def __init__(self, problem: Problem, target: str, device: int, seed: int) -> None:
-        self._problem = problem
+    def __init__(self, instance: Instance, target: str, device: int, seed: int) -> None:
+        self._instance = instance
         self._target = targets.get(target)
         self._seed = seed
         self._on_gpu = self._target.backend == "triton"
@@ -33,7 +33,7 @@ class Bench:
 
             torch.cuda.set_device(device)
         self._clock = measure.clock(self._target)
-        self._arguments: dict[str, Any] = inputs.make(problem, "cuda" if self._on_gpu else "cpu", seed)
+        self._arguments: dict[str, Any] = inputs.make(instance, "cuda" if self._on_gpu else "cpu", seed)
         self._ready: dict[Config, measure.Launch] = {}
 
     def time(self, config: Config, reference: Config | None) -> tuple[float, float | None]:
@@ -52,14 +52,14 @@ class Bench:
     def wrong(self, config: Config) -> str:
         """What is wrong with what a config computes; "" for nothing."""
         launch = self._launch(config)  # which may run it, and so add to outputs
-        added = ir.added(self._problem.lower(config))
-        for name, role in self._problem.kernel.roles.items():
+        added = ir.added(self._instance.lower(config))
+        for name, role in self._instance.kernel.roles.items():
             array = self._arguments[name]
             if role == "out" and array is not None:
                 array.fill_(0 if name in added else float("nan") if array.is_floating_point() else -1)
         launch()
         self._synchronise()
-        return verify.wrong(self._problem, config, self._arguments, self._seed)
+        return verify.wrong(self._instance, config, self._arguments, self._seed)
 
     def _synchronise(self) -> None:
         if self._on_gpu:
@@ -73,7 +73,7 @@ class Bench:
             if len(self._ready) >= _KEPT:
                 self._ready.pop(next(iter(self._ready)))  # the one not used for longest
             try:
-                launch = runtime.launcher(self._problem, self._arguments, config, self._target)
+                launch = runtime.launcher(self._instance, self._arguments, config, self._target)
                 ready = self._clock.prepare(launch)
             except CompileError:
                 self._synchronise()  # raises what the device itself says where it has faulted: this process is then of no use
@@ -83,15 +83,15 @@ class Bench:
 
 
 START_SECONDS = 180.0
-"""To have a bench ready: torch from a cold disk, a device context, the arrays of a large problem."""
+"""To have a bench ready: torch from a cold disk, a device context, the arrays of a large instance."""
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Which bench a timing process is to have: one that ``make(problem, target, device, seed)`` gives."""
+    """Which bench a timing process is to have: one that ``make(instance, target, device, seed)`` gives."""
 
-    make: Callable[[Problem, str, int, int], Bench]
-    problem: Problem
+    make: Callable[[Instance, str, int, int], Bench]
+    instance: Instance
     target: str
     device: int
     seed: int
@@ -105,7 +105,7 @@ def take(seat: Seat) -> None:
     global _taken
     if _taken is None or _taken[0] != seat:
         _taken = None  # its arrays make room
-        _taken = seat, seat.make(seat.problem, seat.target, seat.device, seat.seed)
+        _taken = seat, seat.make(seat.instance, seat.target, seat.device, seat.seed)
 
 
 def at(seat: Seat, method: Callable[..., Any], *arguments: Any) -> Any:

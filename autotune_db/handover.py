@@ -14,7 +14,7 @@ from kpt_dsl import configs
 from kpt_dsl.build.triton import binary
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import CompileError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime import triton, triton_class
 from kpt_dsl.runtime.triton_class import Known
 from kpt_dsl.runtime.triton_launch import Launch
@@ -25,24 +25,24 @@ from kpt_dsl.targets import Target
 class Made:
     """What a launch is made of. ``text``, ``kept``: what it leaves behind for others of its class; None where it has none."""
 
-    problem: Problem
+    instance: Instance
     source: Source
     text: str | None
     kept: tuple[Any, ...]
 
 
-def make(problem: Problem, target: Target, folder: str) -> Made:
-    """Compile what dispatch would take for a problem here into the other process's folder of binaries.
+def make(instance: Instance, target: Target, folder: str) -> Made:
+    """Compile what dispatch would take for a instance here into the other process's folder of binaries.
 
     Raises as compiling does, and CompileError where that folder does not keep it.
     """
-    config = triton.with_precision(problem, configs.choose(problem, target)[0], target)
-    source = emit(problem, target, config)
+    config = triton.with_precision(instance, configs.choose(instance, target)[0], target)
+    source = emit(instance, target, config)
     compiled = binary(source, target.arch, target.warp_lanes)
     if not Path(next(iter(compiled.metadata_group.values()))).is_relative_to(folder):
         raise CompileError(f"{source.name} cannot be handed over: the cache folder {folder} cannot be written")
-    text, kept = triton_class.written(problem, target, config, source) or (None, ())
-    return Made(problem, source, text, kept)
+    text, kept = triton_class.written(instance, target, config, source) or (None, ())
+    return Made(instance, source, text, kept)
 
 
 def take(made: Made, device: int, circumstances: tuple[Hashable, ...]) -> None:
@@ -51,14 +51,14 @@ def take(made: Made, device: int, circumstances: tuple[Hashable, ...]) -> None:
     Raises CompileError where it cannot be loaded.
     """
     chip = triton.present(device)
-    problem = made.problem
-    launch = Launch(problem, made.source, binary(made.source, chip.arch, chip.warp_lanes, device), device)
-    known = triton.launches_of(problem, device, circumstances)
+    instance = made.instance
+    launch = Launch(instance, made.source, binary(made.source, chip.arch, chip.warp_lanes, device), device)
+    known = triton.launches_of(instance, device, circumstances)
     if made.text is not None:
-        triton_class.remember(known, problem, made.text, made.kept, launch)
+        triton_class.remember(known, instance, made.text, made.kept, launch)
         return
 
     def at(*arguments: Any) -> Launch | None:
-        return launch if Problem.bind(problem.kernel, problem.kernel.bind(*arguments)) == problem else None
+        return launch if Instance.bind(instance.kernel, instance.kernel.bind(*arguments)) == instance else None
 
-    known.insert(0, Known(problem, "", (problem,), at))
+    known.insert(0, Known(instance.specialisation, "", (instance,), at))

@@ -1,4 +1,4 @@
-"""Arguments for a problem that is to be timed: torch tensors with its very shapes, strides, dtypes and alignment.
+"""Arguments for an instance that is to be timed: torch tensors with its very shapes, strides, dtypes and alignment.
 
 Values are random: a card's clocks depend on what it multiplies. torch is imported when they are made.
 """
@@ -6,8 +6,8 @@ Values are random: a card's clocks depend on what it multiplies. torch is import
 from typing import Any
 
 from kpt_dsl import ir
+from kpt_dsl.instance import Instance
 from kpt_dsl.passes import indices
-from kpt_dsl.problem import Problem
 
 _TORCH = {
     "f32": "float32",
@@ -24,43 +24,43 @@ FLOAT_ARGUMENT = 0.125
 """Scalar arguments have this value: small beside normal data, exact in every type."""
 
 
-def make(problem: Problem, device: str, seed: int) -> dict[str, Any]:
+def make(instance: Instance, device: str, seed: int) -> dict[str, Any]:
     """Every argument of the kernel by name; outputs hold garbage, absent tensors and scalars are None."""
     import torch
 
     random = torch.Generator(device).manual_seed(seed)
-    arguments: dict[str, Any] = {**dict.fromkeys(problem.kernel.tensors), **dict(problem.statics)}
-    for name, strides in problem.strides:
-        shape, element = problem.shape(name), problem.dtype(name)
+    arguments: dict[str, Any] = {**dict.fromkeys(instance.kernel.tensors), **dict(instance.specialisation.statics)}
+    for name, strides in instance.extents.strides:
+        shape, element = instance.shape(name), instance.specialisation.dtype(name)
         assert element is not None
-        offset = 0 if name in problem.aligned else 1
+        offset = 0 if name in instance.extents.aligned else 1
         length = 1 + offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if element.is_float:
             flat = torch.randn(length, device=device, generator=random)
         else:
-            low, high = _integers(problem, name)
+            low, high = _integers(instance, name)
             flat = torch.randint(low, high + 1, (length,), device=device, generator=random)
         flat = flat.to(getattr(torch, _TORCH[element.name]))
         arguments[name] = flat.as_strided(shape, strides, offset)
-    for name, kind in problem.kernel.scalars.items():
+    for name, kind in instance.kernel.scalars.items():
         if name not in arguments:
-            count = min((_longest(problem) + 1) // 2, _integers(problem, name)[1])
+            count = min((_longest(instance) + 1) // 2, _integers(instance, name)[1])
             arguments[name] = FLOAT_ARGUMENT if kind == "float" else count
     return arguments
 
 
-def _integers(problem: Problem, name: str) -> tuple[int, int]:
+def _integers(instance: Instance, name: str) -> tuple[int, int]:
     """The least and largest value of a tensor or scalar that is safe: as an index where it is one, else as a count."""
-    extents = dict(problem.dims)
-    indexed = [extents[dim] - 1 for used, dim in indices.indexed_with(problem.lower({})) if used == name]
+    extents = dict(instance.extents.dims)
+    indexed = [extents[dim] - 1 for used, dim in indices.indexed_with(instance.lower({})) if used == name]
     if indexed:
         return 0, max(0, min(indexed))
-    longest = _longest(problem)
+    longest = _longest(instance)
     return (longest + 1) // 2, longest
 
 
-def _longest(problem: Problem) -> int:
+def _longest(instance: Instance) -> int:
     """The largest value that is safe as a count of elements: the shortest dim that is looped over, for those are counted."""
-    loops = [s.over.dim for s in ir.statements(problem.lower({}).body) if isinstance(s, ir.For)]
-    extents = dict(problem.dims)
+    loops = [s.over.dim for s in ir.statements(instance.lower({}).body) if isinstance(s, ir.For)]
+    extents = dict(instance.extents.dims)
     return max(1, min((extents[dim] for dim in loops), default=min(extents.values())))

@@ -7,7 +7,7 @@ from autotune_db.trial import Outcome, Trial
 from kpt_dsl import build, targets
 from kpt_dsl.build import Report
 from kpt_dsl.errors import CompileError, KernelError, MissingPackageError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
 
 COMPILE_SECONDS = 90.0
@@ -17,9 +17,9 @@ HANG_SECONDS = 30.0
 """A config that is still compiling after so long, when a tuning ends, is remembered as one that hangs."""
 
 
-def compile_one(problem: Problem, target: str, config: Config) -> Report:
+def compile_one(instance: Instance, target: str, config: Config) -> Report:
     """Compile into the cache on disk, where the timing process finds it."""
-    return build.compile(problem, targets.get(target), config)
+    return build.compile(instance, targets.get(target), config)
 
 
 def failed(config: Config, reply: Reply) -> Trial:

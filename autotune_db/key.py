@@ -14,8 +14,9 @@ from typing import Any
 from kpt_dsl import dtypes
 from kpt_dsl.buckets import Span, bucket, exact_dims
 from kpt_dsl.errors import StoreError
+from kpt_dsl.instance import Instance
 from kpt_dsl.layouts import layout_class
-from kpt_dsl.problem import Problem
+from kpt_dsl.specialisation import Specialisation
 from kpt_dsl.values import told_apart
 
 Flag = bool | int | float | str | None
@@ -112,36 +113,33 @@ class Key:
         return " ".join([self.kernel.rpartition(":")[2], "/".join(names), shape, *flags])
 
 
-def key_of(problem: Problem, device: str, backend: str, compiler: str) -> Key:
-    """The key of a problem on a device (its exact name), compiled by a backend and compiler version."""
-    extents = dict(problem.dims)
-    kernel = problem.lower({})
+def key_of(instance: Instance, device: str, backend: str, compiler: str) -> Key:
+    """The key of an instance on a device (its exact name), compiled by a backend and compiler version."""
+    known, extents = instance.specialisation, instance.extents
+    kernel = instance.lower({})
     present, exact = {tensor.name: tensor.dims for tensor in kernel.tensors}, exact_dims(kernel)
-    elements = dict(problem.dtypes)
+    elements = dict(known.dtypes)
     layouts = tuple(
-        (
-            name,
-            layout_class([extents[d] for d in present[name]], strides, elements[name] or "", name in problem.aligned),
-        )
-        for name, strides in problem.strides
+        (name, layout_class(extents.shape(present[name]), strides, elements[name] or "", name in extents.aligned))
+        for name, strides in extents.strides
         if name in present
     )
     return Key(
-        kernel=problem.kernel.qualname,
-        source=problem.meaning.hash,
+        kernel=known.kernel.qualname,
+        source=known.meaning.hash,
         device=device,
         backend=backend,
         compiler=compiler,
-        dtypes=problem.dtypes,
+        dtypes=known.dtypes,
         layouts=layouts,
-        flags=tuple((name, _flag(problem, name, value)) for name, value in problem.statics),
-        shape=tuple((dim, Span(n, n) if dim in exact else bucket(n)) for dim, n in problem.dims),
+        flags=tuple((name, _flag(known, name, value)) for name, value in known.statics),
+        shape=tuple((dim, Span(n, n) if dim in exact else bucket(n)) for dim, n in extents.dims),
     )
 
 
-def _flag(problem: Problem, name: str, value: Any) -> Flag:
+def _flag(known: Specialisation, name: str, value: Any) -> Flag:
     """A static argument as plain data. A ``@kd.function`` counts by its name and source."""
-    function = problem.functions.get(name)
+    function = known.functions.get(name)
     plain: Flag = value if function is None else f"{function.name}@{function.hash}"
     return plain
 

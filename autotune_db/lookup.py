@@ -1,4 +1,4 @@
-"""Which config a problem runs with, and how that is known. What dispatch calls.
+"""Which config an instance runs with, and how that is known. What dispatch calls.
 
 The order: explicit argument, overlay, user's database (what was measured here, then what was imported), shipped, predicted,
 nearest sibling, first config. A prediction never goes before a measurement. Only reads, and only local files, once a process;
@@ -26,7 +26,7 @@ from autotune_db.winners import Item, Winners
 from kpt_dsl import classes, configs
 from kpt_dsl.buckets import exact_dims
 from kpt_dsl.errors import ConfigError, StoreError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, Space, space
 from kpt_dsl.targets import Target
 
@@ -52,7 +52,7 @@ _read: dict[Path | str, Winners] = {}
 
 @dataclass(frozen=True)
 class Answer:
-    """A config and its provenance. ``sibling`` says in what the entry's key differs from the problem's (empty: in nothing)."""
+    """A config and its provenance. ``sibling`` says in what the entry's key differs from the instance's (empty: in nothing)."""
 
     config: Config
     provenance: Provenance
@@ -65,24 +65,24 @@ class Answer:
         return f"{self.provenance} (sibling: {self.sibling})" if self.sibling else self.provenance
 
 
-def choose(problem: Problem, target: Target, config: Config | None = None) -> Answer:
-    """The config for a problem on a target. ``config``, an explicit argument, goes first.
+def choose(instance: Instance, target: Target, config: Config | None = None) -> Answer:
+    """The config for an instance on a target. ``config``, an explicit argument, goes first.
 
     Raises ConfigError where the explicit or the overlaid config is illegal, never because of a database.
     """
-    for given, provenance in ((config, "argument"), (overlaid(problem.kernel), "overlay")):
+    for given, provenance in ((config, "argument"), (overlaid(instance.kernel), "overlay")):
         if given is not None:
-            if why := space(problem, target).why_illegal(given):
+            if why := space(instance, target).why_illegal(given):
                 raise ConfigError(
-                    f"{problem} on {target.name}: config ({given}) from the {provenance} is illegal: {why}"
+                    f"{instance} on {target.name}: config ({given}) from the {provenance} is illegal: {why}"
                 )
             return Answer(given, provenance)  # type: ignore[arg-type]
-    return _of_problem(problem, target, environment.device_name(target))
+    return _of_instance(instance, target, environment.device_name(target))
 
 
-def provider(problem: Problem, target: Target) -> tuple[Config, str]:
+def provider(instance: Instance, target: Target) -> tuple[Config, str]:
     """``choose`` as ``kpt_dsl`` asks for it, through the entry-point group ``kpt.configs``: a config and its source."""
-    answer = choose(problem, target)
+    answer = choose(instance, target)
     return answer.config, answer.source
 
 
@@ -96,30 +96,30 @@ def forget() -> None:
     """Read the database and the shipped files anew at the next look-up: after tuning in the same process."""
     with _lock:
         _read.clear()
-    _of_problem.cache_clear()
+    _of_instance.cache_clear()
     _of_class.cache_clear()
     configs.changed()
 
 
-def neighbours(problem: Problem, target: Target, most: int) -> list[Config]:
-    """Configs of entries near a problem, the nearest first: where a search does well to begin."""
+def neighbours(instance: Instance, target: Target, most: int) -> list[Config]:
+    """Configs of entries near an instance, the nearest first: where a search does well to begin."""
     device = environment.device_name(target)
-    wanted = key_of(problem, device, target.backend, environment.compiler(target.backend))
-    legal = classes.options(problem, target)
-    near = _siblings(wanted, exact_dims(problem.lower({})), legal, _user(), _shipped(target))
+    wanted = key_of(instance, device, target.backend, environment.compiler(target.backend))
+    legal = classes.options(instance, target)
+    near = _siblings(wanted, exact_dims(instance.lower({})), legal, _user(), _shipped(target))
     different = dict.fromkeys(answer.config for answer in itertools.islice(near, _MOST_ALIKE * most))
     return list(different)[:most]
 
 
 @lru_cache(maxsize=8192)
-def _of_problem(problem: Problem, target: Target, device: str) -> Answer:
-    return _of_class(classes.options(problem, target), device)
+def _of_instance(instance: Instance, target: Target, device: str) -> Answer:
+    return _of_class(classes.options(instance, target), device)
 
 
 @lru_cache(maxsize=8192)
 def _of_class(legal: Space, device: str) -> Answer:
-    problem, target = legal.sample, legal.target
-    wanted = key_of(problem, device, target.backend, environment.compiler(target.backend))
+    instance, target = legal.sample, legal.target
+    wanted = key_of(instance, device, target.backend, environment.compiler(target.backend))
     user, ours = _user(), _shipped(target)
     for winners, provenance, known in (
         (user, "measured", "measured"),
@@ -133,7 +133,7 @@ def _of_class(legal: Space, device: str) -> Answer:
             entry = winners.get(key.digest, known)
             if entry and (config := _fitting(entry, legal)):
                 return Answer(config, provenance, entry)  # type: ignore[arg-type]
-    near = next(_siblings(wanted, exact_dims(problem.lower({})), legal, user, ours), None)
+    near = next(_siblings(wanted, exact_dims(instance.lower({})), legal, user, ours), None)
     return near or Answer(legal.first, "rule")
 
 

@@ -20,7 +20,7 @@ from autotune_db.trial import Trial
 from autotune_db.workshop import Workshop
 from kpt_dsl import classes
 from kpt_dsl.errors import CompileError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, Space
 from kpt_dsl.targets import Target
 
@@ -34,7 +34,7 @@ _POLL_SECONDS = 0.2
 
 
 def predict(
-    problem: Problem,
+    instance: Instance,
     target: Target,
     store: Store | None,
     *,
@@ -44,10 +44,10 @@ def predict(
     workshop: Workshop | None = None,
     watch: Watch | None = None,
 ) -> Result:
-    """The config of a problem that a model takes for the best on a target. Raises CompileError where nothing compiles."""
-    key = key_of(problem, target.name, target.backend, environment.compiler(target.backend))
+    """The config of an instance that a model takes for the best on a target. Raises CompileError where nothing compiles."""
+    key = key_of(instance, target.name, target.backend, environment.compiler(target.backend))
     ledger = Ledger(store, key, "predicted", environment.describe(target), watch)
-    options = classes.options(problem, target)
+    options = classes.options(instance, target)
     first = options.first
     without = ledger.dangerous() - {first}
     waiting = _shortlist(options, [*options.firsts, *warm], without, min(COMPILED, budget.trials), seed)
@@ -63,7 +63,7 @@ def predict(
                     break
                 while waiting and compilers.unfinished < 2 * compilers.size:
                     config = waiting.pop(0)
-                    compilers.submit(config, jobs.compile_one, problem, target.name, config, seconds=COMPILE_SECONDS)
+                    compilers.submit(config, jobs.compile_one, instance, target.name, config, seconds=COMPILE_SECONDS)
                 for reply in compilers.collect(_POLL_SECONDS):
                     ledger.add(_judged(options, reply))
         except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def predict(
         trouble = next((f"{t.outcome}: {t.detail}" for t in ledger.trials), "nothing was compiled")
         raise CompileError(f"no config of {key.title} can run on {target.name}; the first said: {trouble}")
     winner = min(times, key=lambda c: (times[c], c != first))
-    ledger.win(winner, times[winner], times.get(first), problem.dims)
+    ledger.win(winner, times[winner], times.get(first), instance.extents.dims)
     lookup.forget()
     return Result(
         key=key,

@@ -11,7 +11,7 @@ from typing import Any
 
 from kpt_dsl import ir
 from kpt_dsl.emit.numpy import Precision, emit_kernel
-from kpt_dsl.problem import Problem
+from kpt_dsl.extents import Extents
 from kpt_dsl.runtime.numpy import load
 from kpt_dsl.space import Config
 
@@ -23,12 +23,12 @@ Write = tuple[str, Any, Any]
 """An output's name, an index into it, and the values that belong there."""
 
 
-def places(loops: Sequence[Loop], problem: Problem, config: Config, chance: random.Random) -> list[tuple[int, ...]]:
+def places(loops: Sequence[Loop], extents: Extents, config: Config, chance: random.Random) -> list[tuple[int, ...]]:
     """Steps of some loops: the first of all, the last of all, and some between."""
     counts = [
-        math.ceil(problem.dim(loop.dim) / int(config[loop.block]))
+        math.ceil(extents.dim(loop.dim) / int(config[loop.block]))
         if isinstance(loop, ir.Tile)
-        else problem.dim(loop.dim)
+        else extents.dim(loop.dim)
         for loop in loops
     ]
     wanted = {tuple(0 for _ in counts), tuple(n - 1 for n in counts)}
@@ -37,30 +37,30 @@ def places(loops: Sequence[Loop], problem: Problem, config: Config, chance: rand
     return sorted(wanted)
 
 
-def reach(loop: Loop, step: int, problem: Problem, config: Config) -> tuple[int, int]:
+def reach(loop: Loop, step: int, extents: Extents, config: Config) -> tuple[int, int]:
     """The first index of its dim that one step of a loop covers, and the one after the last."""
     block = int(config[loop.block]) if isinstance(loop, ir.Tile) else 1
-    return step * block, min((step + 1) * block, problem.dim(loop.dim))
+    return step * block, min((step + 1) * block, extents.dim(loop.dim))
 
 
-def at(kernel: ir.Kernel, problem: Problem, config: Config, steps: Mapping[str, int]) -> ir.Kernel:
+def at(kernel: ir.Kernel, extents: Extents, config: Config, steps: Mapping[str, int]) -> ir.Kernel:
     """The kernel with some loops of its grid, by name, left at one step: written as constants and loops of one step."""
     fixed = [loop for loop in kernel.grid if loop.name in steps]
     known = {loop.name: ir.scalar(steps[loop.name]) for loop in fixed if isinstance(loop, ir.Each)}
     body = tuple(_fixed(stmt, known) for stmt in kernel.body)
     for loop in reversed(fixed):
         if isinstance(loop, ir.Tile):
-            start, stop = reach(loop, steps[loop.name], problem, config)
+            start, stop = reach(loop, steps[loop.name], extents, config)
             body = (ir.For(loop, ir.scalar(start), ir.scalar(stop), body),)
     return replace(kernel, grid=tuple(loop for loop in kernel.grid if loop not in fixed), body=body)
 
 
 def written(
-    kernel: ir.Kernel, problem: Problem, config: Config, known: Mapping[str, Any], precision: Precision
+    kernel: ir.Kernel, extents: Extents, config: Config, known: Mapping[str, Any], precision: Precision
 ) -> list[Write]:
     """Everything that a kernel stores, or adds, in order. ``known``: its inputs and scalars."""
     source = emit_kernel(kernel, config, precision)
-    outputs = {t.name: _Recorder(problem.shape(t.name)) for t in kernel.tensors if t.role == "out"}
+    outputs = {t.name: _Recorder(extents.shape(t.dims)) for t in kernel.tensors if t.role == "out"}
     load(source)(*({**known, **outputs}[name] for name in source.abi))
     return [(name, index, value) for name, output in outputs.items() for index, value in output.writes]
 

@@ -13,8 +13,8 @@ from typing import Any
 from autotune_db.programs import Loop, Write, at, places, reach, written
 from kpt_dsl import ir
 from kpt_dsl.emit.numpy import Precision
+from kpt_dsl.extents import Extents
 from kpt_dsl.passes import fold
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 
 AT_ONCE = 1024
@@ -32,12 +32,12 @@ class Part:
     kernel: ir.Kernel
     config: Config
 
-    def added(self, problem: Problem, known: Mapping[str, Any], precision: Precision) -> list[Write]:
+    def added(self, extents: Extents, known: Mapping[str, Any], precision: Precision) -> list[Write]:
         """The sum of what is added to this part."""
         import numpy as np
 
         total = np.zeros([stop - start for start, stop in self.bounds])
-        for name, index, value in written(self.kernel, problem, self.config, known, precision):
+        for name, index, value in written(self.kernel, extents, self.config, known, precision):
             if name == self.tensor:
                 every = index if isinstance(index, tuple) else (index,)
                 total[tuple(map(_within, every, self.bounds))] += value
@@ -45,19 +45,19 @@ class Part:
 
 
 def parts(
-    kernel: ir.Kernel, tensor: str, problem: Problem, config: Config, chance: random.Random
+    kernel: ir.Kernel, tensor: str, extents: Extents, config: Config, chance: random.Random
 ) -> Iterator[Part]:
     """Some parts of an output that is added to."""
     along = _along(kernel, tensor)
     loops = {loop.name: loop for loop in along if loop is not None}
     free = [loop for loop in kernel.grid if isinstance(loop, ir.Tile) and loop.name not in loops]
     large = config | {loop.block: max(AT_ONCE, int(config[loop.block])) for loop in free}
-    for place in places(tuple(loops.values()), problem, config, chance):
+    for place in places(tuple(loops.values()), extents, config, chance):
         steps = dict(zip(loops, place, strict=True))
-        inside = {name: reach(loops[name], step, problem, config) for name, step in steps.items()}
-        whole = ((0, extent) for extent in problem.shape(tensor))
+        inside = {name: reach(loops[name], step, extents, config) for name, step in steps.items()}
+        whole = ((0, extent) for extent in extents.shape(kernel.tensor(tensor).dims))
         bounds = tuple(b if loop is None else inside[loop.name] for loop, b in zip(along, whole, strict=True))
-        one = at(kernel, problem, config, steps)
+        one = at(kernel, extents, config, steps)
         yield Part(tensor, bounds, replace(one, body=_cut(one.body, inside)), large)
 
 

@@ -21,7 +21,7 @@ from autotune_db.trial import Trial
 from autotune_db.workshop import Workshop
 from kpt_dsl import classes
 from kpt_dsl.errors import CompileError, InputError, MissingPackageError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
 from kpt_dsl.targets import Target
 
@@ -40,7 +40,7 @@ _POLL_SECONDS = 0.02
 
 
 def tune(
-    problem: Problem,
+    instance: Instance,
     target: Target,
     store: Store | None,
     *,
@@ -51,20 +51,20 @@ def tune(
     workshop: Workshop | None = None,
     watch: Watch | None = None,
 ) -> Result:
-    """Find the best config of a problem on device number ``device``, which is of this target.
+    """Find the best config of an instance on device number ``device``, which is of this target.
 
     ``warm``: configs to try early. ``workshop``: that of several calls; by default each has its own. Raises InputError for a
-    problem without elements, CompileError where nothing runs.
+    instance without elements, CompileError where nothing runs.
     """
-    if empty := [dim for dim, extent in problem.dims if extent == 0]:
-        raise InputError(f"{problem}: {', '.join(empty)} is 0, so there is nothing to time")
+    if empty := [dim for dim, extent in instance.extents.dims if extent == 0]:
+        raise InputError(f"{instance}: {', '.join(empty)} is 0, so there is nothing to time")
     environment.look_for_devices()
-    key = key_of(problem, environment.device_name(target), target.backend, environment.compiler(target.backend))
+    key = key_of(instance, environment.device_name(target), target.backend, environment.compiler(target.backend))
     ledger = Ledger(store, key, "measured", environment.describe(target), watch)
-    first, *others = classes.options(problem, target).firsts
+    first, *others = classes.options(instance, target).firsts
     with nullcontext(workshop) if workshop else Workshop() as shop:
-        search = Search(classes.options(problem, target), seed, [first, *others, *warm], ledger.dangerous() - {first})
-        seat = Seat(Bench, problem, target.name, device, seed)
+        search = Search(classes.options(instance, target), seed, [first, *others, *warm], ledger.dangerous() - {first})
+        seat = Seat(Bench, instance, target.name, device, seed)
         hunt = _Hunt(seat, first, search, ledger, shop)
         interrupted = False
         try:
@@ -77,7 +77,7 @@ def tune(
         finally:
             shop.clear()
     microseconds, first_microseconds = times.get(winner), times.get(first)
-    ledger.win(winner, microseconds, first_microseconds, problem.dims)
+    ledger.win(winner, microseconds, first_microseconds, instance.extents.dims)
     lookup.forget()
     return Result(
         key=key,
@@ -117,7 +117,7 @@ class _Hunt:
                 exhausted = config is None
                 if config is not None:
                     self._compilers.submit(
-                        config, jobs.compile_one, self._seat.problem, self._seat.target, config, seconds=COMPILE_SECONDS
+                        config, jobs.compile_one, self._seat.instance, self._seat.target, config, seconds=COMPILE_SECONDS
                     )
                     self._under_way += 1
             # Even a budget that is too short for anything else times the first config.

@@ -14,7 +14,8 @@ from typing import Any
 from autotune_db import programs, sums
 from kpt_dsl import ir
 from kpt_dsl.emit.numpy import Precision
-from kpt_dsl.problem import Problem
+from kpt_dsl.extents import Extents
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.numpy import as_numpy
 from kpt_dsl.space import Config
 
@@ -31,17 +32,17 @@ FP8_PRODUCT_ROUNDOFF = 2.0**-12
 """Hopper adds fp8 products with 14 bits or so unless asked otherwise (DeepSeek-V3 report, 3.3.2), as cuBLASLt does."""
 
 
-def wrong(problem: Problem, config: Config, arguments: Mapping[str, Any], seed: int) -> str:
+def wrong(instance: Instance, config: Config, arguments: Mapping[str, Any], seed: int) -> str:
     """What is wrong with the outputs in ``arguments`` (torch tensors) that a launch has written; "" for nothing.
 
     Before it, outputs that the kernel adds to held zeros.
     """
-    kernel = problem.lower(config)
+    kernel = instance.lower(config)
     # A kernel may read what it writes nowhere but in its outputs, so inputs are still what the launch saw.
     inputs = {t.name: as_numpy(t.name, arguments[t.name].cpu()) for t in kernel.tensors if t.role == "in"}
     known = inputs | {scalar.name: arguments[scalar.name] for scalar in kernel.scalars}
-    allowed = _allowed(kernel, problem)
-    for expected in _expected(kernel, problem, config, known, random.Random(seed)):
+    allowed = _allowed(kernel, instance.extents)
+    for expected in _expected(kernel, instance.extents, config, known, random.Random(seed)):
         exact = expected("f64")
         if not any(_difference(arguments[name][index], value, allowed) for name, index, value in exact):
             continue
@@ -53,24 +54,24 @@ def wrong(problem: Problem, config: Config, arguments: Mapping[str, Any], seed: 
 
 
 def _expected(
-    kernel: ir.Kernel, problem: Problem, config: Config, known: Mapping[str, Any], chance: random.Random
+    kernel: ir.Kernel, extents: Extents, config: Config, known: Mapping[str, Any], chance: random.Random
 ) -> Iterator[Callable[[Precision], list[programs.Write]]]:
     """Functions that compute parts of the outputs."""
     added = ir.added(kernel)
 
     def stored(one: ir.Kernel, precision: Precision) -> list[programs.Write]:
-        return [w for w in programs.written(one, problem, config, known, precision) if w[0] not in added]
+        return [w for w in programs.written(one, extents, config, known, precision) if w[0] not in added]
 
     names = [loop.name for loop in kernel.grid]
-    for place in programs.places(kernel.grid, problem, config, chance):
-        yield partial(stored, programs.at(kernel, problem, config, dict(zip(names, place, strict=True))))
+    for place in programs.places(kernel.grid, extents, config, chance):
+        yield partial(stored, programs.at(kernel, extents, config, dict(zip(names, place, strict=True))))
     for tensor in added:
-        for part in sums.parts(kernel, tensor, problem, config, chance):
-            yield partial(part.added, problem, known)
+        for part in sums.parts(kernel, tensor, extents, config, chance):
+            yield partial(part.added, extents, known)
 
 
 # ------------------------------------------------------------------ comparing
-def _allowed(kernel: ir.Kernel, problem: Problem) -> float:
+def _allowed(kernel: ir.Kernel, extents: Extents) -> float:
     """Largest error in units of the largest output: roundings to the coarsest type that is met on the way, and sums in f32."""
     met = {t.dtype.name for t in kernel.tensors if t.role == "out" and t.dtype.is_float} | {"f32"}
     products = 0.0
@@ -80,7 +81,7 @@ def _allowed(kernel: ir.Kernel, problem: Problem) -> float:
         if isinstance(node, ir.Dot) and node.a.type.dtype.is_fp8:
             products = FP8_PRODUCT_ROUNDOFF
     coarsest = max(_UNIT_ROUNDOFF[name] for name in met)
-    length = max((n for _, n in problem.dims), default=1)
+    length = max((n for _, n in extents.dims), default=1)
     return ROUNDINGS * (coarsest + products + math.sqrt(length) * _UNIT_ROUNDOFF["f32"])
 
 

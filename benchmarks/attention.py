@@ -8,7 +8,7 @@ import torch
 from benchmarks import peers
 from benchmarks.case import Case
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 TITLE = "Attention forward, bf16 (causal counted at half the work)"
 
@@ -29,7 +29,7 @@ def case(name: str, batch: int, heads: int, length: int, head_dim: int, causal: 
         q=q, k=k, v=v, key_lengths=None, o=torch.empty_like(q), lse=torch.empty(q.shape[:3], device=device),
         scale=head_dim**-0.5, window=None, causal=causal,
     )  # fmt: skip
-    problem = Problem.bind(flash_attention_fwd, arrays)
+    problem = Instance.bind(flash_attention_fwd, arrays)
     found, missing = peers.available(peers.attentions(peers.forward, causal, q, k, v))
     return Case(name, problem, arrays, flops(q, causal), "TFLOP/s", found, missing=missing)
 

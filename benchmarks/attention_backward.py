@@ -47,7 +47,7 @@ def case(name: str, batch: int, heads: int, length: int, head_dim: int, causal: 
         return tuple(kernel.kernel for kernel in explained.kernels)
 
     dims = {"B": batch, "H": heads, "G": heads, "M": length, "N": length, "D": head_dim}
-    problems = registry.get("flash_attention_backward").problems(dims, "bf16", causal=causal)
+    problems = registry.get("flash_attention_backward").instances(dims, "bf16", causal=causal)
     found, missing = peers.available(peers.attentions(measure, causal, q, k, v, do))
     work, ours = BACKWARD_WORK * flops(q, causal), measure(kpt, q, k, v, do)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from benchmarks.report import Picture
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 Run = Callable[[], object]
 """Computes once. What it gives, a tensor or a sequence of them, is compared between candidates of an ``OpCase``."""
@@ -21,7 +21,7 @@ class Case:
     """
 
     name: str
-    problem: Problem
+    problem: Instance
     arrays: Mapping[str, object]
     work: float
     unit: str
@@ -44,7 +44,7 @@ class OpCase:
     """
 
     name: str
-    problems: tuple[Problem, ...]
+    problems: tuple[Instance, ...]
     kpt: Mapping[str, Run]
     work: float
     unit: str

@@ -28,7 +28,7 @@ from kpt.ops import registry
 from kpt_dsl import KptError, runtime, targets
 from kpt_dsl.classes import options
 from kpt_dsl.emit import Source, emit
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, space
 from kpt_dsl.targets import Target
 
@@ -86,7 +86,7 @@ class Two(NamedTuple):
     binaries: tuple[str, str]
 
 
-Pair = tuple[Problem, Two]
+Pair = tuple[Instance, Two]
 
 
 def measure(given: Namespace) -> Found:
@@ -98,18 +98,18 @@ def measure(given: Namespace) -> Found:
     return compared(every, target, "cuda", measuring.clock(target), given.seconds) if every else Found([])
 
 
-def problems(lengths: Iterable[int], batches: Iterable[int], target: Target) -> list[Problem]:
+def problems(lengths: Iterable[int], batches: Iterable[int], target: Target) -> list[Instance]:
     """Every kernel of the ops, in bf16, each problem once; neighbours are of one kernel and of like lengths."""
-    batches, found = tuple(batches), dict[Problem, None]()
+    batches, found = tuple(batches), dict[Instance, None]()
     for op, (fixed, flags) in OPS.items():
         for length in lengths:
             for batch in batches:
                 varying = {"B": batch, "M": length, "N": length} if "D" in fixed else {"M": batch * length}
-                found.update(dict.fromkeys(registry.get(op).problems({**fixed, **varying}, "bf16", target, **flags)))
-    return sorted(found, key=lambda problem: (problem.kernel.name, problem.dims))
+                found.update(dict.fromkeys(registry.get(op).instances({**fixed, **varying}, "bf16", target, **flags)))
+    return sorted(found, key=lambda problem: (problem.kernel.name, problem.extents.dims))
 
 
-def compared(every: Sequence[Problem], target: Target, device: str, clock: Clock, seconds: float) -> Found:
+def compared(every: Sequence[Instance], target: Target, device: str, clock: Clock, seconds: float) -> Found:
     """Chooses and compiles in processes, one a core; then, while they rest, times here."""
     fitting = [problem for problem in every if _bytes(problem) <= MOST_BYTES]
     with Crew(os.cpu_count() or 1) as crew:
@@ -136,13 +136,13 @@ def compared(every: Sequence[Problem], target: Target, device: str, clock: Clock
     return Found(in_order, sum(why != LATE for why in untimed.values()), about, PICTURE)
 
 
-def choose(every: Sequence[Problem], target: str) -> list[Two | str]:
+def choose(every: Sequence[Instance], target: str) -> list[Two | str]:
     """Of each problem the two configs, or what it has instead. Runs in a process of the crew."""
     chip = targets.get(target)
     return [_chosen(problem, chip) for problem in every]
 
 
-def _chosen(problem: Problem, chip: Target) -> Two | str:
+def _chosen(problem: Instance, chip: Target) -> Two | str:
     try:
         of_class, of_length = options(problem, chip).first, space(problem, chip).first
         if of_class == of_length:
@@ -159,7 +159,7 @@ def _binary(source: Source) -> str:
     return hashlib.sha256("\n".join([*lines, repr(source.abi)]).encode()).hexdigest()
 
 
-def _choices(crew: Crew, every: Sequence[Problem], target: Target) -> list[Two | str]:
+def _choices(crew: Crew, every: Sequence[Instance], target: Target) -> list[Two | str]:
     found: list[Two | str] = [LATE] * len(every)
     for begin in range(0, len(every), CHOSEN_AT_ONCE):
         some = list(every[begin : begin + CHOSEN_AT_ONCE])
@@ -198,10 +198,10 @@ def _replies(crew: Crew, seconds: float) -> Iterator[Reply]:
 
 
 def _timed(
-    pairs: Sequence[Pair], target: Target, device: str, clock: Clock, seconds: float, untimed: dict[Problem, str]
-) -> dict[Problem, dict[str, Any]]:
+    pairs: Sequence[Pair], target: Target, device: str, clock: Clock, seconds: float, untimed: dict[Instance, str]
+) -> dict[Instance, dict[str, Any]]:
     """A row a pair; into ``untimed`` goes why some have none."""
-    rows, until = dict[Problem, dict[str, Any]](), time.monotonic() + TIMING_SECONDS
+    rows, until = dict[Instance, dict[str, Any]](), time.monotonic() + TIMING_SECONDS
     least, most = SECONDS_OF_ONE
     share = max(least, min(most, TIMING_SECONDS / 4 / max(1, len(pairs))))
     with clock.on_its_stream():
@@ -217,7 +217,7 @@ def _timed(
 
 
 def _row(
-    problem: Problem, two: Two, target: Target, device: str, clock: Clock, seconds: tuple[float, float]
+    problem: Instance, two: Two, target: Target, device: str, clock: Clock, seconds: tuple[float, float]
 ) -> dict[str, Any]:
     arguments = inputs.make(problem, device, seed=0)
     launches = [
@@ -236,7 +236,7 @@ def _row(
 
 
 def _counted(
-    every: Sequence[Problem], answers: Sequence[Two | str], rows: Mapping[Problem, Mapping[str, Any]], kernel: str = ""
+    every: Sequence[Instance], answers: Sequence[Two | str], rows: Mapping[Instance, Mapping[str, Any]], kernel: str = ""
 ) -> dict[str, Any]:
     """Counts and means, of all problems or of a kernel's. Equal configs and binaries count as ratios of 1."""
     known = [(p, answer) for p, answer in zip(every, answers, strict=True) if kernel in ("", p.kernel.name)]
@@ -258,10 +258,10 @@ def _mean(ratios: Sequence[float]) -> float | None:
     return round(math.exp(sum(map(math.log, ratios)) / len(ratios)), 4) if ratios else None
 
 
-def _bytes(problem: Problem) -> int:
+def _bytes(problem: Instance) -> int:
     total = 0
-    for name, _ in problem.strides:
-        element = problem.dtype(name)
+    for name, _ in problem.extents.strides:
+        element = problem.specialisation.dtype(name)
         assert element is not None
         total += math.prod(problem.shape(name)) * element.bits // 8
     return total

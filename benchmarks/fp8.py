@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.case import Case
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 TITLE = "FP8 e4m3 matrix product to bf16"
 
@@ -34,4 +34,4 @@ def case(name: str, m: int, n: int, k: int, row_wise: bool) -> Case:
             a, b.t(), scale_a=one_a, scale_b=one_b, out_dtype=torch.bfloat16, use_fast_accum=True
         )
     }
-    return Case(name, Problem.bind(fp8_matmul_fwd, arrays), arrays, 2 * m * n * k, "TFLOP/s", peers)
+    return Case(name, Instance.bind(fp8_matmul_fwd, arrays), arrays, 2 * m * n * k, "TFLOP/s", peers)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from benchmarks.case import Case
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.kernels import linear_act_fwd
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 TITLE = "Linear + gelu(tanh), bf16"
 
@@ -30,5 +30,5 @@ def case(m: int, n: int, k: int, device: str = "cuda") -> Case:
         "eager": lambda: functional.gelu(functional.linear(x, weight, bias), approximate="tanh"),
         "cuBLASLt epilogue": lambda: torch._addmm_activation(bias, x, weight.t(), use_gelu=True),
     }
-    problem = Problem.bind(linear_act_fwd, arrays)
+    problem = Instance.bind(linear_act_fwd, arrays)
     return Case(f"{m}x{n}x{k}", problem, arrays, 2 * m * n * k, "TFLOP/s", peers, frozenset({"F.linear alone"}))

@@ -10,7 +10,7 @@ from benchmarks import peers
 from benchmarks.case import OpCase, Run
 from kpt import ops
 from kpt.ops import registry
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 TITLE = "Linear + gelu(tanh), forward and backward, bf16 (three products)"
 
@@ -54,12 +54,12 @@ def case(m: int, n: int, k: int, device: str = "cuda") -> OpCase:
     )
 
 
-def _problems(dims: dict[str, int]) -> tuple[Problem, ...]:
+def _problems(dims: dict[str, int]) -> tuple[Instance, ...]:
     """Every kernel that either way runs, once."""
-    saving = registry.get("linear_act_saving").problems(dims, "bf16", activation=ACTIVATION)
-    plain = registry.get("linear_act").problems(dims, "bf16", activation=ACTIVATION)
+    saving = registry.get("linear_act_saving").instances(dims, "bf16", activation=ACTIVATION)
+    plain = registry.get("linear_act").instances(dims, "bf16", activation=ACTIVATION)
     backward = registry.get("linear_act_backward")
     both = (
-        p for again in (False, True) for p in backward.problems(dims, "bf16", activation=ACTIVATION, recompute=again)
+        p for again in (False, True) for p in backward.instances(dims, "bf16", activation=ACTIVATION, recompute=again)
     )
     return tuple(dict.fromkeys((*saving, *plain, *both)))

@@ -10,7 +10,7 @@ from torch.nn import functional
 from benchmarks.case import Case, Run
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 TITLE = "Norms forward, bf16 (2 * M * N * 2 bytes)"
 
@@ -49,7 +49,7 @@ def _layer_norm(m: int, n: int) -> Case:
 
         peers["Liger"] = lambda: layer_norm_forward(x, weight, bias, 1e-5)
     arrays = dict(x=x, weight=weight, bias=bias, y=y, eps=1e-5)
-    problem = Problem.bind(layer_norm_fwd, arrays)
+    problem = Instance.bind(layer_norm_fwd, arrays)
     return Case(f"layer_norm {m}x{n}", problem, arrays, 4 * m * n, "GB/s", peers)
 
 
@@ -65,4 +65,4 @@ def _rms_norm(m: int, n: int) -> Case:
 
         peers["Liger"] = lambda: rms_norm_forward(x, weight, 1e-6, 0.0, "llama", None)
     arrays = dict(x=x, weight=weight, y=y, eps=1e-6)
-    return Case(f"rms_norm {m}x{n}", Problem.bind(rms_norm_fwd, arrays), arrays, 4 * m * n, "GB/s", peers)
+    return Case(f"rms_norm {m}x{n}", Instance.bind(rms_norm_fwd, arrays), arrays, 4 * m * n, "GB/s", peers)

@@ -48,7 +48,7 @@ def case(op: str, m: int, n: int, device: str = "cuda") -> OpCase:
             "Liger": lambda: measured(liger(op)),
         }
     )
-    problems = registry.get(f"{op}_backward").problems({"M": m, "N": n}, "bf16")
+    problems = registry.get(f"{op}_backward").instances({"M": m, "N": n}, "bf16")
     work = 3 * x.numel() * x.element_size()
     return OpCase(f"{op} {m}x{n}", tuple(problems), {"kpt": measured(kpt)}, work, "GB/s", found, missing=missing)
 

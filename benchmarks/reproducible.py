@@ -64,7 +64,7 @@ def main(words: list[str] | None = None) -> int:
         for name in given.op or registry.OPS:
             op = registry.get(name)
             for shape in _shapes(op, given):
-                op.problems(shape.dims, shape.dtype, **shape.flags)  # refuses what the op does not have
+                op.instances(shape.dims, shape.dtype, **shape.flags)  # refuses what the op does not have
                 arguments = op.arguments(shape.dims, shape.dtype, device, **shape.flags)
                 text = ",".join(f"{key}={value}" for key, value in {**shape.dims, **shape.flags}.items())
                 try:
@@ -165,7 +165,7 @@ def _like(
         return nullcontext()
     target = runtime.runtime(preferred or "triton").target({"x": torch.empty(0, device=device)})
     (dims,) = parse.shapes([like])
-    problems = op.problems(dims, shape.dtype, **shape.flags)
+    problems = op.instances(dims, shape.dtype, **shape.flags)
     return autotune_db.overlay({p.kernel: configs.choose(p, target)[0] for p in problems})
 
 

@@ -14,7 +14,7 @@ from benchmarks.case import Case, OpCase, Run
 from benchmarks.peers import as_tensors, reason
 from kpt_dsl import KptError, configs, runtime
 from kpt_dsl.classes import options
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
 from kpt_dsl.targets import Target
 
@@ -25,7 +25,7 @@ LARGEST_DIFFERENCE = 0.05
 """Between what kpt and a peer compute, as a part of its norm: some times what bfloat16 makes of gradients, and no more."""
 
 
-Choose = Callable[[Problem, Target], tuple[Config, str]]
+Choose = Callable[[Instance, Target], tuple[Config, str]]
 """Says which config a kernel runs with, and where it comes from."""
 
 
@@ -95,7 +95,7 @@ def _ratio(taken: Mapping[str, float], best: str | None, name: str) -> float | N
     return None if best is None else round(taken[best] / taken[name], 4)
 
 
-def _tuned(problem: Problem, target: Target, seconds: float, workshop: "Workshop") -> tuple[Config, str]:
+def _tuned(problem: Instance, target: Target, seconds: float, workshop: "Workshop") -> tuple[Config, str]:
     from autotune_db.budget import Budget
     from autotune_db.store import Store
     from autotune_db.tune import tune

@@ -101,7 +101,7 @@ def _tuning_section(tuned: list[Tuned], target: Target, where: str) -> Section:
                 str(one.result.config),
                 _number(one.result.microseconds),
                 "the same" if one.result.config == one.result.first else _number(one.result.first_microseconds),
-                f"{space(one.problem, target).size:,}",
+                f"{space(one.instance, target).size:,}",
                 str(one.report.registers),
                 str(one.report.spills),
                 f"{(one.report.shared_bytes or 0) / 1024:.0f}",
@@ -133,10 +133,10 @@ _ABOUT_SOURCES = Text(
 
 def _sources(target: Target, tuned: list[Tuned]) -> tuple[Code, Code, Code, Code]:
     norm = next(one for one in tuned if one.task.op == "layer_norm")
-    extents = dict(norm.problem.dims)
+    extents, text = dict(norm.instance.extents.dims), emit(norm.instance, target, norm.result.config).text
     return (
         Code("As written: ops/layer_norm/kernels.py", inspect.getsource(layer_norm_fwd.fn), opened=True),
-        Code(f"Triton, for {target.name}, as tuned: {norm.result.config}", emit(norm.problem, target, norm.result.config).text),
+        Code(f"Triton, for {target.name}, as tuned: {norm.result.config}", text),
         Code("Pallas, for tpu-v6e", kd.source(layer_norm_fwd, "tpu-v6e", shapes=extents)),
         Code("NumPy", kd.source(layer_norm_fwd, "cpu", shapes=extents)),
     )

@@ -13,7 +13,7 @@ from autotune_db.store import Store
 from kpt.ops import registry
 from kpt_dsl import build, targets
 from kpt_dsl.build import Report
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.targets import Target
 
 TRIALS = 24
@@ -31,8 +31,8 @@ class Task:
     flags: dict[str, object] = field(default_factory=dict)
 
     @property
-    def problem(self) -> Problem:
-        return registry.get(self.op).problems(self.dims, self.dtype, **self.flags)[0]
+    def instance(self) -> Instance:
+        return registry.get(self.op).instances(self.dims, self.dtype, **self.flags)[0]
 
     def __str__(self) -> str:
         flags = [f"{name}={value}" for name, value in self.flags.items()]
@@ -52,7 +52,7 @@ class Tuned:
     """A task, what its tuning came to, and the compiler's report on the winner."""
 
     task: Task
-    problem: Problem
+    instance: Instance
     result: Result
     report: Report
 
@@ -77,6 +77,6 @@ def _tuned(task: Task, target: Target, present: bool, store: Store) -> Tuned:
     from autotune_db.offline import predict
     from autotune_db.tune import tune as measure
 
-    problem, budget = task.problem, Budget(SECONDS, TRIALS)
-    result = (measure if present else predict)(problem, target, store, budget=budget)
-    return Tuned(task, problem, result, build.compile(problem, target, result.config))
+    instance, budget = task.instance, Budget(SECONDS, TRIALS)
+    result = (measure if present else predict)(instance, target, store, budget=budget)
+    return Tuned(task, instance, result, build.compile(instance, target, result.config))

@@ -7,18 +7,20 @@ at the upper end, its representative.
 
 import itertools
 from collections import ChainMap
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from kpt_dsl import ir
 from kpt_dsl.buckets import Span, class_spans
 from kpt_dsl.errors import KptError, TargetError
+from kpt_dsl.extents import Extents
+from kpt_dsl.instance import Instance
 from kpt_dsl.layouts import VECTOR_BYTES, layout_class
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, Space, space
 from kpt_dsl.space.config import Value
+from kpt_dsl.specialisation import Specialisation
 from kpt_dsl.targets import Target
 
 
@@ -32,54 +34,54 @@ class _Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Class:
-    """A class of calls. ``sample``: one of them, the first that was met."""
+    """A class of calls. ``sample``: the extents of one of them, the first that was met."""
 
-    kernel: Hashable
+    specialisation: Specialisation
     tensors: tuple[_Tensor, ...]
     spans: tuple[tuple[str, Span], ...]
-    sample: Problem = field(compare=False, repr=False)
+    sample: Extents = field(compare=False, repr=False)
 
     @staticmethod
-    def of(problem: Problem) -> "Class":
-        """The class of a problem. Raises as ``Problem.lower`` does."""
-        kernel, dims, elements = problem.lower({}), dict(problem.dims), dict(problem.dtypes)
-        held = class_spans(kernel, dims)
+    def of(instance: Instance) -> "Class":
+        """The class of an instance. Raises as ``Instance.lower`` does."""
+        kernel, extents, elements = instance.lower({}), instance.extents, dict(instance.specialisation.dtypes)
+        held = class_spans(kernel, dict(extents.dims))
         tensors = []
-        for name, strides in problem.strides:
-            extents = [dims[dim] for dim in problem.kernel.tensors[name]]
-            layout = layout_class(extents, strides, elements[name] or "", name in problem.aligned)
+        for name, strides in extents.strides:
+            shape = instance.shape(name)
+            layout = layout_class(shape, strides, elements[name] or "", name in extents.aligned)
             order = tuple(sorted(range(len(strides)), key=lambda a: (-strides[a], a)))
             if layout.startswith("strided"):  # of no order that other extents would have, too
                 layout = f"{layout} {strides}"
-                held |= {dim: Span(dims[dim], dims[dim]) for dim in problem.kernel.tensors[name]}
+                held |= {dim: Span(n, n) for dim, n in zip(instance.kernel.tensors[name], shape, strict=True)}
             tensors.append(_Tensor(name, layout, order))
-        return Class(problem.specialisation, tuple(tensors), tuple(held.items()), problem)
+        return Class(instance.specialisation, tuple(tensors), tuple(held.items()), extents)
 
     @cached_property
-    def representative(self) -> Problem:
+    def representative(self) -> Instance:
         """A call with the greatest extents."""
         return self._at(1)
 
     @cached_property
-    def least(self) -> Problem:
+    def least(self) -> Instance:
         """A call with the least extents."""
         return self._at(0)
 
-    def _at(self, end: int) -> Problem:
+    def _at(self, end: int) -> Instance:
         """A call with the extents of one end, and rows where they begin at multiples of 16 bytes if those of the class do."""
         dims = {dim: span[end] for dim, span in self.spans}
         for tensor in self.tensors:
             if tensor.layout.endswith("B") and tensor.order:
-                along = self.sample.kernel.tensors[tensor.name][tensor.order[-1]]
+                along = self.specialisation.kernel.tensors[tensor.name][tensor.order[-1]]
                 even = -(-dims[along] // VECTOR_BYTES) * VECTOR_BYTES
                 dims[along] = even if even <= dict(self.spans)[along].high else dims[along]
         return self.at(dims)
 
-    def at(self, dims: Mapping[str, int]) -> Problem:
+    def at(self, dims: Mapping[str, int]) -> Instance:
         """The sample with other extents, its tensors dense in the order of their axes where these changed."""
         strides, aligned = dict(self.sample.strides), self.sample.aligned
         for tensor in self.tensors:
-            names = self.sample.kernel.tensors[tensor.name]
+            names = self.specialisation.kernel.tensors[tensor.name]
             if all(dims[dim] == extent for dim, extent in self.sample.dims if dim in names):
                 continue
             step, found = 1, [0] * len(names)
@@ -88,10 +90,11 @@ class Class:
             strides[tensor.name] = tuple(found)
             if not tensor.layout.endswith("B"):  # whatever is dense now, the tensors of the class are not aligned
                 aligned -= {tensor.name}
-        return replace(self.sample, dims=tuple(dims.items()), strides=tuple(strides.items()), aligned=aligned)
+        extents = Extents(tuple(dims.items()), tuple(strides.items()), aligned)
+        return Instance(self.specialisation, extents)
 
     def __str__(self) -> str:
-        return f"{self.sample.kernel.name}[{','.join(f'{dim}={span}' for dim, span in self.spans)}]"
+        return f"{self.specialisation.kernel.name}[{','.join(f'{dim}={span}' for dim, span in self.spans)}]"
 
 
 class ClassSpace(Space):
@@ -103,8 +106,8 @@ class ClassSpace(Space):
         self._least = Space(made.least, target)
 
     @property
-    def sample(self) -> Problem:
-        return self.made.sample
+    def sample(self) -> Instance:
+        return Instance(self.made.specialisation, self.made.sample)
 
     def _why_not(self, config: Mapping[str, Value], asked: bool) -> str | None:
         reason = super()._why_not(config, asked)
@@ -121,19 +124,19 @@ class ClassSpace(Space):
         raise TargetError(f"no config of {self.made} is legal on {self.target.name}")
 
 
-def extents(problem: Problem, target: Target) -> str:
-    """The extents that have the config of a problem, in words: ``M=513..1024 N=2048``."""
-    found = options(problem, target)
-    spans = found.made.spans if isinstance(found, ClassSpace) else problem.dims
+def extents(instance: Instance, target: Target) -> str:
+    """The extents that have the config of an instance, in words: ``M=513..1024 N=2048``."""
+    found = options(instance, target)
+    spans = found.made.spans if isinstance(found, ClassSpace) else instance.extents.dims
     return " ".join(f"{dim}={span}" for dim, span in spans)
 
 
-def options(problem: Problem, target: Target) -> Space:
-    """The space that a problem's config is taken from: that of its class; its own where blocks may be as long as dims (a TPU's,
-    NumPy's), or nothing holds all over the class."""
+def options(instance: Instance, target: Target) -> Space:
+    """The space that an instance's config is taken from: that of its class; its own where blocks may be as long as dims (a
+    TPU's, NumPy's), or nothing holds all over the class."""
     if target.exact_blocks:
-        return space(problem, target)
-    return _options(Class.of(problem), target) or space(problem, target)
+        return space(instance, target)
+    return _options(Class.of(instance), target) or space(instance, target)
 
 
 @lru_cache(maxsize=4096)
@@ -152,20 +155,20 @@ POWERS = 9
 three groups of warps have."""
 
 
-def samples(problem: Problem, target: Target) -> tuple[Problem, ...]:
-    """Calls of a problem's class that have, together, the texts of all of its calls, where dims that are equal stay so."""
-    found = options(problem, target)
+def samples(instance: Instance, target: Target) -> tuple[Instance, ...]:
+    """Calls of an instance's class that have, together, the texts of all of its calls, where dims that are equal stay so."""
+    found = options(instance, target)
     if not isinstance(found, ClassSpace):
-        return (problem,)
-    tiled = {tile.dim for tile in ir.tiles(problem.lower({}))}
+        return (instance,)
+    tiled = {tile.dim for tile in ir.tiles(instance.lower({}))}
     equal: dict[int, list[str]] = {}
     spans = dict(found.made.spans)
-    for dim, extent in problem.dims:
+    for dim, extent in instance.extents.dims:
         if spans[dim].low < spans[dim].high and dim in tiled:
             equal.setdefault(extent, []).append(dim)
     choices = [[dict.fromkeys(dims, n) for n in _told_apart(*spans[dims[0]])] for dims in equal.values()]
     every = (ChainMap(*chosen) for chosen in itertools.product(*choices))
-    return tuple(dict.fromkeys([problem, *(found.made.at(dict(problem.dims) | dict(changed)) for changed in every)]))
+    return tuple(dict.fromkeys([instance, *(found.made.at(dict(instance.extents.dims) | dict(changed)) for changed in every)]))
 
 
 def _told_apart(low: int, high: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where the config of a problem comes from when the caller gives none.
+"""Where the config of an instance comes from when the caller gives none.
 
 ``kpt_dsl`` knows no config database. A package that has one offers a *provider* through an entry point of the group
 ``kpt.configs``; without one, or where it has no answer, the first config by rule is used.
@@ -12,15 +12,16 @@ from functools import cache, lru_cache
 
 from kpt_dsl import classes
 from kpt_dsl.extensions import entry_points
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
 from kpt_dsl.targets import Target
 
 RULE = "rule"
 """Provenance of a config that nobody measured: the space's first."""
 
-Provider = Callable[[Problem, Target], tuple[Config, str] | None]
-"""Gives a config and its provenance ("measured", "shipped", …), or None where it knows nothing. Must not raise."""
+Provider = Callable[[Instance, Target], tuple[Config, str] | None]
+"""Gives a config of an instance on a target and its provenance ("measured", "shipped", …), or None where it knows nothing. Must
+not raise."""
 
 
 _numbers = itertools.count(1)
@@ -55,15 +56,15 @@ def providers() -> tuple[Provider, ...]:
     return tuple(entry.load() for entry in entry_points(group="kpt.configs"))
 
 
-def choose(problem: Problem, target: Target) -> tuple[Config, str]:
-    """The config for a problem on a target, and where it comes from. Raises TargetError where no config is legal."""
+def choose(instance: Instance, target: Target) -> tuple[Config, str]:
+    """The config for an instance on a target, and where it comes from. Raises TargetError where no config is legal."""
     for provider in providers():
-        answer = provider(problem, target)
+        answer = provider(instance, target)
         if answer is not None:
             return answer
-    return _by_rule(problem, target), RULE
+    return _by_rule(instance, target), RULE
 
 
 @lru_cache(maxsize=4096)
-def _by_rule(problem: Problem, target: Target) -> Config:
-    return classes.options(problem, target).first
+def _by_rule(instance: Instance, target: Target) -> Config:
+    return classes.options(instance, target).first

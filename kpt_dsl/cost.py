@@ -1,4 +1,4 @@
-"""What a problem asks of any machine: operations and bytes, from its IR and its extents. Knows no target and no config."""
+"""What an instance asks of any machine: operations and bytes, from its IR and its extents. Knows no target and no config."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from kpt_dsl.space.facts import Facts, Product, collect
 from kpt_dsl.space.spans import mean_span
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.extents import Extents
+    from kpt_dsl.instance import Instance
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,21 @@ class Work:
         return self.flops / max(1, self.bytes)
 
 
-def work(problem: "Problem") -> Work:
-    """The work of a problem under the first option of each algorithm choice.
+def work(instance: "Instance") -> Work:
+    """The work of an instance under the first option of each algorithm choice.
 
     Products that a loop's bounds skip are not counted, so a causal product counts about half. Bounds that only the run knows
     (a window given as an argument, lengths in a tensor) count as absent.
     """
-    facts = collect(problem, problem.lower({}))
-    strides = dict(problem.strides)
-    moved = sum(_elements(problem, t, strides[t.name]) * t.dtype.bytes for t in facts.kernel.tensors)
+    facts = collect(instance.lower({}), instance.extents)
+    moved = sum(_elements(t, instance.extents) * t.dtype.bytes for t in facts.kernel.tensors)
     return Work(flops=sum(_flops(facts, product) for product in facts.products), bytes=moved)
 
 
-def _elements(problem: "Problem", tensor: ir.Tensor, strides: tuple[int, ...]) -> int:
+def _elements(tensor: ir.Tensor, extents: "Extents") -> int:
     """Elements in memory: a dim expanded with stride zero is stored once."""
-    return math.prod(1 if stride == 0 else problem.dim(dim) for dim, stride in zip(tensor.dims, strides, strict=True))
+    steps = zip(tensor.dims, extents.stride(tensor.name), strict=True)
+    return math.prod(1 if stride == 0 else extents.dim(dim) for dim, stride in steps)
 
 
 def _flops(facts: Facts, product: Product) -> float:

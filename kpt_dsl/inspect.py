@@ -11,8 +11,8 @@ from kpt_dsl import ir, targets
 from kpt_dsl.configs import choose
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import InputError
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def source(
     ``dtypes``: one for all tensors, or tensor -> dtype. ``static``: static arguments, and ``name=None`` for absent ones.
     Raises TargetError, ConfigError or InputError for a target, a config or an argument that does not fit.
     """
-    problem = example(kernel, shapes or {}, dtypes, static)
+    instance = example(kernel, shapes or {}, dtypes, static)
     chip = targets.get(target)
-    return emit(problem, chip, _config(problem, chip, config)).text
+    return emit(instance, chip, _config(instance, chip, config)).text
 
 
 def compile(
@@ -58,15 +58,15 @@ def compile(
     """
     from kpt_dsl import build
 
-    problem = example(kernel, shapes or {}, dtypes, static)
+    instance = example(kernel, shapes or {}, dtypes, static)
     chip = targets.get(target)
-    return build.compile(problem, chip, _config(problem, chip, config))
+    return build.compile(instance, chip, _config(instance, chip, config))
 
 
 def example(
     kernel: Kernel, shapes: Mapping[str, int], dtypes: str | Mapping[str, str | None], static: Mapping[str, Any]
-) -> Problem:
-    """A problem of a kernel with example extents where none are given."""
+) -> Instance:
+    """An instance of a kernel with example extents where none are given."""
     absent = {name for name, value in static.items() if value is None and name in kernel.tensors}
     statics = {name: value for name, value in static.items() if name not in absent}
     if unknown := set(statics) - set(kernel.other_parameters):
@@ -76,9 +76,9 @@ def example(
         )
     given = dict.fromkeys(kernel.tensors, dtypes) if isinstance(dtypes, str) else dict(dtypes)
     kinds: dict[str, str | None] = {**given, **dict.fromkeys(absent)}
-    small = Problem.of_shapes(kernel, dict.fromkeys(kernel.dim_names, 1) | dict(shapes), kinds, statics)
-    found = dict.fromkeys(dict(small.dims), EXAMPLE_EXTENT["whole"]) | _extents(small.unchecked({}))
-    return Problem.of_shapes(kernel, found | dict(shapes), kinds, statics)
+    small = Instance.of_shapes(kernel, dict.fromkeys(kernel.dim_names, 1) | dict(shapes), kinds, statics)
+    found = dict.fromkeys(dict(small.extents.dims), EXAMPLE_EXTENT["whole"]) | _extents(small.specialisation.unchecked({}))
+    return Instance.of_shapes(kernel, found | dict(shapes), kinds, statics)
 
 
 def _extents(kernel: ir.Kernel) -> dict[str, int]:
@@ -92,7 +92,7 @@ def _extents(kernel: ir.Kernel) -> dict[str, int]:
     return found
 
 
-def _config(problem: Problem, target: targets.Target, config: Config | Mapping[str, Any] | None) -> Config:
+def _config(instance: Instance, target: targets.Target, config: Config | Mapping[str, Any] | None) -> Config:
     """The config asked for, laid over what would be used anyway."""
-    chosen, _ = choose(problem, target)
-    return chosen if config is None else space(problem, target).overridden(chosen, config)
+    chosen, _ = choose(instance, target)
+    return chosen if config is None else space(instance, target).overridden(chosen, config)

@@ -48,7 +48,8 @@ class Lowerings:
     def checked(
         self, choices: Mapping[str, Any], dims: Mapping[str, int], lower: Callable[[dict[str, Any]], ir.Kernel]
     ) -> Checked:
-        """The IR for extents, and for which others. Raises InputError and IndexRangeError as ``Problem.lower`` says."""
+        """The IR for extents, and for which others. Raises InputError and IndexRangeError as
+        ``Specialisation.lower`` says."""
         lowered = self._of(choices, lower)
         kernel = lowered.kernel
         ranges.check_dims(kernel.name, dims)  # a span may end one beyond what int32 holds

@@ -18,13 +18,70 @@ _below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 
 
 def followed(op: Op, dispatch: Ready) -> Ready:
-    """The call of an op that has a ``Gradient``, followed by autograd; ``dispatch`` runs the op itself."""
+    """The calls of one kind, of an op that has a ``Gradient``, followed by autograd; ``dispatch`` runs the op itself."""
+    kind = _Kind(op, dispatch)
 
     def ready(*arguments: Any) -> Any:
-        count, *tensors = _follow(op, dispatch, *arguments)
+        count, *tensors = _follow(kind, *arguments)
         return tensors[0] if count is None else tensors[:count]
 
     return ready
+
+
+class _Form(NamedTuple):
+    """What is the same for all calls of a kind: found when the first one was made."""
+
+    needed: tuple[bool, ...]
+    """Which of the gradients that the op has."""
+    positions: tuple[int, ...]
+    """Of what is given back to autograd, where those are."""
+    preference: str | None
+    outputs: int
+    values: tuple[Any, ...]
+    """What is saved, None in the places of tensors."""
+    places: tuple[int, ...]
+    """Where these are."""
+    others: tuple[int, ...]
+    """Those of them that are neither arguments nor outputs."""
+
+
+class _Kind:
+    """Calls of an op that differ in values only."""
+
+    __slots__ = ("dispatch", "form", "gradient", "op")
+
+    def __init__(self, op: Op, dispatch: Ready) -> None:
+        assert op.gradient is not None
+        self.op, self.gradient, self.dispatch = op, op.gradient, dispatch
+        self.form: _Form | None = None
+
+    def formed(self, needed: tuple[bool, ...], arguments: Sequence[Any], given: Sequence[Any], saved: Sequence[Any]) -> _Form:
+        """Find the form, from the first call."""
+        places = tuple([i for i, value in enumerate(saved) if isinstance(value, torch.Tensor)])
+        known = {*map(id, arguments), *map(id, given)}
+        self.form = _Form(
+            needed,
+            tuple([1 + position for position, n in zip(self.op.differentiable, needed, strict=True) if n]),
+            preferred(),
+            len(given),
+            tuple([None if i in places else value for i, value in enumerate(saved)]),
+            places,
+            tuple([i for i in places if id(saved[i]) not in known]),
+        )
+        return self.form
+
+    def gradients(
+        self, form: _Form, tensors: Sequence[torch.Tensor], arriving: Sequence[torch.Tensor | None]
+    ) -> Sequence[torch.Tensor]:
+        """Those that are needed."""
+        saved = list(form.values)
+        for place, tensor in zip(form.places, tensors, strict=True):
+            saved[place] = tensor
+        with _below_autograd():
+            if preferred() == form.preference:
+                return self.gradient.backward(tuple(saved), form.needed, *arriving)
+            with Holding(form.preference):
+                return self.gradient.backward(tuple(saved), form.needed, *arriving)
 
 
 class _Followed(torch.autograd.Function):
@@ -36,58 +93,36 @@ class _Followed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, op: Op, dispatch: Ready, *arguments: Any) -> Any:
-        assert op.gradient is not None
+    def forward(ctx: Any, kind: _Kind, *arguments: Any) -> Any:
+        form = kind.form
         needs = ctx.needs_input_grad
-        needed = tuple([needs[2 + position] for position in op.differentiable])
+        needed = tuple([needs[1 + position] for position in kind.op.differentiable]) if form is None else form.needed
         with _below_autograd():
-            outputs, saved = op.gradient.forward(dispatch, needed, *arguments)
+            outputs, saved = kind.gradient.forward(kind.dispatch, needed, *arguments)
         count, given = (len(outputs), outputs) if isinstance(outputs, list) else (None, [outputs])
-        tensors = [v if isinstance(v, torch.Tensor) else None for v in saved]
-        ctx.save_for_backward(*tensors)
+        if form is None:
+            form = kind.formed(needed, arguments, given, saved)
+        ctx.save_for_backward(*[saved[place] for place in form.places])
         ctx.set_materialize_grads(False)
-        values = [v if t is None else None for t, v in zip(tensors, saved, strict=True)]
-        ctx.call = _Call(op, needed, preferred(), len(arguments), len(given), values)
-        known = {*map(id, arguments), *map(id, given)}
-        return (count, *given, *[t for t in tensors if t is not None and id(t) not in known])
+        ctx.kind, ctx.form, ctx.arguments = kind, form, len(arguments)
+        return (count, *given, *[saved[place] for place in form.others])
 
     @staticmethod
     def backward(ctx: Any, _: None, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        call: _Call = ctx.call
-        by_position: list[torch.Tensor | None] = [None] * (2 + call.arguments)
-        arriving = gradients[: call.outputs]
+        kind, form = ctx.kind, ctx.form
+        by_position: list[torch.Tensor | None] = [None] * (1 + ctx.arguments)
+        arriving = gradients[: form.outputs]
         if any(g is not None for g in arriving):
             tensors = ctx.saved_tensors
             if torch.is_grad_enabled():
                 with torch.no_grad():
-                    wanted = call.gradients(tensors, arriving)
-                wanted = _not_again(call.op, wanted, (*tensors, *arriving))
+                    wanted = kind.gradients(form, tensors, arriving)
+                wanted = _not_again(kind.op, wanted, (*tensors, *arriving))
             else:
-                wanted = call.gradients(tensors, arriving)
-            positions = [p for p, needed in zip(call.op.differentiable, call.needed, strict=True) if needed]
-            for position, gradient in zip(positions, wanted, strict=True):
-                by_position[2 + position] = gradient
+                wanted = kind.gradients(form, tensors, arriving)
+            for position, gradient in zip(form.positions, wanted, strict=True):
+                by_position[position] = gradient
         return tuple(by_position)
-
-
-class _Call(NamedTuple):
-    """What a backward must know of its forward beside the tensors. ``values``: what is saved, None in the places of tensors."""
-
-    op: Op
-    needed: tuple[bool, ...]
-    preference: str | None
-    arguments: int
-    outputs: int
-    values: list[Any]
-
-    def gradients(
-        self, tensors: Sequence[torch.Tensor | None], arriving: Sequence[torch.Tensor | None]
-    ) -> Sequence[torch.Tensor]:
-        """Those that are needed."""
-        assert self.op.gradient is not None
-        saved = tuple([v if t is None else t for t, v in zip(tensors, self.values, strict=True)])
-        with _below_autograd(), Holding(self.preference):
-            return self.op.gradient.backward(saved, self.needed, *arriving)
 
 
 _follow: Callable[..., Any] = super(torch.autograd.Function, _Followed).apply

@@ -21,9 +21,10 @@ from kpt_dsl.classes import extents, options
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.frontend.outside import Meaning
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
+from kpt_dsl.specialisation import Specialisation
 from kpt_dsl.targets import Target
 
 Run = Callable[..., Any]
@@ -83,14 +84,20 @@ def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tupl
     )
 
 
-def record(run: Run, arguments: tuple[Any, ...], target: Target | None = None) -> list[Problem]:
-    """The kernel problems of a call, without running anything; tensors may be on the meta device.
+def record(
+    run: Run, arguments: tuple[Any, ...], target: Target | None = None, first: bool = False
+) -> list[Instance]:
+    """The kernel instances of a call, without running anything; tensors may be on the meta device.
 
-    Of several ways those of all; with a target, beside the first way's only those of ways that it can go.
+    Of several ways those of the ``first``, or of all; with a target, beside the first way's only those of ways that it can go.
     """
-    recorder = _Recorder(lambda ways: [n for n, way in enumerate(ways) if not n or not target or _runs(way, target)])
+
+    def go(ways: Sequence[Way]) -> list[int]:
+        return [n for n, way in enumerate(ways) if not n or not (first or (target and not _runs(way, target)))]
+
+    recorder = _Recorder(go)
     run(recorder, *arguments)
-    return [problem for problem, _ in recorder.bound()]
+    return [instance for instance, _ in recorder.bound()]
 
 
 def wide_dtype(*tensors: torch.Tensor | None) -> str | None:
@@ -193,22 +200,22 @@ class _Look:
     def __init__(self, backend: str, quickest: dict[tuple[str, ...], int]) -> None:
         self._backend = backend
         self._quickest = quickest
-        self.problems: list[Problem] = []
+        self.instances: list[Instance] = []
         self.ways: list[Undecided] = []
 
     def __call__(self, kernel: Kernel, *arguments: Any) -> None:
         from kpt_dsl import runtime
 
         if runtime.runtime(self._backend).known_launch(kernel, arguments, _gpu(arguments)) is None:
-            self.problems.append(Problem.bind(kernel, kernel.bind(*arguments)))
+            self.instances.append(Instance.bind(kernel, kernel.bind(*arguments)))
 
     def quickest(self, *ways: Way) -> Any:
         names = tuple(way.__name__ for way in ways)
         number = self._quickest.get(names) if len(ways) > 1 else 0
         if number is not None:
             return ways[number](self)
-        problems = [[problem for problem, _ in _recorded(way)] for way in ways]
-        self.ways.append(Undecided(names, problems, self._quickest))
+        instances = [[instance for instance, _ in _recorded(way)] for way in ways]
+        self.ways.append(Undecided(names, instances, self._quickest))
         return ways[0](_Recorder(lambda _: (0,)))
 
 
@@ -217,7 +224,7 @@ def _missing(run: Run, backend: str, arguments: tuple[Any, ...], follow: Callabl
         return Missing()
     look = _Look(backend, _found_out(kin(run, arguments), backend, configs.generation()))
     follow(partial(run, look))
-    return Missing(look.problems, look.ways)
+    return Missing(look.instances, look.ways)
 
 
 def _must_not_wait() -> bool:
@@ -231,9 +238,9 @@ class _Prepared(NamedTuple):
     meant: tuple[tuple[Callable[[], Meaning], Meaning], ...]
 
     @staticmethod
-    def of(run: Callable[..., Any], problem: Problem) -> "_Prepared":
-        functions = [(value.now, problem.functions[name]) for name, value in problem.statics if name in problem.functions]
-        return _Prepared(run, ((problem.kernel.now, problem.meaning), *functions))
+    def of(run: Callable[..., Any], known: Specialisation) -> "_Prepared":
+        functions = [(value.now, known.functions[name]) for name, value in known.statics if name in known.functions]
+        return _Prepared(run, ((known.kernel.now, known.meaning), *functions))
 
 
 class _Recorder:
@@ -250,14 +257,14 @@ class _Recorder:
         first, *_ = [ways[number](self) for number in self._go(ways)]
         return first
 
-    def bound(self) -> Iterator[tuple[Problem, dict[str, Any]]]:
-        """The problem of each launch, with its arguments by name."""
+    def bound(self) -> Iterator[tuple[Instance, dict[str, Any]]]:
+        """The instance of each launch, with its arguments by name."""
         for kernel, given in self.launched:
             arguments = kernel.bind(*given)
-            yield Problem.bind(kernel, arguments), arguments
+            yield Instance.bind(kernel, arguments), arguments
 
 
-def _recorded(way: Way) -> Iterator[tuple[Problem, dict[str, Any]]]:
+def _recorded(way: Way) -> Iterator[tuple[Instance, dict[str, Any]]]:
     recorder = _Recorder(lambda _: (0,))
     way(recorder)
     return recorder.bound()
@@ -266,7 +273,7 @@ def _recorded(way: Way) -> Iterator[tuple[Problem, dict[str, Any]]]:
 def _runs(way: Way, target: Target) -> bool:
     """Whether every kernel of a way has a legal config on a target."""
     try:
-        return all(options(problem, target).first for problem, _ in _recorded(way))
+        return all(options(instance, target).first for instance, _ in _recorded(way))
     except TargetError:
         return False
 
@@ -274,7 +281,7 @@ def _runs(way: Way, target: Target) -> bool:
 class _Timed(NamedTuple):
     """A kernel of a call, and how long it took with a config at some extents of its class; () where they are not known."""
 
-    problem: Problem
+    instance: Instance
     target: Target
     config: Config
     microseconds: float
@@ -285,13 +292,13 @@ class _Timed(NamedTuple):
         if not self.extents:
             return self.microseconds
         try:
-            here, there = (self._modelled(extents) for extents in (self.problem.dims, self.extents))
+            here, there = (self._modelled(extents) for extents in (self.instance.extents.dims, self.extents))
         except KptError:  # the config is none of a space at these extents
             return self.microseconds
         return self.microseconds * here / there
 
     def _modelled(self, extents: tuple[tuple[str, int], ...]) -> float:
-        options = space(self.problem.with_dims(**dict(extents)), self.target)
+        options = space(self.instance.with_dims(**dict(extents)), self.target)
         config = options.canonical(self.config)
         options.check(config)
         return options.seconds(config)
@@ -304,10 +311,10 @@ def _quickest(ways: Sequence[Way], backend: str) -> int:
         return 0
     recorded = [list(_recorded(way)) for way in ways]
     target = runtime.runtime(backend).target(recorded[0][0][1])
-    return quickest([[problem for problem, _ in way] for way in recorded], target)
+    return quickest([[instance for instance, _ in way] for way in recorded], target)
 
 
-def quickest(ways: Sequence[Sequence[Problem]], target: Target) -> int:
+def quickest(ways: Sequence[Sequence[Instance]], target: Target) -> int:
     """Which of several ways takes the least time, as far as all kernels of all ways were measured for such a call; else 0."""
     timed = [_timed(way, target) for way in ways]
     known = [kernels for kernels in timed if kernels is not None]
@@ -320,20 +327,20 @@ def quickest(ways: Sequence[Sequence[Problem]], target: Target) -> int:
     return times.index(min(times))
 
 
-def _timed(way: Sequence[Problem], target: Target) -> list[_Timed] | None:
+def _timed(way: Sequence[Instance], target: Target) -> list[_Timed] | None:
     """The kernels of a way, None where one of them was not measured for such a call."""
     from autotune_db import lookup
 
     found = []
-    for problem in way:
+    for instance in way:
         try:
-            answer = lookup.choose(problem, target)
+            answer = lookup.choose(instance, target)
         except KptError:  # no config of it is legal here
             return None
         measured = answer.provenance in ("measured", "imported", "shipped") and not answer.sibling
         if not measured or answer.entry is None or answer.entry.microseconds is None:
             return None
-        found.append(_Timed(problem, target, answer.config, answer.entry.microseconds, answer.entry.extents))
+        found.append(_Timed(instance, target, answer.config, answer.entry.microseconds, answer.entry.extents))
     return found
 
 
@@ -356,9 +363,10 @@ def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prep
             raise NotMadeError(f"{kernel.name} is not compiled yet")
         return _Prepared.of(*known)
     bound = kernel.bind(*arguments)
-    problem = Problem.bind(kernel, bound)
-    config, _ = runtime.chosen(problem, bound, backend)
-    return _Prepared.of(lambda *given: runtime.run(problem, kernel.bind(*given), config, backend), problem)
+    instance = Instance.bind(kernel, bound)
+    config, _ = runtime.chosen(instance, bound, backend)
+    specialisation = instance.specialisation
+    return _Prepared.of(lambda *given: runtime.run(instance, kernel.bind(*given), config, backend), specialisation)
 
 
 def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:
@@ -367,9 +375,9 @@ def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[Kerne
     described = []
     recorder = _Recorder(lambda ways: (_quickest(ways, backend),))
     run(recorder, *arguments)
-    for problem, bound in recorder.bound():
-        config, provenance = runtime.chosen(problem, bound, backend)
+    for instance, bound in recorder.bound():
+        config, provenance = runtime.chosen(instance, bound, backend)
         target = runtime.runtime(backend).target(bound)
-        made = emit(problem, target, config).digest
-        described.append(KernelChoice(problem.kernel.name, str(config), provenance, extents(problem, target), made))
+        made = emit(instance, target, config).digest
+        described.append(KernelChoice(instance.kernel.name, str(config), provenance, extents(instance, target), made))
     return tuple(described)

@@ -99,7 +99,7 @@ def ask(
         return pending
     missing = Missing() if is_capturing() else _look(op, served, arguments, needs_grad)
     new = Pending(f"{op.name}({_in_words(arguments)})", missing, drop)
-    if not (missing.problems or missing.ways):  # or taken over a moment ago
+    if not (missing.instances or missing.ways):  # or taken over a moment ago
         new.is_over = True
         return new
     with asked.lock:
@@ -110,16 +110,16 @@ def ask(
         while len(asked.classes) >= _KEPT:
             asked.classes.pop(next(iter(asked.classes)))
         asked.classes[key] = new
-    if pending is not None and set(missing.problems) & set(pending.missing.problems):
+    if pending is not None and set(missing.instances) & set(pending.missing.instances):
         _fail(new, "what was made does not serve the call that it was made for")
         return new
     log.warning("%s compiles in another process; PyTorch serves until then", new.name)
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     request = Request(
-        op.name, tuple(map(_without_values, arguments)), needs_grad, missing.problems, [w.problems for w in missing.ways],
+        op.name, tuple(map(_without_values, arguments)), needs_grad, missing.instances, [w.instances for w in missing.ways],
         triton.present(device.index or 0).name, _surroundings(),
     )  # fmt: skip
-    kernels = len(missing.problems) + sum(map(len, request.ways)) + len(op.kernels)
+    kernels = len(missing.instances) + sum(map(len, request.ways)) + len(op.kernels)
     done = partial(_done, new, device.index or 0, triton.circumstances())
     asked.behind.submit(make, request, COMPILE_SECONDS * kernels, done)
     return new
@@ -128,7 +128,7 @@ def ask(
 def state(op: Op, served: Implementation, arguments: tuple[Any, ...], needs_grad: bool) -> str | None:
     """Why PyTorch would serve a call now, in words; None where nothing has to be compiled for it. Asks nobody to."""
     missing = _look(op, served, arguments, needs_grad)
-    if not (missing.problems or missing.ways):
+    if not (missing.instances or missing.ways):
         return None
     pending = _asked.classes.get(_key(op, arguments, needs_grad))
     return "not compiled, which its first call has another process do" if pending is None else str(pending)

@@ -5,8 +5,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ import torch
 
 from kpt.ops.dispatch import DISPATCHERS, Decision, leaving
 from kpt.ops.registry import Op, get
-from kpt_dsl import files
-from kpt_dsl.errors import InputError, KptError
+from kpt_dsl import files, runtime, targets
+from kpt_dsl.errors import InputError, KptError, TargetError
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.targets import Target
 
 FORMAT = "kpt calls 1"
@@ -40,7 +40,7 @@ class Call:
     often: int = 1
     served: str = ""
 
-    def problems(self, target: "Target") -> "list[Problem]":
+    def instances(self, target: "Target") -> "list[Instance]":
         """The kernels that such a call can run on a target, with its extents. Raises InputError for what the op refuses."""
         op = get(self.op)
         op.check(*self.arguments)
@@ -53,9 +53,13 @@ class Call:
 
 @dataclass
 class Calls:
-    """The calls of a program, the most frequent first. Printing gives a table; ``save`` and ``load`` keep them in JSON."""
+    """The calls of a program, the most frequent first. Printing gives a table; ``save`` and ``load`` keep them in JSON.
+
+    ``target``: the name of what describes the GPU that they ran on; "" where they ran on none.
+    """
 
     calls: list[Call] = field(default_factory=list)
+    target: str = ""
 
     def __iter__(self) -> Iterator[Call]:
         return iter(self.calls)
@@ -64,9 +68,16 @@ class Calls:
         return len(self.calls)
 
     def __str__(self) -> str:
-        rows = [("calls", "served by", "call"), *((str(c.often), c.served or "-", str(c)) for c in self.calls)]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        return "\n".join(f"{often:>{widths[0]}}  {served:<{widths[1]}}  {call}" for often, served, call in rows)
+        return self.table(self.target)
+
+    def table(self, target: str = "") -> str:
+        """A line a kind of call. With the name of a target also what its calls take there together, as measured or by a rough
+        model, and where configs come from: "rule" is what tuning has not seen. Raises TargetError for an unknown name."""
+        chip = targets.get(target) if target else None
+        rows = [("calls", *(("ms in all", "configs") if chip else ()), "served by", "call")]
+        rows += [(str(c.often), *(_cost(c, chip) if chip else ()), c.served or "-", str(c)) for c in self.calls]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(_padded(row, widths, numbers=2 if chip else 1) for row in rows)
 
     __repr__ = __str__
 
@@ -78,7 +89,7 @@ class Calls:
         ]
         place = Path(path)
         draft = place.with_name(f".{place.name}.part")
-        draft.write_text(json.dumps({"format": FORMAT, "calls": entries}, indent=1) + "\n")
+        draft.write_text(json.dumps({"format": FORMAT, "target": self.target, "calls": entries}, indent=1) + "\n")
         draft.replace(place)
 
     @classmethod
@@ -90,7 +101,9 @@ class Calls:
             raise InputError(f"{path} cannot be read as calls: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("calls"), list):
             raise InputError(f"{path} holds no calls, or those of a newer kpt: its format must be {FORMAT!r}")
-        return cls([_call(entry, f"{path}: call {number + 1}") for number, entry in enumerate(data["calls"])])
+        calls = [_call(entry, f"{path}: call {number + 1}") for number, entry in enumerate(data["calls"])]
+        target = data.get("target")
+        return cls(calls, target if target in targets.names() else "")
 
 
 @contextmanager
@@ -116,6 +129,34 @@ def recording() -> Iterator[Calls]:
         served = decision.choice.implementation.name
         counted[op.name, key[0]] = Call(op.name, _arguments(op, key[0]), often + (known.often if known else 0), served)
     calls.calls = sorted(counted.values(), key=lambda call: (-call.often, str(call)))
+    calls.target = _target(key[0] for _, key, *_ in (*gone, *now))
+
+
+def _target(fingerprints: Iterable[tuple[Any, ...]]) -> str:
+    """The name of the target of the first GPU that calls were on; "" where there is none."""
+    devices = (part[3] for parts in fingerprints for part in parts if isinstance(part[0], torch.Size))
+    device = next((device for device in devices if device.type == "cuda"), None)
+    if device is None:
+        return ""
+    with suppress(TargetError):
+        return runtime.runtime("triton").present(device.index).name  # type: ignore[no-any-return]
+    return ""
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], numbers: int) -> str:
+    """A line of a table whose first columns are ``numbers``."""
+    cells = [cell.rjust(w) if i < numbers else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+    return "  ".join(cells).rstrip()
+
+
+def _cost(call: Call, target: "Target") -> tuple[str, str]:
+    """Milliseconds of all calls of a kind, and where configs come from, in words."""
+    from kpt.ops.estimates import estimate
+
+    found = estimate(call, target)
+    if found is None:
+        return "-", "-"
+    return f"{found.microseconds * call.often / 1e3:.3g}", ", ".join(found.configs)
 
 
 def _decisions() -> Iterator[tuple[Op, Any, Decision]]:

@@ -20,8 +20,8 @@ from kpt.ops.backends import quickest
 from kpt.ops.registry import Op, get
 from kpt_dsl import targets
 from kpt_dsl.errors import KptError
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 from kpt_dsl.targets import Target
 
@@ -41,14 +41,14 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Request:
-    """What to make: launches of ``problems``, and of the quickest of each of some ``ways``; for ``gradients`` of a call of this
-    ``op`` with these ``arguments`` what its backward takes, too."""
+    """What to make: launches of ``instances``, and of the quickest of each of some ``ways``; for ``gradients`` of a call of
+    this ``op`` with these ``arguments`` what its backward takes, too."""
 
     op: str
     arguments: tuple[Any, ...]
     gradients: bool
-    problems: Sequence[Problem]
-    ways: Sequence[Sequence[Sequence[Problem]]]
+    instances: Sequence[Instance]
+    ways: Sequence[Sequence[Sequence[Instance]]]
     target: str
     surroundings: Surroundings
 
@@ -68,12 +68,12 @@ def make(pickled: bytes) -> Answer:
     _settle(surroundings)
     with overlay(surroundings.overlays):
         numbers = tuple(quickest(ways, target) for ways in request.ways)
-        wanted = [*request.problems, *(p for n, ways in zip(numbers, request.ways, strict=True) for p in ways[n])]
-        made = {problem: handover.make(problem, target, surroundings.folder) for problem in wanted}
+        wanted = [*request.instances, *(p for n, ways in zip(numbers, request.ways, strict=True) for p in ways[n])]
+        made = {instance: handover.make(instance, target, surroundings.folder) for instance in wanted}
         if request.gradients:
-            for problem in backward_problems(get(request.op), request.arguments, target):
+            for instance in backward_instances(get(request.op), request.arguments, target):
                 try:
-                    made[problem] = handover.make(problem, target, surroundings.folder)
+                    made[instance] = handover.make(instance, target, surroundings.folder)
                 except KptError:  # it is asked for again when it is called, and said then
                     continue
     return Answer(tuple(made.values()), numbers)
@@ -110,8 +110,8 @@ class _Noting(TorchDispatchMode):
         return function(*arguments, **(more or {}))
 
 
-def backward_problems(op: Op, arguments: tuple[Any, ...], target: Target) -> Iterator[Problem]:
-    """The kernel problems of the backward of a call whose tensors are on the meta device, for gradients laid out as outputs."""
+def backward_instances(op: Op, arguments: tuple[Any, ...], target: Target) -> Iterator[Instance]:
+    """Those of the kernels of the backward of a call of meta tensors, for gradients laid out as outputs are."""
     assert op.gradient is not None
     needed = tuple(isinstance(a, torch.Tensor) and a.requires_grad for a in (arguments[p] for p in op.differentiable))
     with _Noting() as seen, torch.no_grad():

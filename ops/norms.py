@@ -28,7 +28,7 @@ MOST_SHARES = 1024
 """Most partial sums of a column that one program adds at once."""
 
 CORES_UNKNOWN = 132
-"""Multiprocessors where there is no device to ask, for problems that are only recorded: those of an H100 or H200."""
+"""Multiprocessors where there is no device to ask, for instances that are only recorded: those of an H100 or H200."""
 
 CPU_SHARES, CPU_ROWS = 3, 16
 """Shares on a CPU, for its interpreters: few, of that many rows or more, so that each has a tile on every backend."""

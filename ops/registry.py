@@ -15,7 +15,7 @@ from kpt.ops.shapes import Shape
 from kpt_dsl.errors import InputError
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.targets import Target
 
 AutocastPolicy = Literal["lower", "float32", "keep"]
@@ -38,18 +38,18 @@ class KernelChoice:
 
 
 class Undecided(NamedTuple):
-    """Some ways to do a part of a call, by their ``names``, the quickest of which is not known yet: each one's kernel problems,
-    and where to note its number."""
+    """Some ways to do a part of a call, by their ``names``, the quickest of which is not known yet: the instances of each, and
+    where to note its number."""
 
     names: tuple[str, ...]
-    problems: "Sequence[Sequence[Problem]]"
+    instances: "Sequence[Sequence[Instance]]"
     note: dict[tuple[str, ...], int]
 
 
 class Missing(NamedTuple):
     """What must be found out and compiled before a call can be started."""
 
-    problems: "Sequence[Problem]" = ()
+    instances: "Sequence[Instance]" = ()
     ways: Sequence[Undecided] = ()
 
 
@@ -125,7 +125,7 @@ class Op:
     its parameters are the schema's, in order. ``fake(*arguments)`` gives outputs without values, with the strides that every
     implementation keeps. ``check(*arguments)`` raises InputError. ``autocast``: device type -> what torch.autocast casts
     floating inputs to there. ``arguments(dims, dtype, device, **flags)`` makes inputs; ``record(arguments, target)``: the
-    kernel problems of such a call. ``gradient``: how autograd follows generated kernels; without one, calls that need
+    kernel instances of such a call. ``gradient``: how autograd follows generated kernels; without one, calls that need
     gradients go to the reference. ``multiplies``: whether its kernels multiply matrices, of float32 as precisely as PyTorch's
     user asks. ``flops(*arguments)``: how many operations its products take, as PyTorch counts them. ``shardings(*arguments)``:
     how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
@@ -140,7 +140,7 @@ class Op:
     kernels: tuple[Implementation, ...]
     dims: tuple[str, ...]
     arguments: Callable[..., tuple[Any, ...]]
-    record: Callable[..., "list[Problem]"]
+    record: Callable[..., "list[Instance]"]
     shapes: tuple[Shape, ...] = ()
     autocast: Mapping[str, AutocastPolicy] = field(default_factory=dict)
     gradient: Gradient | None = None
@@ -159,10 +159,10 @@ class Op:
         names = list(inspect.signature(self.public).parameters)
         return () if self.gradient is None else tuple(names.index(name) for name in self.gradient.inputs)
 
-    def problems(
+    def instances(
         self, dims: Mapping[str, int], dtype: str, target: "Target | None" = None, **flags: Any
-    ) -> "list[Problem]":
-        """The kernel problems behind a call of these extents and dtype: what the tuner tunes.
+    ) -> "list[Instance]":
+        """The kernel instances behind a call of these extents and dtype: what the tuner tunes.
 
         ``target``: leaves out what is a choice on other targets only. ``flags`` are the op's semantic options
         (``causal=True``). Raises InputError for missing or unknown dims and flags.

@@ -10,7 +10,7 @@ import torch
 from kpt.ops.calls import Call
 from kpt_dsl import runtime, targets
 from kpt_dsl.errors import InputError, KptError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.targets import Target
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ def warm_up(
 
     began, given = time.monotonic(), list(calls)
     chip, device = _place(target)
-    problems: list[Problem] = []
+    instances: list[Instance] = []
     refused: list[str] = []
     for call in given:
         try:
-            problems += call.problems(chip)
+            instances += call.instances(chip)
         except KptError as error:
             refused.append(f"{call}: {error}")
-    made = compile_ahead(problems, chip, processes, watch)
+    made = compile_ahead(instances, chip, processes, watch)
     if device is not None:
         _load(made, chip, device)
     return Warmed(len(given), made.binaries, time.monotonic() - began, (*refused, *dict.fromkeys(made.failed)))
@@ -66,9 +66,9 @@ def _load(made: "Ahead", chip: Target, device: int) -> None:
     """Prepare launches, of which those of other extents are made when they are called."""
     for wanted in made.wanted:
         try:
-            runtime.runtime(chip.backend).prepare(wanted.problem, wanted.config, device)
+            runtime.runtime(chip.backend).prepare(wanted.instance, wanted.config, device)
         except KptError as error:
-            made.failed.append(f"{wanted.problem}: {error}")
+            made.failed.append(f"{wanted.instance}: {error}")
 
 
 def _place(target: str | None) -> tuple[Target, int | None]:

@@ -8,7 +8,7 @@ from kpt.cli import options, output, select
 from kpt.cli.place import place
 from kpt_dsl.classes import extents
 from kpt_dsl.emit import emit
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.targets import Target
 
 
@@ -37,8 +37,8 @@ def explain(
     if db:
         lookup.use(db)
     where = place(target, device).target
-    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where)
-    found = [_explained(problem, where) for problem in problems]
+    instances = select.instances(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where)
+    found = [_explained(instance, where) for instance in instances]
     if json:
         output.as_json(found)
         return
@@ -46,20 +46,20 @@ def explain(
         output.table(("", ""), [(name, value) for name, value in one.items() if name not in ("key", "config")])
 
 
-def _explained(problem: Problem, target: Target) -> dict[str, Any]:
+def _explained(instance: Instance, target: Target) -> dict[str, Any]:
     from autotune_db import environment
 
-    answer = lookup.choose(problem, target)
+    answer = lookup.choose(instance, target)
     device = environment.device_name(target)
-    key = key_of(problem, device, target.backend, environment.compiler(target.backend))
+    key = key_of(instance, device, target.backend, environment.compiler(target.backend))
     return {
         "problem": key.title,
         "device": device,
         "compiler": key.compiler,
         "runs with": str(answer.config),
         "known from": answer.source,
-        "for": extents(problem, target),
-        "binary": emit(problem, target, answer.config).digest,
+        "for": extents(instance, target),
+        "binary": emit(instance, target, answer.config).digest,
         "microseconds": answer.entry.microseconds if answer.entry else None,
         "at": (answer.entry and output.extents(answer.entry)) or None,
         "id": key.digest,

@@ -10,7 +10,7 @@ from autotune_db.ledger import Watch
 
 
 class Bar:
-    """A line a problem. Where it is not shown it costs nothing."""
+    """A line an instance. Where it is not shown it costs nothing."""
 
     def __init__(self, shown: bool) -> None:
         self._progress = Progress(

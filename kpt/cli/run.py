@@ -1,4 +1,4 @@
-"""``kpt-tune run``: tunes problems one after another, on a device that is here or for one that is not."""
+"""``kpt-tune run``: tunes instances one after another, on a device that is here or for one that is not."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ from kpt.cli import options, output, parse, select
 from kpt.cli.place import Place, place
 from kpt.cli.progress import Bar
 from kpt_dsl.errors import KptError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -71,26 +71,26 @@ def run(
     where = place(target, device, offline)
     if db:
         lookup.use(db)
-    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where.target, calls)
+    instances = select.instances(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where.target, calls)
     if calls is not None:
-        problems = _not_measured(problems, where)
+        instances = _not_measured(instances, where)
     results: list[Result] = []
-    failures: list[tuple[Problem, str]] = []
+    failures: list[tuple[Instance, str]] = []
     with (
         Store(db) as store,
         Workshop(processes) as workshop,
         Bar(shown=not json) as bar,
         _stopping_as_ctrl_c_does() as signals,
     ):
-        for number, problem in enumerate(problems, 1):
-            watch = bar.of(f"[{number}/{len(problems)}] {problem}", seconds)
+        for number, instance in enumerate(instances, 1):
+            watch = bar.of(f"[{number}/{len(instances)}] {instance}", seconds)
             try:
-                results.append(_tuned(problem, where, store, seconds, trials, seed, workshop, watch))
+                results.append(_tuned(instance, where, store, seconds, trials, seed, workshop, watch))
             except Exception as error:  # also what happens between keys costs the one key
-                _log.debug("tuning of %s failed", problem, exc_info=True)
-                failures.append((problem, str(error) if isinstance(error, KptError) else repr(error)))
+                _log.debug("tuning of %s failed", instance, exc_info=True)
+                failures.append((instance, str(error) if isinstance(error, KptError) else repr(error)))
             except KeyboardInterrupt:
-                failures.append((problem, "interrupted"))
+                failures.append((instance, "interrupted"))
                 break
             if results and results[-1].interrupted:
                 break
@@ -104,13 +104,13 @@ def run(
         raise typer.Exit(FAILED)
 
 
-def _not_measured(problems: list[Problem], where: Place) -> list[Problem]:
+def _not_measured(instances: list[Instance], where: Place) -> list[Instance]:
     """Those that nobody measured; for a device that is not here, nor predicted."""
     enough = ("measured",) if where.device is not None else ("measured", "predicted")
-    answers = [(problem, lookup.choose(problem, where.target)) for problem in problems]
-    left = [problem for problem, answer in answers if answer.sibling or answer.provenance not in enough]
-    if known := len(problems) - len(left):
-        print(f"kpt-tune: {known} of {len(problems)} kernels are known and skipped", file=sys.stderr)
+    answers = [(instance, lookup.choose(instance, where.target)) for instance in instances]
+    left = [instance for instance, answer in answers if answer.sibling or answer.provenance not in enough]
+    if known := len(instances) - len(left):
+        print(f"kpt-tune: {known} of {len(instances)} kernels are known and skipped", file=sys.stderr)
     return left
 
 
@@ -134,7 +134,7 @@ def _stopping_as_ctrl_c_does() -> Iterator[list[int]]:
 
 
 def _tuned(
-    problem: Problem,
+    instance: Instance,
     where: Place,
     store: Store,
     seconds: float,
@@ -150,19 +150,19 @@ def _tuned(
 
     common: dict[str, Any] = {
         "budget": Budget(seconds, trials),
-        "warm": warm_starts(problem, where.target, store),
+        "warm": warm_starts(instance, where.target, store),
         "seed": seed,
         "workshop": workshop,
         "watch": watch,
     }
     if where.device is None:
-        return predict(problem, where.target, store, **common)
-    return tune(problem, where.target, store, device=where.device, **common)
+        return predict(instance, where.target, store, **common)
+    return tune(instance, where.target, store, device=where.device, **common)
 
 
-def _report(results: list[Result], failures: list[tuple[Problem, str]], json: bool) -> None:
+def _report(results: list[Result], failures: list[tuple[Instance, str]], json: bool) -> None:
     if json:
-        failed = [{"problem": str(problem), "error": reason} for problem, reason in failures]
+        failed = [{"problem": str(instance), "error": reason} for instance, reason in failures]
         output.as_json({"results": [output.result_dict(result) for result in results], "failures": failed})
         return
     if results:
@@ -171,8 +171,8 @@ def _report(results: list[Result], failures: list[tuple[Problem, str]], json: bo
             [_row(result) for result in results],
             numbers=("µs", "first µs", "speed-up", "trials", "seconds"),
         )
-    for problem, reason in failures:
-        print(f"kpt-tune: {problem}: {reason}", file=sys.stderr)
+    for instance, reason in failures:
+        print(f"kpt-tune: {instance}: {reason}", file=sys.stderr)
 
 
 def _row(result: Result) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Which problems a command is about: an op, a stranger's kernel, or a preset, with shapes, dtype and flags."""
+"""Which instances a command is about: an op, a stranger's kernel, or a preset, with shapes, dtype and flags."""
 
 import difflib
 import sys
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from kpt.cli import parse
 from kpt_dsl.classes import options
 from kpt_dsl.errors import InputError
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import from_name
-from kpt_dsl.problem import Problem
 
 if TYPE_CHECKING:
     from kpt.ops.registry import Op
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT_DTYPE = "bf16"
 
 
-def problems(
+def instances(
     ops: Sequence[str],
     kernel: str | None,
     preset: str | None,
@@ -29,8 +29,8 @@ def problems(
     flags: Sequence[str],
     target: "Target",
     calls: Path | None = None,
-) -> list[Problem]:
-    """Every kernel problem that is meant on a target, each once; those of ``calls`` by how much time they take, most first.
+) -> list[Instance]:
+    """Every kernel instance that is meant on a target, each once; those of ``calls`` by how much time they take, most first.
 
     Raises InputError for what is unknown, missing or does not go together.
     """
@@ -79,36 +79,36 @@ def _op(name: str) -> "Op":
     return known[name]
 
 
-def _of_calls(file: Path, target: "Target") -> list[Problem]:
+def _of_calls(file: Path, target: "Target") -> list[Instance]:
     from kpt.ops.calls import Calls
 
-    taken: Counter[Problem] = Counter()
+    taken: Counter[Instance] = Counter()
     for call in Calls.load(file):
-        for problem in call.problems(target):
-            taken[problem] += call.often * _microseconds(problem, target)
+        for instance in call.instances(target):
+            taken[instance] += call.often * _microseconds(instance, target)
     if not taken:
         raise InputError(f"{file} has no calls with kernels of kpt")
-    return [problem for problem, _ in taken.most_common()]
+    return [instance for instance, _ in taken.most_common()]
 
 
-def _microseconds(problem: Problem, target: "Target") -> int:
+def _microseconds(instance: Instance, target: "Target") -> int:
     """About how long a kernel takes, 1 or more."""
-    space = options(problem, target)
+    space = options(instance, target)
     return 1 + round(space.seconds(space.first) * 1e6)
 
 
-def _of_preset(preset: str, ops: Sequence[str], dtypes: Sequence[str], target: "Target") -> list[Problem]:
+def _of_preset(preset: str, ops: Sequence[str], dtypes: Sequence[str], target: "Target") -> list[Instance]:
     known = presets()
     if preset not in known:
         raise InputError(f"unknown preset {preset!r}{_guess(preset, known)} known are {', '.join(known)}")
     chosen = [_op(name) for name in ops or known[preset]]
     found = [
-        problem
+        instance
         for op in chosen
         for shape in op.shapes
         if shape.model == preset
         for dtype in dtypes or [shape.dtype]
-        for problem in op.problems(shape.dims, dtype, target, **shape.flags)
+        for instance in op.instances(shape.dims, dtype, target, **shape.flags)
     ]
     if not found:
         raise InputError(
@@ -123,30 +123,30 @@ def _of_ops(
     dtypes: Sequence[str],
     flags: dict[str, parse.FlagValue],
     target: "Target",
-) -> list[Problem]:
+) -> list[Instance]:
     found = []
     for op in map(_op, names):
         usual = {shape.dtype for shape in op.shapes}
         default = DEFAULT_DTYPE if DEFAULT_DTYPE in usual or not usual else min(usual)
         for dims in extents:
             for dtype in dtypes or [default]:
-                found += op.problems(dims, dtype, target, **flags)
+                found += op.instances(dims, dtype, target, **flags)
     return found
 
 
 def _of_kernel(
     name: str, extents: Sequence[dict[str, int]], dtypes: Sequence[str], statics: dict[str, parse.FlagValue]
-) -> list[Problem]:
+) -> list[Instance]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a kernel in the present folder is found by its name; what is installed goes before it
     kernel = from_name(name)
     tensors = tuple(kernel.tensors)
     return [
-        Problem.of_shapes(kernel, dims, parse.dtypes(dtype, tensors), statics) for dims in extents for dtype in dtypes
+        Instance.of_shapes(kernel, dims, parse.dtypes(dtype, tensors), statics) for dims in extents for dtype in dtypes
     ]
 
 
-def _unique(found: Sequence[Problem]) -> list[Problem]:
+def _unique(found: Sequence[Instance]) -> list[Instance]:
     return list(dict.fromkeys(found))
 
 

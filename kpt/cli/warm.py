@@ -48,21 +48,21 @@ def warm(
     if db:
         lookup.use(db)
     where = place(target, device).target
-    problems = select.problems(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where, calls)
+    instances = select.instances(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where, calls)
     began = time.monotonic()
     with Count("compiling", shown=not json) as count:
-        made = compile_ahead(problems, where, processes, count)
+        made = compile_ahead(instances, where, processes, count)
     seconds = round(time.monotonic() - began, 1)
     failed = list(dict.fromkeys(made.failed))
     found = {
-        "target": where.name, "problems": len(problems), "binaries": made.binaries, "seconds": seconds,
+        "target": where.name, "problems": len(instances), "binaries": made.binaries, "seconds": seconds,
         "cache": str(cache.folder()), "failed": failed,
     }  # fmt: skip
     if json:
         output.as_json(found)
     else:
         print(
-            f"{made.binaries} binaries of {len(problems)} kernels for {where.name} in {seconds} s, in {cache.folder()}"
+            f"{made.binaries} binaries of {len(instances)} kernels for {where.name} in {seconds} s, in {cache.folder()}"
         )
         for why in failed:
             print(f"not made: {why}")

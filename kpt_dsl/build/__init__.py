@@ -1,6 +1,6 @@
 """Compiling a kernel for a target, present or not: one builder module a backend, reports kept on disk.
 
-A builder module has one function, ``compile(problem, target, config) -> Report``. Ours are ``kpt_dsl.build.<backend>``; a
+A builder module has one function, ``compile(instance, target, config) -> Report``. Ours are ``kpt_dsl.build.<backend>``; a
 package adds its own through an entry point of the group ``kpt.builders`` named like the ``backend`` of its targets.
 """
 
@@ -12,7 +12,7 @@ from kpt_dsl.errors import TargetError
 from kpt_dsl.extensions import entry_points
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
@@ -21,13 +21,13 @@ __all__ = ["Report", "compile"]
 _OWN = ("triton", "pallas", "numpy")
 
 
-def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
-    """Compile a problem for a target under a config, and report what it takes. No device is needed.
+def compile(instance: "Instance", target: "Target", config: "Config") -> Report:
+    """Compile an instance for a target under a config, and report what it takes. No device is needed.
 
     Raises CompileError where the compiler refuses or the result cannot run on the target, ConfigError for a config that does
     not fit the kernel, TargetError where nothing compiles for the target, MissingPackageError where the compiler is missing.
     """
-    report: Report = _builder(target.backend).compile(problem, target, config)
+    report: Report = _builder(target.backend).compile(instance, target, config)
     return report
 
 

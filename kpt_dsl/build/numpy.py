@@ -7,13 +7,13 @@ from kpt_dsl.build.report import Report
 from kpt_dsl.emit import emit
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
 
-def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
+def compile(instance: "Instance", target: "Target", config: "Config") -> Report:
     """Generate the source and say where it is."""
-    source = emit(problem, target, config)
+    source = emit(instance, target, config)
     entry = cache.Entry("source", source.digest)
     return Report(target.name, str(config), forms=entry.put({"source.py": source.text}))

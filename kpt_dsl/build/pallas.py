@@ -17,18 +17,18 @@ from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import CompileError, TargetError
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
 
-def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
+def compile(instance: "Instance", target: "Target", config: "Config") -> Report:
     """Compile, or find the report of an earlier compilation.
 
     Raises CompileError where the compiler refuses (a kernel that does not fit VMEM, with the sizes), MissingPackageError
     without JAX or libtpu, and as ``emit`` does.
     """
-    source = emit(problem, target, config)
+    source = emit(instance, target, config)
     key = f"{source.text}\0{target.name}\0{versions()}"
     entry = Entry("pallas-reports", hashlib.sha256(key.encode()).hexdigest()[:32])
     if (found := entry.get_json("report.json")) is not None:

@@ -24,16 +24,16 @@ from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime.triton_module import LOCK, function, triton_package
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
 HOPPER = "sm_90"
 
 
-def compile(problem: "Problem", target: "Target", config: "Config") -> Report:
+def compile(instance: "Instance", target: "Target", config: "Config") -> Report:
     """Compile, or find the report of an earlier compilation. Raises as ``kpt_dsl.build.compile`` says."""
-    source = emit(problem, target, config)
+    source = emit(instance, target, config)
     entry = Entry("triton-reports", _key(source, target))
     found = entry.get_json("report.json")
     if found is not None:

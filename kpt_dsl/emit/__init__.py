@@ -1,7 +1,9 @@
 """From a kernel, a target and a config to source text: one emitter module a backend, found by the backend's name.
 
-An emitter module has one function, ``emit(problem, target, config) -> Source``. Ours are in ``OWN``; a package adds its own
-through an entry point of the group ``kpt.emitters`` named like the ``backend`` of its targets.
+An emitter module has two functions. ``facts(kernel, extents, config)`` says what of a call's extents a text has to know, as
+something hashable; ``emit(kernel, known, target, config) -> Source`` writes the text from tile IR and these facts, and is given
+no extents beside. Ours are in ``OWN``; a package adds its own through an entry point of the group ``kpt.emitters`` named like
+the ``backend`` of its targets.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ from kpt_dsl.errors import TargetError
 from kpt_dsl.extensions import entry_points
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
@@ -26,7 +28,7 @@ class Source:
     """Generated source: ``text`` is a module, ``name`` the function in it to run.
 
     ``abi`` is the emitter's note to its own runtime: arguments, grid and compile options, in a record of the backend's own.
-    Two problems with equal ``text`` and ``abi`` share one binary.
+    Two instances with equal ``text`` and ``abi`` share one binary.
     """
 
     backend: str
@@ -52,7 +54,8 @@ def emitter(backend: str) -> Any:
     )
 
 
-def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
-    """Generate the source of a problem for a target and a config."""
-    source: Source = emitter(target.backend).emit(problem, target, config)
+def emit(instance: "Instance", target: "Target", config: "Config") -> Source:
+    """Generate the source of an instance for a target and a config."""
+    backend, kernel = emitter(target.backend), instance.lower(config)
+    source: Source = backend.emit(kernel, backend.facts(kernel, instance.extents, config), target, config)
     return source

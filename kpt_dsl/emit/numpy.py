@@ -19,7 +19,7 @@ from kpt_dsl.errors import ConfigError
 from kpt_dsl.passes import indices
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.extents import Extents
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
@@ -108,16 +108,21 @@ def to_int(x, dtype):
 }
 
 
-def emit(problem: "Problem", target: "Target | None", config: "Config", precision: Precision = "typed") -> Source:
-    """The NumPy source of a problem; ``config`` holds its block sizes and choices, any target is as good as none.
+def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> None:
+    """Nothing: the text reads extents off its arrays, whose slices may be as long as dims."""
 
-    Raises ConfigError where a block size is missing or not a positive integer.
-    """
-    return emit_kernel(problem.lower(config), config, precision)
+
+def emit(kernel: ir.Kernel, known: None, target: "Target", config: "Config") -> Source:
+    """The NumPy source of a kernel, which is the same for any target. Raises as ``emit_kernel``."""
+    return emit_kernel(kernel, config)
 
 
 def emit_kernel(kernel: ir.Kernel, config: Mapping[str, object], precision: Precision = "typed") -> Source:
-    """The same from IR. ``abi`` names the arguments of the function, in order: the present tensors, the scalars."""
+    """The NumPy source of a kernel; ``config`` holds its block sizes. ``abi`` names the arguments of the function, in order:
+    the present tensors, the scalars.
+
+    Raises ConfigError where a block size is missing or not a positive integer.
+    """
     emitter = _Emitter(kernel, config, precision)
     return Source("numpy", emitter.name(kernel.name), emitter.module(), abi=tuple(a.name for a in _arguments(kernel)))
 

@@ -24,8 +24,8 @@ from kpt_dsl.ir import Expr, Loc
 
 
 @dataclass(frozen=True)
-class Specialisation:
-    """What a kernel is lowered for: its parameters as IR or static values, all known dims, the choices taken, what its names
+class Given:
+    """What a kernel is read with: its parameters as IR or static values, all known dims, the choices taken, what its names
     from outside mean, and which tensors and scalars are None, with their dims."""
 
     name: str
@@ -39,9 +39,9 @@ class Specialisation:
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def lower(spec: Specialisation) -> ir.Kernel:
+def lower(given: Given) -> ir.Kernel:
     """The tile IR of one specialisation. Raises KernelError where the text is not a kernel."""
-    return _Lowering(spec).kernel()
+    return _Lowering(given).kernel()
 
 
 @dataclass
@@ -62,14 +62,14 @@ class _Return(Exception):
 class _Lowering(Expressions):
     """State of one pass over a kernel: its variables and loops, and the statements made so far."""
 
-    def __init__(self, spec: Specialisation) -> None:
-        values: dict[str, Any] = dict(spec.statics)
-        values |= {t.name: t for t in spec.tensors}
-        values |= {s.name: ir.Param(s.name, type=ir.Type(s.dtype)) for s in spec.scalars}
-        absent = {name: name for name in spec.absent}
-        super().__init__(spec.source, Local(values, {}, "", absent), spec.dims, spec.choices, spec.outside)
-        self.spec = spec
-        self.without_extents = spec.absent
+    def __init__(self, given: Given) -> None:
+        values: dict[str, Any] = dict(given.statics)
+        values |= {t.name: t for t in given.tensors}
+        values |= {s.name: ir.Param(s.name, type=ir.Type(s.dtype)) for s in given.scalars}
+        absent = {name: name for name in given.absent}
+        super().__init__(given.source, Local(values, {}, "", absent), given.dims, given.choices, given.outside)
+        self.given = given
+        self.without_extents = given.absent
         self.types: dict[str, ir.Type] = {}
         self.block: list[ir.Stmt] = []
         self.loops: list[_Loop] = []
@@ -81,10 +81,10 @@ class _Lowering(Expressions):
         tree = self.source.tree
         self.statements(tree.body)
         if not self.grid:
-            fail(self.source.loc(tree), f"kernel {self.spec.name} has no parallel loop",
+            fail(self.source.loc(tree), f"kernel {self.given.name} has no parallel loop",
                  "its work goes into `for ... in kd.parallel(...)`, one program an iteration")  # fmt: skip
         kernel = ir.Kernel(
-            self.spec.name, self.spec.tensors, self.spec.scalars, self.grid, tuple(self.block),
+            self.given.name, self.given.tensors, self.given.scalars, self.grid, tuple(self.block),
             tuple(self.options.items()), loc=self.source.loc(tree),
         )  # fmt: skip
         check_tiling(kernel)
@@ -205,7 +205,7 @@ class _Lowering(Expressions):
     def fresh(self, name: str) -> str:
         """A variable name that no other variable, argument or tile has."""
         taken = (
-            self.types.keys() | self.tiles | {t.name for t in self.spec.tensors} | {s.name for s in self.spec.scalars}
+            self.types.keys() | self.tiles | {t.name for t in self.given.tensors} | {s.name for s in self.given.scalars}
         )
         candidate, count = name, 1
         while candidate in taken:

@@ -1,7 +1,7 @@
 """Running kernels: which backend serves a call, which config it takes, and the door to each backend's own runtime.
 
-A runtime module has ``target(arrays)``, whose configs it takes; ``run(problem, arrays, config)``, which gives the outputs by
-name where arrays cannot be written in place; ``launcher(problem, arrays, config, target)``. Ours are
+A runtime module has ``target(arrays)``, whose configs it takes; ``run(instance, arrays, config)``, which gives the outputs by
+name where arrays cannot be written in place; ``launcher(instance, arrays, config, target)``. Ours are
 ``kpt_dsl.runtime.<backend>``; a package adds its own through an entry point of the group ``kpt.runtimes``.
 """
 
@@ -16,7 +16,7 @@ from kpt_dsl.arrays import library
 from kpt_dsl.classes import options
 from kpt_dsl.errors import InputError
 from kpt_dsl.extensions import entry_points
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.binding import bind
 from kpt_dsl.space import Config
 
@@ -48,13 +48,13 @@ def call(
         launch(*arguments.values())
         _note_written(kernel, arguments)
         return None
-    problem, arguments = bind(kernel, arguments)
+    instance, arguments = bind(kernel, arguments)
     if kernel.integers:
-        problem.check_integers(arguments)
-    found, _ = chosen(problem, arguments, backend)
+        instance.check_integers(arguments)
+    found, _ = chosen(instance, arguments, backend)
     if config is not None and config != {}:
-        found = _overridden(problem, runtime(backend).target(arguments), found, Config(config))
-    outputs = run(problem, arguments, found, backend)
+        found = _overridden(instance, runtime(backend).target(arguments), found, Config(config))
+    outputs = run(instance, arguments, found, backend)
     _note_written(kernel, arguments)
     return outputs
 
@@ -67,28 +67,28 @@ def _note_written(kernel: "Definition", arguments: Mapping[str, Any]) -> None:
 
 
 @lru_cache(maxsize=512)
-def _overridden(problem: Problem, target: "Target", found: Config, knobs: Config) -> Config:
-    return options(problem, target).overridden(found, knobs)
+def _overridden(instance: Instance, target: "Target", found: Config, knobs: Config) -> Config:
+    return options(instance, target).overridden(found, knobs)
 
 
-def run(problem: Problem, arrays: Mapping[str, Any], config: Config, backend: str) -> Outputs:
-    """Run a problem on its arguments by name. Outputs are written in place; for arrays that cannot be, they are returned.
+def run(instance: Instance, arrays: Mapping[str, Any], config: Config, backend: str) -> Outputs:
+    """Run an instance on its arguments by name. Outputs are written in place; for arrays that cannot be, they are returned.
 
     "triton": CUDA and ROCm tensors on their device, CPU tensors under Triton's interpreter; "pallas": JAX arrays on their TPU,
     else in interpret mode; "numpy": NumPy arrays and CPU tensors.
     """
-    outputs: Outputs = runtime(backend).run(problem, arrays, config)
+    outputs: Outputs = runtime(backend).run(instance, arrays, config)
     return outputs
 
 
-def chosen(problem: Problem, arrays: Mapping[str, Any], backend: str) -> tuple[Config, str]:
+def chosen(instance: Instance, arrays: Mapping[str, Any], backend: str) -> tuple[Config, str]:
     """The config that a call would take, and where it comes from ("measured", "shipped", …, "rule")."""
-    return configs.choose(problem, runtime(backend).target(arrays))
+    return configs.choose(instance, runtime(backend).target(arrays))
 
 
-def launcher(problem: Problem, arrays: Mapping[str, Any], config: Config, target: "Target") -> Callable[[], None]:
+def launcher(instance: Instance, arrays: Mapping[str, Any], config: Config, target: "Target") -> Callable[[], None]:
     """A launch with everything bound, for measuring: calling it starts the kernel and does not wait."""
-    launch: Callable[[], None] = runtime(target.backend).launcher(problem, arrays, config, target)
+    launch: Callable[[], None] = runtime(target.backend).launcher(instance, arrays, config, target)
     return launch
 
 

@@ -1,4 +1,4 @@
-"""From a call's arguments to a problem, remembered: binding anew on each call would cost more than launching.
+"""From a call's arguments to an instance, remembered: binding anew on each call would cost more than launching.
 
 What is remembered is asked of each argument's layout, type and kind; values are looked at by nobody.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kpt_dsl import arrays
 from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.outside import Helper
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ _KEPT = 4096
 
 
 class _Bound(NamedTuple):
-    """A problem, and which tensors it was bound to are not what they seem: ``negated`` mean the negative of what their memory
+    """An instance, and which tensors it was bound to are not what they seem: ``negated`` mean the negative of what their memory
     holds, ``graded`` need gradients."""
 
-    problem: Problem
+    instance: Instance
     negated: tuple[str, ...]
     graded: tuple[str, ...]
 
@@ -32,8 +32,8 @@ _known: dict[Hashable, _Bound] = {}
 _lock = threading.Lock()
 
 
-def bind(kernel: "Definition", arguments: Mapping[str, Any]) -> tuple[Problem, Mapping[str, Any]]:
-    """The problem of a call, and its arguments by name, with inputs whose memory holds their values.
+def bind(kernel: "Definition", arguments: Mapping[str, Any]) -> tuple[Instance, Mapping[str, Any]]:
+    """The instance of a call, and its arguments by name, with inputs whose memory holds their values.
 
     Raises InputError for arguments that do not fit, outputs that are negated views, tensors without memory, and, where
     gradients are recorded, tensors that need them.
@@ -52,7 +52,7 @@ def bind(kernel: "Definition", arguments: Mapping[str, Any]) -> tuple[Problem, M
         RuntimeError,
         TypeError,
     ):  # no array, one without memory, or an argument that cannot be a key
-        return _first(kernel, arguments).problem, arguments
+        return _first(kernel, arguments).instance, arguments
     if known is None:
         known = _first(kernel, arguments)
         with _lock:
@@ -63,11 +63,11 @@ def bind(kernel: "Definition", arguments: Mapping[str, Any]) -> tuple[Problem, M
         _refuse_gradients(kernel, known.graded)
     if known.negated:
         arguments = {**arguments, **_resolved(arguments, known.negated)}
-    return known.problem, arguments
+    return known.instance, arguments
 
 
 def _static(value: Any) -> Hashable:
-    """All that a problem keeps of a static argument."""
+    """All that an instance keeps of a static argument."""
     return value.now() if isinstance(value, Helper) else told_apart(value)
 
 
@@ -80,11 +80,11 @@ def _first(kernel: "Definition", arguments: Mapping[str, Any]) -> _Bound:
             f"{kernel.name}: output {outputs[0]} is a negated view, as of a conjugated tensor: what a kernel writes to its "
             f"memory would be read with the other sign; give a tensor of its own, and copy"
         )
-    problem = Problem.bind(kernel, {**arguments, **_resolved(arguments, negated)})
+    instance = Instance.bind(kernel, {**arguments, **_resolved(arguments, negated)})
     for name, array in present.items():
         if trouble := arrays.why_no_memory(array):
             raise InputError(f"{kernel.name}: {name} {trouble}")
-    return _Bound(problem, negated, tuple(name for name, tensor in torch.items() if tensor.requires_grad))
+    return _Bound(instance, negated, tuple(name for name, tensor in torch.items() if tensor.requires_grad))
 
 
 def _resolved(arguments: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -13,31 +13,31 @@ from kpt_dsl import targets
 from kpt_dsl.arrays import library
 from kpt_dsl.dtypes import DType, dtype
 from kpt_dsl.emit import Source
-from kpt_dsl.emit.numpy import Precision, emit
+from kpt_dsl.emit.numpy import Precision, emit_kernel
 from kpt_dsl.errors import InputError
 from kpt_dsl.runtime.memory import overwritten, refuse_shared_outputs
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def run(problem: "Problem", arrays: Mapping[str, Any], config: "Config", precision: Precision = "typed") -> None:
-    """Run a problem on its arguments by name, tensors and scalars; outputs are written in place.
+def run(instance: "Instance", arrays: Mapping[str, Any], config: "Config", precision: Precision = "typed") -> None:
+    """Run an instance on its arguments by name, tensors and scalars; outputs are written in place.
 
     ``precision="f64"`` computes in float64 whatever the dtypes; float64 outputs then keep what was computed.
     Raises InputError for an array that is neither NumPy's nor a torch tensor of the CPU, and for outputs that share memory.
     """
-    kernel = problem.kernel
+    kernel = instance.kernel
     views = {name: as_numpy(name, arrays[name]) for name in kernel.tensors if arrays[name] is not None}
     refuse_shared_outputs(kernel, views)
     views |= {name: views[name].copy() for name in overwritten(kernel, views)}
-    source = emit(problem, None, config, precision)
+    source = emit_kernel(instance.lower(config), config, precision)
     load(source)(*(views[name] if name in views else arrays[name] for name in source.abi))
 
 
@@ -46,9 +46,9 @@ def target(arrays: Mapping[str, Any]) -> "Target":
     return targets.get("cpu")
 
 
-def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
+def launcher(instance: "Instance", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
     """A run with everything bound."""
-    return lambda: run(problem, arrays, config)
+    return lambda: run(instance, arrays, config)
 
 
 @lru_cache(maxsize=256)

@@ -21,7 +21,7 @@ from kpt_dsl.runtime.memory import refuse_shared_outputs
 from kpt_dsl.runtime.numpy import as_numpy
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
@@ -69,19 +69,19 @@ def target(arrays: Mapping[str, Any]) -> "Target":
 
 
 def run(
-    problem: "Problem", arrays: Mapping[str, Any], config: "Config", interpret: Any = None
+    instance: "Instance", arrays: Mapping[str, Any], config: "Config", interpret: Any = None
 ) -> dict[str, Any] | None:
-    """Run a problem on its arguments by name; the outputs by name where they are JAX's, else they are written in place.
+    """Run an instance on its arguments by name; the outputs by name where they are JAX's, else they are written in place.
 
     ``interpret``: True or ``pltpu.InterpretParams(...)``; by default only where there is no TPU.
     Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU, and for outputs that share memory.
     """
-    if 0 in dict(problem.dims).values():
-        return _run_empty(problem, arrays, config)
-    written = {name: arrays[name] for name, role in problem.kernel.roles.items() if role == "out"}
+    if 0 in dict(instance.extents.dims).values():
+        return _run_empty(instance, arrays, config)
+    written = {name: arrays[name] for name, role in instance.kernel.roles.items() if role == "out"}
     in_place = {name: a for name, a in written.items() if a is not None and not _is_jax(a)}
-    refuse_shared_outputs(problem.kernel, {name: as_numpy(name, array) for name, array in in_place.items()})
-    found = _call(problem, arrays, config, target(arrays), interpret)()
+    refuse_shared_outputs(instance.kernel, {name: as_numpy(name, array) for name, array in in_place.items()})
+    found = _call(instance, arrays, config, target(arrays), interpret)()
     if in_place:
         jax_package().block_until_ready(found)  # inputs, which may share memory with outputs, have been read
     for name, array in in_place.items():
@@ -89,25 +89,25 @@ def run(
     return {name: array for name, array in found.items() if name not in in_place} or None
 
 
-def _run_empty(problem: "Problem", arrays: Mapping[str, Any], config: "Config") -> dict[str, Any] | None:
-    """A problem with an empty dim, of which no block can be made: on NumPy, since there is next to nothing to compute."""
+def _run_empty(instance: "Instance", arrays: Mapping[str, Any], config: "Config") -> dict[str, Any] | None:
+    """An instance with an empty dim, of which no block can be made: on NumPy, since there is next to nothing to compute."""
     import numpy as np
 
     from kpt_dsl.runtime import numpy
 
-    held = {n: np.asarray(a) for n, a in arrays.items() if _is_jax(a) and problem.kernel.roles.get(n) == "in"}
+    held = {n: np.asarray(a) for n, a in arrays.items() if _is_jax(a) and instance.kernel.roles.get(n) == "in"}
     outputs = {
-        name: np.zeros(problem.shape(name), array.dtype)
+        name: np.zeros(instance.shape(name), array.dtype)
         for name, array in arrays.items()
-        if _is_jax(array) and problem.kernel.roles.get(name) == "out"
+        if _is_jax(array) and instance.kernel.roles.get(name) == "out"
     }
-    numpy.run(problem, {**arrays, **held, **outputs}, config)
+    numpy.run(instance, {**arrays, **held, **outputs}, config)
     return {name: jax_package().numpy.asarray(array) for name, array in outputs.items()} or None
 
 
-def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
+def launcher(instance: "Instance", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
     """A launch with all arguments bound; it does not wait for the device."""
-    call = _call(problem, arrays, config, target, None)
+    call = _call(instance, arrays, config, target, None)
 
     def launch() -> None:
         call()
@@ -115,23 +115,23 @@ def launcher(problem: "Problem", arrays: Mapping[str, Any], config: "Config", ta
     return launch
 
 
-def jax_function(problem: "Problem", config: "Config", target: "Target", interpret: Any = False) -> JaxFunction:
+def jax_function(instance: "Instance", config: "Config", target: "Target", interpret: Any = False) -> JaxFunction:
     """The generated function: the kernel's inputs in order, then its scalars, to its outputs (a tuple where there are several).
 
     An ordinary JAX function: it can be jitted, mapped over devices and exported.
     """
-    return _generated(emit(problem, target, config), interpret)
+    return _generated(emit(instance, target, config), interpret)
 
 
 def _call(
-    problem: "Problem", arrays: Mapping[str, Any], config: "Config", target: "Target", interpret: Any
+    instance: "Instance", arrays: Mapping[str, Any], config: "Config", target: "Target", interpret: Any
 ) -> Callable[[], dict[str, Any]]:
     """A run with its arguments bound, which gives the outputs by name."""
-    source = emit(problem, target, config)
+    source = emit(instance, target, config)
     if interpret is None:
         interpret = _tpu(arrays) is None
     abi = source.abi
-    roles = problem.kernel.roles
+    roles = instance.kernel.roles
     arguments = [_as_jax(a.name, arrays[a.name], roles[a.name] == "out") for a in abi.inputs]
     arguments += [arrays[a.name] for a in abi.scalars]
     traced = any(isinstance(a, jax_package().core.Tracer) for a in arguments)

@@ -11,8 +11,8 @@ from kpt_dsl.checks import is_on
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.emit.triton.abi import Descriptor, Pointer, Report, Scalar, TritonAbi
 from kpt_dsl.errors import InputError, TargetError
+from kpt_dsl.instance import Instance
 from kpt_dsl.passes import indices
-from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import triton_class
 from kpt_dsl.runtime.memory import copied, overwritten, refuse_shared_outputs
 from kpt_dsl.runtime.numpy import as_numpy
@@ -20,6 +20,7 @@ from kpt_dsl.runtime.triton_class import Known
 from kpt_dsl.runtime.triton_interpreter import interpret
 from kpt_dsl.runtime.triton_launch import CheckedLaunch, Launch, maker, numbers
 from kpt_dsl.runtime.triton_module import function
+from kpt_dsl.specialisation import Specialisation
 
 if TYPE_CHECKING:
     from kpt_dsl.definition import Definition
@@ -42,22 +43,22 @@ def target(arrays: Mapping[str, Any]) -> "Target":
     return _stand_in() if device.type == "cpu" else present(device.index)
 
 
-def run(problem: Problem, arrays: Mapping[str, Any], config: "Config") -> None:
-    """Run a problem on torch tensors; outputs are written in place."""
+def run(instance: Instance, arrays: Mapping[str, Any], config: "Config") -> None:
+    """Run an instance on torch tensors; outputs are written in place."""
     device = _device(arrays)
     if device.type == "cpu":
-        interpret_for(_stand_in(), problem, arrays, config)
+        interpret_for(_stand_in(), instance, arrays, config)
     else:
-        prepare(problem, config, device.index)(*(arrays[name] for name in problem.kernel.signature.parameters))
+        prepare(instance, config, device.index)(*(arrays[name] for name in instance.kernel.signature.parameters))
 
 
-def launcher(problem: Problem, arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
+def launcher(instance: Instance, arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
     """A launch with all arguments bound. It keeps them alive, as measuring needs."""
     device = _device(arrays)
     if device.type == "cpu":
-        return lambda: interpret_for(target, problem, arrays, config)
-    launch = _prepared(problem, with_precision(problem, config, present(device.index)), device.index)
-    arguments = tuple(arrays[name] for name in problem.kernel.signature.parameters)
+        return lambda: interpret_for(target, instance, arrays, config)
+    launch = _prepared(instance, with_precision(instance, config, present(device.index)), device.index)
+    arguments = tuple(arrays[name] for name in instance.kernel.signature.parameters)
     return lambda: launch(*arguments)
 
 
@@ -92,25 +93,25 @@ def _gpu(tensors: Sequence[Any]) -> int | None:
     return number
 
 
-def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem]:
+def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Specialisation]:
     """A launch for arguments of a kernel, and others of their dtypes, shapes, strides and alignment, on a CUDA or ROCm device;
-    and a problem of the same kernel and statics.
+    and their specialisation.
 
     Where another launch was made for other extents of their class, it is that one with other numbers. Raises as ``prepare``,
     and InputError for arguments that do not fit.
     """
     if (found := known_launch(kernel, arguments, device)) is not None:
         return found
-    problem = Problem.bind(kernel, kernel.bind(*arguments))
-    return prepare(problem, configs.choose(problem, present(device))[0], device), problem
+    instance = Instance.bind(kernel, kernel.bind(*arguments))
+    return prepare(instance, configs.choose(instance, present(device))[0], device), instance.specialisation
 
 
-def known_launch(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Problem] | None:
+def known_launch(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Specialisation] | None:
     """What ``prepared`` gives, where it takes no look at the kernel."""
     first = next(a for a in arguments if hasattr(a, "shape"))
     for known in launches(kernel, device, first.shape, circumstances()):
         if (launch := known.at(*arguments)) is not None and known.means_the_same():
-            return launch, known.sample
+            return launch, known.specialisation
     return None
 
 
@@ -120,9 +121,9 @@ def launches(kernel: "Definition", device: int, shape: Sequence[int], under: tup
     return _made(kernel, device, tuple([(n - 1).bit_length() for n in shape]), *under)
 
 
-def launches_of(problem: Problem, device: int, under: tuple[Hashable, ...]) -> list[Known]:
-    """Those that may serve a problem."""
-    return launches(problem.kernel, device, problem.shape(problem.strides[0][0]), under)
+def launches_of(instance: Instance, device: int, under: tuple[Hashable, ...]) -> list[Known]:
+    """Those that may serve an instance."""
+    return launches(instance.kernel, device, instance.shape(instance.extents.strides[0][0]), under)
 
 
 @lru_cache(maxsize=4096)
@@ -143,31 +144,31 @@ def _precision() -> Callable[[], str]:
     return float32_products
 
 
-def prepare(problem: Problem, config: "Config", device: int) -> Launch:
-    """A launch of a problem on a CUDA or ROCm device, compiled if it has to be; checked while ``kpt_dsl.checking`` asks for it.
+def prepare(instance: Instance, config: "Config", device: int) -> Launch:
+    """A launch of an instance on a CUDA or ROCm device, compiled if it has to be, checked where ``kpt_dsl.checking`` asks.
 
     Raises ConfigError or CompileError where the config does not fit, TargetError for a GPU that no target describes.
     """
     # The precision that the user allows now is part of what is remembered.
-    config = with_precision(problem, config, present(device))
-    return _prepared(problem, _checking(problem, config) if is_on() else config, device)
+    config = with_precision(instance, config, present(device))
+    return _prepared(instance, _checking(instance, config) if is_on() else config, device)
 
 
 @lru_cache(maxsize=4096)
-def _prepared(problem: Problem, config: "Config", device: int) -> Launch:
+def _prepared(instance: Instance, config: "Config", device: int) -> Launch:
     from kpt_dsl.build.triton import binary
 
     chip = present(device)
-    source = emit(problem, chip, config)
+    source = emit(instance, chip, config)
     kind = CheckedLaunch if source.abi.places else Launch
-    launch = kind(problem, source, binary(source, chip.arch, chip.warp_lanes, device), device)
-    taken = not is_on() and config == with_precision(problem, configs.choose(problem, chip)[0], chip)
-    if taken and (left := triton_class.written(problem, chip, config, source)) is not None:
-        triton_class.remember(launches_of(problem, device, circumstances()), problem, *left, launch)
+    launch = kind(instance, source, binary(source, chip.arch, chip.warp_lanes, device), device)
+    taken = not is_on() and config == with_precision(instance, configs.choose(instance, chip)[0], chip)
+    if taken and (left := triton_class.written(instance, chip, config, source)) is not None:
+        triton_class.remember(launches_of(instance, device, circumstances()), instance, *left, launch)
     return launch
 
 
-def interpret_for(chip: "Target", problem: Problem, arrays: Mapping[str, Any], config: "Config") -> None:
+def interpret_for(chip: "Target", instance: Instance, arrays: Mapping[str, Any], config: "Config") -> None:
     """Run the code generated for a GPU under Triton's interpreter, on tensors of the CPU.
 
     Raises InputError for outputs that share memory.
@@ -175,18 +176,18 @@ def interpret_for(chip: "Target", problem: Problem, arrays: Mapping[str, Any], c
     import torch
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    kernel = problem.kernel
+    kernel = instance.kernel
     views = {name: as_numpy(name, arrays[name]) for name in kernel.tensors if arrays[name] is not None}
     refuse_shared_outputs(kernel, views)
     arrays = {**arrays, **{name: copied(arrays[name]) for name in overwritten(kernel, views)}}
-    source = emit(problem, chip, _checking(problem, config))
+    source = emit(instance, chip, _checking(instance, config))
     abi: TritonAbi = source.abi
-    programs = abi.tiles(dict(problem.dims))
+    programs = abi.tiles(dict(instance.extents.dims))
     if not programs:
         return
     if abi.persistent:
         programs = min(programs, INTERPRETED_CORES)
-    known = iter(numbers(abi, problem))
+    known = iter(numbers(abi, instance))
     if abi.language == "gluon":
         _interpret_gluon(source, programs, arrays, known)
         return
@@ -200,7 +201,7 @@ def interpret_for(chip: "Target", problem: Problem, arrays: Mapping[str, Any], c
                 tensor = arrays[a.tensor].detach()
                 values.append(tensor.view(torch.uint8) if a.bits else tensor)
             case Descriptor():
-                described = maker(a, problem)(arrays[a.tensor].detach())
+                described = maker(a, instance)(arrays[a.tensor].detach())
                 values.append(
                     TensorDescriptor(described.base, described.shape, described.strides, described.block_shape)
                 )
@@ -210,7 +211,7 @@ def interpret_for(chip: "Target", problem: Problem, arrays: Mapping[str, Any], c
                 values.append(next(known))
     interpret(function(source), programs, values)
     if word := int(report):
-        raise abi.bad_index(word, dict(problem.dims))
+        raise abi.bad_index(word, dict(instance.extents.dims))
 
 
 def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], known: Iterator[int]) -> None:
@@ -233,14 +234,14 @@ def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], k
     gluon.interpret(source, programs, values)
 
 
-def _checking(problem: Problem, config: "Config") -> "Config":
+def _checking(instance: Instance, config: "Config") -> "Config":
     """The config with checks of indices, where the kernel has any to check."""
-    return config | {"checked": True} if indices.checked(problem.lower(config)) else config
+    return config | {"checked": True} if indices.checked(instance.lower(config)) else config
 
 
-def with_precision(problem: Problem, config: "Config", chip: "Target") -> "Config":
+def with_precision(instance: Instance, config: "Config", chip: "Target") -> "Config":
     """The config, with float32 products rounded to TF32 where PyTorch's user allowed it and the chip can."""
-    if "tf32" in chip.flops_per_s and _precision()() == "tf32" and _multiplies_f32(problem.lower()):
+    if "tf32" in chip.flops_per_s and _precision()() == "tf32" and _multiplies_f32(instance.lower()):
         return config | {"precision": "tf32"}
     return config
 

@@ -25,8 +25,9 @@ from kpt_dsl.passes.bounds import settle
 from kpt_dsl.runtime.triton_launch import Launch, describer
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
     from kpt_dsl.space import Config
+    from kpt_dsl.specialisation import Specialisation
     from kpt_dsl.targets import Target
 
 _KEPT = 64
@@ -38,41 +39,41 @@ At = Callable[..., Launch | None]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A launch that was prepared, by a problem that it serves, and what makes others of it."""
+    """A launch that was prepared, and what makes others of its specialisation."""
 
-    sample: "Problem"
+    specialisation: "Specialisation"
     text: str
     kept: tuple[Any, ...]
     at: At
 
     def means_the_same(self) -> bool:
         """Whether names that the kernel uses from outside mean what they did."""
-        problem = self.sample
-        if problem.kernel.now() is not problem.meaning:
+        known = self.specialisation
+        if known.kernel.now() is not known.meaning:
             return False
         return all(
-            value.now() is problem.functions[name] for name, value in problem.statics if name in problem.functions
+            value.now() is known.functions[name] for name, value in known.statics if name in known.functions
         )
 
 
 def written(
-    problem: "Problem", target: "Target", config: "Config", source: Source
+    instance: "Instance", target: "Target", config: "Config", source: Source
 ) -> tuple[str, tuple[Any, ...]] | None:
-    """The function that the launch of a problem leaves behind for its class, and what it calls ``v0``, ``v1`` and so on; None
+    """The function that the launch of an instance leaves behind for its class, and what it calls ``v0``, ``v1`` and so on; None
     where it holds for no other call."""
-    of_class = options(problem, target)
+    of_class = options(instance, target)
     if not isinstance(of_class, ClassSpace) or source.abi.places:
         return None
-    writer = _Writer(problem, of_class.made.spans, config, source)
+    writer = _Writer(instance, of_class.made.spans, config, source)
     return writer.text(), tuple(writer.kept)
 
 
-def remember(made: list[Known], problem: "Problem", text: str, kept: tuple[Any, ...], launch: Launch) -> None:
-    """Put what the launch of a problem leaves behind first in a list, where it is not there yet."""
+def remember(made: list[Known], instance: "Instance", text: str, kept: tuple[Any, ...], launch: Launch) -> None:
+    """Put what the launch of an instance leaves behind first in a list, where it is not there yet."""
     if all((known.text, known.kept) != (text, kept) for known in made):
         scope: dict[str, Any] = {"launch": launch, "describer": describer} | {f"v{i}": value for i, value in enumerate(kept)}
-        exec(compile(text, f"<kpt launches of {problem.kernel.name}>", "exec"), scope)
-        made[:] = [Known(problem, text, kept, scope["at"]), *made[:_KEPT]]
+        exec(compile(text, f"<kpt launches of {instance.kernel.name}>", "exec"), scope)
+        made[:] = [Known(instance.specialisation, text, kept, scope["at"]), *made[:_KEPT]]
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,18 @@ class _Product:
 class _Writer:
     """Writes the function for one launch."""
 
-    def __init__(self, problem: "Problem", spans: Iterable[tuple[str, Span]], config: "Config", source: Source) -> None:
-        self.problem, self.config, self.abi = problem, config, source.abi
-        self.kernel = settle(problem.lower(config))
-        self.extents = dict(problem.dims)
-        lowered = problem.alike(config)
+    def __init__(self, instance: "Instance", spans: Iterable[tuple[str, Span]], config: "Config", source: Source) -> None:
+        self.instance, self.config, self.abi = instance, config, source.abi
+        self.kernel = settle(instance.lower(config))
+        self.extents = dict(instance.extents.dims)
+        lowered = instance.specialisation.alike(config, self.extents)
         self.spans = {
             dim: Span(max(low, lowered[dim].low), min(high, lowered[dim].high, INT32_MAX)) for dim, (low, high) in spans
         }
         self.varying = {dim for dim, (low, high) in self.spans.items() if low < high}
         self.kept: list[Any] = []
         """What the text calls ``v0``, ``v1`` and so on."""
-        self.strides = {name: self._products(name) for name, _ in problem.strides}
+        self.strides = {name: self._products(name) for name, _ in instance.extents.strides}
         self._narrow_to_equal_sizes()
 
     # ------------------------------------------------------------------ what is known of strides
@@ -117,7 +118,7 @@ class _Writer:
 
     def _products(self, tensor: str) -> tuple[_Product, ...]:
         """A tensor's strides: a product wherever an axis steps over all of the next smaller one, else the number that it is."""
-        names, steps = self.problem.kernel.tensors[tensor], self.problem.stride(tensor)
+        names, steps = self.instance.kernel.tensors[tensor], self.instance.extents.stride(tensor)
         found = [_Product(step) for step in steps]
         inner: int | None = None
         for axis in sorted(range(len(steps)), key=lambda a: (steps[a], self.extents[names[a]] > 1, -a)):
@@ -129,7 +130,7 @@ class _Writer:
     def _effective(self, tensor: str) -> list[tuple[_Product, ...]]:
         """As the emitter's ``effective_strides``: an axis of one element steps over what comes after it. Each is the maximum of
         some products."""
-        names, found = self.problem.kernel.tensors[tensor], []
+        names, found = self.instance.kernel.tensors[tensor], []
         step: tuple[_Product, ...] = (_Product(1),)
         for name, stride in zip(reversed(names), reversed(self.strides[tensor]), strict=True):
             mine = step if self.extents[name] == 1 else (stride,)
@@ -155,16 +156,16 @@ class _Writer:
 
     def _widths(self, extents: Mapping[str, int]) -> list[tuple[object, ...]]:
         strides = tuple((name, tuple(one.at(extents) for one in steps)) for name, steps in self.strides.items())
-        at = replace(self.problem, dims=tuple(extents.items()), strides=strides)
-        return [_width(tensor) for tensor in facts(at, self.kernel, self.config).tensors.values()]
+        at = replace(self.instance.extents, dims=tuple(extents.items()), strides=strides)
+        return [_width(tensor) for tensor in facts(self.instance.lower(self.config), at, self.config).tensors.values()]
 
     # ------------------------------------------------------------------ conditions
     def _conditions(self, names: Mapping[str, str]) -> Iterator[str]:
         """What must hold. The extents that vary are read, and told apart, before tensors are looked at: most launches of one
         class differ in what divides them."""
-        problem = self.problem
+        instance = self.instance
         read: set[str] = set()
-        present = {tensor: dims for tensor, dims in problem.kernel.tensors.items() if problem.dtype(tensor) is not None}
+        present = {tensor: dims for tensor, dims in instance.kernel.tensors.items() if instance.specialisation.dtype(tensor)}
         for tensor, dims in present.items():
             for position, dim in enumerate(dims):
                 if dim in self.varying - read:
@@ -176,23 +177,23 @@ class _Writer:
                 yield f"{_variable(dim)} % {unit} {'==' if self.extents[dim] % unit == 0 else '!='} 0"
         yield from self._level_loops()
         yield from self._divided()
-        for tensor, dims in problem.kernel.tensors.items():
-            argument, element = names[tensor], problem.dtype(tensor)
+        for tensor, dims in instance.kernel.tensors.items():
+            argument, element = names[tensor], instance.specialisation.dtype(tensor)
             if element is None:
                 yield f"{argument} is None"
                 continue
             yield f"{argument}.shape == ({''.join(f'{self._of_dim(dim)}, ' for dim in dims)})"
             yield f"{argument}.stride() == ({''.join(f'{step}, ' for step in self.strides[tensor])})"
             yield f"{argument}.dtype is {self._keep(_in_torch(element))}"
-            if problem.kernel.roles[tensor] == "out":
+            if instance.kernel.roles[tensor] == "out":
                 yield from self._apart(tensor)
-            same = "==" if tensor in problem.aligned else "!="
+            same = "==" if tensor in instance.extents.aligned else "!="
             yield f"(place := {argument}.data_ptr()) and place % {arrays.ALIGNMENT} {same} 0"
         yield from self._values(names)
 
     def _apart(self, tensor: str) -> Iterator[str]:
         """What keeps the elements of an output apart, where the step over an axis that varies is a number."""
-        names, steps = self.problem.kernel.tensors[tensor], self.strides[tensor]
+        names, steps = self.instance.kernel.tensors[tensor], self.strides[tensor]
         order = sorted(
             (a for a, dim in enumerate(names) if self.extents[dim] > 1), key=lambda a: steps[a].at(self.extents)
         )
@@ -228,7 +229,7 @@ class _Writer:
         """What divides strides is told to the compiler, and tensor maps need multiples of 16 bytes."""
         written: set[tuple[_Product, int]] = set()
         for tensor in self.strides:
-            element = self.problem.dtype(tensor)
+            element = self.instance.specialisation.dtype(tensor)
             assert element is not None
             divisors = {DIVISOR, max(1, TMA_BYTES // element.bytes)}
             for step in {one for ones in (self.strides[tensor], *self._effective(tensor)) for one in ones if one.dims}:
@@ -238,7 +239,7 @@ class _Writer:
 
     def _values(self, names: Mapping[str, str]) -> Iterator[str]:
         """The arguments that are no tensors: numbers of the kinds that a kernel takes as they are, and statics."""
-        kernel, statics = self.problem.kernel, dict(self.problem.statics)
+        kernel, statics = self.instance.kernel, dict(self.instance.specialisation.statics)
         for scalar, kind in kernel.scalars.items():
             if scalar in statics:
                 yield f"{names[scalar]} is None"
@@ -260,7 +261,7 @@ class _Writer:
     # ------------------------------------------------------------------ the function
     def text(self) -> str:
         """The function, which makes launches like ``launch``."""
-        parameters = tuple(self.problem.kernel.signature.parameters)
+        parameters = tuple(self.instance.kernel.signature.parameters)
         names = {name: f"a{i}" for i, name in enumerate(parameters)}
         conditions = self._conditions(names)
         tensors = (a for a in self.abi.arguments if isinstance(a, Pointer | Descriptor))
@@ -297,7 +298,7 @@ class _Writer:
                 yield _largest(self._effective(a.tensor)[a.axis])
 
     def _maker(self, position: int, a: Descriptor) -> str:
-        shape = ", ".join(str(self._of_dim(dim)) for dim in self.problem.kernel.tensors[a.tensor])
+        shape = ", ".join(str(self._of_dim(dim)) for dim in self.instance.kernel.tensors[a.tensor])
         strides = ", ".join(map(_largest, self._effective(a.tensor)))
         return f"{position}: describer([{shape}], [{strides}], {self._keep(list(a.block))})"
 

@@ -1,6 +1,6 @@
 """Starting a compiled Triton kernel with as little host work as possible.
 
-A ``Launch`` is everything that one problem and config need on one device, ready: what changes from call to call are addresses
+A ``Launch`` is everything that one instance and config need on one device, ready: what changes from call to call are addresses
 and scalars. Tensors are handed over as plain addresses, and nothing keeps them alive.
 """
 
@@ -14,7 +14,7 @@ from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime.triton_module import triton_package
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
 
 RESERVED_SHARED_BYTES = 1024
 """Shared memory that each resident block takes beside its own (CUDA programming guide, compute capabilities 8.0 and later)."""
@@ -46,7 +46,7 @@ class Parts(NamedTuple):
 class Launch:
     """A kernel ready to run on one device: call it with the kernel's arguments, all of them, in the order of its signature.
 
-    The arguments must have the dtypes, shapes, strides, alignment and statics of the problem it was prepared for; that is
+    The arguments must have the dtypes, shapes, strides, alignment and statics of the instance it was prepared for; that is
     for the caller to know, and not checked again.
     """
 
@@ -63,15 +63,15 @@ class Launch:
         "_tensors",
     )
 
-    def __init__(self, problem: "Problem", source: Source, kernel: Any, device: int) -> None:
+    def __init__(self, instance: "Instance", source: Source, kernel: Any, device: int) -> None:
         import torch
 
         abi: TritonAbi = source.abi
-        positions = {name: i for i, name in enumerate(problem.kernel.signature.parameters)}
+        positions = {name: i for i, name in enumerate(instance.kernel.signature.parameters)}
         tensors = [a for a in abi.arguments if isinstance(a, Pointer | Descriptor)]
-        self._tensors = [(positions[a.tensor], maker(a, problem)) for a in tensors]
+        self._tensors = [(positions[a.tensor], maker(a, instance)) for a in tensors]
         self._scalars = [positions[a.scalar] for a in abi.arguments if isinstance(a, Scalar)]
-        self._numbers = numbers(abi, problem)
+        self._numbers = numbers(abi, instance)
         self._most: int | None = None
         """How many programs there are at most, where they go on from one tile to the next."""
         self._device = device
@@ -88,7 +88,7 @@ class Launch:
         if abi.persistent:
             properties = torch.cuda.get_device_properties(device)
             self._most = int(properties.multi_processor_count * _resident(kernel, properties))
-        self._programs = self._at_most(abi.tiles(dict(problem.dims)))
+        self._programs = self._at_most(abi.tiles(dict(instance.extents.dims)))
 
     def of_extents(self, tiles: int, numbers: list[int], makers: Mapping[int, Maker]) -> "Launch":
         """The same kernel for other extents: so many tiles in its grid, the extents and strides that are handed over, and what
@@ -137,9 +137,9 @@ class CheckedLaunch(Launch):
 
     __slots__ = ("_abi", "_extents", "_word")
 
-    def __init__(self, problem: "Problem", source: Source, kernel: Any, device: int) -> None:
-        super().__init__(problem, source, kernel, device)
-        self._abi, self._extents = source.abi, dict(problem.dims)
+    def __init__(self, instance: "Instance", source: Source, kernel: Any, device: int) -> None:
+        super().__init__(instance, source, kernel, device)
+        self._abi, self._extents = source.abi, dict(instance.extents.dims)
         self._word = _word(device)
         self._numbers = [*self._numbers, self._word.data_ptr()]
 
@@ -184,12 +184,12 @@ class Described:
         self.round_f32_to_tf32 = False
 
 
-def maker(a: Argument, problem: "Problem") -> Maker:
+def maker(a: Argument, instance: "Instance") -> Maker:
     """What makes the value of a tensor argument out of a tensor."""
     if isinstance(a, Pointer):
         return _address
     assert isinstance(a, Descriptor)
-    return describer(list(problem.shape(a.tensor)), list(effective_strides(problem, a.tensor)), list(a.block))
+    return describer(list(instance.shape(a.tensor)), list(_strides(instance, a.tensor)), list(a.block))
 
 
 def describer(shape: list[int], strides: list[int], block: list[int]) -> Maker:
@@ -203,15 +203,19 @@ def _address(tensor: Any) -> int:
     return address
 
 
-def numbers(abi: TritonAbi, problem: "Problem") -> list[int]:
-    """The values of the arguments that the problem alone decides, in order: extents and strides."""
-    extents = dict(problem.dims)
+def _strides(instance: "Instance", tensor: str) -> tuple[int, ...]:
+    return effective_strides(instance.shape(tensor), instance.extents.stride(tensor))
+
+
+def numbers(abi: TritonAbi, instance: "Instance") -> list[int]:
+    """The values of the arguments that the instance alone decides, in order: extents and strides."""
+    extents = dict(instance.extents.dims)
     found = []
     for a in abi.arguments:
         if isinstance(a, Extent):
             found.append(extents[a.dim])
         elif isinstance(a, Stride):
-            found.append(effective_strides(problem, a.tensor)[a.axis])
+            found.append(_strides(instance, a.tensor)[a.axis])
     return found
 
 

@@ -16,7 +16,7 @@ from kpt_dsl.same import remembered
 from kpt_dsl.space.instructions import instructions
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.extents import Extents
 
 Axes = tuple[ir.Axis, ...]
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
@@ -96,13 +96,13 @@ class Read:
 
 @dataclass(frozen=True)
 class Facts(Read):
-    """The facts of one specialisation; ``problem`` gives extents, strides and alignment, ``kernel`` its IR."""
+    """The facts of one specialisation, of which ``kernel`` is the IR, at extents."""
 
-    problem: "Problem"
+    extents: "Extents"
 
     @cached_property
     def dims(self) -> dict[str, int]:
-        return dict(self.problem.dims)
+        return dict(self.extents.dims)
 
     @cached_property
     def grid_tiles(self) -> tuple[ir.Tile, ...]:
@@ -190,7 +190,7 @@ class Facts(Read):
     @cached_property
     def row_axes(self) -> frozenset[ir.Axis]:
         """Axes along which tiles lie in rows of neighbouring elements; a tile with one axis tells only of axes of no other."""
-        strides = dict(self.problem.strides)
+        strides = dict(self.extents.strides)
         neighbours: dict[ir.Axis, bool] = {}
         for access in sorted((*self.loads, *self.stores), key=lambda access: len(access.axes) < 2):
             alone = len(access.axes) < 2
@@ -201,9 +201,9 @@ class Facts(Read):
         return frozenset(axis for axis, near in neighbours.items() if near)
 
 
-def collect(problem: "Problem", kernel: ir.Kernel) -> Facts:
-    """Read the facts of a kernel specialised for a problem."""
-    return Facts(**vars(_read(kernel)), problem=problem)
+def collect(kernel: ir.Kernel, extents: "Extents") -> Facts:
+    """Read the facts of a kernel at extents."""
+    return Facts(**vars(_read(kernel)), extents=extents)
 
 
 @remembered(1024)

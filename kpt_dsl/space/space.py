@@ -1,4 +1,4 @@
-"""The search space of a problem on a target: its knobs, which points of it are legal, and the config to begin with.
+"""The search space of an instance on a target: its knobs, which points of it are legal, and the config to begin with.
 
 A kernel with algorithm choices has one *variant* for each way to choose, and for each schedule that its target offers and it
 has a form for; a config holds exactly the knobs of its own variant, so equal programs have equal configs. What the knobs are
@@ -19,7 +19,7 @@ from kpt_dsl.space.facts import Facts, collect
 from kpt_dsl.targets import Target
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.instance import Instance
 
 Knobs = dict[str, tuple[Value, ...]]
 
@@ -58,18 +58,18 @@ class Variant:
 
 
 class Space:
-    """Every config worth trying of a problem on a target. Iterating gives the legal ones."""
+    """Every config worth trying of an instance on a target. Iterating gives the legal ones."""
 
-    def __init__(self, problem: "Problem", target: Target) -> None:
-        self.problem = problem
+    def __init__(self, instance: "Instance", target: Target) -> None:
+        self.instance = instance
         self.target = target
         self._own = _rules(target, target.rules)
         self._schedules = [(name, _rules(target, module)) for name, module in target.schedules]
 
     @property
-    def sample(self) -> "Problem":
-        """A problem whose configs these are."""
-        return self.problem
+    def sample(self) -> "Instance":
+        """An instance whose configs these are."""
+        return self.instance
 
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
@@ -77,14 +77,14 @@ class Space:
         return tuple(self._variants(Config()))
 
     def _variants(self, choices: Config) -> Iterator[Variant]:
-        kernel = self.problem.lower(choices)
+        kernel = self.instance.lower(choices)
         for name, options in kernel.choices:
             if name not in choices:
                 for option in options:
                     assert isinstance(option, Value)  # the front end takes no other constants
                     yield from self._variants(Config({**choices, name: option}))
                 return
-        facts = collect(self.problem, kernel)
+        facts = collect(kernel, self.instance.extents)
         others = [(name, rules, knobs) for name, rules in self._schedules if (knobs := rules.knobs(facts, self.target))]
         plain = choices | {"schedule": PIPELINED} if others else choices
         yield Variant(plain, facts, self._own.knobs(facts, self.target), self._own)
@@ -167,7 +167,7 @@ class Space:
         if reason is None:
             others = {name: values[0] for name, values in meant.knobs.items()}
             reason = self._why_not(meant.choices | others | wanted, asked=True)
-        raise ConfigError(f"{self.problem} on {self.target.name}: config {wanted} is illegal: {reason}")
+        raise ConfigError(f"{self.instance} on {self.target.name}: config {wanted} is illegal: {reason}")
 
     @staticmethod
     def _is_meant(variant: Variant, wanted: Config) -> bool:
@@ -188,7 +188,7 @@ class Space:
         """Raises ConfigError with the reason when a config is illegal."""
         reason = self.why_illegal(config)
         if reason is not None:
-            where = f"{self.problem.kernel.name} on {self.target.name}"
+            where = f"{self.instance.kernel.name} on {self.target.name}"
             raise ConfigError(f"{where}: config {Config(config)} is illegal: {reason}")
 
     @property
@@ -208,7 +208,7 @@ class Space:
             if (found := variant.rules.first(variant.facts, self.target, variant.knobs)) is not None
         ]
         if not candidates:
-            raise TargetError(f"no config of {self.problem} is legal on {self.target.name}")
+            raise TargetError(f"no config of {self.instance} is legal on {self.target.name}")
         candidates.sort(key=lambda c: c[0].rules.seconds(c[0].facts, self.target, c[1]))
         return tuple(variant.choices | config for variant, config in candidates)
 
@@ -232,9 +232,9 @@ class Space:
 
 
 @lru_cache(maxsize=512)
-def space(problem: "Problem", target: Target) -> Space:
-    """The search space of a problem on a target. Raises TargetError where the target's rules are missing."""
-    return Space(problem, target)
+def space(instance: "Instance", target: Target) -> Space:
+    """The search space of an instance on a target. Raises TargetError where the target's rules are missing."""
+    return Space(instance, target)
 
 
 def _rules(target: Target, module: str) -> Rules:

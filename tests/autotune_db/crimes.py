@@ -11,7 +11,7 @@ from pathlib import Path
 from autotune_db.bench import Bench
 from kpt_dsl.build import Report
 from kpt_dsl.errors import CompileError, MissingPackageError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
 
 
@@ -107,7 +107,7 @@ CRASHES, HANGS, FAULTS, LIES, FASTEST = 16, 32, 64, 128, 256
 class MadeUpBench(Bench):
     """One candidate takes half the time of all others. Nothing runs, so that a test of what follows is quick."""
 
-    def __init__(self, problem: Problem, target: str, device: int, seed: int) -> None:
+    def __init__(self, instance: Instance, target: str, device: int, seed: int) -> None:
         pass
 
     def time(self, config: Config, reference: Config | None) -> tuple[float, float | None]:
@@ -158,12 +158,12 @@ class FirstIsWrong(MadeUpBench):
 
 
 class NoDevice(MadeUpBench):
-    def __init__(self, problem: Problem, target: str, device: int, seed: int) -> None:
+    def __init__(self, instance: Instance, target: str, device: int, seed: int) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 300 GiB")
 
 
 class NoPackage(MadeUpBench):
-    def __init__(self, problem: Problem, target: str, device: int, seed: int) -> None:
+    def __init__(self, instance: Instance, target: str, device: int, seed: int) -> None:
         raise MissingPackageError("this takes the package jax")
 
 
@@ -172,7 +172,7 @@ class AllAreWrong(MadeUpBench):
         return "y: NaN"
 
 
-def compile_or_not(problem: Problem, target: str, config: Config) -> Report:
+def compile_or_not(instance: Instance, target: str, config: Config) -> Report:
     """Stands for the compiler: one config is refused, one spills, one crashes it."""
     if config["block_M"] == REFUSED:
         refuse()
@@ -184,7 +184,7 @@ def compile_or_not(problem: Problem, target: str, config: Config) -> Report:
 REFUSED, COMPILER_CRASH, SPILLS = 16, 32, 64
 
 
-def compile_and_hang(problem: Problem, target: str, config: Config) -> Report:
+def compile_and_hang(instance: Instance, target: str, config: Config) -> Report:
     if config["block_M"] == COMPILER_HANG:
         hang()
     return Report(target, str(config))
@@ -193,9 +193,9 @@ def compile_and_hang(problem: Problem, target: str, config: Config) -> Report:
 COMPILER_HANG = 64
 
 
-def compile_never(problem: Problem, target: str, config: Config) -> Report:
+def compile_never(instance: Instance, target: str, config: Config) -> Report:
     raise CompileError("no such instruction")
 
 
-def compile_without_compiler(problem: Problem, target: str, config: Config) -> Report:
+def compile_without_compiler(instance: Instance, target: str, config: Config) -> Report:
     raise MissingPackageError("triton is not installed; pip install triton")

@@ -8,31 +8,31 @@ from autotune_db import environment
 from autotune_db.entry import Entry, Origin
 from autotune_db.key import Key, key_of
 from autotune_db.store import Store
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
-from tests.autotune_db import problems
+from tests.autotune_db import instances
 
 H200 = "NVIDIA H200"
 
 
-def key(problem: Problem | None = None, device: str = H200, compiler: str | None = None) -> Key:
-    return key_of(problem or problems.softmax(), device, "triton", compiler or environment.compiler("triton"))
+def key(instance: Instance | None = None, device: str = H200, compiler: str | None = None) -> Key:
+    return key_of(instance or instances.softmax(), device, "triton", compiler or environment.compiler("triton"))
 
 
 def entry(
-    problem: Problem | None = None, config: Config | None = None, origin: Origin = "measured", **where: Any
+    instance: Instance | None = None, config: Config | None = None, origin: Origin = "measured", **where: Any
 ) -> Entry:
-    """An entry whose config, unless given, is legal for the problem on an H200."""
-    problem = problem or problems.softmax()
+    """An entry whose config, unless given, is legal for the instance on an H200."""
+    instance = instance or instances.softmax()
     return Entry(
-        key(problem, **where),
+        key(instance, **where),
         config or Config(block_M=4, num_warps=4),
         origin,
         12.5,
         20.0,
         (("device", H200), ("driver", "570.0")),
         "2026-01-02T03:04:05+00:00",
-        extents=problem.dims,
+        extents=instance.extents.dims,
     )
 
 

@@ -9,34 +9,40 @@ import kpt_dsl as kd
 from autotune_db.key import Key, key_of
 from kpt_dsl.buckets import Span
 from kpt_dsl.errors import StoreError
-from kpt_dsl.problem import Problem
-from tests.autotune_db import kernels, problems
+from kpt_dsl.instance import Instance
+from tests.autotune_db import instances, kernels
 
 
-def key(problem: Problem, device: str = "NVIDIA H200", backend: str = "triton", compiler: str = "triton 3.9.0") -> Key:
-    return key_of(problem, device, backend, compiler)
+def key(instance: Instance, device: str = "NVIDIA H200", backend: str = "triton", compiler: str = "triton 3.9.0") -> Key:
+    return key_of(instance, device, backend, compiler)
 
 
-BASE = problems.linear()
+BASE = instances.linear()
 
-OTHER_PROBLEMS = {
-    "dtype": problems.linear(dtype="f16"),
-    "absent bias": problems.linear(bias=False),
-    "activation": problems.linear(activation=kernels.double),
-    "bucketed dim": problems.linear(M=4097),
-    "exact dim N": problems.linear(N=520),
-    "exact dim K": problems.linear(K=264),
-    "strides": dataclasses.replace(BASE, strides=(("x", (512, 1)), *BASE.strides[1:])),
-    "transposed": dataclasses.replace(BASE, strides=(("x", (1, 4096)), *BASE.strides[1:])),
-    "alignment": dataclasses.replace(BASE, aligned=BASE.aligned - {"weight"}),
-    "kernel": dataclasses.replace(problems.softmax()),
+
+def laid_out(**changed: Any) -> Instance:
+    """The same with other strides or alignment."""
+    return Instance(BASE.specialisation, dataclasses.replace(BASE.extents, **changed))
+
+
+OTHER_INSTANCES = {
+    "dtype": instances.linear(dtype="f16"),
+    "absent bias": instances.linear(bias=False),
+    "activation": instances.linear(activation=kernels.double),
+    "bucketed dim": instances.linear(M=4097),
+    "exact dim N": instances.linear(N=520),
+    "exact dim K": instances.linear(K=264),
+    "strides": laid_out(strides=(("x", (512, 1)), *BASE.extents.strides[1:])),
+    "transposed": laid_out(strides=(("x", (1, 4096)), *BASE.extents.strides[1:])),
+    "alignment": laid_out(aligned=BASE.extents.aligned - {"weight"}),
+    "kernel": instances.softmax(),
 }
 
 
-@pytest.mark.parametrize("what", OTHER_PROBLEMS)
-def test_another_problem_has_another_key(what: str) -> None:
-    assert key(OTHER_PROBLEMS[what]).digest != key(BASE).digest
-    assert key(OTHER_PROBLEMS[what]) != key(BASE)
+@pytest.mark.parametrize("what", OTHER_INSTANCES)
+def test_another_instance_has_another_key(what: str) -> None:
+    assert key(OTHER_INSTANCES[what]).digest != key(BASE).digest
+    assert key(OTHER_INSTANCES[what]) != key(BASE)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +69,7 @@ def test_another_source_of_the_same_kernel_has_another_key() -> None:
 
         return copy
 
-    one, two = (key(Problem.of_shapes(version(text), {"N": 64}, {"x": "f32", "y": "f32"})) for text in (1, 2))
+    one, two = (key(Instance.of_shapes(version(text), {"N": 64}, {"x": "f32", "y": "f32"})) for text in (1, 2))
     assert one.kernel == two.kernel
     assert one.digest != two.digest
 
@@ -83,7 +89,7 @@ def test_another_text_of_a_function_given_as_argument_has_another_key() -> None:
 
         return activation
 
-    one, two = (key(problems.linear(activation=version(text))) for text in (1, 2))
+    one, two = (key(instances.linear(activation=version(text))) for text in (1, 2))
     assert one.title == two.title
     assert one.digest != two.digest
 
@@ -107,8 +113,8 @@ def test_every_component_is_in_the_digest(component: str) -> None:
     assert changed.digest != key(BASE).digest
 
 
-@pytest.mark.parametrize("same", [problems.linear(M=2049), problems.linear(M=3000)], ids=str)
-def test_extents_of_one_bucket_share_a_key(same: Problem) -> None:
+@pytest.mark.parametrize("same", [instances.linear(M=2049), instances.linear(M=3000)], ids=str)
+def test_extents_of_one_bucket_share_a_key(same: Instance) -> None:
     assert key(same).digest == key(BASE).digest
 
 
@@ -117,9 +123,9 @@ def test_true_and_one_are_different_flags() -> None:
     assert one.digest != true.digest and one != true and one.exact_flags != true.exact_flags
 
 
-@pytest.mark.parametrize("problem", [BASE, *OTHER_PROBLEMS.values()], ids=str)
-def test_a_key_is_read_back_from_its_data(problem: Problem) -> None:
-    original = key(problem)
+@pytest.mark.parametrize("instance", [BASE, *OTHER_INSTANCES.values()], ids=str)
+def test_a_key_is_read_back_from_its_data(instance: Instance) -> None:
+    original = key(instance)
     assert Key.from_dict(original.to_dict()) == original
     assert Key.from_dict(original.to_dict()).digest == original.digest
 

@@ -16,9 +16,9 @@ from autotune_db.entry import Entry
 from autotune_db.store import Store
 from kpt_dsl import targets
 from kpt_dsl.errors import ConfigError, InputError, StoreError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, space
-from tests.autotune_db import kernels, problems
+from tests.autotune_db import instances, kernels
 from tests.autotune_db.entries import H200, entry, stored
 
 TARGET = targets.get("nvidia-h200")
@@ -43,21 +43,21 @@ def store(*entries: Entry) -> None:
     lookup.forget()
 
 
-def answer(problem: Problem | None = None, config: Config | None = None) -> tuple[Config, str]:
-    found = autotune_db.choose(problem or problems.softmax(), TARGET, config)
+def answer(instance: Instance | None = None, config: Config | None = None) -> tuple[Config, str]:
+    found = autotune_db.choose(instance or instances.softmax(), TARGET, config)
     return found.config, found.source
 
 
 def test_all_configs_of_these_tests_are_legal_and_none_is_the_first() -> None:
-    options = space(problems.softmax(), TARGET)
+    options = space(instances.softmax(), TARGET)
     assert [options.why_illegal(c) for c in (USER, SHIPPED, PREDICTED)] == [None] * 3
     assert options.first not in (USER, SHIPPED, PREDICTED)
 
 
 def test_the_order() -> None:
-    first = space(problems.softmax(), TARGET).first
+    first = space(instances.softmax(), TARGET).first
     assert answer() == (first, "rule")
-    near = entry(problems.softmax(M=8192), PREDICTED)
+    near = entry(instances.softmax(M=8192), PREDICTED)
     store(near)
     assert answer() == (PREDICTED, "measured (sibling: M=4097..8192)")
     store(entry(config=PREDICTED, origin="predicted", device="nvidia-h200"))
@@ -99,13 +99,13 @@ def test_illegal_configs_from_files_are_passed_over() -> None:
 
 
 def test_the_name_of_a_schedule_comes_and_goes_with_the_choice() -> None:
-    """Where only the compiler's schedule serves a problem, no config names it; of a sibling the program is the same."""
+    """Where only the compiler's schedule serves an instance, no config names it; of a sibling the program is the same."""
     named = Config(
         schedule="pipelined", block_M=32, block_N=64, block_K=32, num_warps=4, num_stages=3, group=1, persistent=False,
         descriptors=False, epilogue=1,
     )  # fmt: skip
     unnamed = Config({name: value for name, value in named.items() if name != "schedule"})
-    enough, few = problems.linear(M=128), problems.linear(M=20)  # warpgroups multiply 64 rows or more
+    enough, few = instances.linear(M=128), instances.linear(M=20)  # warpgroups multiply 64 rows or more
     store(entry(enough, unnamed))
     assert answer(enough) == (named, "measured")
     store(entry(enough, named))
@@ -115,29 +115,29 @@ def test_the_name_of_a_schedule_comes_and_goes_with_the_choice() -> None:
 
 
 def test_another_extent_of_the_bucket_is_the_same_entry() -> None:
-    store(entry(problems.softmax(M=4096), USER))
-    assert answer(problems.softmax(M=2500)) == (USER, "measured")
+    store(entry(instances.softmax(M=4096), USER))
+    assert answer(instances.softmax(M=2500)) == (USER, "measured")
 
 
 @pytest.mark.parametrize(
-    ("problem", "source"),
+    ("instance", "source"),
     [
-        (problems.softmax(M=8 * 4096), "measured (sibling: M=2049..4096)"),
-        (problems.softmax(M=16 * 4096), "rule"),  # too far
-        (problems.softmax(N=1032), "rule"),  # exact dims agree or it is no sibling
-        (problems.softmax(dtype="f16"), "rule"),
+        (instances.softmax(M=8 * 4096), "measured (sibling: M=2049..4096)"),
+        (instances.softmax(M=16 * 4096), "rule"),  # too far
+        (instances.softmax(N=1032), "rule"),  # exact dims agree or it is no sibling
+        (instances.softmax(dtype="f16"), "rule"),
     ],
 )
-def test_who_is_a_sibling(problem: Problem, source: str) -> None:
+def test_who_is_a_sibling(instance: Instance, source: str) -> None:
     store(entry(config=USER))
-    assert answer(problem)[1] == source
+    assert answer(instance)[1] == source
 
 
 def test_the_nearest_sibling_that_is_legal_answers() -> None:
     store(
-        entry(problems.softmax(M=4 * 4096), USER),
-        entry(problems.softmax(M=2 * 4096), Config(block_M=3, num_warps=1)),  # nearer, but illegal
-        entry(problems.softmax(M=8 * 4096), SHIPPED),
+        entry(instances.softmax(M=4 * 4096), USER),
+        entry(instances.softmax(M=2 * 4096), Config(block_M=3, num_warps=1)),  # nearer, but illegal
+        entry(instances.softmax(M=8 * 4096), SHIPPED),
     )
     assert answer() == (USER, "measured (sibling: M=8193..16384)")
 
@@ -174,7 +174,7 @@ def test_a_database_that_is_damaged_is_told_once_and_the_next_source_answers(
     with caplog.at_level(logging.WARNING, "kpt"):
         for _ in range(3):
             assert answer() == (SHIPPED, "shipped")
-            answer(problems.softmax(N=8))
+            answer(instances.softmax(N=8))
     assert [r.message for r in caplog.records] == [
         f"config database {database} is left out: file is not a database; see `kpt-tune doctor`"
     ]
@@ -184,7 +184,7 @@ def test_shipped_files_that_are_damaged_are_told_once(caplog: pytest.LogCaptureF
     (shipped.FOLDER / "nvidia-h200.json").write_text('{"format": "something else"}')
     with caplog.at_level(logging.WARNING, "kpt"):
         for width in (8, 16, 24):
-            assert answer(problems.softmax(N=width))[1] == "rule"
+            assert answer(instances.softmax(N=width))[1] == "rule"
     (record,) = caplog.records
     assert "shipped configs are left out" in record.message
 
@@ -193,7 +193,7 @@ def test_the_database_is_read_once(database: Path) -> None:
     store(entry(config=USER))
     assert answer()[1] == "measured"
     database.unlink()
-    assert answer(problems.softmax(M=100))[1] == "rule"
+    assert answer(instances.softmax(M=100))[1] == "rule"
     assert answer()[1] == "measured"
     lookup.forget()
     assert answer()[1] == "rule"
@@ -217,14 +217,14 @@ def test_dispatch_does_not_write(database: Path) -> None:
 
 def test_neighbours_are_the_nearest_first() -> None:
     store(
-        entry(problems.softmax(M=4 * 4096), USER), entry(problems.softmax(M=2 * 4096), SHIPPED), entry(config=PREDICTED)
+        entry(instances.softmax(M=4 * 4096), USER), entry(instances.softmax(M=2 * 4096), SHIPPED), entry(config=PREDICTED)
     )
-    assert lookup.neighbours(problems.softmax(), TARGET, 5) == [PREDICTED, SHIPPED, USER]
+    assert lookup.neighbours(instances.softmax(), TARGET, 5) == [PREDICTED, SHIPPED, USER]
 
 
 def test_the_provider_is_what_the_language_finds() -> None:
     store(entry(config=USER))
-    assert autotune_db.provider(problems.softmax(), TARGET) == (USER, "measured")
+    assert autotune_db.provider(instances.softmax(), TARGET) == (USER, "measured")
 
 
 def test_dispatch_imports_nothing_heavy(database: Path) -> None:
@@ -232,7 +232,7 @@ def test_dispatch_imports_nothing_heavy(database: Path) -> None:
     code = """
 import sys
 from kpt_dsl import targets
-from tests.autotune_db.problems import softmax
+from tests.autotune_db.instances import softmax
 import autotune_db
 print(autotune_db.choose(softmax(), targets.get("nvidia-h200")).provenance)
 heavy = {"optuna", "sqlalchemy", "torch", "triton", "jax", "numpy"} & set(sys.modules)
@@ -248,9 +248,9 @@ print(sorted(heavy))
 def test_a_lookup_that_was_made_before_costs_next_to_nothing() -> None:
     import timeit
 
-    problem = problems.softmax()
-    answer(problem)
-    assert timeit.timeit(lambda: autotune_db.choose(problem, TARGET), number=1000) / 1000 < 200e-6
+    instance = instances.softmax()
+    answer(instance)
+    assert timeit.timeit(lambda: autotune_db.choose(instance, TARGET), number=1000) / 1000 < 200e-6
 
 
 def test_what_others_measured_goes_after_what_was_measured_here_and_before_what_is_shipped() -> None:
@@ -270,10 +270,10 @@ def test_a_prediction_of_others_goes_after_ones_own() -> None:
 
 
 def test_of_siblings_that_are_equally_near_ones_own_goes_first() -> None:
-    imported(entry(problems.softmax(M=2 * 4096), PREDICTED))
-    store(entry(problems.softmax(M=2 * 4096), USER))
+    imported(entry(instances.softmax(M=2 * 4096), PREDICTED))
+    store(entry(instances.softmax(M=2 * 4096), USER))
     assert answer() == (USER, "measured (sibling: M=4097..8192)")
-    imported(entry(problems.softmax(M=2 * 4096), SHIPPED))
+    imported(entry(instances.softmax(M=2 * 4096), SHIPPED))
     assert answer() == (USER, "measured (sibling: M=4097..8192)")
 
 
@@ -284,7 +284,7 @@ def imported(*entries: Entry) -> None:
 
 
 def test_an_entry_under_the_id_of_another_key_does_not_answer(database: Path) -> None:
-    store(entry(config=USER), entry(problems.softmax(N=8)))
+    store(entry(config=USER), entry(instances.softmax(N=8)))
     with sqlite3.connect(database) as connection:  # the second row says that it is the first
         connection.execute("DELETE FROM kpt_winners WHERE key_id = 1")
         connection.execute("UPDATE kpt_winners SET key_id = 1")
@@ -340,13 +340,13 @@ def test_without_a_home_folder_there_is_no_database(monkeypatch: pytest.MonkeyPa
 
 def test_a_look_up_parses_what_it_needs_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes as long among many entries as among few: those of other families are not looked at twice."""
-    many = [entry(problems.softmax(N=8 * n), USER) for n in range(1, 300)]
+    many = [entry(instances.softmax(N=8 * n), USER) for n in range(1, 300)]
     imported(*many)
-    answer(problems.softmax(N=5000))  # indexes the kernel
+    answer(instances.softmax(N=5000))  # indexes the kernel
     parsed: list[object] = []
     sound = snapshot.parsed
     monkeypatch.setattr(snapshot, "parsed", lambda *fields, **more: parsed.append(fields) or sound(*fields, **more))
     monkeypatch.setattr(snapshot.files, "from_json", lambda text: parsed.append(text) or json.loads(text))
-    assert answer(problems.softmax(M=8 * 4096, N=80))[1] == "imported (sibling: M=2049..4096)"
-    assert answer(problems.softmax(M=8 * 4096, N=6000))[1] == "rule"
+    assert answer(instances.softmax(M=8 * 4096, N=80))[1] == "imported (sibling: M=2049..4096)"
+    assert answer(instances.softmax(M=8 * 4096, N=6000))[1] == "rule"
     assert len(parsed) < 10

@@ -12,46 +12,46 @@ from autotune_db.workshop import Workshop
 from kpt_dsl import targets
 from kpt_dsl.build import Report
 from kpt_dsl.errors import CompileError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, space
 from kpt_dsl.targets import Target
-from tests.autotune_db import crimes, problems
+from tests.autotune_db import crimes, instances
 
 H200 = targets.get("nvidia-h200")
 
 
-def predict(problem: Problem, target: Target, store: Store | None, budget: Budget) -> Result:
+def predict(instance: Instance, target: Target, store: Store | None, budget: Budget) -> Result:
     with Workshop(2) as workshop:
-        return offline.predict(problem, target, store, budget=budget, workshop=workshop)
+        return offline.predict(instance, target, store, budget=budget, workshop=workshop)
 
 
 @pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])
 def test_a_gpu_that_is_not_here(target: str, database: Path) -> None:
-    problem, chip = problems.softmax(), targets.get(target)
+    instance, chip = instances.softmax(), targets.get(target)
     with Store() as store:
-        result = predict(problem, chip, store, Budget(60, 3))
+        result = predict(instance, chip, store, Budget(60, 3))
         (entry,) = store.entries()
     assert result.origin == entry.origin == "predicted"
     assert result.key.device == target
-    assert entry.extents == problem.dims
-    assert space(problem, chip).why_illegal(result.config) is None
+    assert entry.extents == instance.extents.dims
+    assert space(instance, chip).why_illegal(result.config) is None
     assert result.microseconds is not None
     assert result.first_microseconds is not None
     assert 0 < result.microseconds <= result.first_microseconds
     assert result.first in [t.config for t in result.trials]
-    answer = lookup.choose(problem, chip)
+    answer = lookup.choose(instance, chip)
     assert (answer.config, answer.provenance) == (result.config, "predicted")
 
 
 def test_every_schedule_has_a_time_beside_the_others(database: Path) -> None:
-    result = predict(problems.linear(), H200, None, Budget(60, 2))
+    result = predict(instances.linear(), H200, None, Budget(60, 2))
     found = {t.config["schedule"]: t.outcome for t in result.trials}
     assert found == {"pipelined": "predicted", "warp_specialised": "predicted"}
 
 
 def test_what_spills_crashes_or_is_refused_does_not_win(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "compile_one", crimes.compile_or_not)
-    result = predict(problems.softmax("f32", M=1000, N=64), targets.get("cpu"), None, Budget(60))
+    result = predict(instances.softmax("f32", M=1000, N=64), targets.get("cpu"), None, Budget(60))
     found = {int(t.config["block_M"]): t.outcome for t in result.trials}
     assert found[crimes.REFUSED] == "compile error"
     assert found[crimes.COMPILER_CRASH] == "crash"
@@ -62,11 +62,11 @@ def test_what_spills_crashes_or_is_refused_does_not_win(database: Path, monkeypa
 def test_where_nothing_compiles_that_is_the_error(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "compile_one", crimes.compile_never)
     with pytest.raises(CompileError, match=r"can run on nvidia-h200.*no such instruction"):
-        predict(problems.softmax(), H200, None, Budget(60, 3))
+        predict(instances.softmax(), H200, None, Budget(60, 3))
 
 
 def test_the_shortlist_is_the_best_of_the_space_after_what_is_known() -> None:
-    options = space(problems.linear(), H200)
+    options = space(instances.linear(), H200)
     known = [options.first, Config(block_M=3)]
     short = offline._shortlist(options, known, set(), 20, seed=0)
     assert short[0] == options.first
@@ -78,16 +78,16 @@ def test_the_shortlist_is_the_best_of_the_space_after_what_is_known() -> None:
 
 def test_predictions_are_where_a_search_on_the_chip_begins(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "compile_one", crimes.compile_or_not)
-    problem, cpu = problems.softmax("f32", M=1000, N=64), targets.get("cpu")
+    instance, cpu = instances.softmax("f32", M=1000, N=64), targets.get("cpu")
     with Store() as store:
-        result = predict(problem, cpu, store, Budget(60))
-        begun = warm.warm_starts(problem, cpu, store)
+        result = predict(instance, cpu, store, Budget(60))
+        begun = warm.warm_starts(instance, cpu, store)
     assert begun[0] == result.config
     assert set(begun) == {t.config for t in result.trials if t.outcome == "predicted"}
 
 
 # ------------------------------------------------------------------ the model
-ATTENTION_LIKE: Problem = problems.scores(B=4, H=16, M=4096, N=4096)
+ATTENTION_LIKE: Instance = instances.scores(B=4, H=16, M=4096, N=4096)
 
 
 def test_more_registers_than_estimated_cost_time() -> None:
@@ -103,7 +103,7 @@ def test_more_registers_than_estimated_cost_time() -> None:
 
 def test_cycles_are_believed_where_the_compiler_tells_them() -> None:
     tpu = targets.get("tpu-v6e")
-    options = space(problems.softmax(), tpu)
+    options = space(instances.softmax(), tpu)
     report = Report("tpu-v6e", "", cycles=int(tpu.clock_hz))
     assert model.seconds(options, options.first, report) == pytest.approx(1.0)
 
@@ -123,6 +123,6 @@ def test_cycles_are_believed_where_the_compiler_tells_them() -> None:
     ],
 )
 def test_what_does_not_fit(target: str, report: Report, told: str) -> None:
-    misfit = model.misfit(space(problems.softmax(), targets.get(target)), report)
+    misfit = model.misfit(space(instances.softmax(), targets.get(target)), report)
     assert told in misfit
     assert bool(told) == bool(misfit)

@@ -21,7 +21,7 @@ from autotune_db.trial import Trial
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
 from tests.autotune_db.entries import add, entry, key
-from tests.autotune_db.problems import softmax
+from tests.autotune_db.instances import softmax
 from tests.autotune_db.test_store import WRITER, child
 
 pytest.importorskip("psycopg")

@@ -10,7 +10,7 @@ import pytest
 from autotune_db.search import Search
 from kpt_dsl import targets
 from kpt_dsl.space import Config, Space, space
-from tests.autotune_db import problems
+from tests.autotune_db import instances
 
 
 class Valley:
@@ -101,7 +101,7 @@ def test_many_may_be_asked_before_any_is_told() -> None:
 
 @pytest.mark.parametrize("failing", [False, True], ids=["all run", "some fail"])
 def test_a_small_space_is_tried_to_the_end(failing: bool) -> None:
-    options = space(problems.softmax(M=8, N=256), targets.get("nvidia-h200"))
+    options = space(instances.softmax(M=8, N=256), targets.get("nvidia-h200"))
     search, asked = Search(options, 0, [options.first]), []
     while config := search.ask():
         asked.append(config)

@@ -11,7 +11,7 @@ from kpt_dsl import targets
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
 from tests.autotune_db.entries import entry
-from tests.autotune_db.problems import linear, softmax
+from tests.autotune_db.instances import linear, softmax
 
 ENTRIES = [
     entry(),

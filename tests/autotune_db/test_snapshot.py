@@ -15,7 +15,7 @@ from autotune_db.store import Store
 from autotune_db.winners import Winners
 from kpt_dsl.space import Config
 from tests.autotune_db.entries import add, entry, key, of_an_earlier_kpt, stored
-from tests.autotune_db.problems import softmax
+from tests.autotune_db.instances import softmax
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from kpt_dsl.build import cache
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
 from tests.autotune_db.entries import add, entry, key, of_an_earlier_kpt
-from tests.autotune_db.problems import linear, softmax
+from tests.autotune_db.instances import linear, softmax
 
 ONE, TWO = Config(block_M=1, num_warps=1), Config(block_M=2, num_warps=1)
 
@@ -116,7 +116,7 @@ WRITER = """
     from autotune_db.trial import Trial
     from kpt_dsl.space import Config
     from tests.autotune_db.entries import key
-    from tests.autotune_db.problems import softmax
+    from tests.autotune_db.instances import softmax
     number = int(sys.argv[1])
     print("ready", flush=True)
     sys.stdin.readline()

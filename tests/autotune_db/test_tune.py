@@ -23,10 +23,10 @@ from kpt.ops import registry
 from kpt_dsl import targets
 from kpt_dsl.errors import CompileError, InputError, MissingPackageError
 from kpt_dsl.space import Config, space
-from tests.autotune_db import crimes, problems
+from tests.autotune_db import crimes, instances
 
 CPU = targets.get("cpu")
-PROBLEM = problems.softmax("f32", M=1000, N=64)
+INSTANCE = instances.softmax("f32", M=1000, N=64)
 FIRST = Config(block_M=1024)
 
 
@@ -38,7 +38,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tuned(seconds: float = 60.0, trials: int = 50, **more: Any) -> Result:
     with Store() as store, Workshop(1) as workshop:
-        return tune.tune(PROBLEM, CPU, store, budget=Budget(seconds, trials), workshop=workshop, **more)
+        return tune.tune(INSTANCE, CPU, store, budget=Budget(seconds, trials), workshop=workshop, **more)
 
 
 def outcomes(result: Result) -> dict[int, str]:
@@ -46,7 +46,7 @@ def outcomes(result: Result) -> dict[int, str]:
 
 
 def test_the_space_of_these_tests() -> None:
-    options = space(PROBLEM, CPU)
+    options = space(INSTANCE, CPU)
     assert options.first == FIRST
     assert sorted(int(c["block_M"]) for c in options) == [16, 32, 64, 128, 256, 512, 1024]
 
@@ -69,7 +69,7 @@ def test_a_key_is_tuned_stored_and_looked_up(database: Path, monkeypatch: pytest
         assert store.trials()[0].environment["compiler"].startswith("numpy ")
     assert (entry.key, entry.config, entry.origin) == (result.key, result.config, "measured")
     assert entry.extents == (("M", 1000), ("N", 64))
-    answer = lookup.choose(PROBLEM, CPU)
+    answer = lookup.choose(INSTANCE, CPU)
     assert (answer.config, answer.provenance) == (result.config, "measured")
     assert [p.trials for p in seen if p.stage == "search"] == [1, 2, 3, 4, 5, 6, 7]
     assert [p.stage for p in seen[-2:]] == ["verify", "final"]
@@ -198,11 +198,11 @@ def test_warm_starts_come_right_after_the_first_config(database: Path) -> None:
 
 def test_every_way_to_compute_has_its_first_config_tried(database: Path) -> None:
     """Before anything is drawn: a schedule or an algorithm that chance would find late."""
-    problem = registry.get("layer_norm").problems({"M": 8, "N": 64}, "f32")[0]
-    firsts = space(problem, CPU).firsts
+    instance = registry.get("layer_norm").instances({"M": 8, "N": 64}, "f32")[0]
+    firsts = space(instance, CPU).firsts
     assert {c["whole_row"] for c in firsts} == {True, False}
     with Workshop(1) as workshop:
-        result = tune.tune(problem, CPU, None, budget=Budget(60.0, 2), workshop=workshop)
+        result = tune.tune(instance, CPU, None, budget=Budget(60.0, 2), workshop=workshop)
     assert [t.config for t in result.trials] == list(firsts)
 
 
@@ -244,7 +244,7 @@ def test_tuning_again_adds_and_loses_nothing(database: Path) -> None:
 
 def test_without_elements_there_is_nothing_to_tune(database: Path) -> None:
     with pytest.raises(InputError, match="M is 0"):
-        tune.tune(problems.softmax(M=0), CPU, None, budget=Budget())
+        tune.tune(instances.softmax(M=0), CPU, None, budget=Budget())
 
 
 def test_a_workshop_serves_one_key_after_another(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,9 +253,9 @@ def test_a_workshop_serves_one_key_after_another(database: Path, monkeypatch: py
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *words, **more: started.append(words) or popen(*words, **more))
     monkeypatch.setattr(tune, "Bench", Bench)
-    other = problems.softmax("f32", M=500, N=96)
+    other = instances.softmax("f32", M=500, N=96)
     with Store() as store, Workshop(1) as workshop:
-        tune.tune(PROBLEM, CPU, store, budget=Budget(60, 2), workshop=workshop)
+        tune.tune(INSTANCE, CPU, store, budget=Budget(60, 2), workshop=workshop)
         assert len(started) == 2
         found = tune.tune(other, CPU, store, budget=Budget(60, 3), workshop=workshop)
     assert len(started) == 2

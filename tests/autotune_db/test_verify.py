@@ -9,31 +9,31 @@ import torch
 from autotune_db import inputs
 from autotune_db.verify import wrong
 from kpt_dsl import targets
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.numpy import run
 from kpt_dsl.space import Config, space
-from tests.autotune_db import kernels, problems
+from tests.autotune_db import instances, kernels
 
 CPU = targets.get("cpu")
 
-SMALL: dict[str, Problem] = {
-    "softmax": problems.softmax(M=37, N=100),
-    "softmax f32": problems.softmax("f32", M=100, N=257),
-    "softmax f16": problems.softmax("f16", M=5, N=3),
-    "linear": problems.linear(M=50, N=70, K=300),
-    "linear doubled": problems.linear(activation=kernels.double, bias=False, M=130, N=33, K=64),
-    "linear f32": problems.linear("f32", M=64, N=64, K=1000),
-    "scores": problems.scores(M=50, N=70),
-    "scores with lengths": problems.scores(lengths=True, M=50, N=70),
-    "scale rows": problems.scale_rows(),
+SMALL: dict[str, Instance] = {
+    "softmax": instances.softmax(M=37, N=100),
+    "softmax f32": instances.softmax("f32", M=100, N=257),
+    "softmax f16": instances.softmax("f16", M=5, N=3),
+    "linear": instances.linear(M=50, N=70, K=300),
+    "linear doubled": instances.linear(activation=kernels.double, bias=False, M=130, N=33, K=64),
+    "linear f32": instances.linear("f32", M=64, N=64, K=1000),
+    "scores": instances.scores(M=50, N=70),
+    "scores with lengths": instances.scores(lengths=True, M=50, N=70),
+    "scale rows": instances.scale_rows(),
 }
 
 
-def launched(problem: Problem) -> tuple[Config, dict[str, Any]]:
+def launched(instance: Instance) -> tuple[Config, dict[str, Any]]:
     """What a right launch leaves: NumPy in the types of the kernel."""
-    config = Config(dict.fromkeys(space(problem, CPU).knobs, 16))
-    arguments = inputs.make(problem, "cpu", seed=1)
-    run(problem, arguments, config)
+    config = Config(dict.fromkeys(space(instance, CPU).knobs, 16))
+    arguments = inputs.make(instance, "cpu", seed=1)
+    run(instance, arguments, config)
     return config, arguments
 
 
@@ -77,32 +77,32 @@ def test_a_wrong_result_does_not(name: str, damage: Callable[[torch.Tensor], tor
 
 def test_padding_that_is_summed_is_found() -> None:
     """The bug that ragged edges invite: a row's sum over its padding lanes too."""
-    problem = problems.softmax(M=37, N=100)
-    config, arguments = launched(problem)
+    instance = instances.softmax(M=37, N=100)
+    config, arguments = launched(instance)
     x = arguments["x"].double()
     padded = torch.cat([x, torch.zeros(37, 28)], 1)
     arguments["y"].copy_(padded.softmax(1)[:, :100].to(torch.bfloat16))
-    assert "error" in wrong(problem, config, arguments, seed=0)
+    assert "error" in wrong(instance, config, arguments, seed=0)
 
 
 def test_infinities_in_the_right_place_are_right() -> None:
-    problem = problems.scores(lengths=True, M=20, N=40)
-    config, arguments = launched(problem)
+    instance = instances.scores(lengths=True, M=20, N=40)
+    config, arguments = launched(instance)
     arguments["lengths"].zero_()
-    run(problem, arguments, config)
+    run(instance, arguments, config)
     assert arguments["y"].isinf().all()
-    assert wrong(problem, config, arguments, seed=0) == ""
+    assert wrong(instance, config, arguments, seed=0) == ""
     arguments["y"].zero_()
-    assert "NaN or infinity is not where float64 has it" in wrong(problem, config, arguments, seed=0)
+    assert "NaN or infinity is not where float64 has it" in wrong(instance, config, arguments, seed=0)
 
 
 def test_some_programs_of_a_large_grid_are_compared() -> None:
     """The first and the last always, so the ragged edge is; how many does not depend on the shape."""
-    problem = problems.softmax(M=20_001, N=64)
-    config, arguments = launched(problem)
-    assert wrong(problem, config, arguments, seed=0) == ""
+    instance = instances.softmax(M=20_001, N=64)
+    config, arguments = launched(instance)
+    assert wrong(instance, config, arguments, seed=0) == ""
     arguments["y"][-1] *= 2
-    assert "y at 20000:20001" in wrong(problem, config, arguments, seed=0)
+    assert "y at 20000:20001" in wrong(instance, config, arguments, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -110,27 +110,27 @@ def test_some_programs_of_a_large_grid_are_compared() -> None:
     [((200, 1), True), ((1, 64), True), ((100, 1), False)],
     ids=["gaps", "transposed", "odd address"],
 )
-def test_inputs_have_the_layout_of_the_problem(strides: tuple[int, int], aligned: bool) -> None:
+def test_inputs_have_the_layout_of_the_instance(strides: tuple[int, int], aligned: bool) -> None:
     from dataclasses import replace
 
-    plain = problems.softmax(M=64, N=100)
-    problem = replace(
-        plain, strides=(("x", strides), plain.strides[1]), aligned=frozenset({"x", "y"} if aligned else {"y"})
-    )
-    made = inputs.make(problem, "cpu", seed=0)
-    assert Problem.bind(problem.kernel, made) == problem
+    plain = instances.softmax(M=64, N=100)
+    apart = (("x", strides), plain.extents.strides[1])
+    extents = replace(plain.extents, strides=apart, aligned=frozenset({"x", "y"} if aligned else {"y"}))
+    instance = Instance(plain.specialisation, extents)
+    made = inputs.make(instance, "cpu", seed=0)
+    assert Instance.bind(instance.kernel, made) == instance
     assert made["x"].float().std() > 0.5
 
 
 def test_inputs_depend_on_the_seed_only() -> None:
-    one, same, other = (inputs.make(problems.linear(M=8), "cpu", seed)["x"] for seed in (1, 1, 2))
+    one, same, other = (inputs.make(instances.linear(M=8), "cpu", seed)["x"] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
 def test_counts_among_the_inputs_stay_within_what_they_count() -> None:
-    lengths = inputs.make(problems.scores(lengths=True, B=64, N=300), "cpu", seed=0)["lengths"]
+    lengths = inputs.make(instances.scores(lengths=True, B=64, N=300), "cpu", seed=0)["lengths"]
     assert lengths.dtype == torch.int32
     assert lengths.min() >= 150
     assert lengths.max() <= 300
-    assert inputs.make(problems.scores(N=300), "cpu", seed=0)["lengths"] is None
+    assert inputs.make(instances.scores(N=300), "cpu", seed=0)["lengths"] is None

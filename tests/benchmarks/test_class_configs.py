@@ -9,7 +9,7 @@ import pytest
 from autotune_db import measure
 from benchmarks import classes, report
 from kpt_dsl import targets
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
 from tests.classes.test_classes import LENGTHS
 
@@ -17,19 +17,19 @@ H200, CLOCK = targets.get("nvidia-h200"), measure.clock(targets.get("cpu"))
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
+def small(monkeypatch: pytest.MonkeyPatch) -> list[Instance]:
     """Of lengths 3, 33 and 40 attention has equal configs, two binaries, and two configs of one binary."""
     ops = {"flash_attention": ({"H": 2, "G": 2, "D": 16}, {"causal": True}), "rms_norm": ({"N": 24}, {})}
     monkeypatch.setattr(classes, "OPS", ops)
     return classes.problems((3, 33, 40), (1,), H200)
 
 
-def compared(every: list[Problem]) -> Any:
+def compared(every: list[Instance]) -> Any:
     return classes.compared(every, H200, "cpu", CLOCK, 0.01)
 
 
 @pytest.mark.slow
-def test_what_differs_is_timed_and_the_rest_counts_as_equal(small: list[Problem], tmp_path: Path) -> None:
+def test_what_differs_is_timed_and_the_rest_counts_as_equal(small: list[Instance], tmp_path: Path) -> None:
     found = compared(small)
     (row,) = found.rows
     assert "flash_attention_fwd[B=1,H=2,M=33" in row["case"]
@@ -47,7 +47,7 @@ def test_what_differs_is_timed_and_the_rest_counts_as_equal(small: list[Problem]
     assert report.plot(path).stat().st_size
 
 
-def test_nothing_differs_and_that_is_drawn_too(small: list[Problem], tmp_path: Path) -> None:
+def test_nothing_differs_and_that_is_drawn_too(small: list[Instance], tmp_path: Path) -> None:
     found = compared([problem for problem in small if problem.kernel.name == "rms_norm_fwd"])
     assert not found.rows
     assert found.about["geometric mean"] == 1.0
@@ -56,9 +56,9 @@ def test_nothing_differs_and_that_is_drawn_too(small: list[Problem], tmp_path: P
 
 
 def test_what_is_not_compiled_or_too_late_is_named(
-    small: list[Problem], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: list[Instance], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pair = next(p for p in small if p.kernel.name == "flash_attention_fwd" and p.dim("M") == 33)
+    pair = next(p for p in small if p.kernel.name == "flash_attention_fwd" and p.extents.dim("M") == 33)
     two = classes.Two(Config(block_M=16), Config(block_M=32), ("one", "other"))
     monkeypatch.setattr(classes, "Crew", nullcontext)
     monkeypatch.setattr(classes, "_choices", lambda *_: [two])

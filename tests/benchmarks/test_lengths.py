@@ -52,7 +52,7 @@ def test_binaries_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     triton = pytest.importorskip("triton")
     monkeypatch.setattr(triton.knobs.compilation, "listener", None)
     monkeypatch.setenv("KPT_CACHE_DIR", str(tmp_path))
-    (problem,) = registry.get("rms_norm").problems({"M": 40, "N": 24}, "bf16")
+    (problem,) = registry.get("rms_norm").instances({"M": 40, "N": 24}, "bf16")
     chip = targets.get("nvidia-h200")
     source = emit(problem, chip, options(problem, chip).first)
     heard: list[bool] = []

@@ -21,7 +21,7 @@ from benchmarks.case import Case, Found, OpCase
 from benchmarks.report import Picture
 from kpt.ops import backends
 from kpt_dsl import KptError, configs, targets
-from tests.autotune_db.problems import softmax
+from tests.autotune_db.instances import softmax
 
 CPU = targets.get("cpu")
 

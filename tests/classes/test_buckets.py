@@ -3,8 +3,8 @@
 import pytest
 
 from kpt_dsl.buckets import Span, bucket, exact_dims, spans
-from kpt_dsl.problem import Problem
-from tests.autotune_db import problems
+from kpt_dsl.instance import Instance
+from tests.autotune_db import instances
 
 
 @pytest.mark.parametrize(
@@ -29,23 +29,23 @@ def test_a_span_is_read_back_from_its_text(span: Span) -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "exact"),
+    ("instance", "exact"),
     [
-        (problems.softmax(), {"N"}),  # held whole
-        (problems.linear(), {"N", "K"}),  # of the weights
-        (problems.linear(bias=False), {"N", "K"}),
-        (problems.scores(), {"D"}),  # keys are no weights: they have the batch
-        (problems.scores(lengths=True), {"D"}),
-        (problems.scale_rows(), {"N"}),  # walked along and written
+        (instances.softmax(), {"N"}),  # held whole
+        (instances.linear(), {"N", "K"}),  # of the weights
+        (instances.linear(bias=False), {"N", "K"}),
+        (instances.scores(), {"D"}),  # keys are no weights: they have the batch
+        (instances.scores(lengths=True), {"D"}),
+        (instances.scale_rows(), {"N"}),  # walked along and written
     ],
     ids=lambda value: "".join(sorted(value)) if isinstance(value, set) else str(value),  # the same in every process
 )
-def test_exact_are_dims_of_the_model(problem: Problem, exact: set[str]) -> None:
-    assert exact_dims(problem.lower({})) == exact
+def test_exact_are_dims_of_the_model(instance: Instance, exact: set[str]) -> None:
+    assert exact_dims(instance.lower({})) == exact
 
 
 def test_a_key_has_the_exact_extent_or_the_bucket() -> None:
-    assert tuple(spans((p := problems.linear(M=100, N=520, K=250)).lower({}), dict(p.dims)).items()) == (
+    assert tuple(spans((p := instances.linear(M=100, N=520, K=250)).lower({}), dict(p.extents.dims)).items()) == (
         ("M", Span(65, 128)),
         ("K", Span(250, 250)),
         ("N", Span(520, 520)),
@@ -71,6 +71,6 @@ def test_exact_dims_of_our_ops(op: str, kernel: str) -> None:
 
     spec = get(op)
     for shape in spec.shapes:
-        for problem in spec.problems(shape.dims, shape.dtype, **shape.flags):
-            if problem.kernel.name == kernel:
-                assert exact_dims(problem.lower({})) == OP_KERNELS[op, kernel], shape
+        for instance in spec.instances(shape.dims, shape.dtype, **shape.flags):
+            if instance.kernel.name == kernel:
+                assert exact_dims(instance.lower({})) == OP_KERNELS[op, kernel], shape

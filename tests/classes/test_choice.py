@@ -12,8 +12,8 @@ import kpt.ops  # noqa: F401
 from kpt.ops import registry
 from kpt_dsl import ir, targets
 from kpt_dsl.classes import options
+from kpt_dsl.instance import Instance
 from kpt_dsl.passes import pipeline
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, facts, space
 from kpt_dsl.space.gpu import candidates, model
 from kpt_dsl.space.gpu import rules as gpu
@@ -36,15 +36,15 @@ MODELLED = 0.25
 """Of all candidates, how many may be modelled in full."""
 
 
-def of_length(op: str, length: int) -> list[Problem]:
+def of_length(op: str, length: int) -> list[Instance]:
     dims, varying, flags = OPS[op]
-    return registry.get(op).problems(dims | dict.fromkeys(varying, length), "bf16", **flags)
+    return registry.get(op).instances(dims | dict.fromkeys(varying, length), "bf16", **flags)
 
 
 def variants(op: str, target: str) -> Iterator[Variant]:
     for length in LENGTHS:
-        for problem in of_length(op, length):
-            yield from (v for v in space(problem, targets.get(target)).variants if v.rules is gpu)
+        for instance in of_length(op, length):
+            yield from (v for v in space(instance, targets.get(target)).variants if v.rules is gpu)
 
 
 def every_candidate(variant: Variant, target: str) -> list[tuple[GpuSizes, list[GpuSizes]]]:
@@ -86,20 +86,20 @@ def test_few_candidates_are_modelled_in_full() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_another_class_of_a_specialisation_finds_nothing_of_its_ir_again(op: str) -> None:
     H100 = targets.get("nvidia-h100")
-    for problem in of_length(op, 700):
-        _ = options(problem, H100).first
+    for instance in of_length(op, 700):
+        _ = options(instance, H100).first
     others = of_length(op, 3000)
     with (
         patch.object(facts, "_Reader", side_effect=AssertionError("facts are read again")),
         patch.object(pipeline, "pipeline", side_effect=AssertionError("a pipeline is planned again")),
         patch.object(warps, "guard", side_effect=AssertionError("a kernel is guarded again")),
     ):
-        assert all(options(problem, H100).first for problem in others)
+        assert all(options(instance, H100).first for instance in others)
 
 
 def test_tiles_are_summed_up_once_for_all_warps_and_stages() -> None:
-    (problem,) = of_length("linear_act", 4096)
-    (variant, *_) = (v for v in space(problem, targets.get("nvidia-h100")).variants if v.rules is gpu)
+    (instance,) = of_length("linear_act", 4096)
+    (variant, *_) = (v for v in space(instance, targets.get("nvidia-h100")).variants if v.rules is gpu)
     with patch.object(GpuSizes, "_in_scope", autospec=True, side_effect=GpuSizes._in_scope) as summed:
         every = list(candidates._threads(variant.facts, targets.get("nvidia-h100"), variant.knobs))
     tiles = {tuple(sizes.blocks.items()) for sizes in every}

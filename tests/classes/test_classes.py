@@ -14,7 +14,7 @@ from kpt_dsl import configs, ir, targets
 from kpt_dsl.classes import Class, ClassSpace, options
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import IndexRangeError, InputError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import space
 
@@ -34,41 +34,41 @@ OPS = {
 }
 
 
-def of_length(op: str, length: int) -> list[Problem]:
+def of_length(op: str, length: int) -> list[Instance]:
     dims, varying, flags = OPS[op]
-    return registry.get(op).problems(dims | dict.fromkeys(varying, length), "bf16", **flags)
+    return registry.get(op).instances(dims | dict.fromkeys(varying, length), "bf16", **flags)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_handful_of_binaries_serves_all_lengths(op: str) -> None:
     made: dict[object, set[object]] = {}
     for length in LENGTHS:
-        for problem in of_length(op, length):
-            source = emit(problem, H100, options(problem, H100).first)
-            made.setdefault(problem.specialisation, set()).add((source.text, source.abi))
+        for instance in of_length(op, length):
+            source = emit(instance, H100, options(instance, H100).first)
+            made.setdefault(instance.specialisation, set()).add((source.text, source.abi))
     assert len(LENGTHS) == 40
     assert {kernel: len(binaries) for kernel, binaries in made.items() if len(binaries) > MOST} == {}
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_new_length_of_a_known_class_costs_neither_a_choice_nor_a_text(op: str) -> None:
-    known = [(problem, configs.choose(problem, H100)) for problem in of_length(op, 901)]
-    sources = [emit(problem, H100, config) for problem, (config, _) in known]
+    known = [(instance, configs.choose(instance, H100)) for instance in of_length(op, 901)]
+    sources = [emit(instance, H100, config) for instance, (config, _) in known]
 
     def too_much(*_: object) -> None:
         raise AssertionError("done again for a length")
 
     with (
-        patch("kpt_dsl.problem.lower", too_much),
+        patch("kpt_dsl.specialisation.lower", too_much),
         patch("kpt_dsl.lowerings.indices.check", too_much),
         patch("kpt_dsl.space.space.collect", too_much),
         patch("kpt_dsl.emit.triton.module.guard", too_much),
         patch("kpt_dsl.emit.gluon.module.guard", too_much),
     ):
-        for problem, (_, answer), source in zip(of_length(op, 777), known, sources, strict=True):
-            config, provenance = configs.choose(problem, H100)
+        for instance, (_, answer), source in zip(of_length(op, 777), known, sources, strict=True):
+            config, provenance = configs.choose(instance, H100)
             assert (config, provenance) == answer
-            assert emit(problem, H100, config) is source
+            assert emit(instance, H100, config) is source
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -76,11 +76,11 @@ def test_a_new_length_of_a_known_class_costs_neither_a_choice_nor_a_text(op: str
 def test_a_classes_config_is_legal_for_all_its_lengths(target: str, op: str) -> None:
     chip, draw = targets.get(target), random.Random(op)
     for length in (3, 40, 700, 3000):
-        for problem in of_length(op, length):
-            config = options(problem, chip).first
-            low, high = next(span for dim, span in Class.of(problem).spans if dim in OPS[op][1])
+        for instance in of_length(op, length):
+            config = options(instance, chip).first
+            low, high = next(span for dim, span in Class.of(instance).spans if dim in OPS[op][1])
             for other in {low, high, *(draw.randint(low, high) for _ in range(3))}:
-                at = problem.with_dims(**{dim: other for dim in OPS[op][1] if dim in dict(problem.dims)})
+                at = instance.with_dims(**{dim: other for dim in OPS[op][1] if dim in dict(instance.extents.dims)})
                 exact = space(at, chip)
                 assert exact.why_illegal(exact.variants[0].choices | exact.canonical(config)) is None, f"{at} {config}"
                 assert options(at, chip).first == config
@@ -88,18 +88,18 @@ def test_a_classes_config_is_legal_for_all_its_lengths(target: str, op: str) -> 
 
 def test_a_schedule_that_the_least_of_a_class_cannot_have_is_not_its_config() -> None:
     """Products of 64 rows are shared out among warps, those of 33 are not."""
-    (problem,) = registry.get("flash_attention").problems({"B": 64, "H": 32, "G": 32, "M": 64, "N": 64, "D": 64}, "bf16")
-    of_class = options(problem, H100)
+    (instance,) = registry.get("flash_attention").instances({"B": 64, "H": 32, "G": 32, "M": 64, "N": 64, "D": 64}, "bf16")
+    of_class = options(instance, H100)
     assert isinstance(of_class, ClassSpace)
-    alone = next(c for c in space(problem, H100) if c.get("schedule") == "warp_specialised")
+    alone = next(c for c in space(instance, H100) if c.get("schedule") == "warp_specialised")
     assert "as for the least of its class" in (of_class.why_illegal(alone) or "")
     assert of_class.first.get("schedule") != "warp_specialised"
 
 
 def test_where_blocks_are_as_long_as_dims_configs_follow_from_extents() -> None:
-    (problem,) = of_length("rms_norm", 700)
+    (instance,) = of_length("rms_norm", 700)
     for name in ("tpu-v6e", "cpu"):
-        assert not isinstance(options(problem, targets.get(name)), ClassSpace)
+        assert not isinstance(options(instance, targets.get(name)), ClassSpace)
 
 
 @kd.kernel(x="M N", y="M N")
@@ -110,7 +110,7 @@ def scaled(x: kd.In, y: kd.Out, by: kd.Float) -> None:
 
 def test_layouts_are_kept_by_a_class() -> None:
     def of(x: torch.Tensor) -> Class:
-        return Class.of(Problem.bind(scaled, {"x": x, "y": torch.empty_like(x), "by": 2.0}))
+        return Class.of(Instance.bind(scaled, {"x": x, "y": torch.empty_like(x), "by": 2.0}))
 
     base = of(torch.empty(700, 600))
     assert of(torch.empty(900, 1000)) == base
@@ -119,12 +119,12 @@ def test_layouts_are_kept_by_a_class() -> None:
     assert of(torch.empty(1200, 700)) != base
     turned = of(torch.empty(600, 700).T)
     for end in (turned.least, turned.representative):
-        assert end.stride("x")[0] == 1
-        assert end.stride("x")[1] == end.dim("M")
-    assert (base.representative.dim("M"), base.representative.dim("N")) == (1024, 1024)
-    assert (base.least.dim("M"), base.least.dim("N")) == (513, 528)
+        assert end.extents.stride("x")[0] == 1
+        assert end.extents.stride("x")[1] == end.extents.dim("M")
+    assert (base.representative.extents.dim("M"), base.representative.extents.dim("N")) == (1024, 1024)
+    assert (base.least.extents.dim("M"), base.least.extents.dim("N")) == (513, 528)
     gaps = of(torch.empty(700, 1200)[:, ::2])
-    assert gaps.representative.dims == gaps.sample.dims  # of no order that other extents would have, too
+    assert gaps.representative.extents.dims == gaps.sample.dims  # of no order that other extents would have, too
 
 
 @kd.kernel(x="M N", y="M")
@@ -142,59 +142,59 @@ def squares(x: kd.In, y: kd.Out) -> None:
 def test_what_only_some_lengths_of_a_class_allow_is_asked_of_each() -> None:
     dtypes = {"x": "f32", "y": "f32"}
     for extent in (8, 6, 8):
-        assert not [e for e in ir.every_expr(Problem.of_shapes(sixth, {"M": 7, "N": extent}, dtypes).lower().body)
+        assert not [e for e in ir.every_expr(Instance.of_shapes(sixth, {"M": 7, "N": extent}, dtypes).lower().body)
                     if isinstance(e, ir.Checked)]  # fmt: skip
         with pytest.raises(IndexRangeError, match="whose extent is 5"):
-            Problem.of_shapes(sixth, {"M": 7, "N": 5}, dtypes).lower()
-    Problem.of_shapes(scaled, {"M": 2**31 - 1, "N": 1}, dtypes).lower()
+            Instance.of_shapes(sixth, {"M": 7, "N": 5}, dtypes).lower()
+    Instance.of_shapes(scaled, {"M": 2**31 - 1, "N": 1}, dtypes).lower()
     with pytest.raises(InputError, match="extents are 2147483647 at most"):
-        Problem.of_shapes(scaled, {"M": 2**31, "N": 1}, dtypes).lower()
+        Instance.of_shapes(scaled, {"M": 2**31, "N": 1}, dtypes).lower()
     for extent in (46340, 40000, 46340):
-        Problem.of_shapes(squares, {"M": extent}, dtypes).lower()
+        Instance.of_shapes(squares, {"M": extent}, dtypes).lower()
         with pytest.raises(InputError, match="comes to 2147488281"):
-            Problem.of_shapes(squares, {"M": 46341}, dtypes).lower()
+            Instance.of_shapes(squares, {"M": 46341}, dtypes).lower()
 
 
 def test_where_only_some_lengths_are_allowed_each_has_a_config() -> None:
     """Ends of their classes are beyond what int32 holds, or have not the element that is asked for."""
     dtypes = {"x": "f32", "y": "f32"}
-    for problem in (
-        Problem.of_shapes(squares, {"M": 40000}, dtypes),
-        Problem.of_shapes(sixth, {"M": 7, "N": 8}, dtypes),
-        Problem.of_shapes(scaled, {"M": 2**31 - 1, "N": 1}, dtypes),
+    for instance in (
+        Instance.of_shapes(squares, {"M": 40000}, dtypes),
+        Instance.of_shapes(sixth, {"M": 7, "N": 8}, dtypes),
+        Instance.of_shapes(scaled, {"M": 2**31 - 1, "N": 1}, dtypes),
     ):
-        assert options(problem, H100).first == space(problem, H100).first
-        assert not isinstance(options(problem, H100), ClassSpace)
-        assert emit(problem, H100, configs.choose(problem, H100)[0]).text
+        assert options(instance, H100).first == space(instance, H100).first
+        assert not isinstance(options(instance, H100), ClassSpace)
+        assert emit(instance, H100, configs.choose(instance, H100)[0]).text
 
 
 def test_one_text_is_right_for_every_length_of_its_class() -> None:
-    (first,) = registry.get("rms_norm").problems({"M": 40, "N": 24}, "f32")
+    (first,) = registry.get("rms_norm").instances({"M": 40, "N": 24}, "f32")
     config, chip, generator = options(first, H100).first, H100, np.random.default_rng(0)
     texts = set()
     for length in {33, 63, 64, *generator.integers(33, 65, 17).tolist()}:
         x, weight = torch.randn(length, 24), torch.randn(24)
-        problem = Problem.bind(first.kernel, arguments := first.kernel.bind(x, weight, y := torch.empty_like(x), 1e-6))
-        interpret_for(chip, problem, arguments, config)
+        instance = Instance.bind(first.kernel, arguments := first.kernel.bind(x, weight, y := torch.empty_like(x), 1e-6))
+        interpret_for(chip, instance, arguments, config)
         want = torch.nn.functional.rms_norm(x.double(), (24,), weight.double(), 1e-6)
         torch.testing.assert_close(y.double(), want, rtol=2e-6, atol=2e-6)
-        texts.add(emit(problem, chip, config).text)
+        texts.add(emit(instance, chip, config).text)
     assert len(texts) <= 2  # level with the tiles, or not
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_of_every_length_of_a_class(causal: bool) -> None:
     dims = {"B": 1, "H": 2, "G": 2, "M": 40, "N": 40, "D": 16}
-    (first,) = registry.get("flash_attention").problems(dims, "f32", causal=causal)
+    (first,) = registry.get("flash_attention").instances(dims, "f32", causal=causal)
     config, generator, texts = options(first, H100).first, np.random.default_rng(1), set()
     for length in {33, 64, *generator.integers(33, 65, 18).tolist()}:
         q, k, v = (torch.randn(1, 2, length, 16) for _ in range(3))
-        given = dict.fromkeys(first.kernel.signature.parameters) | dict(first.statics)
+        given = dict.fromkeys(first.kernel.signature.parameters) | dict(first.specialisation.statics)
         given |= {"q": q, "k": k, "v": v, "o": (o := torch.empty_like(q)), "lse": torch.empty(1, 2, length), "scale": 0.25}
         arguments = first.kernel.bind(**given)
-        problem = Problem.bind(first.kernel, arguments)
-        interpret_for(H100, problem, arguments, config)
+        instance = Instance.bind(first.kernel, arguments)
+        interpret_for(H100, instance, arguments, config)
         want = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=causal)
         torch.testing.assert_close(o.double(), want, rtol=3e-5, atol=3e-5)
-        texts.add(emit(problem, H100, config).text)
+        texts.add(emit(instance, H100, config).text)
     assert len(texts) <= 4  # level with the tiles of queries, of keys, or not

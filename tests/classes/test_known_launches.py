@@ -15,8 +15,8 @@ from kpt.ops import registry
 from kpt.ops.backends import _Recorder
 from kpt.ops.warm_up import _load
 from kpt_dsl.classes import samples
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import triton
 from kpt_dsl.runtime.triton_class import Known
 from kpt_dsl.runtime.triton_launch import Launch
@@ -46,8 +46,8 @@ def seen(launch: Launch, arguments: Arguments) -> dict[str, Any]:
 
 
 def anew(kernel: Kernel, arguments: Arguments) -> Launch:
-    problem = Problem.bind(kernel, kernel.bind(*arguments))
-    return triton.prepare(problem, triton.configs.choose(problem, H200)[0], 0)
+    instance = Instance.bind(kernel, kernel.bind(*arguments))
+    return triton.prepare(instance, triton.configs.choose(instance, H200)[0], 0)
 
 
 def laid_out(tensor: torch.Tensor, draw: random.Random) -> torch.Tensor:
@@ -190,12 +190,12 @@ def test_numbers_and_statics_are_looked_at_as_when_they_are_bound() -> None:
 
 
 def test_a_kernel_that_is_called_itself_prepares_nothing_for_a_known_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared: list[Problem] = []
+    prepared: list[Instance] = []
     real = triton.prepare
 
-    def noted(problem: Problem, *rest: Any) -> Launch:
-        prepared.append(problem)
-        return real(problem, *rest)
+    def noted(instance: Instance, *rest: Any) -> Launch:
+        prepared.append(instance)
+        return real(instance, *rest)
 
     monkeypatch.setattr(triton, "prepare", noted)
     monkeypatch.setattr(triton, "_gpu", lambda _: 0)
@@ -235,11 +235,11 @@ def test_after_warming_up_no_length_of_a_class_prepares_anything(monkeypatch: py
     given = [launched("flash_attention", {"B": 2, "H": 4, "G": 2, "D": 64, "M": n, "N": n}, torch.bfloat16, 0, causal=True)
              for n in [700, *(draw.randint(513, 1024) for _ in range(200))]]  # fmt: skip
     (kernel, first), *_ = given[0]
-    problem = Problem.bind(kernel, kernel.bind(*first))
-    _load(Ahead([Wanted(one, triton.configs.choose(one, H200)[0]) for one in samples(problem, H200)]), H200, 0)
+    instance = Instance.bind(kernel, kernel.bind(*first))
+    _load(Ahead([Wanted(one, triton.configs.choose(one, H200)[0]) for one in samples(instance, H200)]), H200, 0)
 
-    def stalled(problem: Problem, *_: Any) -> Launch:
-        raise AssertionError(f"{problem} is prepared when it is called")
+    def stalled(instance: Instance, *_: Any) -> Launch:
+        raise AssertionError(f"{instance} is prepared when it is called")
 
     monkeypatch.setattr(triton, "prepare", stalled)
     for ((kernel, arguments),) in given:

@@ -22,7 +22,7 @@ from kpt_dsl import targets
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
 from tests.autotune_db.entries import entry, key, stored
-from tests.autotune_db.problems import linear, softmax
+from tests.autotune_db.instances import linear, softmax
 from tests.cli.conftest import Command
 
 SOFTMAX = ("--kernel", "tests.autotune_db.kernels:softmax", "--shapes", "M=1000,N=64", "--dtype", "f32")
@@ -356,9 +356,9 @@ def test_presets_are_models_that_have_shapes() -> None:
     found = select.presets()
     assert {"llama-8b", "minilm"} <= set(found)
     h200 = targets.get("nvidia-h200")
-    problems = select.problems([], None, "llama-8b", [], [], [], h200)
-    assert len(problems) == len(set(problems))
-    assert {"flash_attention_fwd", "linear_act_fwd"} <= {problem.kernel.name for problem in problems}
-    only = select.problems(["linear_act"], None, "llama-8b", [], ["f16"], [], h200)
-    assert {problem.kernel.name for problem in only} == {"linear_act_fwd"}
-    assert {dtype for problem in only for _, dtype in problem.dtypes if dtype} == {"f16"}
+    instances = select.instances([], None, "llama-8b", [], [], [], h200)
+    assert len(instances) == len(set(instances))
+    assert {"flash_attention_fwd", "linear_act_fwd"} <= {instance.kernel.name for instance in instances}
+    only = select.instances(["linear_act"], None, "llama-8b", [], ["f16"], [], h200)
+    assert {instance.kernel.name for instance in only} == {"linear_act_fwd"}
+    assert {dtype for instance in only for _, dtype in instance.specialisation.dtypes if dtype} == {"f16"}

@@ -20,7 +20,7 @@ from autotune_db.store import Store
 from autotune_db.trial import Trial
 from kpt_dsl import targets
 from kpt_dsl.space import Config
-from tests.autotune_db import problems
+from tests.autotune_db import instances
 from tests.autotune_db.entries import add, entry
 from tests.damage.ways import BYTES, ONCE, ROWS, Way
 
@@ -44,10 +44,10 @@ def try_all(count: int, seed: int, commands: bool = True) -> Figures:
     """Damage so many databases and ask dispatch and every command about each."""
     chance = random.Random(seed)
     figures, started = Figures(), time.monotonic()
-    target, problem = targets.get("nvidia-h200"), problems.softmax()
+    target, instance = targets.get("nvidia-h200"), instances.softmax()
     with tempfile.TemporaryDirectory(prefix="kpt-damage-") as name, _place():
         whole = _sound(Path(name) / "whole.sqlite")
-        lookup.choose(problem, target)  # what is slow the first time is not the database's doing
+        lookup.choose(instance, target)  # what is slow the first time is not the database's doing
         for number, (title, way) in enumerate(_ways(count, chance)):
             folder = Path(name) / str(number)
             path = folder / "c.sqlite"
@@ -57,7 +57,7 @@ def try_all(count: int, seed: int, commands: bool = True) -> Figures:
             os.environ[location.VARIABLE] = str(path)
             lookup.forget()
             figures.databases += 1
-            _ask(figures, f"{title}: dispatch", lambda: str(lookup.choose(problem, target)))
+            _ask(figures, f"{title}: dispatch", lambda: str(lookup.choose(instance, target)))
             if rows:
                 _ask(figures, f"{title}: {rows} rows", partial(_count, rows))
             for words in COMMANDS if commands else ():
@@ -78,7 +78,7 @@ def _ways(count: int, chance: random.Random) -> Iterator[tuple[str, Way]]:
 def _sound(path: Path) -> Path:
     with Store(str(path)) as store:
         for width in range(ROWS):
-            one = entry(problems.softmax(N=8 + width))
+            one = entry(instances.softmax(N=8 + width))
             add(store, one)
             run = store.start_run(one.key, "measured", {"driver": "1"})
             store.add_trial(run, Trial(Config(block_M=width), "timed", 1.5, 2.5))

@@ -16,7 +16,7 @@ from autotune_db.entry import Entry
 from autotune_db.store import Store
 from autotune_db.trial import Trial
 from kpt_dsl.space import Config
-from tests.autotune_db import problems
+from tests.autotune_db import instances
 from tests.autotune_db.entries import add, entry
 
 BATCH = 30
@@ -42,7 +42,7 @@ class Figures:
 def try_all(count: int, seed: int) -> Figures:
     """Kill so many writers."""
     chance, figures, started = random.Random(seed), Figures(), time.monotonic()
-    pattern = entry(problems.softmax())
+    pattern = entry(instances.softmax())
     with tempfile.TemporaryDirectory(prefix="kpt-kills-") as name:
         for kill in range(count):
             path = Path(name) / f"{kill // FRESH}.sqlite"

@@ -10,7 +10,7 @@ import numpy as np
 
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.triton.abi import Descriptor, Pointer, Scalar
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime import gluon_interpreter
 from kpt_dsl.runtime.gluon_interpreter import Described
 from kpt_dsl.runtime.triton_launch import numbers
@@ -33,17 +33,17 @@ class Machine(gluon_interpreter.Machine):
     names: dict[int, str] = field(default_factory=dict)
     held: dict[int, tuple[Any, ...]] = field(default_factory=dict)
 
-    def on_zeros(self, source: Source, problem: Problem, **scalars: int) -> None:
+    def on_zeros(self, source: Source, instance: Instance, **scalars: int) -> None:
         """Run the program on tensors of zeros."""
-        known, arguments = iter(numbers(source.abi, problem)), []
+        known, arguments = iter(numbers(source.abi, instance)), []
         for a in source.abi.arguments:
             match a:
                 case Descriptor():
-                    described = Described(np.zeros(problem.shape(a.tensor), np.float16), a.block)
+                    described = Described(np.zeros(instance.shape(a.tensor), np.float16), a.block)
                     self.names[id(described.array)] = a.tensor
                     arguments.append(described)
                 case Pointer():
-                    arguments.append(gluon_interpreter.Pointer(np.zeros(math.prod(problem.shape(a.tensor)), np.float32)))
+                    arguments.append(gluon_interpreter.Pointer(np.zeros(math.prod(instance.shape(a.tensor)), np.float32)))
                 case Scalar():
                     arguments.append(scalars.get(a.scalar, 1.0))
                 case _:

@@ -9,9 +9,9 @@ from kpt.ops import registry
 from kpt_dsl import build, targets
 from kpt_dsl.build.triton import binary
 from kpt_dsl.emit import emit
-from kpt_dsl.emit.triton.module import WARP_SPECIALISED
+from kpt_dsl.emit.triton.facts import WARP_SPECIALISED
 from kpt_dsl.errors import ConfigError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, space
 from kpt_dsl.space.warps.rules import CONSUMERS
 from kpt_dsl.space.warps.sizes import BARRIER_BYTES, WarpSizes
@@ -21,20 +21,20 @@ H200 = targets.get("nvidia-h200")
 
 def attention(
     head_dim: int, m: int = 4096, n: int = 4096, dtype: str = "bf16", heads: int = 8, **flags: Any
-) -> Problem:
+) -> Instance:
     dims = {"B": 2, "H": heads, "G": 2, "M": m, "N": n, "D": head_dim}
-    return registry.get("flash_attention").problems(dims, dtype, **flags)[0]
+    return registry.get("flash_attention").instances(dims, dtype, **flags)[0]
 
 
-def product(op: str, m: int, n: int, k: int, kernel: str = "", dtype: str = "bf16", **flags: Any) -> Problem:
-    """A problem of an op of M, N and K: its only one, or that of a kernel."""
-    found = registry.get(op).problems({"M": m, "N": n, "K": k}, dtype, **flags)
+def product(op: str, m: int, n: int, k: int, kernel: str = "", dtype: str = "bf16", **flags: Any) -> Instance:
+    """An instance of an op of M, N and K: its only one, or that of a kernel."""
+    found = registry.get(op).instances({"M": m, "N": n, "K": k}, dtype, **flags)
     return next(p for p in found if p.kernel.name.endswith(kernel))
 
 
-def config(problem: Problem, **knobs: Any) -> Config:
-    """The first warp-specialised config of a problem, some knobs changed."""
-    variant = next(v for v in space(problem, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
+def config(instance: Instance, **knobs: Any) -> Config:
+    """The first warp-specialised config of an instance, some knobs changed."""
+    variant = next(v for v in space(instance, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
     found = variant.rules.first(variant.facts, H200, variant.knobs)
     assert found is not None
     return variant.choices | found | knobs
@@ -70,11 +70,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("problem", "knobs"), CASES)
-def test_compiles_without_spills(problem: Problem, knobs: dict[str, Any]) -> None:
-    chosen = config(problem, **knobs)
-    space(problem, H200).check(chosen)
-    report = build.compile(problem, H200, chosen)
+@pytest.mark.parametrize(("instance", "knobs"), CASES)
+def test_compiles_without_spills(instance: Instance, knobs: dict[str, Any]) -> None:
+    chosen = config(instance, **knobs)
+    space(instance, H200).check(chosen)
+    report = build.compile(instance, H200, chosen)
     assert report.spills == 0, report
     assert report.shared_bytes
     assert report.shared_bytes <= H200.shared_bytes
@@ -91,8 +91,8 @@ def test_three_consumers_have_registers_for_one_mask(flags: dict[str, Any], cons
 
 
 def test_the_schedule_is_in_what_is_compiled() -> None:
-    problem = attention(128, causal=True)
-    compiled = binary(emit(problem, H200, config(problem)), H200.arch, H200.warp_lanes)
+    instance = attention(128, causal=True)
+    compiled = binary(emit(instance, H200, config(instance)), H200.arch, H200.warp_lanes)
     assert "ttg.warp_specialize" in compiled.asm["ttgir"]
     ptx = compiled.asm["ptx"]
     assert "wgmma.mma_async" in ptx
@@ -104,10 +104,10 @@ def test_the_schedule_is_in_what_is_compiled() -> None:
 @pytest.mark.parametrize("consumers", CONSUMERS)
 def test_shared_memory_is_judged_before_compiling(consumers: int, persistent: bool) -> None:
     """The estimate is what the compiler takes, within the room left for barriers."""
-    problem = attention(64)
-    chosen = config(problem, consumers=consumers, registers=160, persistent=persistent)
-    report = build.compile(problem, H200, chosen)
-    variant = next(v for v in space(problem, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
+    instance = attention(64)
+    chosen = config(instance, consumers=consumers, registers=160, persistent=persistent)
+    report = build.compile(instance, H200, chosen)
+    variant = next(v for v in space(instance, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
     judged = WarpSizes.of(variant.facts, H200, chosen).shared_bytes
     assert report.shared_bytes is not None
     assert judged - BARRIER_BYTES <= report.shared_bytes <= judged

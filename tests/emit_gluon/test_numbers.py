@@ -8,8 +8,8 @@ import torch
 import kpt_dsl as kd
 from kpt_dsl import build, targets
 from kpt_dsl.emit import emit
-from kpt_dsl.emit.triton.module import WARP_SPECIALISED
-from kpt_dsl.problem import Problem
+from kpt_dsl.emit.triton.facts import WARP_SPECIALISED
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import Config, space
 from tests.tolerances import assert_close
@@ -55,18 +55,18 @@ def waves(x: kd.In, w: kd.In, y: kd.Out) -> None:
         y[m, n] = kd.sin(kd.round(acc) * 0.5)
 
 
-def warp_specialised(problem: Problem) -> Config:
-    variant = next(v for v in space(problem, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
+def warp_specialised(instance: Instance) -> Config:
+    variant = next(v for v in space(instance, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
     found = variant.rules.first(variant.facts, H200, variant.knobs)
     assert found is not None
     return variant.choices | found
 
 
 def interpreted(kernel: kd.Kernel, **tensors: torch.Tensor) -> None:
-    problem = Problem.bind(kernel, tensors)
-    config = warp_specialised(problem)
-    assert "warp_specialize" in emit(problem, H200, config).text
-    interpret_for(H200, problem, tensors, config)
+    instance = Instance.bind(kernel, tensors)
+    config = warp_specialised(instance)
+    assert "warp_specialize" in emit(instance, H200, config).text
+    interpret_for(H200, instance, tensors, config)
 
 
 def test_a_running_maximum_keeps_nan() -> None:
@@ -101,22 +101,23 @@ def test_an_epilogue_of_functions() -> None:
     interpreted(waves, x=x, w=w, y=y)
     acc = x.double() @ w.double().T
     assert (acc % 1 == 0.5).any()
-    report = build.compile(problem := Problem.bind(waves, dict(x=x, w=w, y=y)), H200, warp_specialised(problem))
+    instance = Instance.bind(waves, dict(x=x, w=w, y=y))
+    report = build.compile(instance, H200, warp_specialised(instance))
     assert report.spills is not None
     assert report.spills <= 32  # where large arguments are reduced
     assert_close(y, (acc.round() * 0.5).sin(), "bf16")
 
 
 @pytest.mark.parametrize(
-    "problem",
+    "instance",
     [
-        Problem.of_shapes(
+        Instance.of_shapes(
             attention, {"M": 4096, "N": 4096, "D": 128}, dict.fromkeys("qkvo", "bf16") | {"highest": "f32"}
         ),
-        Problem.of_shapes(product, {"M": 4096, "N": 4096, "K": 4096}, dict.fromkeys("xwy", "bf16")),
+        Instance.of_shapes(product, {"M": 4096, "N": 4096, "K": 4096}, dict.fromkeys("xwy", "bf16")),
     ],
     ids=lambda p: p.kernel.name,
 )
-def test_it_compiles(problem: Problem) -> None:
-    report = build.compile(problem, H200, warp_specialised(problem))
+def test_it_compiles(instance: Instance) -> None:
+    report = build.compile(instance, H200, warp_specialised(instance))
     assert report.spills == 0, report

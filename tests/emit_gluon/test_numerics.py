@@ -16,9 +16,9 @@ from hypothesis import Phase, given, seed, settings
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt_dsl import runtime, targets
 from kpt_dsl.emit import Source, emit
-from kpt_dsl.emit.triton.module import WARP_SPECIALISED
+from kpt_dsl.emit.triton.facts import WARP_SPECIALISED
 from kpt_dsl.errors import CompileError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime import gluon_interpreter
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import Config, space
@@ -64,9 +64,9 @@ PRODUCTS = st.one_of(
 )  # fmt: skip
 
 
-def any_schedule(problem: Problem, number: int) -> Config:
+def any_schedule(instance: Instance, number: int) -> Config:
     """A random legal config with a producer and consumers."""
-    options, chance = space(problem, H200), random.Random(number)
+    options, chance = space(instance, H200), random.Random(number)
     variant = next(v for v in options.variants if v.choices.get("schedule") == WARP_SPECIALISED)
     while True:
         config = variant.choices | {name: chance.choice(values) for name, values in variant.knobs.items()}
@@ -81,13 +81,13 @@ def check(case: Case, device: str) -> None:
     arguments = case.arguments()
     expected = case.expected(arguments, cuda=device == "cuda")
     given = {name: to_device(a, device) if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
-    problem = Problem.bind(case.kernel, given)
-    config = any_schedule(problem, case.seed)
+    instance = Instance.bind(case.kernel, given)
+    config = any_schedule(instance, case.seed)
     try:
         if device == "cuda":
-            runtime.run(problem, given, config, "triton")
+            runtime.run(instance, given, config, "triton")
         else:
-            interpret_for(H200, problem, given, config)
+            interpret_for(H200, instance, given, config)
         for name in case.outputs:
             expected[name].check(given[name], name)
     except Exception as error:
@@ -156,13 +156,13 @@ def assert_found(
 
     arguments = case.arguments()
     expected = case.expected(arguments, cuda=False)
-    problem = Problem.bind(case.kernel, arguments)
-    interpret_for(H200, problem, arguments, config)
+    instance = Instance.bind(case.kernel, arguments)
+    interpret_for(H200, instance, arguments, config)
     expected[output].check(arguments[output], output)
 
     arguments[output].fill_(float("nan"))  # what nobody writes must not look right
     monkeypatch.setattr(gluon_interpreter, "SECONDS", 1.0)
     monkeypatch.setattr("kpt_dsl.runtime.triton.emit", broken)
     with pytest.raises((AssertionError, CompileError), match=told):  # noqa: PT012 (either may find it)
-        interpret_for(H200, problem, arguments, config)
+        interpret_for(H200, instance, arguments, config)
         expected[output].check(arguments[output], output)

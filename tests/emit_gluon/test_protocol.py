@@ -46,14 +46,14 @@ def clear(row: int, key: int, extents: dict[str, int], causal: bool, window: int
 def test_each_consumer_multiplies_its_tiles(
     m: int, n: int, flags: dict[str, Any], persistent: bool, overlap: bool, slots: int
 ) -> None:
-    problem = attention(64, m, n, heads=4, **flags)
+    instance = attention(64, m, n, heads=4, **flags)
     knobs = {"block_N": KEYS, "consumers": CONSUMERS, "registers": 216, "num_stages": slots, "overlap": overlap}
-    source, extents = emit(problem, H200, config(problem, persistent=persistent, **knobs)), dict(problem.dims)
+    source, extents = emit(instance, H200, config(instance, persistent=persistent, **knobs)), dict(instance.extents.dims)
     tiles, stored = source.abi.tiles(extents), []
     programs = PROGRAMS if persistent else tiles
     for program in range(programs):
         machine = Machine(program, programs)
-        machine.on_zeros(source, problem, window=flags.get("window", 0))
+        machine.on_zeros(source, instance, window=flags.get("window", 0))
         for consumer in range(CONSUMERS):
             multiplied, worked = iter(machine.products[consumer]), iter(machine.worked[consumer])
             for _, b, h, row, _ in machine.stored[consumer]:

@@ -10,7 +10,7 @@ from kpt_dsl.emit import emit
 from kpt_dsl.emit.gluon import vocabulary
 from kpt_dsl.emit.gluon.functions import Function
 from kpt_dsl.emit.text import Writer
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
 from tests.emit_gluon.test_compile import attention, config
 
@@ -58,8 +58,8 @@ def test_names_follow_the_version(version: tuple[int, int], load: str, barrier: 
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("overlap", [True, False])
 def test_every_name_of_a_module_is_defined(overlap: bool, persistent: bool) -> None:
-    problem = attention(128, 199, 760, causal=True, window=100)
-    tree = ast.parse(emit(problem, H200, config(problem, overlap=overlap, persistent=persistent)).text)
+    instance = attention(128, 199, 760, causal=True, window=100)
+    tree = ast.parse(emit(instance, H200, config(instance, overlap=overlap, persistent=persistent)).text)
     made = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     made |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)}
     made |= {f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}
@@ -68,9 +68,9 @@ def test_every_name_of_a_module_is_defined(overlap: bool, persistent: bool) -> N
     assert read - made <= {"range", "float"}
 
 
-def places(problem: Problem, chosen: Config) -> list[tuple[int, int, int]]:
+def places(instance: Instance, chosen: Config) -> list[tuple[int, int, int]]:
     """Batch entry, head and first row of each tile of a grid, in order: the text that says so is Python, and is run."""
-    source = emit(problem, H200, chosen)
+    source = emit(instance, H200, chosen)
     persistent = bool(chosen["persistent"])
     where = "load_tiles" if persistent else source.name
     body = next(n for n in ast.parse(source.text).body if isinstance(n, ast.FunctionDef) and n.name == where).body
@@ -82,7 +82,7 @@ def places(problem: Problem, chosen: Config) -> list[tuple[int, int, int]]:
         if isinstance(stmt, ast.Assign) and isinstance(stmt.targets[0], ast.Name) and stmt.targets[0].id == "b":
             break
     text = "\n".join(lines).replace("gl.cdiv", "cdiv").replace("gl.minimum", "min").replace("gl.where", "where")
-    extents, rows = dict(problem.dims), 64 * int(chosen["consumers"])
+    extents, rows = dict(instance.extents.dims), 64 * int(chosen["consumers"])
     scope = {
         **extents, "TILE_M": rows, "GROUP": chosen["group"], "m_tiles": -(-extents["M"] // rows),
         "cdiv": lambda a, b: -(-a // b), "where": lambda c, a, b: a if c else b,
@@ -98,9 +98,9 @@ def places(problem: Problem, chosen: Config) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("group", [1, 4, 8, 16])
 @pytest.mark.parametrize("consumers", [1, 2, 3])
 def test_tiles_cover_the_grid_once(group: int, consumers: int, persistent: bool) -> None:
-    problem = attention(64, 760, 760, causal=True)
-    found = places(problem, config(problem, group=group, consumers=consumers, registers=160, persistent=persistent))
-    extents = dict(problem.dims)
+    instance = attention(64, 760, 760, causal=True)
+    found = places(instance, config(instance, group=group, consumers=consumers, registers=160, persistent=persistent))
+    extents = dict(instance.extents.dims)
     assert len(set(found)) == len(found)
     assert set(found) == {
         (b, h, m)
@@ -119,8 +119,8 @@ def test_tiles_cover_the_grid_once(group: int, consumers: int, persistent: bool)
 )
 def test_persistent_programs_have_equal_shares(heads: int, keys: int, consumers: int, group: int) -> None:
     """Of causal attention, whose tiles take as long as they have keys to see, on the 132 multiprocessors of the chip."""
-    problem = attention(64, keys, keys, heads=heads, causal=True)
-    order = places(problem, config(problem, group=group, consumers=consumers, registers=160, persistent=True))
+    instance = attention(64, keys, keys, heads=heads, causal=True)
+    order = places(instance, config(instance, group=group, consumers=consumers, registers=160, persistent=True))
     work = [m + 64 * consumers for _, _, m in order]
     shares = [sum(work[p :: H200.cores]) for p in range(H200.cores)]
     assert max(shares) * H200.cores < 1.05 * sum(work)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import kpt_dsl as kd
-from kpt_dsl.emit.numpy import emit
-from kpt_dsl.problem import Problem
+from kpt_dsl.emit.numpy import emit_kernel
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.numpy import run
 from kpt_dsl.space import Config
 from tests.tolerances import assert_close
@@ -53,12 +53,12 @@ def softmax(x, out):                                        # def softmax(x: kd.
 def call(kernel: kd.Kernel, config: dict[str, Any], precision: Any = "typed", **arguments: Any) -> None:
     """Float64 arrays, which only the float64 mode has, stand for float32 ones."""
     typed = {k: a.astype(np.float32) if getattr(a, "dtype", None) == np.float64 else a for k, a in arguments.items()}
-    run(Problem.bind(kernel, typed), arguments, Config(**config), precision)
+    run(Instance.bind(kernel, typed), arguments, Config(**config), precision)
 
 
 def test_the_text_is_pleasant() -> None:
-    problem = Problem.of_shapes(softmax, {"M": 37, "N": 19}, {"x": "bf16", "out": "bf16"})
-    assert emit(problem, None, Config(block_M=5)).text == SOFTMAX
+    instance = Instance.of_shapes(softmax, {"M": 37, "N": 19}, {"x": "bf16", "out": "bf16"})
+    assert emit_kernel(instance.lower(), Config(block_M=5)).text == SOFTMAX
 
 
 @pytest.mark.parametrize("block", [1, 5, 37, 64])
@@ -72,9 +72,9 @@ def test_any_block_gives_the_same_result(block: int, rng: np.random.Generator) -
 
 @pytest.mark.parametrize("block", [0, -1, True, 2.0, None])
 def test_a_block_that_is_no_length_is_refused(block: Any) -> None:
-    problem = Problem.of_shapes(softmax, {"M": 3, "N": 4}, {"x": "f32", "out": "f32"})
+    instance = Instance.of_shapes(softmax, {"M": 3, "N": 4}, {"x": "f32", "out": "f32"})
     with pytest.raises(kd.ConfigError, match=r"block_M is .*, but tiles of M need a length: a positive integer"):
-        emit(problem, None, {"block_M": block} if block is not None else {})  # type: ignore[arg-type]
+        emit_kernel(instance.lower(), {"block_M": block} if block is not None else {})
 
 
 # ------------------------------------------------------------------ arithmetic
@@ -231,16 +231,16 @@ def test_tensors_that_need_grad_are_read_as_they_are() -> None:
 
 
 def test_other_arrays_are_refused_by_name() -> None:
-    problem = Problem.of_shapes(copy, {"M": 3}, {"x": "f32", "out": "f32"})
+    instance = Instance.of_shapes(copy, {"M": 3}, {"x": "f32", "out": "f32"})
     with pytest.raises(kd.InputError, match="x is list; backend numpy takes NumPy arrays and torch tensors of the CPU"):
-        run(problem, {"x": [1, 2, 3], "out": np.zeros(3)}, Config(block_M=4))
+        run(instance, {"x": [1, 2, 3], "out": np.zeros(3)}, Config(block_M=4))
     with pytest.raises(kd.InputError, match=r"out is on meta; backend numpy takes tensors of the CPU: out\.cpu\(\)"):
-        run(problem, {"x": np.zeros(3, np.float32), "out": torch.zeros(3, device="meta")}, Config(block_M=4))
+        run(instance, {"x": np.zeros(3, np.float32), "out": torch.zeros(3, device="meta")}, Config(block_M=4))
 
 
 def test_a_traceback_shows_the_generated_line() -> None:
-    problem = Problem.of_shapes(copy, {"M": 3}, {"x": "f32", "out": "f32"})
+    instance = Instance.of_shapes(copy, {"M": 3}, {"x": "f32", "out": "f32"})
     with pytest.raises(ValueError, match="broadcast") as caught:
-        run(problem, {"x": np.zeros(2, np.float32), "out": np.zeros(3, np.float32)} | {"x": np.zeros(3), "out": np.zeros(2)},
+        run(instance, {"x": np.zeros(2, np.float32), "out": np.zeros(3, np.float32)} | {"x": np.zeros(3), "out": np.zeros(2)},
             Config(block_M=4))  # fmt: skip
     assert "out[m] = x[m]" in str(caught.traceback[-1].statement)

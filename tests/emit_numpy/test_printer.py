@@ -5,8 +5,8 @@ import pytest
 import kpt_dsl as kd
 from kpt_dsl import ir
 from kpt_dsl.dtypes import bool_, f32, i32
+from kpt_dsl.instance import Instance
 from kpt_dsl.printer import format_expr, format_kernel
-from kpt_dsl.problem import Problem
 
 
 @kd.kernel(x="M K", weight="N K", lengths="M", y="M N")
@@ -19,10 +19,10 @@ def product(x: kd.In, weight: kd.In, lengths: kd.In, y: kd.Out, scale: kd.Float)
 
 
 def test_a_kernel_is_printed_with_types_and_source_lines() -> None:
-    problem = Problem.of_shapes(
+    instance = Instance.of_shapes(
         product, {"M": 3, "N": 4, "K": 5}, {"x": "bf16", "weight": "bf16", "lengths": "i32", "y": "f16"}
     )
-    lines = [line.split("  # ") for line in format_kernel(problem.lower()).splitlines()]
+    lines = [line.split("  # ") for line in format_kernel(instance.lower()).splitlines()]
     assert [line[0].rstrip() for line in lines] == [
         "kernel product(x: in bf16[M, K], weight: in bf16[N, K], lengths: in i32[M], y: out f16[M, N], scale: f32)",
         "    parallel m in tile(M, block_M), n in tile(N, block_N):",

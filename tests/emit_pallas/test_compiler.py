@@ -10,7 +10,7 @@ from kpt_dsl import build, targets
 from kpt_dsl.build import tpu_compiler
 from kpt_dsl.build.tpu_bundles import bundles
 from kpt_dsl.space import Config, space
-from tests.emit_pallas import problems
+from tests.emit_pallas import instances
 from tests.language import test_bits, test_bytes, test_functions
 
 needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -19,16 +19,16 @@ needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is
 @pytest.mark.libtpu
 @needs_libtpu
 @pytest.mark.parametrize("target", ["tpu-v5e", "tpu-v6e"])
-@pytest.mark.parametrize("name", problems.OPS)
+@pytest.mark.parametrize("name", instances.OPS)
 def test_first_configs_compile(name: str, target: str) -> None:
-    problem, chip = problems.OPS[name], targets.get(target)
-    report = build.compile(problem, chip, space(problem, chip).first)
+    instance, chip = instances.OPS[name], targets.get(target)
+    report = build.compile(instance, chip, space(instance, chip).first)
     assert report.vmem_bytes is not None
     assert 0 < report.vmem_bytes <= chip.vmem_bytes
     assert report.cycles
     assert "vst" in report.text("bundles")
-    assert f"def {problem.kernel.name}(" in report.text("source")
-    assert build.compile(problem, chip, space(problem, chip).first).seconds == 0  # from the cache
+    assert f"def {instance.kernel.name}(" in report.text("source")
+    assert build.compile(instance, chip, space(instance, chip).first).seconds == 0  # from the cache
 
 
 @pytest.mark.libtpu
@@ -38,8 +38,8 @@ def test_first_configs_compile(name: str, target: str) -> None:
     "name", ["fp8_matmul-f8e4m3", "flash_attention-bf16-causal-masked", "quantize_rows-bf16-f8e4m3"]
 )
 def test_other_generations_compile(name: str, target: str) -> None:
-    problem, chip = problems.OPS[name], targets.get(target)
-    assert build.compile(problem, chip, space(problem, chip).first).cycles
+    instance, chip = instances.OPS[name], targets.get(target)
+    assert build.compile(instance, chip, space(instance, chip).first).cycles
 
 
 @pytest.mark.libtpu
@@ -57,9 +57,9 @@ def test_functions_bits_and_bytes_compile(target: str) -> None:
 @pytest.mark.libtpu
 @needs_libtpu
 def test_what_does_not_fit_is_refused_with_its_size() -> None:
-    problem = problems.norm(layer_norm_fwd, "f32", M=256, N=65536)
+    instance = instances.norm(layer_norm_fwd, "f32", M=256, N=65536)
     with pytest.raises(kd.CompileError, match=r"(?i)refuses layer_norm_fwd for v4: .*vmem"):
-        build.compile(problem, targets.get("tpu-v4"), Config(whole_row=True, block_M=64))
+        build.compile(instance, targets.get("tpu-v4"), Config(whole_row=True, block_M=64))
 
 
 @pytest.mark.libtpu
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused_with_its_size() -> None:
 def test_the_estimate_of_a_large_product_is_near_what_was_published(target: str, microseconds: float) -> None:
     chip = targets.get(target)
     report = build.compile(
-        problems.linear("bf16", "none", 4096, 4096, 4096), chip, Config(block_M=1024, block_N=1024, block_K=512)
+        instances.linear("bf16", "none", 4096, 4096, 4096), chip, Config(block_M=1024, block_N=1024, block_K=512)
     )
     assert report.cycles is not None
     assert report.cycles / chip.clock_hz * 1e6 == pytest.approx(microseconds, rel=0.2)
@@ -83,7 +83,7 @@ def test_steps_that_a_causal_mask_makes_useless_are_not_counted() -> None:
     chip = targets.get("tpu-v6e")
     full, causal = (
         build.compile(
-            problems.attention("bf16", causal, False, 4096, 4096, 128, 8), chip, Config(block_M=512, block_N=512)
+            instances.attention("bf16", causal, False, 4096, 4096, 128, 8), chip, Config(block_M=512, block_N=512)
         ).cycles
         for causal in (False, True)
     )
@@ -116,7 +116,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(metadata, "version", without)
     with pytest.raises(kd.MissingPackageError, match=r"needs the package 'libtpu': pip install 'kpt-dsl\[libtpu\]'"):
-        build.compile(problems.OPS["rms_norm-bf16"], targets.get("tpu-v6e"), Config(whole_row=True, block_M=64))
+        build.compile(instances.OPS["rms_norm-bf16"], targets.get("tpu-v6e"), Config(whole_row=True, block_M=64))
 
 
 LISTING = """\

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kpt_dsl as kd
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.numpy import run as run_numpy
 from kpt_dsl.runtime.pallas import run
 from kpt_dsl.space import Config
@@ -18,11 +18,11 @@ pytest.importorskip("jax")
 
 def both(kernel: kd.Kernel, config: Config, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Outputs of the Pallas and of the NumPy backend, which reads the same IR."""
-    problem = Problem.bind(kernel, arguments)
+    instance = Instance.bind(kernel, arguments)
     found: list[dict[str, Any]] = []
     for runner in (run, run_numpy):
         outputs = {n: np.full_like(arguments[n], 77) for n, role in kernel.roles.items() if role == "out"}
-        runner(problem, arguments | outputs, config)
+        runner(instance, arguments | outputs, config)
         found.append(outputs)
     return found[0], found[1]
 

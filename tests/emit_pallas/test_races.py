@@ -23,7 +23,7 @@ from kpt.ops.rms_norm.backward_kernels import rms_norm_bwd
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
 from kpt_dsl import targets
 from kpt_dsl.emit import emit
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.pallas import define, run
 from kpt_dsl.space import Config
 
@@ -135,9 +135,9 @@ CASES = {
 @pytest.mark.parametrize("op", CASES)
 def test_no_races_and_the_same_result(op: str, rng: np.random.Generator, capfd: pytest.CaptureFixture[str]) -> None:
     kernel, arguments, config = CASES[op](rng)
-    problem = Problem.bind(kernel, arguments)
-    found = run(problem, arguments, config, interpret=watched())
-    expected = run(problem, arguments, config)
+    instance = Instance.bind(kernel, arguments)
+    found = run(instance, arguments, config, interpret=watched())
+    expected = run(instance, arguments, config)
     assert found is not None
     assert expected is not None
     for name, array in found.items():
@@ -149,7 +149,7 @@ def test_no_races_and_the_same_result(op: str, rng: np.random.Generator, capfd: 
 def test_a_planted_race_is_seen(rng: np.random.Generator, capfd: pytest.CaptureFixture[str]) -> None:
     """Programs that write one block: what the test above is there to catch."""
     kernel, arguments, config = _linear(rng)
-    source = emit(Problem.bind(kernel, arguments), V6E, config)
+    source = emit(Instance.bind(kernel, arguments), V6E, config)
     planted = source.text.replace(
         "(block_M, block_N), lambda m, n, k: (m, n)", "(block_M, block_N), lambda m, n, k: (0, n)"
     )

@@ -9,7 +9,7 @@ import torch
 
 import kpt_dsl as kd
 from kpt_dsl import targets
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime import pallas
 from kpt_dsl.space import Config
 from tests.tolerances import assert_close
@@ -61,7 +61,7 @@ def test_a_kernel_called_on_jax_arrays_gives_jax_arrays(x: Any) -> None:
 
 
 def test_the_generated_function_is_an_ordinary_jax_function(x: Any) -> None:
-    function = pallas.jax_function(Problem.bind(softmax, of_jax(x)), CONFIG, targets.get("tpu-v6e"), interpret=True)
+    function = pallas.jax_function(Instance.bind(softmax, of_jax(x)), CONFIG, targets.get("tpu-v6e"), interpret=True)
     out, _ = jax.jit(lambda x, scale: function(2.0 * x, scale / 2.0))(x, 0.5)
     assert_close(out, expected(x), "f32", 50)
     batch, _ = jax.vmap(function, (0, None))(jax.numpy.stack([x, -x]), 0.5)
@@ -83,20 +83,20 @@ def test_torch_tensors_are_written_in_place_through_their_strides(dtype: torch.d
     x = torch.arange(-60, 60).float().div(8 if dtype.is_floating_point else 1).to(dtype).reshape(10, 12)
     storage = torch.zeros(24, 10).to(dtype)
     out = storage.T[:, ::2]
-    assert pallas.run(Problem.bind(copy, {"x": x.T.contiguous().T, "out": out}), {"x": x, "out": out}, CONFIG) is None
+    assert pallas.run(Instance.bind(copy, {"x": x.T.contiguous().T, "out": out}), {"x": x, "out": out}, CONFIG) is None
     assert torch.equal(out.float(), x.float())
     assert storage[1::2].float().eq(0).all()
 
 
 def test_numpy_arrays_are_written_in_place(x: Any) -> None:
     held = {"x": np.asarray(x), "out": np.zeros((37, 50), np.float32), "top": np.zeros(37, np.float32), "scale": 0.5}
-    assert pallas.run(Problem.bind(softmax, held), held, CONFIG) is None
+    assert pallas.run(Instance.bind(softmax, held), held, CONFIG) is None
     assert_close(held["out"], expected(x), "f32", 50)
 
 
 def test_a_launch_runs_again_and_again(x: Any) -> None:
     held = of_jax(x)
-    launch = pallas.launcher(Problem.bind(softmax, held), held, CONFIG, targets.get("tpu-v6e"))
+    launch = pallas.launcher(Instance.bind(softmax, held), held, CONFIG, targets.get("tpu-v6e"))
     launch()
     launch()
 
@@ -111,7 +111,7 @@ def test_empty_arrays_come_back_empty() -> None:
 def test_tensors_of_other_devices_are_refused() -> None:
     held = {"x": torch.zeros(4, 4, device="meta"), "out": torch.zeros(4, 4)}
     with pytest.raises(kd.InputError, match="x is on meta; backend pallas takes JAX arrays and tensors of the CPU"):
-        pallas.run(Problem.bind(copy, held), held, CONFIG)
+        pallas.run(Instance.bind(copy, held), held, CONFIG)
 
 
 def test_without_jax_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

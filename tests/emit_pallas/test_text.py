@@ -7,9 +7,9 @@ import pytest
 import kpt_dsl as kd
 from kpt_dsl import targets
 from kpt_dsl.emit import Source, emit
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
-from tests.emit_pallas import problems
+from tests.emit_pallas import instances
 
 V6E = targets.get("tpu-v6e")
 
@@ -90,26 +90,26 @@ def scaled(x, weight, interpret=False):
 '''
 
 
-def text(problem: Problem, target: str = "tpu-v6e", **config: int | bool) -> str:
-    source: Source = emit(problem, targets.get(target), Config(**config))
+def text(instance: Instance, target: str = "tpu-v6e", **config: int | bool) -> str:
+    source: Source = emit(instance, targets.get(target), Config(**config))
     return source.text
 
 
 def test_the_text_is_pleasant() -> None:
-    problem = Problem.of_shapes(scaled, {"M": 100, "N": 512}, dict.fromkeys(("x", "weight", "out"), "f32"))
-    assert text(problem, block_M=32, block_N=128) == SCALED
+    instance = Instance.of_shapes(scaled, {"M": 100, "N": 512}, dict.fromkeys(("x", "weight", "out"), "f32"))
+    assert text(instance, block_M=32, block_N=128) == SCALED
 
 
 def test_a_loop_of_one_tile_is_no_loop() -> None:
-    problem = Problem.of_shapes(scaled, {"M": 100, "N": 512}, dict.fromkeys(("x", "weight", "out"), "bf16"))
-    one = text(problem, block_M=32, block_N=512)
+    instance = Instance.of_shapes(scaled, {"M": 100, "N": 512}, dict.fromkeys(("x", "weight", "out"), "bf16"))
+    one = text(instance, block_M=32, block_N=512)
     assert "pl.when" not in one
     assert "scratch" not in one
     assert 'dimension_semantics=("parallel",)' in one
 
 
 def test_masks_stand_in_the_edge_only() -> None:
-    body = text(problems.attention("bf16", causal=True, masked=False, N=370), block_M=64, block_N=128)
+    body = text(instances.attention("bf16", causal=True, masked=False, N=370), block_M=64, block_N=128)
     interior = re.search(r"def interior_n\(\):\n(.*?)\n\n", body, re.S)
     edge = re.search(r"def edge_n\(\):\n(.*?)\n\n", body, re.S)
     assert interior is not None
@@ -121,18 +121,18 @@ def test_masks_stand_in_the_edge_only() -> None:
 
 
 def test_whole_tiles_need_no_masks() -> None:
-    body = text(problems.attention("bf16", causal=False, masked=False, M=256, N=512, D=64), block_M=128, block_N=128)
+    body = text(instances.attention("bf16", causal=False, masked=False, M=256, N=512, D=64), block_M=128, block_N=128)
     assert "valid" not in body
     assert "jnp.where(new_top" in body  # the author's own
 
 
 def test_steps_that_a_mask_makes_useless_fetch_nothing() -> None:
-    body = text(problems.attention("bf16", causal=True, masked=False, N=370), block_M=64, block_N=128)
+    body = text(instances.attention("bf16", causal=True, masked=False, N=370), block_M=64, block_N=128)
     assert "nearest(n, n_bounds(m), block_N, 3)" in body
 
 
 def test_float16_crosses_as_float32() -> None:
-    body = text(problems.linear("f16"), block_M=128, block_N=128, block_K=128)
+    body = text(instances.linear("f16"), block_M=128, block_N=128, block_K=128)
     assert "jnp.float16" not in body.replace("return y.astype(jnp.float16)", "")
     assert "x.astype(jnp.float32)," in body
     assert "precision=lax.Precision.HIGHEST" in body
@@ -140,13 +140,13 @@ def test_float16_crosses_as_float32() -> None:
 
 @pytest.mark.parametrize(("target", "widened"), [("tpu-v4", True), ("tpu-v5e", False), ("tpu-tpu7x", False)])
 def test_float8_is_widened_where_the_compiler_does_not_multiply_it(target: str, widened: bool) -> None:
-    body = text(problems.fp8_matmul("f8e4m3", K=512), target, block_M=128, block_N=128, block_K=128)
+    body = text(instances.fp8_matmul("f8e4m3", K=512), target, block_M=128, block_N=128, block_K=128)
     assert ("a_ref[...].astype(jnp.bfloat16)" in body) == widened
     assert ("b_ref[...].astype(jnp.bfloat16)" in body) == widened
 
 
 def test_the_source_says_how_it_is_called_and_what_it_costs() -> None:
-    source = emit(problems.linear("bf16", M=256, N=512, K=512), V6E, Config(block_M=128, block_N=256, block_K=128))
+    source = emit(instances.linear("bf16", M=256, N=512, K=512), V6E, Config(block_M=128, block_N=256, block_K=128))
     abi = source.abi
     assert [(a.name, a.shape) for a in abi.inputs] == [("x", (256, 512)), ("weight", (512, 512)), ("bias", (512,))]
     assert [(a.name, a.shape, a.dtype) for a in abi.outputs] == [("y", (256, 512), "bf16")]

@@ -1,4 +1,4 @@
-"""Problems, sources and runs in few words."""
+"""Instances, sources and runs in few words."""
 
 import math
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 from kpt.ops.flash_attention.backward_kernels import flash_attention_dkdv
 from kpt_dsl import targets
 from kpt_dsl.emit import Source, emit
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import Config
 from tests.emit_triton.kernels import attention, linear
@@ -18,31 +18,31 @@ TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
          "f8e4m3": torch.float8_e4m3fn, "f8e5m2": torch.float8_e5m2}  # fmt: skip
 
 
-def linear_problem(M: int, N: int, K: int, dtype: str = "bf16", **statics: Any) -> Problem:
+def linear_instance(M: int, N: int, K: int, dtype: str = "bf16", **statics: Any) -> Instance:
     dtypes = {"x": dtype, "weight": dtype, "bias": dtype if statics.pop("bias", True) else None, "y": dtype}
-    return Problem.of_shapes(linear, dict(M=M, N=N, K=K), dtypes, {"activation": None} | statics)
+    return Instance.of_shapes(linear, dict(M=M, N=N, K=K), dtypes, {"activation": None} | statics)
 
 
-def attention_problem(M: int, N: int, D: int, dtype: str = "bf16", lengths: bool = False, **statics: Any) -> Problem:
+def attention_instance(M: int, N: int, D: int, dtype: str = "bf16", lengths: bool = False, **statics: Any) -> Instance:
     dtypes = {"q": dtype, "k": dtype, "v": dtype, "lengths": "i32" if lengths else None, "o": dtype}
     dims = dict(B=2, H=4, G=2, M=M, N=N, D=D)
-    return Problem.of_shapes(attention, dims, dtypes, {"causal": False, "window": None} | statics)
+    return Instance.of_shapes(attention, dims, dtypes, {"causal": False, "window": None} | statics)
 
 
-def key_gradients_problem(M: int, N: int, D: int, dtype: str = "bf16", causal: bool = False) -> Problem:
+def key_gradients_instance(M: int, N: int, D: int, dtype: str = "bf16", causal: bool = False) -> Instance:
     wide = dict.fromkeys(("delta", "shift"), "f32")
     dtypes = dict.fromkeys(flash_attention_dkdv.tensors, dtype) | wide | dict.fromkeys(("key_lengths", "dq_sum"))
     dims = dict(B=2, H=4, G=4, M=M, N=N, D=D)
-    return Problem.of_shapes(flash_attention_dkdv, dims, dtypes, {"causal": causal, "window": None})
+    return Instance.of_shapes(flash_attention_dkdv, dims, dtypes, {"causal": causal, "window": None})
 
 
-def source(problem: Problem, target: str = "nvidia-h200", **knobs: Any) -> Source:
-    return emit(problem, targets.get(target), Config(**knobs))
+def source(instance: Instance, target: str = "nvidia-h200", **knobs: Any) -> Source:
+    return emit(instance, targets.get(target), Config(**knobs))
 
 
 def run(kernel: Kernel, target: str = "nvidia-h200", /, *, knobs: dict[str, Any], **arguments: Any) -> None:
     """Under Triton's interpreter."""
-    interpret_for(targets.get(target), Problem.bind(kernel, arguments), arguments, Config(**knobs))
+    interpret_for(targets.get(target), Instance.bind(kernel, arguments), arguments, Config(**knobs))
 
 
 def unset(shape: tuple[int, ...], dtype: str) -> torch.Tensor:

@@ -9,9 +9,9 @@ import torch
 import kpt_dsl as kd
 from kpt_dsl import ir, runtime, targets
 from kpt_dsl.emit import emit
+from kpt_dsl.instance import Instance
 from kpt_dsl.passes import padding, pipeline
 from kpt_dsl.printer import format_kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.numpy import run as run_numpy
 from kpt_dsl.space import Config, space
 from tests.tolerances import assert_close
@@ -53,7 +53,7 @@ def test_what_is_there_is_added_to(backend: str, shape: tuple[int, int, int], bl
     given = arguments(*shape)
     wanted = expected(given)
     config = Config(block_M=blocks[0], block_N=blocks[1], num_warps=4, num_stages=1, descriptors=True)
-    runtime.run(Problem.bind(both_ways, given), given, config, backend)
+    runtime.run(Instance.bind(both_ways, given), given, config, backend)
     for name, want in wanted.items():
         assert_close(given[name], want, "f32", shape[1] * shape[2])
 
@@ -61,24 +61,24 @@ def test_what_is_there_is_added_to(backend: str, shape: tuple[int, int, int], bl
 def test_float64() -> None:
     given = arguments(37, 50, 16)
     outputs = {name: given[name].double().numpy().copy() for name in ("sums", "total", "diagonal")}
-    run_numpy(Problem.bind(both_ways, given), given | outputs, Config(block_M=7, block_N=11), precision="f64")
+    run_numpy(Instance.bind(both_ways, given), given | outputs, Config(block_M=7, block_N=11), precision="f64")
     for name, want in expected(given).items():
         np.testing.assert_allclose(outputs[name], want.numpy(), rtol=1e-12, atol=1e-12)
 
 
-def problem(M: int = 64, N: int = 64) -> Problem:
+def instance(M: int = 64, N: int = 64) -> Instance:
     dtypes = dict.fromkeys(both_ways.tensors, "f32") | {"x": "bf16", "y": "bf16"}
-    return Problem.of_shapes(both_ways, {"M": M, "N": N, "K": 64}, dtypes)
+    return Instance.of_shapes(both_ways, {"M": M, "N": N, "K": 64}, dtypes)
 
 
 def test_the_text_of_an_addition() -> None:
-    assert "sums[m, :] += dot(bf16(s), y[n, :])" in format_kernel(problem().lower())
-    assert "sums[m, :] += " in emit(problem(), targets.get("cpu"), Config(block_M=16, block_N=16)).text
-    text = emit(problem(), H200, space(problem(), H200).first).text
+    assert "sums[m, :] += dot(bf16(s), y[n, :])" in format_kernel(instance().lower())
+    assert "sums[m, :] += " in emit(instance(), targets.get("cpu"), Config(block_M=16, block_N=16)).text
+    text = emit(instance(), H200, space(instance(), H200).first).text
     assert text.count("tl.atomic_add(") >= 3
     assert 'sem="relaxed"' in text
     assert "_desc.store" not in text  # a descriptor would write over what is there
-    ragged = emit(problem(M=37), H200, Config(block_M=16, block_N=16, num_warps=4, num_stages=2, descriptors=True)).text
+    ragged = emit(instance(M=37), H200, Config(block_M=16, block_N=16, num_warps=4, num_stages=2, descriptors=True)).text
     assert "mask=m_valid[:, None]" in ragged
 
 
@@ -87,28 +87,28 @@ def test_it_compiles(target: str) -> None:
     from kpt_dsl import build
 
     chip = targets.get(target)
-    report = build.compile(problem(256, 256), chip, space(problem(256, 256), chip).first)
+    report = build.compile(instance(256, 256), chip, space(instance(256, 256), chip).first)
     assert report.registers
 
 
 def test_a_tpu_has_no_such_thing() -> None:
     v6e = targets.get("tpu-v6e")
     with pytest.raises(kd.TargetError, match=r"both_ways adds to sums \(line \d+\); on a TPU an output has one writer"):
-        emit(problem(), v6e, Config(block_M=64, block_N=64))
-    reason = space(problem(), v6e).why_illegal({"block_M": 64, "block_N": 64})
+        emit(instance(), v6e, Config(block_M=64, block_N=64))
+    reason = space(instance(), v6e).why_illegal({"block_M": 64, "block_N": 64})
     assert reason == "several programs add to sums, diagonal, total; on tpu-v6e an output has one writer"
     with pytest.raises(kd.TargetError, match="no config of both_ways"):
-        _ = space(problem(), v6e).first
+        _ = space(instance(), v6e).first
 
 
 def test_it_is_not_shared_out_among_warps() -> None:
-    assert pipeline.why_not(padding.guard(problem().lower(), lambda axis: False)) == "it adds to an output"
+    assert pipeline.why_not(padding.guard(instance().lower(), lambda axis: False)) == "it adds to an output"
 
 
 def test_passes_keep_additions() -> None:
     from kpt_dsl.passes.split import split_masks
 
-    kernel = split_masks(padding.guard(problem().lower(), lambda axis: True))
+    kernel = split_masks(padding.guard(instance().lower(), lambda axis: True))
     stores = [s for s in ir.statements(kernel.body) if isinstance(s, ir.Store)]
     assert len(stores) > 3
     assert all(s.add for s in stores)

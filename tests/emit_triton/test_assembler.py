@@ -20,8 +20,8 @@ LOSING = Config({"block_N": 64, "block_M": 32, "num_warps": 4, "num_stages": 3, 
 @pytest.mark.parametrize("length", [100, 128])
 def test_products_read_their_own_operands(length: int, tmp_path: Path) -> None:
     dims = {"B": 64, "H": 16, "G": 16, "M": length, "N": length, "D": 64}
-    adding = registry.get("flash_attention_backward").problems(dims, "bf16", causal=True)[4]
-    assert dict(adding.dtypes)["dq_sum"] == "f32"
+    adding = registry.get("flash_attention_backward").instances(dims, "bf16", causal=True)[4]
+    assert dict(adding.specialisation.dtypes)["dq_sum"] == "f32"
     compiled = binary(emit(adding, H200, LOSING), H200.arch, H200.warp_lanes)
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
@@ -71,12 +71,12 @@ def test_a_binary_has_one_name_whichever_assembler_triton_asked_first(monkeypatc
     from triton.backends.nvidia import compiler
 
     dims = {"M": 40, "N": 96}
-    (problem,) = registry.get("rms_norm").problems(dims, "bf16")
+    (instance,) = registry.get("rms_norm").instances(dims, "bf16")
     found = []
     for said in ("ptxas of one", "ptxas of another"):
         monkeypatch.setattr(compiler, "get_ptxas_version", lambda *_, said=said: said)
         binary.cache_clear()
-        source = emit(problem, H200, Config(space(problem, H200).first))
+        source = emit(instance, H200, Config(space(instance, H200).first))
         found.append(binary(source, H200.arch, H200.warp_lanes).metadata_group)
     assert found[0] == found[1]
 

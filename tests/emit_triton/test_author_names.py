@@ -9,8 +9,8 @@ import torch
 
 from kpt_dsl import targets
 from kpt_dsl.emit import emit
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import numpy as on_numpy
 from kpt_dsl.runtime import pallas as on_pallas
 from kpt_dsl.runtime.triton import interpret_for
@@ -85,15 +85,15 @@ def test_names_do_not_meet(tmp_path: Path, names: dict[str, str]) -> None:
     for backend in ("numpy", "triton", "pallas"):
         given: dict[str, Any] = {names["x"]: x, names["w"]: w, names["shift"]: shift}
         given |= {names["y"]: torch.full((5, 40), 7.0), names["s"]: torch.full((5,), 7.0)}
-        problem = Problem.bind(kernel, given)
+        instance = Instance.bind(kernel, given)
         if backend == "numpy":
-            on_numpy.run(problem, given, Config(dict.fromkeys(blocks, 8)))
+            on_numpy.run(instance, given, Config(dict.fromkeys(blocks, 8)))
         elif backend == "triton":
             interpret_for(
-                targets.get("nvidia-h200"), problem, given, Config(dict.fromkeys(blocks, 8)) | {"num_warps": 4}
+                targets.get("nvidia-h200"), instance, given, Config(dict.fromkeys(blocks, 8)) | {"num_warps": 4}
             )
         else:
-            on_pallas.run(problem, given, Config(dict(zip(blocks, (8, 128), strict=True))))
+            on_pallas.run(instance, given, Config(dict(zip(blocks, (8, 128), strict=True))))
         torch.testing.assert_close(given[names["y"]], expected, msg=lambda text, b=backend: f"{b}: {text}")
         torch.testing.assert_close(given[names["s"]], total, msg=lambda text, b=backend: f"{b}: {text}")
 
@@ -127,9 +127,9 @@ def test_names_in_warp_specialised_modules(tmp_path: Path, names: dict[str, str]
     torch.manual_seed(0)
     x, w, bias = (torch.randn(shape).bfloat16() for shape in ((70, 128), (64, 128), (64,)))
     given = {names["x"]: x, names["w"]: w, names["bias"]: bias, names["y"]: torch.zeros(70, 64).bfloat16()}
-    problem, target = Problem.bind(kernel, given), targets.get("nvidia-h200")
-    config = next(c for c in space(problem, target).firsts if c.get("schedule") == "warp_specialised")
-    interpret_for(target, problem, given, config)
+    instance, target = Instance.bind(kernel, given), targets.get("nvidia-h200")
+    config = next(c for c in space(instance, target).firsts if c.get("schedule") == "warp_specialised")
+    interpret_for(target, instance, given, config)
     expected = (x.double() @ w.double().T + bias.double()).bfloat16()
     torch.testing.assert_close(given[names["y"]], expected, rtol=2e-2, atol=2e-2)
 
@@ -143,8 +143,8 @@ def test_nothing_ends_a_docstring_or_a_comment(tmp_path: Path, file: str, option
     chosen = f"        if kd.choice('mode', {option!r}, 'other'):  # \"\"\" \\ \u2028 end\n            "
     text = PRODUCT.format(**names).replace("        y[m, n] = ", f"{chosen}y[m, n] = ")
     kernel = load(tmp_path / file, text, "product")
-    problem = Problem.of_shapes(kernel, {"M": 256, "N": 256, "K": 256}, dict.fromkeys(kernel.tensors, "bf16"))
+    instance = Instance.of_shapes(kernel, {"M": 256, "N": 256, "K": 256}, dict.fromkeys(kernel.tensors, "bf16"))
     for name in ("nvidia-h200", "tpu-v6e", "cpu"):
         target = targets.get(name)
-        for config in space(problem, target).firsts:
-            compile(emit(problem, target, config).text, name, "exec")
+        for config in space(instance, target).firsts:
+            compile(emit(instance, target, config).text, name, "exec")

@@ -14,7 +14,7 @@ from kpt_dsl.build import cache
 from kpt_dsl.build.triton import _named, binary
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.space import Config
-from tests.emit_triton.support import linear_problem
+from tests.emit_triton.support import linear_instance
 
 H200 = targets.get("nvidia-h200")
 
@@ -29,14 +29,16 @@ def nothing_is_kept() -> Iterator[None]:
 
 def source(**knobs: int) -> Source:
     blocks = dict(block_M=32, block_N=32, block_K=32, num_warps=4, num_stages=2)
-    return emit(linear_problem(64, 64, 64), H200, Config(blocks | knobs))
+    return emit(linear_instance(64, 64, 64), H200, Config(blocks | knobs))
 
 
-def name_of(one: Source, backend: str = "ptxas 1", options: str = "o", **more: Any) -> str:
+def name_of(one: Source, target: str = "cuda 90", tools: str = "12.8 12.9", options: str = "o", **more: Any) -> str:
     asked = object()
-    backends = [SimpleNamespace(hash=lambda name=name: name) for name in (backend, options)]
-    with _named(asked, one):
-        return str(compiler.get_cache_key(asked, *backends, env_vars=more))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kpt_dsl.build.triton._nvidia_tools", lambda: tools)
+        with _named(asked, one):
+            given = SimpleNamespace(target=target), SimpleNamespace(hash=lambda: options)
+            return str(compiler.get_cache_key(asked, *given, env_vars=more))
 
 
 def test_names_differ_by_all_that_a_binary_is_made_of() -> None:
@@ -45,7 +47,8 @@ def test_names_differ_by_all_that_a_binary_is_made_of() -> None:
     told = replace(plain, abi=replace(plain.abi, arguments=plain.abi.arguments[:-1]))
     names = [
         name_of(plain), name_of(source(num_warps=8)), name_of(source(block_M=64)), name_of(fewer), name_of(told),
-        name_of(plain, backend="ptxas 2"), name_of(plain, options="p"), name_of(plain, ENV="1"),
+        name_of(plain, target="cuda 100"), name_of(plain, tools="12.8 13.0"), name_of(plain, options="p"),
+        name_of(plain, ENV="1"),
     ]  # fmt: skip
     assert len(set(names)) == len(names)
     assert name_of(plain) == names[0]

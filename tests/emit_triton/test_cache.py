@@ -15,7 +15,7 @@ import pytest
 
 from kpt_dsl.build import cache, triton
 from kpt_dsl.build.cache import Entry
-from tests.emit_triton.support import linear_problem
+from tests.emit_triton.support import linear_instance
 from tests.emit_triton.test_build import SMALL, compiled
 
 
@@ -48,11 +48,11 @@ def test_a_garbled_entry_is_no_entry(folder: Path, text: str) -> None:
     "garbled", [{"forms": {}, "unknown": 1}, {"forms": []}, {"forms": {"ptx": 1}}, {"registers": "9"}, {"target": None}]
 )
 def test_a_garbled_report_is_compiled_again(garbled: dict[str, Any], folder: Path) -> None:
-    problem = linear_problem(64, 64, 64)
-    first = compiled(problem, **SMALL)
+    instance = linear_instance(64, 64, 64)
+    first = compiled(instance, **SMALL)
     (file,) = folder.glob("triton-reports/*/report.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), **garbled}))
-    assert replace(compiled(problem, **SMALL), seconds=first.seconds) == first
+    assert replace(compiled(instance, **SMALL), seconds=first.seconds) == first
 
 
 @pytest.mark.parametrize("suffix", [".cubin", ".json"])
@@ -62,24 +62,24 @@ def test_a_garbled_report_is_compiled_again(garbled: dict[str, Any], folder: Pat
 def test_a_binary_that_is_emptied_cut_or_altered_is_made_again(
     damage: Callable[[bytes], bytes], suffix: str, folder: Path
 ) -> None:
-    problem = linear_problem(64, 64, 64)
-    first = compiled(problem, **SMALL)
+    instance = linear_instance(64, 64, 64)
+    first = compiled(instance, **SMALL)
     files = [f for f in folder.glob(f"triton/*/*{suffix}") if not f.name.startswith("__grp__")]
     (file,) = files
     good = file.read_bytes()
     file.write_bytes(damage(good))
     shutil.rmtree(folder / "triton-reports")
     triton.binary.cache_clear()
-    assert replace(compiled(problem, **SMALL), seconds=first.seconds) == first
+    assert replace(compiled(instance, **SMALL), seconds=first.seconds) == first
     assert file.read_bytes() == good
 
 
 def test_a_binary_that_is_as_it_was_made_is_not_made_again(folder: Path) -> None:
-    compiled(linear_problem(64, 64, 64), **SMALL)
+    compiled(linear_instance(64, 64, 64), **SMALL)
     before = {f: f.stat().st_ino for f in folder.glob("triton/*/*.cubin")}
     shutil.rmtree(folder / "triton-reports")
     triton.binary.cache_clear()
-    compiled(linear_problem(64, 64, 64), **SMALL)
+    compiled(linear_instance(64, 64, 64), **SMALL)
     assert {f: f.stat().st_ino for f in folder.glob("triton/*/*.cubin")} == before
 
 
@@ -144,7 +144,7 @@ def test_what_a_process_that_was_killed_left_goes_as_well(folder: Path) -> None:
 
 
 def test_binaries_of_triton_are_marked_when_they_are_used(folder: Path) -> None:
-    compiled(linear_problem(64, 64, 128), **SMALL)
+    compiled(linear_instance(64, 64, 128), **SMALL)
     assert list(folder.glob("triton/*/*.cubin"))
     cache.prune(0)
     assert not list(folder.glob("triton/*/*.cubin"))
@@ -171,7 +171,7 @@ def test_a_folder_that_others_may_write_is_not_used(
     (folder / place).mkdir(exist_ok=True)
     (folder / place).chmod(mode)
     with caplog.at_level(logging.WARNING, logger="kpt"):
-        assert compiled(linear_problem(64, 64, 64), **SMALL).registers
+        assert compiled(linear_instance(64, 64, 64), **SMALL).registers
     (record,) = caplog.records
     assert f"others may write to {folder / place}" in record.message and "chmod" in record.message
     assert not list((folder / place).glob("*/*"))
@@ -214,16 +214,16 @@ def test_a_folder_that_cannot_be_used_costs_one_warning(
     monkeypatch.setenv(cache.VARIABLE, str(blocked / "cache"))
     monkeypatch.setattr(cache, "_warned", False)
     with caplog.at_level(logging.WARNING, logger="kpt"):
-        assert compiled(linear_problem(64, 64, 64, "f16"), **SMALL).registers
-        assert compiled(linear_problem(64, 64, 64, "f16"), **SMALL).registers
+        assert compiled(linear_instance(64, 64, 64, "f16"), **SMALL).registers
+        assert compiled(linear_instance(64, 64, 64, "f16"), **SMALL).registers
     assert len([r for r in caplog.records if "cache folder cannot be used" in r.message]) == 1
 
 
 def test_processes_share_it(folder: Path) -> None:
     code = (
         "from tests.emit_triton.test_build import compiled, SMALL\n"
-        "from tests.emit_triton.support import linear_problem\n"
-        "print(compiled(linear_problem(64, 64, 96), **SMALL).registers)"
+        "from tests.emit_triton.support import linear_instance\n"
+        "print(compiled(linear_instance(64, 64, 96), **SMALL).registers)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     children = [

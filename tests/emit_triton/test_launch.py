@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kpt_dsl.emit.triton.abi import Descriptor, Extent, Pointer, Stride
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime import triton_launch
 from kpt_dsl.runtime.triton_launch import Described, Launch
 from tests.emit_triton.kernels import linear, softmax
@@ -77,14 +77,14 @@ def test_the_short_way_passes_what_tritons_launcher_passes(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_launch_passes_addresses_scalars_and_the_problems_numbers() -> None:
+def test_a_launch_passes_addresses_scalars_and_the_instances_numbers() -> None:
     x = normal(37, 760, dtype="bf16")
     out = torch.empty_like(x)
-    problem = Problem.bind(softmax, {"x": x, "out": out})
+    instance = Instance.bind(softmax, {"x": x, "out": out})
     record = _Recorder()
     kernel = SimpleNamespace(run=_launcher(record), function=5, packed_metadata=(4, 1, 0), name="softmax")
-    made = source(problem, block_M=4, num_warps=4)
-    Launch(problem, made, kernel, 0)(x, out)
+    made = source(instance, block_M=4, num_warps=4)
+    Launch(instance, made, kernel, 0)(x, out)
     (call,) = record.calls
     values = call[-1] if isinstance(call[-1], list) else call[-5:]
     assert [type(a) for a in made.abi.arguments] == [Pointer, Pointer, Extent, Stride, Stride]
@@ -98,15 +98,15 @@ def test_a_persistent_launch_has_as_many_programs_as_run_at_a_time_and_describes
         "x": normal(512, 256, dtype="bf16"), "weight": normal(512, 256, dtype="bf16"), "bias": None,
         "y": normal(512, 512, dtype="bf16"), "activation": None,
     }  # fmt: skip
-    problem = Problem.bind(linear, arguments)
+    instance = Instance.bind(linear, arguments)
     knobs = dict(block_M=64, block_N=64, block_K=32, num_warps=4, descriptors=True, persistent=True)
-    made = source(problem, **knobs)
+    made = source(instance, **knobs)
     record = _Recorder()
     metadata = SimpleNamespace(num_warps=4, shared=1000)
     kernel = SimpleNamespace(
         run=_launcher(record), function=5, packed_metadata=(4, 1, 1000), name="linear", metadata=metadata, n_regs=128
     )
-    Launch(problem, made, kernel, 0)(*arguments.values())
+    Launch(instance, made, kernel, 0)(*arguments.values())
     (call,) = record.calls
     assert call[0] == 3 * 4  # 128 threads of 128 registers: four blocks share the registers of each of three cores
     described = [v for v in (call[-1] if isinstance(call[-1], list) else call) if isinstance(v, Described)]
@@ -119,8 +119,8 @@ def test_a_persistent_launch_has_as_many_programs_as_run_at_a_time_and_describes
 
 @pytest.mark.usefixtures("driver")
 def test_nothing_is_launched_for_no_rows() -> None:
-    problem = Problem.of_shapes(softmax, dict(M=0, N=8), dict(x="bf16", out="bf16"))
+    instance = Instance.of_shapes(softmax, dict(M=0, N=8), dict(x="bf16", out="bf16"))
     record = _Recorder()
     kernel = SimpleNamespace(run=_launcher(record), function=5, packed_metadata=(4, 1, 0), name="softmax")
-    Launch(problem, source(problem, block_M=4, num_warps=4), kernel, 0)(torch.empty(0, 8), torch.empty(0, 8))
+    Launch(instance, source(instance, block_M=4, num_warps=4), kernel, 0)(torch.empty(0, 8), torch.empty(0, 8))
     assert record.calls == []

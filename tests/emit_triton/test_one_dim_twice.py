@@ -10,8 +10,8 @@ import torch
 import kpt_dsl as kd
 from kpt_dsl import ir, targets
 from kpt_dsl.errors import KptError
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.runtime import numpy as on_numpy
 from kpt_dsl.runtime import pallas as on_pallas
 from kpt_dsl.runtime.triton import interpret_for
@@ -160,26 +160,26 @@ def check(kernel: Kernel, dims: dict[str, int], length: int = 1, **others: Any) 
     given: dict[str, Any] = dict(others)
     for name, names in kernel.tensors.items():
         given[name] = rng.standard_normal([dims[d] for d in names]).astype(np.float32)
-    problem = Problem.bind(kernel, given)
-    blocks = {tile.block for tile in ir.tiles(problem.lower())}
+    instance = Instance.bind(kernel, given)
+    blocks = {tile.block for tile in ir.tiles(instance.lower())}
     outputs = [name for name, role in kernel.roles.items() if role == "out"]
 
     def fresh(dtype: Any = np.float32) -> dict[str, Any]:
         return given | {name: np.full(given[name].shape, 77, dtype) for name in outputs}
 
     exact = fresh(np.float64)
-    on_numpy.run(problem, exact, Config(dict.fromkeys(blocks, 8)), precision="f64")
+    on_numpy.run(instance, exact, Config(dict.fromkeys(blocks, 8)), precision="f64")
     least = 16 if kernel is by_products else 2
     for block in (least, 64):
         got = fresh()
         as_torch = {n: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for n, a in got.items()}
         config = Config(dict.fromkeys(blocks, block)) | {"num_warps": 4}
-        interpret_for(targets.get("nvidia-h200"), problem, as_torch, config)
+        interpret_for(targets.get("nvidia-h200"), instance, as_torch, config)
         for name in outputs:
             assert_close(as_torch[name].numpy(), exact[name], "f32", length)
     got = fresh()
     try:
-        on_pallas.run(problem, got, Config(dict.fromkeys(blocks, 128)))
+        on_pallas.run(instance, got, Config(dict.fromkeys(blocks, 128)))
     except KptError:
         assert kernel is nested, "only loops in loops have no form"
         return

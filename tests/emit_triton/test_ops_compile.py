@@ -50,10 +50,10 @@ float32 gradients that are added up spill 16 with the smallest tiles, which with
 @pytest.mark.parametrize("target", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_first_configs(target: str, op: str, dims: dict[str, int], dtype: str, flags: dict[str, object]) -> None:
     chip = targets.get(target)
-    for problem in registry.get(op).problems(dims, dtype, **flags):
-        report = build.compile(problem, chip, space(problem, chip).first)
+    for instance in registry.get(op).instances(dims, dtype, **flags):
+        report = build.compile(instance, chip, space(instance, chip).first)
         assert report.registers, report
-        assert (report.spills or 0) <= max(SLACK, SPILLS.get((target, op), 0)), f"{problem} {report}"
+        assert (report.spills or 0) <= max(SLACK, SPILLS.get((target, op), 0)), f"{instance} {report}"
 
 
 @pytest.mark.parametrize("target", ["nvidia-a100", "nvidia-l40s", "nvidia-h200", "nvidia-rtx-5090"])
@@ -61,7 +61,7 @@ def test_first_configs(target: str, op: str, dims: dict[str, int], dtype: str, f
 def test_the_widest_rows_that_are_held_with_their_sums(op: str, target: str) -> None:
     """They take all registers of a multiprocessor; on sm_100 40 bytes a thread spill, on sm_120 8, on gfx942 164."""
     chip = targets.get(target)
-    held, *_ = registry.get(op).problems({"M": 4096, "N": 16384}, "bf16")
+    held, *_ = registry.get(op).instances({"M": 4096, "N": 16384}, "bf16")
     report = build.compile(held, chip, space(held, chip).first)
     assert report.registers
     spills = 8 if (op, target) == ("layer_norm_backward", "nvidia-rtx-5090") else 0

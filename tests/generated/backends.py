@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kpt_dsl import runtime, targets
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.numpy import run as run_numpy
 from tests.generated.arrays import assert_untouched_outside, exact, to_device
 from tests.generated.case import Case, Close
@@ -25,15 +25,15 @@ def check(case: Case, backend: str, device: str) -> None:
     arguments = case.arguments()
     expected = case.expected(arguments, cuda=device == "cuda")
     given = {name: to_device(a, device) if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
-    problem = Problem.bind(case.kernel, given)
+    instance = Instance.bind(case.kernel, given)
     if backend == "numpy":
-        config = any_lengths(problem, case.seed)
+        config = any_lengths(instance, case.seed)
     elif device == "cuda":
-        config = any_legal(problem, _present(), case.seed, most_steps=1 << 20)
+        config = any_legal(instance, _present(), case.seed, most_steps=1 << 20)
     else:
-        config = any_legal(problem, runtime.runtime(backend).target(given), case.seed)
+        config = any_legal(instance, runtime.runtime(backend).target(given), case.seed)
     try:
-        returned = runtime.run(problem, given, config, backend)
+        returned = runtime.run(instance, given, config, backend)
         outputs: Mapping[str, Any] = given if returned is None else returned
         for name in case.outputs:
             expected[name].check(outputs[name], name)
@@ -46,9 +46,9 @@ def check(case: Case, backend: str, device: str) -> None:
 def check_exactly(case: Case) -> None:
     """The float64 mode of NumPy and the reference were written apart and must agree to many digits."""
     arguments = case.arguments()
-    problem = Problem.bind(case.kernel, arguments)
+    instance = Instance.bind(case.kernel, arguments)
     outputs = {name: exact(arguments[name]) for name in case.outputs}
-    run_numpy(problem, arguments | outputs, any_lengths(problem, case.seed), precision="f64")
+    run_numpy(instance, arguments | outputs, any_lengths(instance, case.seed), precision="f64")
     for name, wanted in case.expected(arguments, cuda=False).items():
         least = wanted.beside if isinstance(wanted, Close) else 0.0
         scale = np.max(np.abs(wanted.values), initial=least, where=np.isfinite(wanted.values))

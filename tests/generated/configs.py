@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from kpt_dsl import ir
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, space
 from kpt_dsl.targets import Target
 
@@ -17,48 +17,48 @@ _TRIES = 60
 _LENGTHS = (1, 3, 8, 16, 31, 32, 64, 100, 128, 1000)
 
 
-def steps(problem: Problem, config: Mapping[str, object]) -> int:
+def steps(instance: Instance, config: Mapping[str, object]) -> int:
     """How many tiles are visited: programs times the turns of all loops."""
-    kernel = problem.lower(config)
+    kernel = instance.lower(config)
     count = 1
     for loop in kernel.grid:
-        count *= _turns(loop, problem, config) if isinstance(loop, ir.Tile) else problem.dim(loop.dim)
-    inner = sum(_turns(s.tile, problem, config) for s in ir.statements(kernel.body) if isinstance(s, ir.For))
+        count *= _turns(loop, instance, config) if isinstance(loop, ir.Tile) else instance.extents.dim(loop.dim)
+    inner = sum(_turns(s.tile, instance, config) for s in ir.statements(kernel.body) if isinstance(s, ir.For))
     return count * max(1, inner)
 
 
-def _turns(tile: ir.Tile, problem: Problem, config: Mapping[str, object]) -> int:
+def _turns(tile: ir.Tile, instance: Instance, config: Mapping[str, object]) -> int:
     block = config[tile.block]
     assert isinstance(block, int)
-    return math.ceil(problem.dim(tile.dim) / block)
+    return math.ceil(instance.extents.dim(tile.dim) / block)
 
 
 def any_legal(
-    problem: Problem,
+    instance: Instance,
     target: Target,
     seed: int,
     most_steps: int = MOST_STEPS,
-    count: Callable[[Problem, Mapping[str, object]], int] = steps,
+    count: Callable[[Instance, Mapping[str, object]], int] = steps,
 ) -> Config:
     """A random legal config for a target, with not too many steps; the first config by rule where none is found."""
-    options, random = space(problem, target), Random(seed)
+    options, random = space(instance, target), Random(seed)
     for _ in range(_TRIES):
         variant = random.choice(options.variants)
         config = variant.choices | {name: random.choice(values) for name, values in variant.knobs.items()}
-        if options.why_illegal(config) is None and count(problem, config) <= most_steps:
+        if options.why_illegal(config) is None and count(instance, config) <= most_steps:
             return config
     return options.first
 
 
-def any_lengths(problem: Problem, seed: int, most_steps: int = 20 * MOST_STEPS) -> Config:
+def any_lengths(instance: Instance, seed: int, most_steps: int = 20 * MOST_STEPS) -> Config:
     """A random config for NumPy, where tiles may have any length."""
     random = Random(seed)
     for _ in range(_TRIES):
-        values: dict[str, Any] = {name: random.choice(options) for name, options in problem.lower().choices}
-        kernel = problem.lower(values)
+        values: dict[str, Any] = {name: random.choice(options) for name, options in instance.lower().choices}
+        kernel = instance.lower(values)
         loops = [*kernel.grid, *(s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
         values |= {loop.block: random.choice(_LENGTHS) for loop in loops if isinstance(loop, ir.Tile)}
         config = Config(values)
-        if steps(problem, config) <= most_steps:
+        if steps(instance, config) <= most_steps:
             break
     return config

@@ -6,7 +6,7 @@ import torch
 
 import kpt_dsl as kd
 from kpt_dsl import ir
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 BACKENDS = ("numpy", "triton", "pallas")
 
@@ -24,7 +24,7 @@ def run(
 
         pytest.importorskip("jax")
     outputs = {n: torch.full(s, 77.0) if isinstance(s, tuple) else torch.full_like(s, 77) for n, s in shapes.items()}
-    tiled = {tile.block for tile in ir.tiles(Problem.bind(kernel, {**inputs, **outputs}).lower())}
+    tiled = {tile.block for tile in ir.tiles(Instance.bind(kernel, {**inputs, **outputs}).lower())}
     config = None if block is None else dict.fromkeys(tiled, block)
     kernel(**inputs, **outputs, backend=backend, config=config)
     return outputs

@@ -8,9 +8,9 @@ from kpt.ops import registry
 from kpt_dsl import ir, targets
 from kpt_dsl.emit import emit
 from kpt_dsl.emit.triton.abi import Report
+from kpt_dsl.instance import Instance
 from kpt_dsl.passes import indices, padding, pipeline
 from kpt_dsl.printer import format_kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import space
 from tests.indices import kernels
 from tests.language.snippets import lower
@@ -76,12 +76,12 @@ OPS = [
 
 @pytest.mark.parametrize(("name", "dims", "dtype", "flags"), OPS, ids=lambda x: x if isinstance(x, str) else "")
 def test_every_op_is_proven(name: str, dims: dict[str, int], dtype: str, flags: dict[str, object]) -> None:
-    for problem in registry.get(name).problems(dims, dtype, **flags):
-        assert not indices.checked(problem.lower())
+    for instance in registry.get(name).instances(dims, dtype, **flags):
+        assert not indices.checked(instance.lower())
 
 
-def problem(D: int = 64) -> Problem:
-    return Problem.of_shapes(
+def instance(D: int = 64) -> Instance:
+    return Instance.of_shapes(
         kernels.rows_or, {"V": 100, "D": D, "M": 8}, {"table": "bf16", "index": "i32", "y": "bf16"}
     )
 
@@ -89,8 +89,8 @@ def problem(D: int = 64) -> Problem:
 @pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])
 def test_what_is_not_checked_costs_nothing(target: str) -> None:
     chip = targets.get(target)
-    config = space(problem(), chip).first
-    plain, checked = emit(problem(), chip, config), emit(problem(), chip, config | {"checked": True})
+    config = space(instance(), chip).first
+    plain, checked = emit(instance(), chip, config), emit(instance(), chip, config | {"checked": True})
     assert "inside" not in plain.text
     assert "report" not in plain.text
     assert not plain.abi.places
@@ -106,7 +106,7 @@ def test_it_compiles(target: str, checked: bool) -> None:
 
     chip = targets.get(target)
     extra = {"checked": True} if checked else {}
-    assert build.compile(problem(), chip, space(problem(), chip).first | extra).registers
+    assert build.compile(instance(), chip, space(instance(), chip).first | extra).registers
 
 
 @pytest.mark.parametrize("V", [1, 6, 900])
@@ -115,17 +115,17 @@ def test_the_tuner_draws_indices_that_are_some(V: int) -> None:
 
     for kernel in (kernels.rows, kernels.tiled_rows, kernels.two_tables):
         dtypes = dict.fromkeys(kernel.tensors, "i32") | {"table": "f32", "y": "f32"}
-        made = inputs.make(Problem.of_shapes(kernel, {"V": V, "D": 400, "M": V}, dtypes), "cpu", 0)
+        made = inputs.make(Instance.of_shapes(kernel, {"V": V, "D": 400, "M": V}, dtypes), "cpu", 0)
         drawn = [x for name, x in made.items() if dtypes[name] == "i32"]
         assert all(x.min() >= 0 and x.max() < V for x in drawn)
         assert all(x.max() > V // 2 for x in drawn if V > 600)
-    one = Problem.of_shapes(kernels.one_row, {"M": V, "D": 4000}, {"x": "f32", "y": "f32"})
+    one = Instance.of_shapes(kernels.one_row, {"M": V, "D": 4000}, {"x": "f32", "y": "f32"})
     assert 0 <= inputs.make(one, "cpu", 0)["i"] < V
 
 
 def test_reports_tell_indices_apart() -> None:
     chip = targets.get("nvidia-h200")
-    abi = emit(problem(), chip, space(problem(), chip).first | {"checked": True}).abi
+    abi = emit(instance(), chip, space(instance(), chip).first | {"checked": True}).abi
     for index in (100, -1, 2**31 - 1, -(2**31)):
         word = 1 << 32 | index & 0xFFFFFFFF
         assert f"along V with {index}, but its extent is 100" in str(abi.bad_index(word, {"V": 100}))
@@ -133,7 +133,7 @@ def test_reports_tell_indices_apart() -> None:
 
 def test_tiles_move_through_descriptors_only_where_every_index_is_some() -> None:
     H, chip = {"V": 128, "M": 128, "D": 128}, targets.get("nvidia-h200")
-    found = Problem.of_shapes(kernels.rows_or, H, {"table": "bf16", "index": "i32", "y": "bf16"})
+    found = Instance.of_shapes(kernels.rows_or, H, {"table": "bf16", "index": "i32", "y": "bf16"})
     assert "_desc" not in emit(found, chip, space(found, chip).first | {"descriptors": True}).text
 
 

@@ -14,7 +14,7 @@ import kpt
 import kpt_dsl as kd
 from kpt_dsl import configs, targets
 from kpt_dsl.checks import is_on
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.runtime import triton as runtime
 from kpt_dsl.runtime import triton_launch
 from kpt_dsl.runtime.triton_launch import CheckedLaunch, Launch
@@ -68,8 +68,8 @@ def arguments(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def prepared(kernel: kd.Kernel, *given: Any) -> Launch:
-    problem = Problem.bind(kernel, kernel.bind(*given))
-    return runtime.prepare(problem, space(problem, H200).first, 0)
+    instance = Instance.bind(kernel, kernel.bind(*given))
+    return runtime.prepare(instance, space(instance, H200).first, 0)
 
 
 def test_a_launch_is_checked_within_the_block_only(device: Device) -> None:
@@ -115,9 +115,9 @@ def test_what_the_word_says_is_raised_once(device: Device) -> None:
 def test_the_measured_launch_is_never_checked(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = kernels.rows.bind(*arguments(whole(0, 1, 2)))
     monkeypatch.setattr(runtime, "_device", lambda _: SimpleNamespace(type="cuda", index=0))
-    problem = Problem.bind(kernels.rows, bound)
+    instance = Instance.bind(kernels.rows, bound)
     with kd.checking():
-        runtime.launcher(problem, bound, space(problem, H200).first, H200)()
+        runtime.launcher(instance, bound, space(instance, H200).first, H200)()
     assert not device.words
     assert len(device.launched) == 1
 

@@ -9,7 +9,7 @@ import torch
 import kpt_dsl as kd
 from kpt_dsl import targets
 from kpt_dsl.emit import emit
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import space
 from tests.indices import kernels
 
@@ -24,20 +24,20 @@ INTEGERS = {"index": "i32", "first": "i32", "second": "i32", "low": "i32", "high
 KERNELS = [k for k in vars(kernels).values() if isinstance(k, kd.Kernel)]
 
 
-def problem(kernel: kd.Kernel, dtype: str) -> Problem:
+def instance(kernel: kd.Kernel, dtype: str) -> Instance:
     dims = {dim: EXTENTS[dim] for dim in kernel.dim_names}
-    return Problem.of_shapes(kernel, dims, {name: INTEGERS.get(name, dtype) for name in kernel.tensors})
+    return Instance.of_shapes(kernel, dims, {name: INTEGERS.get(name, dtype) for name in kernel.tensors})
 
 
 def text(kernel: kd.Kernel, dtype: str = "f32") -> str:
-    found = problem(kernel, dtype)
+    found = instance(kernel, dtype)
     return emit(found, V6E, space(found, V6E).first).text
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=[k.name for k in KERNELS])
 def test_it_lowers(kernel: kd.Kernel, dtype: str) -> None:
-    found = problem(kernel, dtype)
+    found = instance(kernel, dtype)
     assert "tpu_custom_call" in lower(emit(found, V6E, space(found, V6E).first))
 
 

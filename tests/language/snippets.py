@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 
 from kpt_dsl import ir
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 
 _count = itertools.count()
 
@@ -58,4 +58,4 @@ def lower(folder: Path, body: str, *, choices: dict[str, object] | None = None, 
     """The IR of a kernel with SIGNATURE and a body; tensors are bf16 unless said, ids i32, row f32."""
     found = kernel(folder, SIGNATURE + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n")
     kinds: dict[str, str | None] = {"x": "bf16", "w": "bf16", "ids": "i32", "y": "bf16", "row": "f32"} | dtypes
-    return Problem.of_shapes(found, {"M": 37, "N": 199}, kinds, {"flag": True}).lower(choices)
+    return Instance.of_shapes(found, {"M": 37, "N": 199}, kinds, {"flag": True}).lower(choices)

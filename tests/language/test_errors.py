@@ -10,7 +10,7 @@ from tests.language.snippets import SIGNATURE, kernel, lower
 LOOP = "for m in kd.parallel(kd.tile('M')):\n    "
 INNER = LOOP + "for n in kd.sequential(kd.tile('N')):\n        "
 
-# body of the kernel, what the caret must stand under, parts of the message (problem, then remedy)
+# body of the kernel, what the caret must stand under, parts of the message (instance, then remedy)
 MISTAKES = {
     "undefined name": (LOOP + "y[m, :] = x[m, :] * scael", "scael", ["scael is not defined", "assign it first"]),
     "name like a module": (LOOP + "row[m] = eps * maht", "maht", ["maht is not defined", "assign it first, or import it"]),

@@ -6,7 +6,7 @@ import torch
 import kpt_dsl as kd
 from kpt_dsl import TargetError
 from kpt_dsl.cost import work
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from tests.tolerances import assert_close
 
 BACKENDS = ("numpy", "triton", "pallas")
@@ -184,5 +184,5 @@ def test_a_tpu_says_that_loops_do_not_nest_there() -> None:
 def test_work_is_counted_by_turns() -> None:
     """Each of the groups is thought to take the whole of K, since only the run knows ``width``."""
     dtypes = dict.fromkeys(("a", "b", "scale", "y"), "bf16")
-    problem = Problem.of_shapes(grouped_product, {"M": 64, "N": 32, "K": 128, "G": 4}, dtypes)
-    assert work(problem).flops == 4 * 2 * 64 * 32 * 128
+    instance = Instance.of_shapes(grouped_product, {"M": 64, "N": 32, "K": 128, "G": 4}, dtypes)
+    assert work(instance).flops == 4 * 2 * 64 * 32 * 128

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from kpt_dsl import InputError, ir
+from kpt_dsl.instance import Instance
 from kpt_dsl.printer import format_expr, format_kernel
-from kpt_dsl.problem import Problem
 from tests.language.snippets import SIGNATURE, kernel, lower
 
 LOOP = "for m in kd.parallel(kd.tile('M')):\n    "
@@ -121,25 +121,25 @@ def test_source_hash_sees_meaning_and_only_meaning(tmp_path: Path) -> None:
     assert base != digest(LOOP + "y[m, :] = double(x[m, :]) * FACTOR", helper)
 
 
-def test_problems_name_what_does_not_fit(tmp_path: Path) -> None:
+def test_instances_name_what_does_not_fit(tmp_path: Path) -> None:
     import numpy as np
 
     found = kernel(tmp_path, SIGNATURE + "    " + LOOP.replace("\n", "\n    ") + "row[m] = eps\n")
     x, good = np.zeros((3, 5), np.float32), dict(ids=None, w=None, eps=1.0, shift=1, flag=True)
     y, row = np.zeros((3, 5), np.float32), np.zeros(3, np.float32)
     with pytest.raises(InputError, match=r"x has shape \(3,\), but needs 2 dims \(M, N\)"):
-        Problem.bind(found, dict(x=row, y=y, row=row, **good))
+        Instance.bind(found, dict(x=row, y=y, row=row, **good))
     with pytest.raises(InputError, match=r"dim M is 3 in x but 4 in row"):
-        Problem.bind(found, dict(x=x, y=y, row=np.zeros(4, np.float32), **good))
+        Instance.bind(found, dict(x=x, y=y, row=np.zeros(4, np.float32), **good))
     with pytest.raises(InputError, match=r"dtype 'complex64' is not one that kernels can hold"):
-        Problem.bind(found, dict(x=x.astype(np.complex64), y=y, row=row, **good))
+        Instance.bind(found, dict(x=x.astype(np.complex64), y=y, row=row, **good))
     with pytest.raises(InputError, match=r"static flag is \[1\]; accepted are bool"):
-        Problem.bind(found, dict(x=x, y=y, row=row, **(good | {"flag": [1]})))
+        Instance.bind(found, dict(x=x, y=y, row=row, **(good | {"flag": [1]})))
     with pytest.raises(InputError, match=r"snippet: missing a required argument: 'row'; its arguments are x, w"):
         found.bind(x, None, None, y)
     with pytest.raises(InputError, match=r"no extent for N"):
-        Problem.of_shapes(found, {"M": 3}, dict(x="f32", w=None, ids=None, y="f32", row="f32"))
+        Instance.of_shapes(found, {"M": 3}, dict(x="f32", w=None, ids=None, y="f32", row="f32"))
     with pytest.raises(InputError, match=r"has no dims \['Q'\]"):
-        Problem.of_shapes(found, {"M": 3, "N": 3, "Q": 1}, dict(x="f32", w=None, ids=None, y="f32", row="f32"))
+        Instance.of_shapes(found, {"M": 3, "N": 3, "Q": 1}, dict(x="f32", w=None, ids=None, y="f32", row="f32"))
     with pytest.raises(InputError, match=r"negative extents"):
-        Problem.of_shapes(found, {"M": -3, "N": 3}, dict(x="f32", w=None, ids=None, y="f32", row="f32"))
+        Instance.of_shapes(found, {"M": -3, "N": 3}, dict(x="f32", w=None, ids=None, y="f32", row="f32"))

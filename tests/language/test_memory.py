@@ -324,7 +324,7 @@ def test_outputs_that_share_memory_are_refused(backend: str) -> None:
 
 def test_a_prepared_run_keeps_shared_memory_apart() -> None:
     x = X.clone()
-    problem, arguments = runtime.bind(swapped, {"x": x, "y": x})
-    config, _ = runtime.chosen(problem, arguments, "numpy")
-    runtime.run(problem, arguments, config, "numpy")
+    instance, arguments = runtime.bind(swapped, {"x": x, "y": x})
+    config, _ = runtime.chosen(instance, arguments, "numpy")
+    runtime.run(instance, arguments, config, "numpy")
     torch.testing.assert_close(x[:, :2], X[:, [1, 0]])

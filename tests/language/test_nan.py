@@ -12,8 +12,8 @@ from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt_dsl import targets
 from kpt_dsl.dtypes import DType, f32, i32
 from kpt_dsl.emit import emit
+from kpt_dsl.instance import Instance
 from kpt_dsl.ir import Binary, Reduce, every_expr
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 from tests.language.backends import BACKENDS, run
 
@@ -182,10 +182,10 @@ def test_integers_have_one_maximum(backend: str) -> None:
 
 
 def operations(kernel: kd.Kernel, **dtypes: str) -> set[tuple[str, DType]]:
-    problem = Problem.of_shapes(
+    instance = Instance.of_shapes(
         kernel, dict.fromkeys(kernel.dim_names, 64), dict.fromkeys(kernel.tensors, "f32") | dtypes
     )
-    found = every_expr(problem.lower().body)
+    found = every_expr(instance.lower().body)
     return {(e.op, e.type.dtype) for e in found if isinstance(e, Binary | Reduce) and e.op[:3] in ("max", "min")}
 
 
@@ -274,6 +274,6 @@ def test_relu_of_nan(backend: str) -> None:
 
 def test_tpu_text_reduces_with_what_keeps_it() -> None:
     """jnp.max and jnp.maximum keep NaN, in interpret mode and in what Mosaic makes of them (arith.maximumf)."""
-    problem = Problem.of_shapes(rows, {"M": 64, "N": 256}, dict.fromkeys(rows.tensors, "f32"))
-    text = emit(problem, targets.get("tpu-v6e"), Config(block_M=64)).text
+    instance = Instance.of_shapes(rows, {"M": 64, "N": 256}, dict.fromkeys(rows.tensors, "f32"))
+    text = emit(instance, targets.get("tpu-v6e"), Config(block_M=64)).text
     assert "jnp.max(x_ref[...], axis=1, keepdims=True)" in text

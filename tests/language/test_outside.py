@@ -13,9 +13,9 @@ import pytest
 
 import kpt_dsl as kd
 from kpt_dsl.frontend.outside import Helper
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.printer import format_kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.binding import bind
 from tests.language.snippets import kernel
 
@@ -139,7 +139,7 @@ def test_a_change_is_seen(name: str, tmp_path: Path, settings: Any) -> None:
     assert result(found) == pytest.approx(after)
     assert found.source_hash != first
     now = bind(found, {"x": ONE, "y": np.zeros_like(ONE)})[0]
-    assert now != kept and kept.meaning.hash == first
+    assert now != kept and kept.specialisation.meaning.hash == first
 
 
 def test_a_change_back_gives_the_first_hash(tmp_path: Path, settings: Any) -> None:
@@ -186,15 +186,15 @@ def test_minus_zero_is_followed(tmp_path: Path, settings: Any) -> None:
         assert result(found) == -math.inf
 
 
-def test_a_problem_keeps_what_it_was_bound_with(tmp_path: Path, settings: Any) -> None:
+def test_an_instance_keeps_what_it_was_bound_with(tmp_path: Path, settings: Any) -> None:
     """It is lowered when that is asked for, maybe after a change."""
     found, space = made(tmp_path, "scaled(x[n]) * TABLE[0]")
-    problem = Problem.of_shapes(found, {"N": 3}, {"x": "f32", "y": "f32"})
+    instance = Instance.of_shapes(found, {"N": 3}, {"x": "f32", "y": "f32"})
     space["FACTOR"], space["TABLE"][0] = 100.0, 100.0
-    assert "100" not in format_kernel(problem.lower())
-    assert "100" in format_kernel(Problem.of_shapes(found, {"N": 3}, {"x": "f32", "y": "f32"}).lower())
-    assert "100" not in format_kernel(problem.with_dims(N=4).lower())
-    assert "100" not in format_kernel(problem.contiguous().lower())
+    assert "100" not in format_kernel(instance.lower())
+    assert "100" in format_kernel(Instance.of_shapes(found, {"N": 3}, {"x": "f32", "y": "f32"}).lower())
+    assert "100" not in format_kernel(instance.with_dims(N=4).lower())
+    assert "100" not in format_kernel(instance.with_dims().lower())
 
 
 def test_a_name_that_is_gone_is_named(tmp_path: Path, settings: Any) -> None:
@@ -271,7 +271,7 @@ def snippet(x: kd.In, y: kd.Out, how: kd.Static) -> None:
     space["FACTOR"] = 4.0
     found(ONE, y, by)
     assert y[0] == 4
-    assert bind(found, bound)[0] != first and first.functions["how"] != by.now()
+    assert bind(found, bound)[0] != first and first.specialisation.functions["how"] != by.now()
     space["FACTOR"] = 3.0
     assert bind(found, bound)[0] == first
 
@@ -336,12 +336,12 @@ def test_an_alias_of_a_module_is_written_out(tmp_path: Path, settings: Any) -> N
 
 
 def test_another_process_must_agree(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A problem goes to other processes by its kernel's name; values that are others there are an error, not a mix-up."""
+    """An instance goes to other processes by its kernel's name; values that are others there are an error, not a mix-up."""
     found, space = made(tmp_path, "scaled(x[n])")
     monkeypatch.setitem(sys.modules, found.fn.__module__, types.SimpleNamespace(snippet=found))  # type: ignore[arg-type]
-    problem = Problem.of_shapes(found, {"N": 3}, {"x": "f32", "y": "f32"})
-    sent = pickle.dumps(problem)
-    assert pickle.loads(sent) == problem
+    instance = Instance.of_shapes(found, {"N": 3}, {"x": "f32", "y": "f32"})
+    sent = pickle.dumps(instance)
+    assert pickle.loads(sent) == instance
     space["FACTOR"] = 4.0
     with pytest.raises(kd.KernelError, match="other values in a process that compiles"):
         pickle.loads(sent)
@@ -367,9 +367,9 @@ def snippet(x: kd.In, y: kd.Out, flag: kd.Static) -> None:
         y[n] = x[n]
 """
     found = kernel(tmp_path, text)
-    problems = [bind(found, {"x": ONE, "y": np.zeros_like(ONE), "flag": flag})[0] for flag in STATICS]
-    assert len(set(problems)) == len(STATICS)
-    for flag, problem in zip(STATICS, problems, strict=True):
-        assert str(problem.statics[0][1]) == str(flag)
+    instances = [bind(found, {"x": ONE, "y": np.zeros_like(ONE), "flag": flag})[0] for flag in STATICS]
+    assert len(set(instances)) == len(STATICS)
+    for flag, instance in zip(STATICS, instances, strict=True):
+        assert str(instance.specialisation.statics[0][1]) == str(flag)
         same = None if flag is None else type(flag)(flag)
-        assert bind(found, {"x": ONE, "y": np.zeros_like(ONE), "flag": same})[0] == problem
+        assert bind(found, {"x": ONE, "y": np.zeros_like(ONE), "flag": same})[0] == instance

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kpt_dsl import KernelError, ir
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from tests.language.snippets import kernel
 
 SIGNATURE = """
@@ -67,4 +67,4 @@ def test_what_each_program_stores_for_itself_is_not(name: str, tmp_path: Path) -
 def lowered(folder: Path, body: str) -> ir.Kernel:
     found = kernel(folder, SIGNATURE + textwrap.indent(body, "    ") + "\n")
     dtypes = dict.fromkeys(found.tensors, "f32") | {"cu": "i32"}
-    return Problem.of_shapes(found, dict.fromkeys(found.dim_names, 4), dtypes).lower()
+    return Instance.of_shapes(found, dict.fromkeys(found.dim_names, 4), dtypes).lower()

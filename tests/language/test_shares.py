@@ -9,8 +9,8 @@ import kpt_dsl as kd
 from kpt_dsl import ir, targets
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import TargetError
+from kpt_dsl.instance import Instance
 from kpt_dsl.printer import format_kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
 from kpt_dsl.space.facts import collect
 from kpt_dsl.space.spans import mean_span, mean_steps
@@ -35,9 +35,9 @@ def bounded_store(x: kd.In, y: kd.Out, stop: kd.Int) -> None:
             y[m, n] = x[m, n]
 
 
-def _problem(rows: int, parts: int, columns: int = 40) -> Problem:
+def _instance(rows: int, parts: int, columns: int = 40) -> Instance:
     dtypes = {"x": "f32", "doubled": "f32", "total": "f32", "rows": "i32"}
-    return Problem.of_shapes(partial_sums, {"M": rows, "N": columns, "P": parts}, dtypes)
+    return Instance.of_shapes(partial_sums, {"M": rows, "N": columns, "P": parts}, dtypes)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "triton", "pallas"])
@@ -100,25 +100,25 @@ def test_what_a_turn_reads_again_is_kept_in_the_cache_until_then() -> None:
 
 
 def test_the_mean_share_is_known() -> None:
-    facts = collect(_problem(1000, 10), _problem(1000, 10).lower())
+    facts = collect(_instance(1000, 10).lower(), _instance(1000, 10).extents)
     (loop,) = facts.loops
     assert mean_span(loop, facts.variables, facts.dims, {"block_M": 4}) == pytest.approx(100, rel=0.05)
     assert mean_steps(loop, facts.variables, facts.dims, {"block_M": 4}) == pytest.approx(25, rel=0.05)
 
 
 def test_a_tpu_has_a_tile_for_every_share() -> None:
-    found = space(_problem(100, 3), targets.get("tpu-v6e"))
+    found = space(_instance(100, 3), targets.get("tpu-v6e"))
     assert "too few for 3 shares" in str(found.why_illegal(Config(block_M=100)))
     assert found.why_illegal(Config(block_M=16)) is None
 
 
 def test_a_tpu_cannot_store_part_of_a_block() -> None:
-    problem = Problem.of_shapes(bounded_store, {"M": 16, "N": 256}, {"x": "f32", "y": "f32"})
+    instance = Instance.of_shapes(bounded_store, {"M": 16, "N": 256}, {"x": "f32", "y": "f32"})
     with pytest.raises(TargetError, match=r"stores y in a loop with bounds of its own \(line \d+\)"):
-        emit(problem, targets.get("tpu-v6e"), Config(block_M=8, block_N=128))
+        emit(instance, targets.get("tpu-v6e"), Config(block_M=8, block_N=128))
 
 
 def test_the_ir_says_that_a_loop_has_a_share() -> None:
-    (loop,) = (s for s in _problem(8, 2).lower().body if isinstance(s, ir.For))
+    (loop,) = (s for s in _instance(8, 2).lower().body if isinstance(s, ir.For))
     assert loop.share
-    assert "for share m in tile(M, block_M) from m_first to m_last" in format_kernel(_problem(8, 2).lower())
+    assert "for share m in tile(M, block_M) from m_first to m_last" in format_kernel(_instance(8, 2).lower())

@@ -101,12 +101,12 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
      lambda: prefer("cuda").__enter__()),
     ("op 'attention' is unknown; kpt has", lambda: kpt.ops.explain("attention", Q)),
     ("layer_norm: missing a required argument: 'normalized_shape'", lambda: kpt.ops.explain("layer_norm", X)),
-    ("layer_norm: dims are M, N; given were M", lambda: get("layer_norm").problems({"M": 3}, "f32")),
-    ("layer_norm: extents {'N': 0} are not positive", lambda: get("layer_norm").problems({"M": 3, "N": 0}, "f32")),
+    ("layer_norm: dims are M, N; given were M", lambda: get("layer_norm").instances({"M": 3}, "f32")),
+    ("layer_norm: extents {'N': 0} are not positive", lambda: get("layer_norm").instances({"M": 3, "N": 0}, "f32")),
     ("layer_norm has no flags ['causal']; it has weight, bias",
-     lambda: get("layer_norm").problems({"M": 3, "N": 8}, "f32", causal=True)),
-    ("dtype 'f12' is not one that kernels can hold", lambda: get("layer_norm").problems({"M": 3, "N": 8}, "f12")),
-    ("dtype 'i32' is not one that ops take", lambda: get("layer_norm").problems({"M": 3, "N": 8}, "i32")),
+     lambda: get("layer_norm").instances({"M": 3, "N": 8}, "f32", causal=True)),
+    ("dtype 'f12' is not one that kernels can hold", lambda: get("layer_norm").instances({"M": 3, "N": 8}, "f12")),
+    ("dtype 'i32' is not one that ops take", lambda: get("layer_norm").instances({"M": 3, "N": 8}, "i32")),
 ]  # fmt: skip
 
 

@@ -232,24 +232,24 @@ def test_explain_under_prefer_and_with_gradients() -> None:
         kpt.ops.explain("quantize_fp8", X.clone().requires_grad_())
 
 
-def test_problems_are_those_of_a_call() -> None:
-    (problem,) = get("flash_attention").problems(
+def test_instances_are_those_of_a_call() -> None:
+    (instance,) = get("flash_attention").instances(
         {"B": 1, "H": 4, "G": 2, "M": 8, "N": 16, "D": 32}, "bf16", causal=True, window=4
     )
-    assert str(problem) == "flash_attention_fwd[B=1,H=4,M=8,D=32,G=2,N=16 bf16,f32 causal=True]"
-    assert [p.kernel.name for p in get("quantize_fp8").problems({"M": 8, "N": 16}, "bf16")] == [
+    assert str(instance) == "flash_attention_fwd[B=1,H=4,M=8,D=32,G=2,N=16 bf16,f32 causal=True]"
+    assert [p.kernel.name for p in get("quantize_fp8").instances({"M": 8, "N": 16}, "bf16")] == [
         "row_amax",
         "quantize_with_scale",
     ]
-    (rows,) = get("fp8_matmul").problems({"M": 8, "N": 16, "K": 32}, "f8e4m3", granularity="row")
-    (whole,) = get("fp8_matmul").problems({"M": 8, "N": 16, "K": 32}, "f8e4m3")
-    assert rows.stride("scale_a") == (1,)
-    assert whole.stride("scale_a") == (0,)
+    (rows,) = get("fp8_matmul").instances({"M": 8, "N": 16, "K": 32}, "f8e4m3", granularity="row")
+    (whole,) = get("fp8_matmul").instances({"M": 8, "N": 16, "K": 32}, "f8e4m3")
+    assert rows.extents.stride("scale_a") == (1,)
+    assert whole.extents.stride("scale_a") == (0,)
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_named_shapes_are_problems(op: str) -> None:
+def test_named_shapes_are_instances(op: str) -> None:
     spec = get(op)
     assert spec.shapes
     for shape in spec.shapes:
-        assert spec.problems(shape.dims, shape.dtype, **shape.flags)
+        assert spec.instances(shape.dims, shape.dtype, **shape.flags)

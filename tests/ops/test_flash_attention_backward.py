@@ -144,9 +144,9 @@ def test_layouts(layout: str, backend: Any) -> None:
 def test_a_dense_head_dim_is_not_copied(layout: str) -> None:
     q, k, v = LAYOUTS[layout]()
     do, o, lse = torch.ones_like(q), torch.ones_like(q), torch.zeros(q.shape[:3])
-    problems = get("flash_attention_backward").record((do, q, k, v, o, lse, None, False, None, None, None, (True,) * 3))
-    for problem in problems:
-        strides = dict(problem.strides)
+    instances = get("flash_attention_backward").record((do, q, k, v, o, lse, None, False, None, None, None, (True,) * 3))
+    for instance in instances:
+        strides = dict(instance.extents.strides)
         for name, tensor in (("q", q), ("k", k), ("v", v)):
             if name in strides:
                 assert strides[name] == tensor.stride()
@@ -166,16 +166,16 @@ def test_any_of_the_gradients(H: int, needed: tuple[int, int, int], backend: Any
     assert len(got) == len(wanted)
     for g, w in zip(got, wanted, strict=True):
         assert_close(g, w, "f32", 16)
-    problems = get("flash_attention_backward").record((do, q, k, v, o, lse, None, True, None, None, None, flags))
-    names = [p.kernel.name.removeprefix("flash_attention_") for p in problems]
+    instances = get("flash_attention_backward").record((do, q, k, v, o, lse, None, True, None, None, None, flags))
+    names = [p.kernel.name.removeprefix("flash_attention_") for p in instances]
     columns = flags[1] or flags[2]
     together = ["rows", "dkdv", "scale"] * all(flags)  # the other way to make all three
     apart = ["rows"] * any(flags) + ["dq"] * flags[0] + ["dkdv"] * columns
     assert names == apart + together + ["group_sum"] * (columns and H == 4)
-    for problem in problems:
-        dtypes = dict(problem.dtypes)
+    for instance in instances:
+        dtypes = dict(instance.specialisation.dtypes)
         for name, wanted_ in (("dk", flags[1]), ("dv", flags[2]), ("delta", flags[0] or flags[1])):
-            if name in dtypes and problem.kernel.name != "flash_attention_dkdv":
+            if name in dtypes and instance.kernel.name != "flash_attention_dkdv":
                 assert (dtypes[name] is not None) == wanted_
 
 

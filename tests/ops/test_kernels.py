@@ -141,7 +141,7 @@ def test_explain_names_the_kernel_its_config_and_provenance() -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_problems_are_what_a_call_launches(op: str) -> None:
+def test_instances_are_what_a_call_launches(op: str) -> None:
     given = arguments(op)
     spec = get(op)
     launched = [p.kernel.name for p in spec.record(given)]

@@ -11,6 +11,7 @@ import torch
 import kpt
 from kpt.ops import Call, Calls, dispatch, recording
 from kpt_dsl import targets
+from kpt_dsl.errors import TargetError
 
 X, W = torch.randn(7, 64), torch.ones(64)
 Q = torch.randn(2, 4, 9, 16)
@@ -102,7 +103,7 @@ def test_every_op_comes_back_from_a_file(tmp_path: Path) -> None:
     for call, saved in zip(calls, again, strict=True):
         for a, b in zip(call.arguments, saved.arguments, strict=True):
             assert type(a) is type(b) and (a.stride() == b.stride() if isinstance(a, torch.Tensor) else a == b)
-        assert call.problems(targets.get("nvidia-h200")) == saved.problems(targets.get("nvidia-h200"))
+        assert call.instances(targets.get("nvidia-h200")) == saved.instances(targets.get("nvidia-h200"))
     assert [p.name for p in tmp_path.iterdir()] == ["calls.json"]
 
 
@@ -146,3 +147,36 @@ def test_a_file_that_is_none_is_refused_by_name(text: str, said: str, tmp_path: 
         Calls.load(path)
     with pytest.raises(kpt.InputError, match="cannot be read"):
         Calls.load(tmp_path / "another.json")
+
+
+def test_a_table_for_a_target_says_what_calls_take_and_where_configs_come_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with recording() as calls:
+        norms(3)
+        kpt.ops.rms_norm(torch.ones(4, 64, dtype=torch.float64), (64,))
+    assert calls.target == "" and "ms in all" not in str(calls)
+    head, norm, wide = calls.table("nvidia-h200").splitlines()
+    assert head.split() == ["calls", "ms", "in", "all", "configs", "served", "by", "call"]
+    assert norm.split()[0] == "3" and float(norm.split()[1]) > 0 and norm.split()[2] == "rule"
+    assert wide.split()[:3] == ["1", "-", "-"]  # no kernel computes in float64
+    calls.target = "nvidia-h200"
+    calls.save(tmp_path / "calls.json")
+    loaded = Calls.load(tmp_path / "calls.json")
+    assert str(loaded) == calls.table("nvidia-h200")
+    (tmp_path / "calls.json").write_text((tmp_path / "calls.json").read_text().replace("nvidia-h200", "nvidia-z900"))
+    assert Calls.load(tmp_path / "calls.json").target == ""
+    with pytest.raises(TargetError, match="nvidia-z900"):
+        calls.table("nvidia-z900")
+
+
+def test_what_was_measured_is_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from kpt.ops import estimates
+
+    with recording() as calls:
+        norms(4)
+    config = SimpleNamespace(entry=SimpleNamespace(microseconds=250.0), config=None, provenance="measured")
+    monkeypatch.setattr(estimates, "lookup", SimpleNamespace(choose=lambda *_: config))
+    assert calls.table("nvidia-h200").splitlines()[1].split()[:3] == ["4", "1", "measured"]

@@ -19,7 +19,7 @@ from kpt.ops.flash_attention.backward import flash_attention_backward
 from kpt.ops.registry import get
 from kpt_dsl import runtime, targets
 from kpt_dsl.errors import TargetError
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Space, space
 from kpt_dsl.targets import Target
 from tests.autotune_db.entries import add
@@ -37,7 +37,7 @@ def backward() -> list[torch.Tensor]:
     return flash_attention_backward(DO, Q, K, V, OUT, LSE)
 
 
-def problems() -> list[Problem]:
+def instances() -> list[Instance]:
     """Of both ways, one after the other."""
     given = (DO, Q, K, V, OUT, LSE, None, False, None, None, None, (True,) * 3)
     return get("flash_attention_backward").record(given)
@@ -48,21 +48,21 @@ Tuned = Callable[..., None]
 
 @pytest.fixture
 def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tuned]:
-    """``tuned(times)`` stores an entry for each problem; None leaves one out. ``heads``: how many each was timed at."""
+    """``tuned(times)`` stores an entry for each instance; None leaves one out. ``heads``: how many each was timed at."""
     monkeypatch.setenv(location.VARIABLE, str(tmp_path / "configs.sqlite"))
     lookup.forget()
 
     def store(
         times: list[float | None],
         origin: Any = "measured",
-        found: list[Problem] | None = None,
+        found: list[Instance] | None = None,
         heads: Sequence[int | None] = (None,) * 6,
     ) -> None:
         with Store() as into:
-            for mine, problem, time, many in zip(problems(), found or problems(), times, heads, strict=True):
+            for mine, instance, time, many in zip(instances(), found or instances(), times, heads, strict=True):
                 if time is not None:
-                    key = key_of(problem, environment.device_name(CPU), "numpy", environment.compiler("numpy"))
-                    at = tuple((dim, many if dim in ("H", "G") else n) for dim, n in problem.dims) if many else ()
+                    key = key_of(instance, environment.device_name(CPU), "numpy", environment.compiler("numpy"))
+                    at = tuple((dim, many if dim in ("H", "G") else n) for dim, n in instance.extents.dims) if many else ()
                     add(into, Entry(key, space(mine, CPU).first, origin, time, extents=at))
         lookup.forget()
 
@@ -76,9 +76,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = runtime.run
 
-    def noted(problem: Problem, *rest: Any) -> Any:
-        names.append(problem.kernel.name.removeprefix("flash_attention_"))
-        return real(problem, *rest)
+    def noted(instance: Instance, *rest: Any) -> Any:
+        names.append(instance.kernel.name.removeprefix("flash_attention_"))
+        return real(instance, *rest)
 
     monkeypatch.setattr(runtime, "run", noted)
     return names
@@ -133,7 +133,7 @@ def test_times_are_compared_at_like_extents(
 def test_times_that_no_model_can_scale_count_as_they_are(
     tuned: Tuned, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(problem: Problem, target: Target) -> Space:
+    def none(instance: Instance, target: Target) -> Space:
         raise TargetError("no config of it is legal")
 
     monkeypatch.setattr(backends, "space", none)
@@ -171,7 +171,7 @@ def test_predictions_do_not_count(tuned: Tuned, launched: list[str]) -> None:
 
 def test_measurements_of_other_shapes_do_not_count(tuned: Tuned, launched: list[str]) -> None:
     """They give their configs, not their times."""
-    longer = [Problem.of_shapes(p.kernel, dict(p.dims) | {"M": 30}, dict(p.dtypes), dict(p.statics)) for p in problems()]
+    longer = [p.with_dims(M=30) for p in instances()]
     tuned([9, 9, 9, 1, 1, 1], found=longer)
     with prefer("numpy"):
         backward()
@@ -196,7 +196,7 @@ def test_determinism_is_asked_for_at_each_call(tuned: Tuned, launched: list[str]
             with deterministic(on):
                 backward()
                 if on:
-                    assert [p.kernel.name.removeprefix("flash_attention_") for p in problems()] == APART
+                    assert [p.kernel.name.removeprefix("flash_attention_") for p in instances()] == APART
     assert launched == (TOGETHER + APART) * 2
 
 
@@ -208,7 +208,7 @@ def test_a_gradient_less_leaves_one_way(tuned: Tuned, launched: list[str]) -> No
 
 
 def test_a_tpu_has_the_first_way_whatever_was_measured() -> None:
-    names = [p.kernel.name.removeprefix("flash_attention_") for p in problems()]
+    names = [p.kernel.name.removeprefix("flash_attention_") for p in instances()]
     v6e = targets.get("tpu-v6e")
     given = (DO, Q, K, V, OUT, LSE, None, False, None, None, None, (True,) * 3)
     left = [p.kernel.name.removeprefix("flash_attention_") for p in get("flash_attention_backward").record(given, v6e)]

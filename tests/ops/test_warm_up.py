@@ -15,7 +15,7 @@ from kpt_dsl.build import cache
 from kpt_dsl.build import triton as build
 from kpt_dsl.classes import samples
 from kpt_dsl.emit import emit
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from tests.autotune_db.kernels import softmax
 
 H200 = targets.get("nvidia-h200")
@@ -53,9 +53,9 @@ def test_all_texts_of_a_class_are_on_disk_then(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("compiled")
 
     monkeypatch.setattr("triton.compiler.compiler.ASTSource.make_ir", too_late)
-    (problem,) = NORM.problems(H200)
+    (instance,) = NORM.instances(H200)
     for rows in (513, 600, 768, 1023, 1024):
-        other = problem.with_dims(M=rows)
+        other = instance.with_dims(M=rows)
         build.binary(emit(other, H200, configs.choose(other, H200)[0]), H200.arch, H200.warp_lanes)
 
 
@@ -69,36 +69,36 @@ def test_samples_have_the_texts_of_every_length(op: str, length: int) -> None:
         if "attention" in op
         else {"M": length, "N": 384, "K": 256}
     )
-    for problem in get(op).problems({dim: dims[dim] for dim in get(op).dims}, "bf16"):
-        made = {_text(one) for one in samples(problem, H200)}
+    for instance in get(op).instances({dim: dims[dim] for dim in get(op).dims}, "bf16"):
+        made = {_text(one) for one in samples(instance, H200)}
         low, high = 1 << (length - 1).bit_length() - 1, 1 << (length - 1).bit_length()
         lengths = (
             {n for step in (1, 7, 16, 64, 96) for n in range(high, low, -step)}
             if high < 2000
             else range(high, low, -31)
         )
-        varying = [dim for dim, extent in problem.dims if extent == length]
+        varying = [dim for dim, extent in instance.extents.dims if extent == length]
         for n in lengths:
-            other = problem.with_dims(**dict.fromkeys(varying, n))
-            if dict(samples_class(other)) == dict(samples_class(problem)):
+            other = instance.with_dims(**dict.fromkeys(varying, n))
+            if dict(samples_class(other)) == dict(samples_class(instance)):
                 assert _text(other) in made, f"{other}"
 
 
-def samples_class(problem: Problem) -> tuple[tuple[str, object], ...]:
+def samples_class(instance: Instance) -> tuple[tuple[str, object], ...]:
     from kpt_dsl.classes import Class
 
-    return Class.of(problem).spans
+    return Class.of(instance).spans
 
 
-def _text(problem: Problem) -> tuple[str, object]:
-    source = emit(problem, H200, configs.choose(problem, H200)[0])
+def _text(instance: Instance) -> tuple[str, object]:
+    source = emit(instance, H200, configs.choose(instance, H200)[0])
     return source.text, source.abi
 
 
 def test_kernels_of_ones_own_and_what_no_target_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     fits, not_held = (
-        Problem.of_shapes(softmax, {"M": 700, "N": n}, dict.fromkeys(softmax.tensors, "f32")) for n in (64, 1 << 22)
+        Instance.of_shapes(softmax, {"M": 700, "N": n}, dict.fromkeys(softmax.tensors, "f32")) for n in (64, 1 << 22)
     )
     made = compile_ahead([fits, not_held], H200, processes=1)
     assert made.binaries >= 1 and len(made.failed) == 1 and "N=4194304" in made.failed[0]

@@ -222,10 +222,10 @@ def test_what_was_made_and_does_not_serve_is_not_made_for_ever(
 
 
 def test_a_binary_that_the_cache_does_not_keep_cannot_be_handed_over() -> None:
-    (problem,) = kpt.ops.Call("rms_norm", (torch.empty(700, 64, device="meta"), (64,), None, None)).problems(H200)
-    assert handover.make(problem, H200, "/binaries").problem == problem
+    (instance,) = kpt.ops.Call("rms_norm", (torch.empty(700, 64, device="meta"), (64,), None, None)).instances(H200)
+    assert handover.make(instance, H200, "/binaries").instance == instance
     with pytest.raises(CompileError, match="cannot be handed over"):
-        handover.make(problem, H200, "/elsewhere")
+        handover.make(instance, H200, "/elsewhere")
 
 
 def test_the_setting(monkeypatch: pytest.MonkeyPatch, elsewhere: Elsewhere) -> None:
@@ -326,8 +326,8 @@ def test_a_driver_without_captures_is_none(monkeypatch: pytest.MonkeyPatch) -> N
 def test_configs_that_lie_over_the_database_go_with_it(elsewhere: Elsewhere) -> None:
     from kpt.ops.rms_norm.kernels import rms_norm_fwd
 
-    (problem,) = kpt.ops.Call("rms_norm", (torch.empty(700, 64, device="meta"), (64,), None, None)).problems(H200)
-    config = triton.configs.choose(problem, H200)[0] | {"num_warps": 8}
+    (instance,) = kpt.ops.Call("rms_norm", (torch.empty(700, 64, device="meta"), (64,), None, None)).instances(H200)
+    config = triton.configs.choose(instance, H200)[0] | {"num_warps": 8}
     with autotune_db.overlay({rms_norm_fwd: config}):
         norm()
         ((request, _),) = elsewhere.jobs

@@ -29,6 +29,8 @@ STAGES = {
     "kpt_dsl.emit": MACHINES[1:],
 }
 
+CALLS = ("kpt_dsl.extents", "kpt_dsl.instance", "kpt_dsl.classes", "kpt_dsl.specialisation")
+
 HEAVY = ("triton", "jax", "optuna", "sqlalchemy", "transformers", "matplotlib")
 
 
@@ -82,6 +84,22 @@ def test_stages_of_the_compiler_keep_apart(stage: str) -> None:
         for module, file in found
         for name, line in imported(module, file)
         if any(within(name, other) for other in STAGES[stage])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_writes_texts_for_gpus_knows_no_extents() -> None:
+    """Typing-only imports count. One module reads facts off extents, and writes nothing."""
+    writers = ("kpt_dsl.emit.triton", "kpt_dsl.emit.gluon")
+    found = dict(modules("kpt_dsl", ROOT / "kpt_dsl"))
+    reader = "kpt_dsl.emit.triton.facts"
+    assert "kpt_dsl.extents" in {name for name, _ in imported(reader, found[reader])}
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for module, file in found.items()
+        if any(within(module, writer) for writer in writers) and module != reader
+        for name, line in imported(module, file)
+        if any(within(name, call) for call in CALLS)
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -2,9 +2,9 @@
 
 import kpt_dsl as kd
 from kpt_dsl import ir
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.passes.bounds import settle
-from kpt_dsl.problem import Problem
 
 
 @kd.kernel(x="M N", lengths="M", total="M")
@@ -38,8 +38,8 @@ def moved(x: kd.In, total: kd.Out) -> None:
 def loops(kernel: Kernel, **given: object) -> list[ir.For]:
     dtypes = dict.fromkeys(kernel.tensors, "f32") | {k: v for k, v in given.items() if k in kernel.tensors}
     statics = {k: v for k, v in given.items() if k in kernel.statics}
-    problem = Problem.of_shapes(kernel, {"M": 8, "N": 8}, dtypes, statics)  # type: ignore[arg-type]
-    settled = settle(problem.lower())
+    instance = Instance.of_shapes(kernel, {"M": 8, "N": 8}, dtypes, statics)  # type: ignore[arg-type]
+    settled = settle(instance.lower())
     return [s for s in settled.body if isinstance(s, ir.For)]
 
 
@@ -50,9 +50,9 @@ def test_a_bound_that_nothing_narrowed_is_the_size() -> None:
 
 
 def test_the_variable_that_nobody_reads_any_more_is_gone() -> None:
-    problem = Problem.of_shapes(narrowed, {"M": 8, "N": 8}, dict(x="f32", lengths=None, total="f32"), {"causal": False})
-    assert "last" in {s.name for s in problem.lower().body if isinstance(s, ir.Assign)}
-    assert "last" not in {s.name for s in settle(problem.lower()).body if isinstance(s, ir.Assign)}
+    instance = Instance.of_shapes(narrowed, {"M": 8, "N": 8}, dict(x="f32", lengths=None, total="f32"), {"causal": False})
+    assert "last" in {s.name for s in instance.lower().body if isinstance(s, ir.Assign)}
+    assert "last" not in {s.name for s in settle(instance.lower()).body if isinstance(s, ir.Assign)}
 
 
 def test_a_bound_that_was_narrowed_stays() -> None:

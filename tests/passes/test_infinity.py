@@ -6,9 +6,9 @@ import pytest
 
 from kpt_dsl import ir
 from kpt_dsl.errors import InputError
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.passes.padding import guard
-from kpt_dsl.problem import Problem
 from tests.language.snippets import kernel
 
 TEXT = """
@@ -44,8 +44,8 @@ def snippet(folder: Path, exponent: str) -> Kernel:
     ],
 )
 def test_what_is_minus_infinity_stays_so(tmp_path: Path, exponent: str, proven: bool) -> None:
-    problem = Problem.of_shapes(snippet(tmp_path, exponent), {"M": 37, "N": 199}, dict(x="f32", w="bf16", row="f32"))
-    sums = [e for e in ir.every_expr(guard(problem.lower(), lambda axis: True).body) if isinstance(e, ir.Reduce)]
+    instance = Instance.of_shapes(snippet(tmp_path, exponent), {"M": 37, "N": 199}, dict(x="f32", w="bf16", row="f32"))
+    sums = [e for e in ir.every_expr(guard(instance.lower(), lambda axis: True).body) if isinstance(e, ir.Reduce)]
     masked = [isinstance(e.x, ir.Where) for e in sums if e.op == "sum"]
     assert masked == [not proven]
 

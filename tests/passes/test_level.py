@@ -9,9 +9,9 @@ import pytest
 from kpt.ops import registry
 from kpt_dsl import ir, targets
 from kpt_dsl.emit import emit
+from kpt_dsl.instance import Instance
 from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.level import level_loops
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config
 from tests.language.snippets import lower
 
@@ -30,10 +30,10 @@ SIZES = [(64, 64), (64, 128), (96, 64), (64, 96), (70, 64), (64, 70), (128, 112)
 BLOCKS = [(16, 16), (32, 16), (16, 32), (64, 32)]
 
 
-def attention(**flags: object) -> Problem:
+def attention(**flags: object) -> Instance:
     sizes = {"B": 1, "H": 2, "G": 1, "M": 768, "N": 768, "D": 64}
-    (problem,) = registry.get("flash_attention").problems(sizes, "bf16", **flags)
-    return problem
+    (instance,) = registry.get("flash_attention").instances(sizes, "bf16", **flags)
+    return instance
 
 
 def claimed(kernel: ir.Kernel, sizes: tuple[int, int], blocks: tuple[int, int]) -> bool:
@@ -81,8 +81,8 @@ def test_aligned_causality_is_seen(tmp_path: Path) -> None:
 def test_bounds_that_are_given_are_not_known() -> None:
     """A window's extent is an argument, and a length is loaded."""
     for given in ({"window": 64}, {"key_lengths": True}):
-        problem = attention(**given)
-        assert not level_loops(settle(problem.lower()), dict(problem.dims), {"m": 64, "n": 64})
+        instance = attention(**given)
+        assert not level_loops(settle(instance.lower()), dict(instance.extents.dims), {"m": 64, "n": 64})
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt_dsl import ir
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.passes import bounds, padding, pipeline
-from kpt_dsl.problem import Problem
 
 
 def guarded(kernel: Kernel, dims: dict[str, int], dtypes: dict[str, str | None], **statics: object) -> ir.Kernel:
-    lowered = Problem.of_shapes(kernel, dims, dtypes, statics).lower()
+    lowered = Instance.of_shapes(kernel, dims, dtypes, statics).lower()
     return padding.guard(bounds.settle(lowered), lambda _: True)
 
 

@@ -14,8 +14,8 @@ from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt_dsl import ir
 from kpt_dsl.dtypes import bool_
+from kpt_dsl.instance import Instance
 from kpt_dsl.passes import bounds, fold, padding, split
-from kpt_dsl.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def tiles(start: int, stop: int, block: int) -> list[int]:
 def attention(causal: bool, window: bool, lengths: bool) -> ir.Kernel:
     dtypes = {"q": "f32", "k": "f32", "v": "f32", "key_lengths": "i32" if lengths else None, "o": "f32", "lse": "f32"}
     statics = {"causal": causal} if window else {"causal": causal, "window": None}
-    problem = Problem.of_shapes(flash_attention_fwd, dict(B=1, H=1, G=1, M=8, N=8, D=16), dtypes, statics)
-    return split.split_masks(padding.guard(problem.lower(), lambda axis: axis.tile is not None))
+    instance = Instance.of_shapes(flash_attention_fwd, dict(B=1, H=1, G=1, M=8, N=8, D=16), dtypes, statics)
+    return split.split_masks(padding.guard(instance.lower(), lambda axis: axis.tile is not None))
 
 
 @settings(max_examples=400)
@@ -120,12 +120,12 @@ def gradients(causal: bool, window: bool, lengths: bool, ragged: bool) -> ir.Ker
     dtypes: dict[str, str | None] = dict.fromkeys(flash_attention_dkdv.tensors, "f32")
     dtypes |= {"key_lengths": "i32" if lengths else None, "dq_sum": None}
     statics = {"causal": causal} if window else {"causal": causal, "window": None}
-    problem = Problem.of_shapes(flash_attention_dkdv, dict(B=1, H=1, G=1, M=8, N=8, D=16), dtypes, statics)
+    instance = Instance.of_shapes(flash_attention_dkdv, dict(B=1, H=1, G=1, M=8, N=8, D=16), dtypes, statics)
 
     def padded(axis: ir.Axis) -> bool:
         return axis.tile == "n" or (axis.tile == "m" and ragged)
 
-    return split.split_masks(padding.guard(bounds.settle(problem.lower()), padded), padded)
+    return split.split_masks(padding.guard(bounds.settle(instance.lower()), padded), padded)
 
 
 @settings(max_examples=400)
@@ -178,8 +178,8 @@ def test_loops_of_attention_gradients(
 @given(st.integers(0, 300), st.sampled_from([16, 32, 64]))
 def test_ragged_reduction(k: int, block: int) -> None:
     dtypes = {"x": "bf16", "weight": "bf16", "bias": None, "y": "bf16"}
-    problem = Problem.of_shapes(linear_act_fwd, dict(M=8, N=8, K=8), dtypes, {"activation": ACTIVATIONS["relu"]})
-    kernel = split.split_masks(padding.guard(problem.lower(), lambda axis: axis.tile is not None))
+    instance = Instance.of_shapes(linear_act_fwd, dict(M=8, N=8, K=8), dtypes, {"activation": ACTIVATIONS["relu"]})
+    kernel = split.split_masks(padding.guard(instance.lower(), lambda axis: axis.tile is not None))
     loops = Scene({"K": k, "M": 8, "N": 8}, {"k": block}, {}, {}, 0).loops(kernel)
     assert loops == [("interior", 0, k // block * block), ("tail", k // block * block, k)]
 
@@ -201,8 +201,8 @@ def test_the_interior_has_no_masks_left() -> None:
 
 def test_a_loop_without_padding_stays_one() -> None:
     dtypes = {"x": "bf16", "weight": "bf16", "bias": None, "y": "bf16"}
-    problem = Problem.of_shapes(linear_act_fwd, dict(M=8, N=8, K=8), dtypes, {"activation": ACTIVATIONS["relu"]})
-    kernel = split.split_masks(padding.guard(problem.lower(), lambda axis: False))
+    instance = Instance.of_shapes(linear_act_fwd, dict(M=8, N=8, K=8), dtypes, {"activation": ACTIVATIONS["relu"]})
+    kernel = split.split_masks(padding.guard(instance.lower(), lambda axis: False))
     assert [s.part for s in kernel.body if isinstance(s, ir.For)] == ["interior"]
 
 

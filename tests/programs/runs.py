@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from kpt_dsl import runtime, targets
-from kpt_dsl.emit.triton.module import WARP_SPECIALISED
+from kpt_dsl.emit.triton.facts import WARP_SPECIALISED
 from kpt_dsl.errors import KptError
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.runtime.binding import bind
 from kpt_dsl.runtime.numpy import run as run_numpy
 from kpt_dsl.runtime.triton import interpret_for
@@ -74,7 +74,7 @@ class Tally:
 
 
 # ------------------------------------------------------------------ configs
-def steps(call: Call, problem: Problem, config: Mapping[str, object]) -> int:
+def steps(call: Call, instance: Instance, config: Mapping[str, object]) -> int:
     """How many turns of loops a run takes, all programs together."""
     around: list[tuple[int, int]] = []
     grid, inner = 1, 1
@@ -91,13 +91,13 @@ def steps(call: Call, problem: Problem, config: Mapping[str, object]) -> int:
     return grid * inner
 
 
-def any_lengths(call: Call, problem: Problem, random: Random) -> Config:
+def any_lengths(call: Call, instance: Instance, random: Random) -> Config:
     """A config for NumPy, where tiles may have any length."""
     for _ in range(_TRIES):
         values: dict[str, Any] = {f"block_{dim}": random.choice(LENGTHS) for dim, tiled, _ in call.loops if tiled}
-        for name, options in problem.lower().choices:
+        for name, options in instance.lower().choices:
             values[name] = random.choice(options)
-        if steps(call, problem, values) <= 20 * MOST_STEPS:
+        if steps(call, instance, values) <= 20 * MOST_STEPS:
             break
     return Config(values)
 
@@ -110,9 +110,9 @@ def chip(name: str) -> targets.Target:
     return replace(targets.get(name), schedules=())
 
 
-def warp_specialised(problem: Problem, random: Random) -> Config | None:
+def warp_specialised(instance: Instance, random: Random) -> Config | None:
     """A config with a producer and consumers, where the kernel has that form."""
-    options = space(problem, targets.get("nvidia-h200"))
+    options = space(instance, targets.get("nvidia-h200"))
     variants = [v for v in options.variants if v.choices.get("schedule") == WARP_SPECIALISED]
     for _ in range(10 * _TRIES if variants else 0):
         variant = random.choice(variants)
@@ -178,18 +178,18 @@ class Run:
         for fill in (1234.0, -77.0):
             arrays = self.exact_arrays(fill)
             given = {**arrays, **self.call.scalars, **self.statics(self.call.statics)}
-            problem, _ = self.bound(self.tensors() | self.call.scalars | self.statics(self.call.statics))
-            config = self.chosen(any_lengths(self.call, problem, self.random))
-            run_numpy(problem, given, config, precision="f64")
+            instance, _ = self.bound(self.tensors() | self.call.scalars | self.statics(self.call.statics))
+            config = self.chosen(any_lengths(self.call, instance, self.random))
+            run_numpy(instance, given, config, precision="f64")
             for t in self.outputs:
                 self.compare_exactly(t, arrays[t.name], wanted[t.name], fill)
 
-    def bound(self, given: Mapping[str, Any]) -> tuple[Problem, Mapping[str, Any]]:
-        """The problem, and the arguments as a runtime takes them, as a call makes them."""
-        problem, arguments = bind(self.kernel, given)
+    def bound(self, given: Mapping[str, Any]) -> tuple[Instance, Mapping[str, Any]]:
+        """The instance, and the arguments as a runtime takes them, as a call makes them."""
+        instance, arguments = bind(self.kernel, given)
         if self.kernel.integers:
-            problem.check_integers(arguments)
-        return problem, arguments
+            instance.check_integers(arguments)
+        return instance, arguments
 
     def chosen(self, config: Config) -> Config:
         self.configs.append(config)
@@ -200,22 +200,22 @@ class Run:
         tensors = self.tensors()
         given = {**tensors, **self.call.scalars, **self.statics(self.call.statics)}
         before = {n: memory(x).copy() for n, x in tensors.items() if x is not None}
-        problem, given = self.bound(given)
+        instance, given = self.bound(given)
         count = partial(steps, self.call)
         if backend == "numpy":
-            run_numpy(problem, given, self.chosen(any_lengths(self.call, problem, self.random)))
+            run_numpy(instance, given, self.chosen(any_lengths(self.call, instance, self.random)))
         elif backend == "triton":
             target = chip(self.random.choice(CHIPS))
-            config = self.chosen(any_legal(problem, target, self.random.randrange(1 << 20), MOST_STEPS, count))
-            interpret_for(target, problem, given, config)
+            config = self.chosen(any_legal(instance, target, self.random.randrange(1 << 20), MOST_STEPS, count))
+            interpret_for(target, instance, given, config)
         elif backend == "gluon":
-            gluon = warp_specialised(problem, self.random)
+            gluon = warp_specialised(instance, self.random)
             assert gluon is not None
-            interpret_for(targets.get("nvidia-h200"), problem, given, self.chosen(gluon))
+            interpret_for(targets.get("nvidia-h200"), instance, given, self.chosen(gluon))
         else:
             target = targets.get("tpu-v6e")
-            config = self.chosen(any_legal(problem, target, self.random.randrange(1 << 20), MOST_STEPS, count))
-            runtime.run(problem, given, config, "pallas")
+            config = self.chosen(any_legal(instance, target, self.random.randrange(1 << 20), MOST_STEPS, count))
+            runtime.run(instance, given, config, "pallas")
         self.compare(backend, tensors, before, self.meaning(self.call.statics, {}))
 
     def called(self, backend: str, statics: Mapping[str, Any], constants: Mapping[str, Any], what: str) -> None:
@@ -223,8 +223,8 @@ class Run:
         tensors = self.tensors()
         before = {n: memory(x).copy() for n, x in tensors.items() if x is not None}
         given = {**tensors, **self.call.scalars, **self.statics(statics)}
-        problem, _ = self.bound(given)
-        if steps(self.call, problem, runtime.chosen(problem, given, backend)[0]) > 4 * MOST_STEPS:
+        instance, _ = self.bound(given)
+        if steps(self.call, instance, runtime.chosen(instance, given, backend)[0]) > 4 * MOST_STEPS:
             return  # what is first by rule is meant for a device, not for an interpreter
         self.kernel(**given, backend=backend)
         self.compare(backend, tensors, before, self.meaning(statics, constants), what)
@@ -388,8 +388,8 @@ def _has_gluon(run: Run) -> bool:
     if "products" not in run.call.tags or (odd and ("start=" in run.program.text or "stop=" in run.program.text)):
         return False
     try:
-        problem, _ = run.bound({**run.tensors(), **run.call.scalars, **run.statics(run.call.statics)})
-        return warp_specialised(problem, run.random) is not None
+        instance, _ = run.bound({**run.tensors(), **run.call.scalars, **run.statics(run.call.statics)})
+        return warp_specialised(instance, run.random) is not None
     except KptError:
         return False
 

@@ -3,8 +3,8 @@
 import pytest
 
 from kpt.ops.flash_attention.backward_kernels import flash_attention_dkdv, flash_attention_dq
+from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
-from kpt_dsl.problem import Problem
 from kpt_dsl.space import Config, space
 from kpt_dsl.space.gpu.sizes import GpuSizes
 from kpt_dsl.targets import get
@@ -12,16 +12,16 @@ from kpt_dsl.targets import get
 H200 = get("nvidia-h200")
 
 
-def problem(kernel: Kernel, D: int = 128, causal: bool = False) -> Problem:
+def instance(kernel: Kernel, D: int = 128, causal: bool = False) -> Instance:
     dtypes: dict[str, str | None] = dict.fromkeys(kernel.tensors, "bf16") | {"delta": "f32", "shift": "f32"}
     dtypes |= {name: None for name in ("key_lengths", "dq_sum") if name in kernel.tensors}
     dims = {"B": 4, "H": 2048 // D, "G": 2048 // D, "M": 4096, "N": 4096, "D": D}
-    return Problem.of_shapes(kernel, dims, dtypes, {"causal": causal, "window": None})
+    return Instance.of_shapes(kernel, dims, dtypes, {"causal": causal, "window": None})
 
 
 def sizes(kernel: Kernel, block_M: int, block_N: int, num_warps: int, causal: bool = False) -> GpuSizes:
     config = Config(block_M=block_M, block_N=block_N, num_warps=num_warps, num_stages=2, descriptors=True)
-    found = space(problem(kernel, causal=causal), H200)
+    found = space(instance(kernel, causal=causal), H200)
     found.check(config)
     return GpuSizes(found.variants[0].facts, H200, config)
 
@@ -47,7 +47,7 @@ def test_estimates_are_near_what_was_compiled(
 
 def test_warps_beyond_the_rows_repeat_the_work_of_others() -> None:
     """Eight warps on 64 rows: each half makes all scores."""
-    found = space(problem(flash_attention_dkdv), H200)
+    found = space(instance(flash_attention_dkdv), H200)
     four, eight = (
         found.seconds(Config(block_M=64, block_N=64, num_warps=n, num_stages=2, descriptors=True)) for n in (4, 8)
     )
@@ -60,7 +60,7 @@ def test_warps_beyond_the_rows_repeat_the_work_of_others() -> None:
 @pytest.mark.parametrize("kernel", [flash_attention_dq, flash_attention_dkdv], ids=lambda k: k.name)
 def test_first_configs_fill_the_matrix_unit(kernel: Kernel, D: int, causal: bool) -> None:
     """Each four warps have the 64 rows of their instruction, and crowded registers leave addresses to descriptors."""
-    found = space(problem(kernel, D, causal), H200)
+    found = space(instance(kernel, D, causal), H200)
     rows = found.first["block_M" if kernel is flash_attention_dq else "block_N"]
     assert int(rows) >= 16 * int(found.first["num_warps"])
     crowded = GpuSizes(found.variants[0].facts, H200, found.first).pressure > 0.8
@@ -72,10 +72,10 @@ def test_first_configs_fill_the_matrix_unit(kernel: Kernel, D: int, causal: bool
 @pytest.mark.parametrize("kernel", [flash_attention_dq, flash_attention_dkdv], ids=lambda k: k.name)
 def test_results_that_wait_for_each_other_are_narrow(kernel: Kernel, D: int, causal: bool) -> None:
     """128 x 128 of scores and of their gradients fit, and were measured slower than 128 x 64."""
-    first = space(problem(kernel, D, causal), H200).first
+    first = space(instance(kernel, D, causal), H200).first
     assert int(first["block_N" if kernel is flash_attention_dq else "block_M"]) <= 64
 
 
 def test_two_accumulators_are_no_more_than_one_to_an_epilogue() -> None:
     """dk and dv of 128 keys, 64 registers a thread each, are stored one after the other."""
-    assert space(problem(flash_attention_dkdv), H200).first["block_N"] == 128
+    assert space(instance(flash_attention_dkdv), H200).first["block_N"] == 128

@@ -7,7 +7,7 @@ import torch
 
 import kpt_dsl as kd
 from kpt_dsl import configs, targets
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, space
 
 X = torch.rand(40, 300) + 1
@@ -27,7 +27,7 @@ def shares(x: kd.In, y: kd.Out) -> None:
                 y[m, n2] = x[m, n2] / total[:, None]
 
 
-PROBLEM = Problem.of_shapes(shares, {"M": 40, "N": 300}, {"x": "f32", "y": "f32"})
+INSTANCE = Instance.of_shapes(shares, {"M": 40, "N": 300}, {"x": "f32", "y": "f32"})
 TARGETS = ("nvidia-h200", "amd-mi300x", "tpu-v6e", "cpu")
 
 
@@ -44,7 +44,7 @@ def test_a_call_takes_the_knobs_that_it_is_given(knobs: dict[str, Any], backend:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_choice_takes_the_first_config_that_has_it(whole: bool, target: str) -> None:
-    options = space(PROBLEM, targets.get(target))
+    options = space(INSTANCE, targets.get(target))
     other = next(c for c in options.firsts if c["whole_row"] is not whole)
     found = options.overridden(other, {"whole_row": whole})
     assert found == next(c for c in options.firsts if c["whole_row"] is whole)
@@ -52,7 +52,7 @@ def test_a_choice_takes_the_first_config_that_has_it(whole: bool, target: str) -
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_config_can_be_asked_for(target: str) -> None:
-    options = space(PROBLEM, targets.get(target))
+    options = space(INSTANCE, targets.get(target))
     for config in list(options)[::7]:
         assert options.overridden(options.first, config) == config
         for name, value in config.items():
@@ -60,7 +60,7 @@ def test_every_config_can_be_asked_for(target: str) -> None:
 
 
 def test_what_was_found_stays_where_it_can() -> None:
-    options = space(PROBLEM, targets.get("nvidia-h200"))
+    options = space(INSTANCE, targets.get("nvidia-h200"))
     found = Config(whole_row=False, block_M=2, num_warps=8, block_N=256)
     assert options.overridden(found, {"num_warps": 4}) == found | {"num_warps": 4}
     assert options.overridden(found, {"block_N": 128, "whole_row": False}) == found | {"block_N": 128}
@@ -84,6 +84,6 @@ WRONG = [
 def test_what_cannot_be_had_is_named(target: str, knobs: Any, words: str) -> None:
     chip = targets.get(target)
     with pytest.raises(kd.ConfigError, match=words):
-        space(PROBLEM, chip).overridden(configs.choose(PROBLEM, chip)[0], knobs)
+        space(INSTANCE, chip).overridden(configs.choose(INSTANCE, chip)[0], knobs)
     with pytest.raises(kd.ConfigError, match=words):
         kd.source(shares, target, knobs, shapes={"M": 40, "N": 300}, dtypes="f32")

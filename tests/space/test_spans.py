@@ -5,7 +5,7 @@ import math
 import pytest
 
 import kpt_dsl as kd
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 from kpt_dsl.space import space
 from kpt_dsl.space.facts import collect
 from kpt_dsl.space.spans import mean_span, mean_steps
@@ -29,9 +29,9 @@ def banded(x: kd.In, first: kd.In, y: kd.Out, width: kd.Int, shape: kd.Static) -
         y[m] = total
 
 
-def _problem(shape: str, extent: int = 1024) -> Problem:
+def _instance(shape: str, extent: int = 1024) -> Instance:
     dims, dtypes = {"M": extent, "N": extent}, {"x": "f32", "first": "i32", "y": "f32"}
-    return Problem.of_shapes(banded, dims, dtypes, {"shape": shape})
+    return Instance.of_shapes(banded, dims, dtypes, {"shape": shape})
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def _problem(shape: str, extent: int = 1024) -> Problem:
     ],
 )
 def test_mean_span(shape: str, rows: int, span: float, steps: float | None) -> None:
-    facts = collect(_problem(shape), _problem(shape).lower({}))
+    facts = collect(_instance(shape).lower({}), _instance(shape).extents)
     (loop,), blocks = facts.loops, {"block_M": rows, "block_N": 32}
     assert mean_span(loop, facts.variables, facts.dims, blocks) == pytest.approx(span, rel=0.01)
     if steps is not None:
@@ -53,13 +53,14 @@ def test_mean_span(shape: str, rows: int, span: float, steps: float | None) -> N
 
 
 def test_an_empty_dim_has_no_steps() -> None:
-    empty = _problem("diagonal", 0)
-    facts = collect(empty, empty.lower({}))
+    empty = _instance("diagonal", 0)
+    facts = collect(empty.lower({}), empty.extents)
     assert mean_span(facts.loops[0], facts.variables, facts.dims, {"block_M": 16, "block_N": 16}) == 0
     found = space(empty, get("nvidia-h200"))
     assert math.isfinite(found.seconds(found.first))
 
 
 def test_uneven_loops_are_noticed() -> None:
-    uneven = {shape: collect(_problem(shape), _problem(shape).lower({})).uneven for shape in ("whole", "diagonal")}
+    found = {shape: _instance(shape) for shape in ("whole", "diagonal")}
+    uneven = {shape: collect(one.lower({}), one.extents).uneven for shape, one in found.items()}
     assert uneven == {"whole": False, "diagonal": True}

@@ -18,17 +18,14 @@ from kpt_dsl.emit.gluon.program import Program
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton import outline
 from kpt_dsl.emit.triton.abi import TritonAbi
-from kpt_dsl.emit.triton.facts import Facts, facts
+from kpt_dsl.emit.triton.facts import Facts, row_tile
 from kpt_dsl.emit.triton.grid import Grid
 from kpt_dsl.emit.triton.helpers import HELPERS
 from kpt_dsl.errors import ConfigError
-from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
 from kpt_dsl.passes.pipeline import Unfit, pipeline
-from kpt_dsl.same import remembered
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
@@ -36,33 +33,18 @@ PRODUCER_REGISTERS = 24
 """Registers of a thread that loads: the least that setmaxnreg takes (PTX ISA)."""
 
 
-def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
-    """Gluon source of a problem for a GPU and a config with ``schedule=warp_specialised``.
+def emit(kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") -> Source:
+    """Gluon source of a kernel for a GPU and a config with ``schedule=warp_specialised``.
 
-    Raises ConfigError where the kernel cannot be cut into producer and consumers, or a block is missing.
+    Raises ConfigError where the kernel cannot be cut into producer and consumers.
     """
-    kernel = settle(problem.lower(config))
     row = row_tile(kernel)
-    rows = (row.axis, int(config["consumers"])) if row is not None else None
-    return _source(kernel, facts(problem, kernel, config, rows), row, target, config)
-
-
-@remembered(1024)
-def _source(kernel: ir.Kernel, known: Facts, row: ir.Tile | None, target: "Target", config: "Config") -> Source:
     try:
         plan = pipeline(guard(kernel, known.padded, known.level))
     except Unfit as reason:
         raise ConfigError(f"{kernel.name} has no warp-specialised schedule: {reason}") from None
     assert row is not None, "a pipeline has a product with rows"
     return Module(kernel, plan, row, known, target, config).source()
-
-
-@remembered(1024)
-def row_tile(kernel: ir.Kernel) -> ir.Tile | None:
-    """The tile of the grid whose rows consumers share out: that of the last product."""
-    dots = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Dot)]
-    rows = dots[-1].type.shape[0] if dots else None
-    return next((g for g in kernel.grid if isinstance(g, ir.Tile) and g.axis == rows), None)
 
 
 def in_gluon(helper: str) -> str:

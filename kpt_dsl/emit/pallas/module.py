@@ -22,7 +22,7 @@ from kpt_dsl.errors import ConfigError, TargetError
 from kpt_dsl.passes.padding import guard, whole
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.extents import Extents
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
@@ -61,22 +61,22 @@ class Abi:
     flops: tuple[tuple[str, float], ...]
 
 
-def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
-    """The Pallas source of a problem for a TPU target.
+Dims = tuple[tuple[str, int], ...]
+"""Dim -> extent."""
+
+
+def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> Dims:
+    """How long dims are: blocks may be as long as they are (``Target.exact_blocks``), and a grid follows from both."""
+    return extents.dims
+
+
+def emit(kernel: ir.Kernel, known: Dims, target: "Target", config: "Config") -> Source:
+    """The Pallas source of a kernel for a TPU target, at one shape.
 
     Raises ConfigError for block sizes that no TPU takes, TargetError for a loop inside a loop, for indices and bounds that
     depend on what a loop computes, and for int64 numbers that 32 bits might not hold.
     """
-    return emit_kernel(problem.lower(config), dict(problem.dims), config, target.vmem_bytes, target.dtypes)
-
-
-def emit_kernel(
-    kernel: ir.Kernel, dims: Mapping[str, int], config: Mapping[str, Any], vmem_bytes: int, products: frozenset[str]
-) -> Source:
-    """The same from IR and extents.
-
-    ``vmem_bytes``: what a kernel may use of vector memory; ``products``: the dtypes whose products the chip's compiler takes.
-    """
+    dims: Mapping[str, int] = dict(known)
     for node in ir.every_expr(kernel.body):
         _check_width(kernel.name, node)
     if empty := [d for t in kernel.tensors for d in t.dims if not dims[d]]:
@@ -93,8 +93,8 @@ def emit_kernel(
 
     tiles = {t.name: t for t in ir.tiles(kernel)}
     kernel = guard(replace(kernel, body=unrolled(settled(kernel.body, dims), single)), padded)
-    made = KernelText(plan(kernel, dims, lanes, tiles), products)
-    return Source("pallas", kernel.name, _module(made, vmem_bytes), _abi(made, named.arguments))
+    made = KernelText(plan(kernel, dims, lanes, tiles), target.dtypes)
+    return Source("pallas", kernel.name, _module(made, target.vmem_bytes), _abi(made, named.arguments))
 
 
 def _block(tile: ir.Tile, config: Mapping[str, Any]) -> int:

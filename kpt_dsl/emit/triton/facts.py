@@ -1,8 +1,8 @@
 """What a generated Triton module is specialised on: lanes of each axis, which axes are padded, what is known of each argument.
 
-Exact extents are not among the facts, those of whole dims excepted: problems with equal facts share source and binary. Of the
-extents that vary within a class it is told whether all are level with the tiles of the grid, and with those of loops, or any
-may be ragged.
+Extents come no further than here, and none is among the facts but those of whole dims: instances with equal facts share source
+and binary. Of the extents that vary within a class it is told whether all are level with the tiles of the grid, and with those
+of loops, or any may be ragged.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -15,14 +15,18 @@ from kpt_dsl import ir
 from kpt_dsl.buckets import fixed_dims
 from kpt_dsl.dtypes import bool_
 from kpt_dsl.errors import ConfigError, InputError
+from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.level import level_loops
 from kpt_dsl.same import remembered
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
+    from kpt_dsl.extents import Extents
     from kpt_dsl.space import Config
 
 INT32_MAX = 2**31 - 1
+
+WARP_SPECIALISED = "warp_specialised"
+"""The schedule of a config that shares a loop out among a producer and consumers; others leave the schedule to Triton."""
 
 DIVISOR = 16
 """Triton's compiler tells multiples of 16 apart: bytes of an address, values of a stride or an extent."""
@@ -124,14 +128,22 @@ def _dot_minima(kernel: ir.Kernel) -> dict[ir.Axis, int]:
     return minima
 
 
-def facts(problem: "Problem", kernel: ir.Kernel, config: "Config", rows: tuple[ir.Axis, int] | None = None) -> Facts:
-    """The facts of a problem under a config. ``rows``: an axis, and how many of its tiles a program has (1).
+@remembered(1024)
+def row_tile(kernel: ir.Kernel) -> ir.Tile | None:
+    """The tile of the grid whose rows consumers share out: that of the last product."""
+    dots = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Dot)]
+    rows = dots[-1].type.shape[0] if dots else None
+    return next((g for g in kernel.grid if isinstance(g, ir.Tile) and g.axis == rows), None)
+
+
+def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> Facts:
+    """The facts of a kernel, as it was lowered, at extents under a config.
 
     Raises ConfigError where a block is missing, is no power of two, or is too small for a product; InputError for a dim that
     32 bits cannot count.
     """
-    extents = dict(problem.dims)
-    if long := {dim: n for dim, n in extents.items() if n > INT32_MAX}:
+    kernel, dims = settle(kernel), dict(extents.dims)
+    if long := {dim: n for dim, n in dims.items() if n > INT32_MAX}:
         raise InputError(f"{kernel.name}: dims {long} are too long; Triton kernels count to {INT32_MAX} along a dim")
     minima, fixed = _dot_minima(kernel), fixed_dims(kernel)
     lanes: dict[ir.Axis, int] = {ir.UNIT: 1}
@@ -144,16 +156,16 @@ def facts(problem: "Problem", kernel: ir.Kernel, config: "Config", rows: tuple[i
                 + (f" of at least {least}, for a product uses it" if least > 1 else "")
             )
         lanes[tile.axis] = block
-    baked = {axis.dim: extents[axis.dim] for axis in whole_axes(kernel)}
+    baked = {axis.dim: dims[axis.dim] for axis in whole_axes(kernel)}
     for axis in whole_axes(kernel):
-        lanes[axis] = max(1 << (extents[axis.dim] - 1).bit_length(), minima.get(axis, 1))
+        lanes[axis] = max(1 << (dims[axis.dim] - 1).bit_length(), minima.get(axis, 1))
     unit = {a: n for a, n in lanes.items() if a != ir.UNIT}
-    if rows is not None:
-        unit[rows[0]] *= rows[1]
-    ragged = frozenset(a for a, n in unit.items() if extents[a.dim] % n or extents[a.dim] == 0)
+    if config.get("schedule") == WARP_SPECIALISED and (row := row_tile(kernel)) is not None:
+        unit[row.axis] *= int(config["consumers"])
+    ragged = frozenset(a for a, n in unit.items() if dims[a.dim] % n or dims[a.dim] == 0)
     varying = {a for a in unit if a.tile is not None and a.dim not in fixed}
     along_grid = {loop.axis for loop in kernel.grid if isinstance(loop, ir.Tile)}
-    told = {d for d in fixed if extents.get(d, 1) % DIVISOR == 0}
+    told = {d for d in fixed if dims.get(d, 1) % DIVISOR == 0}
     for group in (varying & along_grid, varying - along_grid):
         if not group.isdisjoint(ragged) or (minima and varying <= along_grid):
             # Rows of products cost the same with and without masks where no loop visits them (H200: 0.1 to 0.5% of linear and
@@ -166,33 +178,34 @@ def facts(problem: "Problem", kernel: ir.Kernel, config: "Config", rows: tuple[i
     return Facts(
         lanes,
         ragged,
-        level_loops(kernel, extents, blocks) if in_loops else frozenset(),
+        level_loops(kernel, dims, blocks) if in_loops else frozenset(),
         baked,
         frozenset(told),
-        {t.name: _tensor_facts(problem, t, lanes, fixed | told) for t in kernel.tensors},
+        {t.name: _tensor_facts(t, extents, lanes, fixed | told) for t in kernel.tensors},
     )
 
 
 def _tensor_facts(
-    problem: "Problem", tensor: ir.Tensor, lanes: Mapping[ir.Axis, int], known: frozenset[str]
+    tensor: ir.Tensor, extents: "Extents", lanes: Mapping[ir.Axis, int], known: frozenset[str]
 ) -> TensorFacts:
-    extents, strides = problem.shape(tensor.name), effective_strides(problem, tensor.name)
+    shape = extents.shape(tensor.dims)
+    strides = effective_strides(shape, extents.stride(tensor.name))
     most = {dim: max((n for a, n in lanes.items() if a.dim == dim), default=1) for dim in tensor.dims}
-    reach = sum((extent + most[dim]) * abs(s) for dim, extent, s in zip(tensor.dims, extents, strides, strict=True))
+    reach = sum((extent + most[dim]) * abs(s) for dim, extent, s in zip(tensor.dims, shape, strides, strict=True))
     size = tensor.dtype.bytes
     last = len(strides) - 1
     return TensorFacts(
         large=reach > INT32_MAX,
-        aligned=tensor.name in problem.aligned,
+        aligned=tensor.name in extents.aligned,
         ranged=reach * size <= INT32_MAX,
-        describable=describable(problem, tensor.name),
+        describable=describable(tensor, extents),
         strides=tuple(
             StrideFacts(
                 unit=i == last and s == 1,
                 zero=s == 0,
                 wide=abs(s) > INT32_MAX,
                 far=most[dim] * abs(s) > INT32_MAX,
-                divisible=s // _varying_part(s, tensor.dims, extents, strides, known) % DIVISOR == 0,
+                divisible=s // _varying_part(s, tensor.dims, shape, strides, known) % DIVISOR == 0,
             )
             for i, (dim, s) in enumerate(zip(tensor.dims, strides, strict=True))
         ),
@@ -207,22 +220,23 @@ def _varying_part(
     return inner if inner and stride % inner == 0 else 1
 
 
-def describable(problem: "Problem", tensor: str) -> bool:
+def describable(tensor: ir.Tensor, extents: "Extents") -> bool:
     """Whether a tensor descriptor can hold a tensor: aligned, with a unit last stride and aligned strides before it, and of
     elements that one has a type for, which conditions are not."""
-    element, strides = problem.dtype(tensor), effective_strides(problem, tensor)
-    if element is None or element == bool_ or tensor not in problem.aligned or len(strides) > TMA_RANK:
+    shape, size = extents.shape(tensor.dims), tensor.dtype.bytes
+    strides = effective_strides(shape, extents.stride(tensor.name))
+    if tensor.dtype == bool_ or tensor.name not in extents.aligned or len(strides) > TMA_RANK:
         return False
-    described = strides[-1] == 1 and all(s > 0 and s * element.bytes % TMA_BYTES == 0 for s in strides[:-1])
-    return described and 0 not in problem.shape(tensor)
+    described = strides[-1] == 1 and all(s > 0 and s * size % TMA_BYTES == 0 for s in strides[:-1])
+    return described and 0 not in shape
 
 
-def effective_strides(problem: "Problem", tensor: str) -> tuple[int, ...]:
-    """Strides with those of dims of one element made regular: they are never stepped along, whatever a library says of them."""
-    extents, strides = problem.shape(tensor), list(problem.stride(tensor))
-    step = 1
+def effective_strides(shape: Sequence[int], given: Sequence[int]) -> tuple[int, ...]:
+    """A tensor's strides, with those of dims of one element made regular: they are never stepped along, whatever a library says
+    of them."""
+    strides, step = list(given), 1
     for i in reversed(range(len(strides))):
-        if extents[i] == 1:
+        if shape[i] == 1:
             strides[i] = step
-        step = max(step, strides[i] * extents[i])
+        step = max(step, strides[i] * shape[i])
     return tuple(strides)

@@ -1,4 +1,4 @@
-"""Triton source from tile IR: one module with one kernel, specialised on facts about the problem rather than on its shape.
+"""Triton source from tile IR: one module with one kernel, specialised on facts rather than on shapes.
 
 Reads the kernel's IR, runs the passes that machines with fixed tiles need, and writes the text statement by statement; the
 parts of that are in the modules beside this one. Imports no Triton: text is all it makes.
@@ -17,7 +17,7 @@ from kpt_dsl.emit.triton.abi import TritonAbi
 from kpt_dsl.emit.triton.axes import Axes, Bounds, Scope
 from kpt_dsl.emit.triton.checks import Checks
 from kpt_dsl.emit.triton.expressions import Expressions
-from kpt_dsl.emit.triton.facts import Facts, facts, tiles
+from kpt_dsl.emit.triton.facts import WARP_SPECIALISED, Facts, facts, tiles
 from kpt_dsl.emit.triton.grid import Grid
 from kpt_dsl.emit.triton.helpers import HELPERS
 from kpt_dsl.emit.triton.memory import Memory
@@ -29,12 +29,10 @@ from kpt_dsl.passes.split import split_masks
 from kpt_dsl.same import remembered
 
 if TYPE_CHECKING:
-    from kpt_dsl.problem import Problem
     from kpt_dsl.space import Config
     from kpt_dsl.targets import Target
 
-WARP_SPECIALISED = "warp_specialised"
-"""The schedule of a config that shares a loop out among a producer and consumers; others leave the schedule to Triton."""
+__all__ = ["emit", "facts"]
 
 IMPORTS = ("import triton", "import triton.language as tl")
 
@@ -42,20 +40,15 @@ COMPILER_OPTIONS = ("num_warps", "num_stages", "waves_per_eu", "matrix_instr_non
 """Knobs of a config that go to Triton's compiler as they are."""
 
 
-def emit(problem: "Problem", target: "Target", config: "Config") -> Source:
-    """Triton source of a problem for a GPU and a config.
-
-    A config with a schedule of its own gives Gluon source. Raises ConfigError where the config has no block for a tile, or one
-    that no GPU could run.
-    """
-    if config.get("schedule") == WARP_SPECIALISED:
-        return gluon.emit(problem, target, config)
-    kernel = settle(problem.lower(config))
-    return _source(kernel, facts(problem, kernel, config), target, config)
-
-
 @remembered(1024)
-def _source(kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") -> Source:
+def emit(kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") -> Source:
+    """Triton source of a kernel for a GPU and a config, whatever the extents of which these are the facts.
+
+    A config with a schedule of its own gives Gluon source. Raises ConfigError where the kernel has no form for it.
+    """
+    kernel = settle(kernel)
+    if config.get("schedule") == WARP_SPECIALISED:
+        return gluon.emit(kernel, known, target, config)
     kernel = split_masks(guard(kernel, known.padded, known.level), known.padded)
     return _Emitter(kernel, known, target, config).source()
 

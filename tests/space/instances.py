@@ -1,4 +1,4 @@
-"""Kernels and problems that the tests of spaces share: the ops' own, and those of a stranger."""
+"""Kernels and instances that the tests of spaces share: the ops' own, and those of a stranger."""
 
 import kpt_dsl as kd
 from kpt.ops import registry
@@ -9,7 +9,7 @@ from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.quantize_fp8.kernels import quantize_rows, quantize_with_scale, row_amax
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 
 @kd.kernel(x="M N", y="M N", z="M N")
@@ -41,8 +41,8 @@ def with_residual(a: kd.In, b: kd.In, r: kd.In, y: kd.Out) -> None:
 
 def attention(
     m: int, n: int, d: int = 128, *, b: int = 1, h: int = 16, g: int = 16, dtype: str = "bf16", causal: bool = False
-) -> Problem:
-    return Problem.of_shapes(
+) -> Instance:
+    return Instance.of_shapes(
         flash_attention_fwd,
         {"B": b, "H": h, "G": g, "M": m, "N": n, "D": d},
         {"q": dtype, "k": dtype, "v": dtype, "key_lengths": None, "o": dtype, "lse": "f32"},
@@ -50,8 +50,8 @@ def attention(
     )
 
 
-def linear(m: int, n: int, k: int, dtype: str = "bf16", activation: str = "gelu_tanh") -> Problem:
-    return Problem.of_shapes(
+def linear(m: int, n: int, k: int, dtype: str = "bf16", activation: str = "gelu_tanh") -> Instance:
+    return Instance.of_shapes(
         linear_act_fwd,
         {"M": m, "N": n, "K": k},
         {"x": dtype, "weight": dtype, "bias": dtype, "y": dtype},
@@ -59,45 +59,45 @@ def linear(m: int, n: int, k: int, dtype: str = "bf16", activation: str = "gelu_
     )
 
 
-def fp8_matmul(m: int, n: int, k: int, dtype: str = "f8e4m3") -> Problem:
-    return Problem.of_shapes(
+def fp8_matmul(m: int, n: int, k: int, dtype: str = "f8e4m3") -> Instance:
+    return Instance.of_shapes(
         fp8_matmul_fwd,
         {"M": m, "N": n, "K": k},
         {"a": dtype, "b": dtype, "scale_a": "f32", "scale_b": "f32", "bias": None, "y": "bf16"},
     )
 
 
-def layer_norm(m: int, n: int, dtype: str = "bf16") -> Problem:
+def layer_norm(m: int, n: int, dtype: str = "bf16") -> Instance:
     dtypes = {"x": dtype, "weight": dtype, "bias": dtype, "y": dtype}
-    return Problem.of_shapes(layer_norm_fwd, {"M": m, "N": n}, dtypes)
+    return Instance.of_shapes(layer_norm_fwd, {"M": m, "N": n}, dtypes)
 
 
-def layer_norm_backward(m: int, n: int, dtype: str = "bf16") -> Problem:
+def layer_norm_backward(m: int, n: int, dtype: str = "bf16") -> Instance:
     """With all gradients: the first of the kernels that the op launches."""
-    return registry.get("layer_norm_backward").problems({"M": m, "N": n}, dtype)[0]
+    return registry.get("layer_norm_backward").instances({"M": m, "N": n}, dtype)[0]
 
 
-def rms_norm(m: int, n: int, dtype: str = "bf16") -> Problem:
-    return Problem.of_shapes(rms_norm_fwd, {"M": m, "N": n}, {"x": dtype, "weight": dtype, "y": dtype})
+def rms_norm(m: int, n: int, dtype: str = "bf16") -> Instance:
+    return Instance.of_shapes(rms_norm_fwd, {"M": m, "N": n}, {"x": dtype, "weight": dtype, "y": dtype})
 
 
-def quantize(m: int, n: int, dtype: str = "bf16") -> list[Problem]:
+def quantize(m: int, n: int, dtype: str = "bf16") -> list[Instance]:
     """Row-wise quantisation, and the two halves of tensor-wise."""
     return [
-        Problem.of_shapes(quantize_rows, {"M": m, "N": n}, {"x": dtype, "y": "f8e4m3", "scale": "f32"}),
-        Problem.of_shapes(row_amax, {"M": m, "N": n}, {"x": dtype, "amax": "f32"}),
-        Problem.of_shapes(quantize_with_scale, {"M": m, "N": n, "ONE": 1}, {"x": dtype, "scale": "f32", "y": "f8e4m3"}),
+        Instance.of_shapes(quantize_rows, {"M": m, "N": n}, {"x": dtype, "y": "f8e4m3", "scale": "f32"}),
+        Instance.of_shapes(row_amax, {"M": m, "N": n}, {"x": dtype, "amax": "f32"}),
+        Instance.of_shapes(quantize_with_scale, {"M": m, "N": n, "ONE": 1}, {"x": dtype, "scale": "f32", "y": "f8e4m3"}),
     ]
 
 
-def residual(m: int, n: int, k: int, dtype: str = "bf16") -> Problem:
-    return Problem.of_shapes(with_residual, {"M": m, "N": n, "K": k}, dict.fromkeys(("a", "b", "r", "y"), dtype))
+def residual(m: int, n: int, k: int, dtype: str = "bf16") -> Instance:
+    return Instance.of_shapes(with_residual, {"M": m, "N": n, "K": k}, dict.fromkeys(("a", "b", "r", "y"), dtype))
 
 
-def of_strangers(m: int, n: int, dtype: str = "bf16") -> list[Problem]:
+def of_strangers(m: int, n: int, dtype: str = "bf16") -> list[Instance]:
     return [
-        Problem.of_shapes(add, {"M": m, "N": n}, {"x": dtype, "y": dtype, "z": dtype}),
-        Problem.of_shapes(
+        Instance.of_shapes(add, {"M": m, "N": n}, {"x": dtype, "y": dtype, "z": dtype}),
+        Instance.of_shapes(
             two_products, {"M": m, "K": 64, "N": n, "P": 48}, {"a": dtype, "b": dtype, "c": dtype, "y": dtype}
         ),
     ]

@@ -15,19 +15,19 @@ from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.quantize_fp8.kernels import quantize_rows, quantize_with_scale, row_amax
 from kpt.ops.rms_norm import backward_kernels as rms
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
-from kpt_dsl.problem import Problem
+from kpt_dsl.instance import Instance
 
 WIDE = ("f32", "f16", "bf16")
 FP8 = ("f8e4m3", "f8e5m2")
 
 
-def linear(dtype: str, activation: str = "gelu", M: int = 760, N: int = 1099, K: int = 600) -> Problem:
+def linear(dtype: str, activation: str = "gelu", M: int = 760, N: int = 1099, K: int = 600) -> Instance:
     """With a bias."""
     dtypes = dict.fromkeys(("x", "weight", "bias", "y"), dtype)
-    return Problem.of_shapes(linear_act_fwd, {"M": M, "N": N, "K": K}, dtypes, {"activation": ACTIVATIONS[activation]})
+    return Instance.of_shapes(linear_act_fwd, {"M": M, "N": N, "K": K}, dtypes, {"activation": ACTIVATIONS[activation]})
 
 
-def linear_training(dtype: str, activation: str = "gelu") -> Iterator[tuple[str, Problem]]:
+def linear_training(dtype: str, activation: str = "gelu") -> Iterator[tuple[str, Instance]]:
     """What its forward saves and its gradients, by name."""
     dims = {"M": 760, "N": 1099, "K": 600, "P": 11}
     for kernel in (training.linear_act_fwd_saving, training.linear_act_bwd_dz_recomputing, training.linear_act_bwd_dz,
@@ -36,20 +36,20 @@ def linear_training(dtype: str, activation: str = "gelu") -> Iterator[tuple[str,
         statics = {name: value for name, value in given.items() if name in kernel.other_parameters}
         dtypes = {tensor: "f32" if tensor == "partial" else dtype for tensor in kernel.tensors}
         mine = {dim: extent for dim, extent in dims.items() if dim in kernel.dim_names}
-        yield kernel.name, Problem.of_shapes(kernel, mine, dtypes, statics)
+        yield kernel.name, Instance.of_shapes(kernel, mine, dtypes, statics)
 
 
-def attention(dtype: str, causal: bool, masked: bool, M: int = 370, N: int = 760, D: int = 80, H: int = 4) -> Problem:
+def attention(dtype: str, causal: bool, masked: bool, M: int = 370, N: int = 760, D: int = 80, H: int = 4) -> Instance:
     """``masked``: with key lengths and a window."""
     dtypes = {"q": dtype, "k": dtype, "v": dtype, "key_lengths": "i32" if masked else None, "o": dtype, "lse": "f32"}
     statics = {"causal": causal} if masked else {"causal": causal, "window": None}
     dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D}
-    return Problem.of_shapes(flash_attention_fwd, dims, dtypes, statics)
+    return Instance.of_shapes(flash_attention_fwd, dims, dtypes, statics)
 
 
 def attention_gradients(
     dtype: str, causal: bool, masked: bool, M: int = 370, N: int = 760, D: int = 80, H: int = 4
-) -> Iterator[tuple[str, Problem]]:
+) -> Iterator[tuple[str, Instance]]:
     """All kernels, by name; two query heads to a key head."""
     narrow, wide = ("q", "k", "v", "o", "do", "dq"), ("lse", "dlse", "delta", "shift", "dk_parts", "dv_parts")
     known = {**dict.fromkeys(narrow, dtype), **dict.fromkeys(wide, "f32"), "key_lengths": "i32" if masked else None}
@@ -60,53 +60,53 @@ def attention_gradients(
         if masked:
             statics.pop("window", None)
         mine = {d: n for d, n in dims.items() if d in kernel.dim_names}
-        yield kernel.name, Problem.of_shapes(kernel, mine, dtypes, statics)
+        yield kernel.name, Instance.of_shapes(kernel, mine, dtypes, statics)
     dtypes = {name: known.get(name, dtype) for name in gradients.flash_attention_group_sum.tensors}
     dims = {"B": 2, "G": H // 2, "R": 2, "N": N, "D": D}
-    yield "flash_attention_group_sum", Problem.of_shapes(gradients.flash_attention_group_sum, dims, dtypes)
+    yield "flash_attention_group_sum", Instance.of_shapes(gradients.flash_attention_group_sum, dims, dtypes)
 
 
-def norm(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300) -> Problem:
+def norm(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300) -> Instance:
     """Layer or RMS norm, with all its parameters."""
-    return Problem.of_shapes(kernel, {"M": M, "N": N}, dict.fromkeys(kernel.tensors, dtype))
+    return Instance.of_shapes(kernel, {"M": M, "N": N}, dict.fromkeys(kernel.tensors, dtype))
 
 
-def norm_backward(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300, P: int = 2) -> Problem:
+def norm_backward(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300, P: int = 2) -> Instance:
     """A kernel of their gradients, with all that it makes; statistics and partial sums are float32."""
     wide = {"mean", "rstd", "across", "along", "dweight", "dbias", "partial", "first", "second"}
     dtypes = {tensor: "f32" if tensor in wide else dtype for tensor in kernel.tensors}
     dims = {"M": M, "N": N, "P": P}
-    return Problem.of_shapes(kernel, {dim: dims[dim] for dim in kernel.dim_names}, dtypes)
+    return Instance.of_shapes(kernel, {dim: dims[dim] for dim in kernel.dim_names}, dtypes)
 
 
-def fp8_matmul(dtype: str, M: int = 370, N: int = 1099, K: int = 600) -> Problem:
+def fp8_matmul(dtype: str, M: int = 370, N: int = 1099, K: int = 600) -> Instance:
     """Row-wise scales, bias, bf16 out."""
     dtypes = {"a": dtype, "b": dtype, "scale_a": "f32", "scale_b": "f32", "bias": "bf16", "y": "bf16"}
-    return Problem.of_shapes(fp8_matmul_fwd, {"M": M, "N": N, "K": K}, dtypes)
+    return Instance.of_shapes(fp8_matmul_fwd, {"M": M, "N": N, "K": K}, dtypes)
 
 
-def quantize(dtype: str, to: str) -> Iterator[tuple[str, Problem]]:
+def quantize(dtype: str, to: str) -> Iterator[tuple[str, Instance]]:
     """The three kernels of quantisation."""
     dims = {"M": 199, "N": 1300}
-    yield f"quantize_rows-{dtype}-{to}", Problem.of_shapes(quantize_rows, dims, {"x": dtype, "y": to, "scale": "f32"})
-    yield f"row_amax-{dtype}-{to}", Problem.of_shapes(row_amax, dims, {"x": dtype, "amax": "f32"})
+    yield f"quantize_rows-{dtype}-{to}", Instance.of_shapes(quantize_rows, dims, {"x": dtype, "y": to, "scale": "f32"})
+    yield f"row_amax-{dtype}-{to}", Instance.of_shapes(row_amax, dims, {"x": dtype, "amax": "f32"})
     dtypes = {"x": dtype, "scale": "f32", "y": to}
-    yield f"quantize_with_scale-{dtype}-{to}", Problem.of_shapes(quantize_with_scale, dims | {"ONE": 1}, dtypes)
+    yield f"quantize_with_scale-{dtype}-{to}", Instance.of_shapes(quantize_with_scale, dims | {"ONE": 1}, dtypes)
 
 
-def every_op() -> Iterator[tuple[str, Problem]]:
+def every_op() -> Iterator[tuple[str, Instance]]:
     """Every op in every dtype that it takes, by name."""
     for dtype in WIDE:
         yield f"linear_act-{dtype}", linear(dtype)
-        for name, problem in linear_training(dtype):
-            yield f"{name}-{dtype}", problem
+        for name, instance in linear_training(dtype):
+            yield f"{name}-{dtype}", instance
         for causal in (False, True):
             yield f"flash_attention-{dtype}{'-causal' * causal}", attention(dtype, causal, masked=False)
         yield f"flash_attention-{dtype}-causal-masked", attention(dtype, causal=True, masked=True)
-        for name, problem in attention_gradients(dtype, causal=True, masked=False):
-            yield f"{name}-{dtype}", problem
-        for name, problem in list(attention_gradients(dtype, causal=True, masked=True))[1:3]:
-            yield f"{name}-{dtype}-masked", problem
+        for name, instance in attention_gradients(dtype, causal=True, masked=False):
+            yield f"{name}-{dtype}", instance
+        for name, instance in list(attention_gradients(dtype, causal=True, masked=True))[1:3]:
+            yield f"{name}-{dtype}-masked", instance
         yield f"layer_norm-{dtype}", norm(layer_norm_fwd, dtype)
         yield f"rms_norm-{dtype}", norm(rms_norm_fwd, dtype)
         for kernel in (layer.layer_norm_bwd, layer.layer_norm_bwd_dx, layer.layer_norm_bwd_rows, layer.layer_norm_bwd_tiles,
