@@ -13,7 +13,7 @@ def softmax(x: kd.In, out: kd.Out) -> None:
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl.checks import checking
-from kpt_dsl.dtypes import DType, bf16, f8e4m3, f8e5m2, f16, f32, i32, i64
+from kpt_dsl.dtypes import DType, bf16, f8e4m3, f8e5m2, f16, f32, i8, i32, i64, u8
 from kpt_dsl.errors import (
     CompileError,
     ConfigError,
@@ -37,6 +37,7 @@ from kpt_dsl.language import (
     Value,
     abs,
     choice,
+    cos,
     dot,
     erf,
     exp,
@@ -52,9 +53,11 @@ from kpt_dsl.language import (
     min,
     minimum,
     parallel,
+    round,
     rsqrt,
     sequential,
     sigmoid,
+    sin,
     size,
     sqrt,
     sum,
@@ -70,9 +73,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CompileError", "ConfigError", "DType", "Float", "In", "IndexRangeError", "InputError", "Int", "Kernel", "KernelError",
     "KptError", "MissingPackageError", "Out", "Positive", "Static", "StoreError", "TargetError", "Tile", "Value", "abs", "bf16",
-    "checking", "choice", "compile", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16", "f32", "floor", "full", "function",
-    "group", "i32", "i64", "inf", "kernel", "log", "log2", "max", "maximum", "min", "minimum", "parallel", "rsqrt",
-    "sequential", "sigmoid", "size", "source", "sqrt", "sum", "tanh", "tile", "where", "zeros",
+    "checking", "choice", "compile", "cos", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16", "f32", "floor", "full",
+    "function", "group", "i8", "i32", "i64", "inf", "kernel", "log", "log2", "max", "maximum", "min", "minimum", "parallel",
+    "round", "rsqrt", "sequential", "sigmoid", "sin", "size", "source", "sqrt", "sum", "tanh", "tile", "u8", "where", "zeros",
 ]  # fmt: skip
 
 

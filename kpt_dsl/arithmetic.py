@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable
 
-from kpt_dsl.dtypes import DType
+from kpt_dsl.dtypes import DType, u8
 
 Number = float | int | bool
 
@@ -23,7 +23,8 @@ _FORMATS = {
 
 def limits(dtype: DType) -> tuple[int, int]:
     """The least and the greatest number of an integer type."""
-    return -(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1
+    low = 0 if dtype == u8 else -(1 << (dtype.bits - 1))
+    return low, low + (1 << dtype.bits) - 1
 
 
 def converted(value: Number, dtype: DType) -> Number:
@@ -84,21 +85,24 @@ _OPERATIONS: dict[str, Callable[..., Number]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": _divided, "floordiv": operator.floordiv,
     "mod": operator.mod, "max": larger, "min": smaller, "maxnum": larger, "minnum": smaller,
     "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge, "eq": operator.eq, "ne": operator.ne,
-    "and": lambda a, b: a and b, "or": lambda a, b: a or b, "not": operator.not_, "neg": operator.neg, "abs": abs,
+    "and": operator.and_, "or": operator.or_, "xor": operator.xor, "not": operator.not_, "neg": operator.neg, "abs": abs,
+    "shl": lambda a, b: a << b if 0 <= b < 64 else 0, "shr": lambda a, b: a >> (b if 0 <= b < 64 else 63),
     "exp": math.exp, "exp2": lambda x: 2.0**x, "log": _logarithm(math.log), "log2": _logarithm(math.log2),
     "sqrt": math.sqrt, "rsqrt": lambda x: _divided(1.0, math.sqrt(x)), "tanh": math.tanh, "erf": math.erf,
     "sigmoid": lambda x: 1.0 / (1.0 + math.exp(-x)) if x > -700 else 0.0,
-    "floor": lambda x: float(math.floor(x)) if math.isfinite(x) else x,
+    "floor": lambda x: float(math.floor(x)) if math.isfinite(x) else x, "sin": math.sin, "cos": math.cos,
+    "round": lambda x: math.copysign(round(x), x) if math.isfinite(x) else x,
 }  # fmt: skip
 
 
 def evaluate(op: str, *values: Number) -> Number | None:
-    """What an operation of the IR makes of numbers; None for integers that are divided by zero."""
+    """What an operation of the IR makes of numbers, before bits that leave the type are dropped; None for integers that are
+    divided by zero."""
     try:
         return _OPERATIONS[op](*values)
     except OverflowError:  # exp, exp2
         return math.inf
-    except ValueError:  # the logarithm or root of a negative number
+    except ValueError:  # the logarithm or root of a negative number, the sine of infinity
         return math.nan
     except ZeroDivisionError:
         return None

@@ -35,17 +35,24 @@ class DType:
     def is_fp8(self) -> bool:
         return self.kind == "float" and self.bits == 8
 
+    @property
+    def is_narrow_int(self) -> bool:
+        """An integer type that tensors have; arithmetic is in i32."""
+        return self.kind == "int" and self.bits < 32
+
 
 f32 = DType("f32", 32, "float")
 f16 = DType("f16", 16, "float")
 bf16 = DType("bf16", 16, "float")
 f8e4m3 = DType("f8e4m3", 8, "float")
 f8e5m2 = DType("f8e5m2", 8, "float")
+i8 = DType("i8", 8, "int")
+u8 = DType("u8", 8, "int")
 i32 = DType("i32", 32, "int")
 i64 = DType("i64", 64, "int")
 bool_ = DType("bool", 1, "bool")
 
-ALL: dict[str, DType] = {t.name: t for t in (f32, f16, bf16, f8e4m3, f8e5m2, i32, i64, bool_)}
+ALL: dict[str, DType] = {t.name: t for t in (f32, f16, bf16, f8e4m3, f8e5m2, i8, u8, i32, i64, bool_)}
 
 # Names under which array libraries and people know the same types.
 _ALIASES = {
@@ -54,7 +61,7 @@ _ALIASES = {
     "bfloat16": bf16,
     "float8_e4m3fn": f8e4m3, "e4m3": f8e4m3, "fp8": f8e4m3,
     "float8_e5m2": f8e5m2, "e5m2": f8e5m2,
-    "int32": i32, "int64": i64,
+    "int8": i8, "uint8": u8, "int32": i32, "int64": i64,
 }  # fmt: skip
 
 

@@ -192,10 +192,13 @@ class Checked(Expr):
     dim: str
 
 
-UnaryOp = Literal["neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "floor"]
+UnaryOp = Literal[
+    "neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "floor",
+    "round",
+]  # fmt: skip
 BinaryOp = Literal[
     "add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "maxnum", "minnum",
-    "lt", "le", "gt", "ge", "eq", "ne", "and", "or",
+    "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "shl", "shr",
 ]  # fmt: skip
 ReduceOp = Literal["sum", "max", "min", "maxnum", "minnum"]
 
@@ -211,6 +214,8 @@ class Binary(Expr):
     """Elementwise; operands have the same dtype (comparisons give bool) and the same rank, or one is a scalar.
 
     ``div`` is true division of floats; ``floordiv`` and ``mod`` take integers and round towards minus infinity.
+    ``and``, ``or`` and ``xor`` take conditions or integers. ``shl`` and ``shr`` (which keeps the sign) take integers: bits that
+    leave the type are dropped, all of them by a count that is negative or no less than the type's width.
     ``max`` and ``min`` of floats are NaN where an operand is; ``maxnum`` and ``minnum``, of floats only, may be the other
     operand there.
     """
@@ -232,7 +237,8 @@ class Cast(Expr):
     """To ``type.dtype``, rounding to nearest even; floats that overflow fp8 saturate.
 
     Integers are made of f32 (by truncation; what is too large saturates, NaN is 0), of other integers (wrapping) and of
-    conditions; floats other than f32 of floats only. To a condition nothing is cast: it is compared with zero.
+    conditions; floats other than f32 of floats only. Of i8 and u8 only i32 is made, and they of i32 only. To a condition
+    nothing is cast: it is compared with zero.
     """
 
     x: Expr

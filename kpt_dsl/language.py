@@ -35,6 +35,7 @@ class Value:
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _binary
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __and__ = __rand__ = __or__ = __ror__ = __pow__ = _binary
+    __xor__ = __rxor__ = __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = _binary
     __lt__ = __le__ = __gt__ = __ge__ = _binary
 
     def __eq__(self, other: object) -> "Value":  # type: ignore[override]
@@ -252,6 +253,16 @@ def rsqrt(x: Any) -> Value:
     _never("rsqrt")
 
 
+def sin(x: Any) -> Value:
+    """Sine of radians, of any finite number; NaN of an infinite one."""
+    _never("sin")
+
+
+def cos(x: Any) -> Value:
+    """Cosine of radians, of any finite number; NaN of an infinite one."""
+    _never("cos")
+
+
 def tanh(x: Any) -> Value:
     """Hyperbolic tangent."""
     _never("tanh")
@@ -275,3 +286,8 @@ def abs(x: Any) -> Value:
 def floor(x: Any) -> Value:
     """The largest whole number that is not larger than x."""
     _never("floor")
+
+
+def round(x: Any) -> Value:
+    """The whole number nearest to x, the even one of two that are as near."""
+    _never("round")

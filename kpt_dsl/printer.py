@@ -9,24 +9,14 @@ from kpt_dsl import ir
 _COMMENT_COLUMN = 76
 
 # Binding strength of an operator, weakest first; an operand that binds weaker than its place is put in parentheses.
-_OR, _AND, _NOT, _COMPARE, _ADD, _MULTIPLY, _NEGATE, _ATOM = range(8)
+_COMPARE, _OR, _XOR, _AND, _SHIFT, _ADD, _MULTIPLY, _NEGATE, _ATOM = range(9)
 
 _INFIX: dict[str, tuple[str, int]] = {
-    "or": ("or", _OR),
-    "and": ("and", _AND),
-    "lt": ("<", _COMPARE),
-    "le": ("<=", _COMPARE),
-    "gt": (">", _COMPARE),
-    "ge": (">=", _COMPARE),
-    "eq": ("==", _COMPARE),
-    "ne": ("!=", _COMPARE),
-    "add": ("+", _ADD),
-    "sub": ("-", _ADD),
-    "mul": ("*", _MULTIPLY),
-    "div": ("/", _MULTIPLY),
-    "floordiv": ("//", _MULTIPLY),
-    "mod": ("%", _MULTIPLY),
-}
+    "lt": ("<", _COMPARE), "le": ("<=", _COMPARE), "gt": (">", _COMPARE), "ge": (">=", _COMPARE), "eq": ("==", _COMPARE),
+    "ne": ("!=", _COMPARE), "or": ("|", _OR), "xor": ("^", _XOR), "and": ("&", _AND), "shl": ("<<", _SHIFT),
+    "shr": (">>", _SHIFT), "add": ("+", _ADD), "sub": ("-", _ADD), "mul": ("*", _MULTIPLY), "div": ("/", _MULTIPLY),
+    "floordiv": ("//", _MULTIPLY), "mod": ("%", _MULTIPLY),
+}  # fmt: skip
 
 
 def format_kernel(kernel: ir.Kernel) -> str:
@@ -45,7 +35,7 @@ def format_kernel(kernel: ir.Kernel) -> str:
 
 def format_expr(expr: ir.Expr) -> str:
     """An expression on one line, in the notation of kernels: ``dot(x[m, k], weight[n, k].T, acc)``."""
-    return _expr(expr, _OR)
+    return _expr(expr, _COMPARE)
 
 
 # ------------------------------------------------------------------ statements
@@ -142,7 +132,7 @@ def _format(node: ir.Expr) -> tuple[str, int]:
         case ir.Unary("neg", x):
             return f"-{_expr(x, _NEGATE)}", _NEGATE
         case ir.Unary("not", x):
-            return f"not {_expr(x, _NOT)}", _NOT
+            return f"~{_expr(x, _NEGATE)}", _NEGATE
         case ir.Binary(op, a, b) if op in _INFIX:
             return _infix(op, a, b)
         case ir.Full(value):

@@ -26,54 +26,36 @@ if TYPE_CHECKING:
 Precision = Literal["typed", "f64"]
 
 _DTYPES = {
-    "f32": "np.float32",
-    "f16": "np.float16",
-    "bf16": "ml_dtypes.bfloat16",
-    "f8e4m3": "ml_dtypes.float8_e4m3fn",
-    "f8e5m2": "ml_dtypes.float8_e5m2",
-    "i32": "np.int32",
-    "i64": "np.int64",
+    "f32": "np.float32", "f16": "np.float16", "bf16": "ml_dtypes.bfloat16", "f8e4m3": "ml_dtypes.float8_e4m3fn",
+    "f8e5m2": "ml_dtypes.float8_e5m2", "i8": "np.int8", "u8": "np.uint8", "i32": "np.int32", "i64": "np.int64",
     "bool": "np.bool_",
-}
+}  # fmt: skip
 
 # How strongly Python's operators bind, weakest first; an operand that binds weaker than its place gets parentheses.
-_IF, _OR, _AND, _NOT, _COMPARE, _BIT_OR, _BIT_AND, _ADD, _MULTIPLY, _NEGATE, _ATOM = range(11)
+_IF, _OR, _AND, _NOT, _COMPARE, _BIT_OR, _BIT_XOR, _BIT_AND, _SHIFT, _ADD, _MULTIPLY, _NEGATE, _ATOM = range(13)
 
 # op -> (text, strength the operand needs, strength of the whole); "not" is different for scalars and tiles.
 _UNARY = {
-    "neg": ("-{x}", _NEGATE, _NEGATE),
-    "abs": ("np.abs({x})", _IF, _ATOM),
-    "exp": ("np.exp({x})", _IF, _ATOM),
-    "exp2": ("np.exp2({x})", _IF, _ATOM),
-    "log": ("np.log({x})", _IF, _ATOM),
-    "log2": ("np.log2({x})", _IF, _ATOM),
-    "sqrt": ("np.sqrt({x})", _IF, _ATOM),
-    "rsqrt": ("1 / np.sqrt({x})", _IF, _MULTIPLY),
-    "tanh": ("np.tanh({x})", _IF, _ATOM),
-    "erf": ("erf({x})", _IF, _ATOM),
-    "sigmoid": ("1 / (1 + np.exp(-{x}))", _NEGATE, _MULTIPLY),
-    "floor": ("np.floor({x})", _IF, _ATOM),
-}
+    "neg": ("-{x}", _NEGATE, _NEGATE), "rsqrt": ("1 / np.sqrt({x})", _IF, _MULTIPLY), "erf": ("erf({x})", _IF, _ATOM),
+    "sigmoid": ("1 / (1 + np.exp(-{x}))", _NEGATE, _MULTIPLY), "round": ("np.rint({x})", _IF, _ATOM),
+} | {
+    name: (f"np.{name}({{x}})", _IF, _ATOM)
+    for name in ("abs", "exp", "exp2", "log", "log2", "sqrt", "sin", "cos", "tanh", "floor")
+}  # fmt: skip
 _SCALAR_UNARY = _UNARY | {"not": ("not {x}", _NOT, _NOT)}
 _TILE_UNARY = _UNARY | {"not": ("~{x}", _NEGATE, _NEGATE)}
 
-# op -> (symbol, strength)
+# op -> (symbol, strength); of conditions that are scalars, which may be Python's, two are words.
 _INFIX = {
-    "lt": ("<", _COMPARE),
-    "le": ("<=", _COMPARE),
-    "gt": (">", _COMPARE),
-    "ge": (">=", _COMPARE),
-    "eq": ("==", _COMPARE),
-    "ne": ("!=", _COMPARE),
-    "add": ("+", _ADD),
-    "sub": ("-", _ADD),
-    "mul": ("*", _MULTIPLY),
-    "div": ("/", _MULTIPLY),
-    "floordiv": ("//", _MULTIPLY),
-    "mod": ("%", _MULTIPLY),
-}
-_SCALAR_INFIX = _INFIX | {"or": ("or", _OR), "and": ("and", _AND)}
-_TILE_INFIX = _INFIX | {"or": ("|", _BIT_OR), "and": ("&", _BIT_AND)}
+    "lt": ("<", _COMPARE), "le": ("<=", _COMPARE), "gt": (">", _COMPARE), "ge": (">=", _COMPARE), "eq": ("==", _COMPARE),
+    "ne": ("!=", _COMPARE), "or": ("|", _BIT_OR), "xor": ("^", _BIT_XOR), "and": ("&", _BIT_AND), "shl": ("<<", _SHIFT),
+    "shr": (">>", _SHIFT), "add": ("+", _ADD), "sub": ("-", _ADD), "mul": ("*", _MULTIPLY), "div": ("/", _MULTIPLY),
+    "floordiv": ("//", _MULTIPLY), "mod": ("%", _MULTIPLY),
+}  # fmt: skip
+_CONDITION_INFIX = _INFIX | {"or": ("or", _OR), "and": ("and", _AND)}
+
+_SHIFTS = {"shl": "np.left_shift", "shr": "np.right_shift"}
+"""Python's own shifts take no negative count, and drop no bits."""
 
 _EXTREMES = {"max": "max", "min": "min", "maxnum": "max", "minnum": "min"}
 """NumPy's maxima and minima keep NaN, which is right for those that may drop it too."""
@@ -368,7 +350,9 @@ class _Emitter:
             whole = scalar and not a.type.dtype.is_float  # Python's own drop a NaN, or not, by its place
             name = _EXTREMES[op] if whole else {"max": "np.maximum", "min": "np.minimum"}[_EXTREMES[op]]
             return f"{name}({self.expr(a)}, {self.expr(b)})", _ATOM
-        symbol, strength = (_SCALAR_INFIX if scalar else _TILE_INFIX)[op]
+        if op in _SHIFTS and scalar:
+            return f"{_SHIFTS[op]}({self.expr(a)}, {self.expr(b)}, dtype={self.dtype(a.type.dtype)})", _ATOM
+        symbol, strength = (_CONDITION_INFIX if scalar and a.type.dtype.kind == "bool" else _INFIX)[op]
         left = strength + 1 if strength == _COMPARE else strength  # comparisons would chain
         return f"{self.expr(a, left)} {symbol} {self.expr(b, strength + 1)}", strength
 
@@ -380,6 +364,8 @@ class _Emitter:
             return self._format(x)
         if to.kind == "int" and x.type.dtype.is_float:
             return f"{self.helper('to_int')}({self.expr(x)}, {_DTYPES[to.name]})", _ATOM
+        if to.is_narrow_int and not x.type.shape:  # Python's numbers do not wrap
+            return f"np.int32({self.expr(x)}).astype({self.dtype(to)})", _ATOM
         if x.type.shape:
             return f"{self.expr(x, _ATOM)}.astype({self.dtype(to)})", _ATOM
         return f"{self.dtype(to)}({self.expr(x)})", _ATOM

@@ -51,7 +51,8 @@ def describe(value: Any) -> str:
 _BINARY: dict[type[ast.operator], tuple[ir.BinaryOp, Callable[[Any, Any], Any]]] = {
     ast.Add: ("add", operator.add), ast.Sub: ("sub", operator.sub), ast.Mult: ("mul", operator.mul),
     ast.Div: ("div", operator.truediv), ast.FloorDiv: ("floordiv", operator.floordiv), ast.Mod: ("mod", operator.mod),
-    ast.BitAnd: ("and", operator.and_), ast.BitOr: ("or", operator.or_),
+    ast.BitAnd: ("and", operator.and_), ast.BitOr: ("or", operator.or_), ast.BitXor: ("xor", operator.xor),
+    ast.LShift: ("shl", operator.lshift), ast.RShift: ("shr", operator.rshift),
 }  # fmt: skip
 _COMPARE: dict[type[ast.cmpop], tuple[ir.BinaryOp | None, Callable[[Any, Any], Any]]] = {
     ast.Lt: ("lt", operator.lt), ast.LtE: ("le", operator.le), ast.Gt: ("gt", operator.gt), ast.GtE: ("ge", operator.ge),
@@ -61,7 +62,7 @@ _COMPARE: dict[type[ast.cmpop], tuple[ir.BinaryOp | None, Callable[[Any, Any], A
 _UNARY_FUNCTIONS: dict[Any, ir.UnaryOp] = {
     language.exp: "exp", language.exp2: "exp2", language.log: "log", language.log2: "log2", language.sqrt: "sqrt",
     language.rsqrt: "rsqrt", language.tanh: "tanh", language.erf: "erf", language.sigmoid: "sigmoid",
-    language.abs: "abs", language.floor: "floor",
+    language.abs: "abs", language.floor: "floor", language.round: "round", language.sin: "sin", language.cos: "cos",
 }  # fmt: skip
 _BINARY_FUNCTIONS: dict[Any, ir.BinaryOp] = {language.maximum: "max", language.minimum: "min"}
 _REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max", language.min: "min"}
@@ -127,11 +128,8 @@ class Expressions(Names):
                 return self.subscript(self.expr(base), index, loc)
             case ast.Call():
                 return self.call(node, loc)
-        fail(
-            loc,
-            f"`{ast.unparse(node)}` cannot be used in a kernel",
-            "see docs/language.md for what expressions may hold",
-        )
+        fail(loc, f"`{ast.unparse(node)}` cannot be used in a kernel",
+             "see docs/language.md for what expressions may hold")  # fmt: skip
 
     def attribute(self, base: Any, attr: str, loc: Loc) -> Any:
         if isinstance(base, TileRef) and base.tile is not None:
@@ -161,14 +159,10 @@ class Expressions(Names):
                 return ty.transpose(base, loc)
             if attr == "to":
                 return _Method(base)
-            fail(
-                loc, f"a value has no .{attr}", "it has .T and .to(dtype); functions are kd.exp(x), kd.sum(x, axis=1) …"
-            )
-        fail(
-            loc,
-            f".{attr} of {describe(base)}",
-            f"values have .T and .to(dtype), tiles have {', '.join('.' + p for p in _TILE_PARTS)}",
-        )
+            fail(loc, f"a value has no .{attr}",
+                 "it has .T and .to(dtype); functions are kd.exp(x), kd.sum(x, axis=1) …")  # fmt: skip
+        fail(loc, f".{attr} of {describe(base)}",
+             f"values have .T and .to(dtype), tiles have {', '.join('.' + p for p in _TILE_PARTS)}")  # fmt: skip
 
     # -------------------------------------------------------------- operators
     def unary(self, op: ast.unaryop, x: Any, loc: Loc) -> Any:
@@ -196,18 +190,15 @@ class Expressions(Names):
             self.no_reference(b, loc)
             fn = operator.pow if isinstance(op, ast.Pow) else _BINARY.get(type(op), (None, None))[1]
             if fn is None:
-                fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | and **2")
+                fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | ^ << >> and **2")
             return self.python(fn, a, b, loc=loc)
         if isinstance(op, ast.Pow):
             if b == 2 and isinstance(a, ir.Var | ir.Param):
                 return ty.binary("mul", a, a, loc)
-            fail(
-                loc,
-                f"{describe(a)} ** {describe(b)}",
-                "a variable can be squared (x ** 2); else use kd.exp2(kd.log2(x) * y)",
-            )
+            fail(loc, f"{describe(a)} ** {describe(b)}",
+                 "a variable can be squared (x ** 2); else use kd.exp2(kd.log2(x) * y)")  # fmt: skip
         if type(op) not in _BINARY:
-            fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | and **2")
+            fail(loc, "this operator cannot be used in a kernel", "kernels have + - * / // % & | ^ << >> and **2")
         return ty.binary(_BINARY[type(op)][0], self.operand(a, loc), self.operand(b, loc), loc)
 
     def compare(self, op: ast.cmpop, a: Any, b: Any, loc: Loc) -> Any:
@@ -250,11 +241,8 @@ class Expressions(Names):
         try:
             return fn(*args)
         except Exception as error:
-            fail(
-                loc,
-                f"{type(error).__name__}: {error}",
-                "this part is known before the kernel runs, and Python refused it",
-            )
+            fail(loc, f"{type(error).__name__}: {error}",
+                 "this part is known before the kernel runs, and Python refused it")  # fmt: skip
 
     # -------------------------------------------------------------- indexing
     def subscript(self, base: Any, node: ast.expr, loc: Loc) -> Any:
@@ -276,11 +264,8 @@ class Expressions(Names):
         for entry in entries:
             if isinstance(entry, ast.Slice):
                 if entry.lower or entry.upper or entry.step:
-                    fail(
-                        self.source.loc(entry),
-                        "a slice with bounds",
-                        "index with a tile: for n in kd.sequential(kd.tile(dim))",
-                    )
+                    fail(self.source.loc(entry), "a slice with bounds",
+                         "index with a tile: for n in kd.sequential(kd.tile(dim))")  # fmt: skip
                 found.append(slice(None))
             else:
                 found.append(self.expr(entry))
@@ -372,7 +357,7 @@ class Expressions(Names):
         if isinstance(fn, _Method):
             to = self.expr(node.args[0]) if len(node.args) == 1 and not node.keywords else None
             if not isinstance(to, DType):
-                fail(loc, ".to takes one dtype", "kd.f32, kd.bf16, kd.f16, kd.f8e4m3, kd.f8e5m2, kd.i32")
+                fail(loc, ".to takes one dtype", "kd.f32, kd.bf16, kd.f16, kd.f8e4m3, kd.f8e5m2, kd.i8, kd.u8, kd.i32, kd.i64")
             return ty.cast(fn.value, to, loc)
         if getattr(fn, "__module__", None) == language.__name__:
             return self.builtin(fn, self.arguments(node, fn) if fn is not language.choice and fn is not language.parallel
@@ -416,11 +401,8 @@ class Expressions(Names):
             return TileRef(self.check_dim(given["dim"], loc))
         if fn is language.choice:
             return self.choose(given["args"], loc)
-        fail(
-            loc,
-            f"kd.{getattr(fn, '__name__', fn)} cannot stand here",
-            "kd.parallel and kd.sequential head a `for` loop",
-        )
+        fail(loc, f"kd.{getattr(fn, '__name__', fn)} cannot stand here",
+             "kd.parallel and kd.sequential head a `for` loop")  # fmt: skip
 
     @staticmethod
     def drops_nan(given: dict[str, Any], loc: Loc) -> bool:
@@ -439,9 +421,8 @@ class Expressions(Names):
         """kd.zeros and kd.full."""
         dtype = given.get("dtype") or f32
         if not isinstance(given["shape"], list | tuple) or not isinstance(dtype, DType):
-            fail(
-                loc, "a shape is a list of tiles and dim names, a dtype one of kd.f32, kd.bf16 …", 'kd.zeros([m, "D"])'
-            )
+            fail(loc, "a shape is a list of tiles and dim names, a dtype one of kd.f32, kd.bf16 …",
+                 'kd.zeros([m, "D"])')  # fmt: skip
         shape: list[ir.Axis] = []
         for entry in given["shape"]:
             if isinstance(entry, TileRef) and entry.tile is not None:
@@ -451,9 +432,8 @@ class Expressions(Names):
         fill = self.operand(given.get("value", 0), loc)
         scalar = ty.cast(fill, dtype, loc) if isinstance(fill, Expr) else ty.constant(fill, dtype, loc)
         if scalar.type.shape:
-            fail(
-                loc, f"kd.full takes a scalar to fill with, but got {scalar.type}", "broadcast with arithmetic instead"
-            )
+            fail(loc, f"kd.full takes a scalar to fill with, but got {scalar.type}",
+                 "broadcast with arithmetic instead")  # fmt: skip
         return ir.Full(scalar, type=ir.Type(dtype, tuple(shape)), loc=loc) if shape else scalar
 
     def choose(self, args: tuple[Any, ...], loc: Loc) -> Any:
@@ -463,11 +443,8 @@ class Expressions(Names):
         if self.options.setdefault(name, options) != options:
             fail(loc, f"choice {name!r} has other options elsewhere in this kernel", "give it a name of its own")
         if len(set(options)) != len(options):
-            fail(
-                loc,
-                f"two options of choice {name!r} are equal: {', '.join(map(repr, options))}",
-                "give each another value",
-            )
+            fail(loc, f"two options of choice {name!r} are equal: {', '.join(map(repr, options))}",
+                 "give each another value")  # fmt: skip
         taken = self.choices.get(name, options[0])
         if told_apart(taken) not in map(told_apart, options):
             fail(loc, f"choice {name!r} cannot be {taken!r}", f"its options are {', '.join(map(repr, options))}")

@@ -17,9 +17,10 @@ from kpt_dsl.ir import UNIT, Axis, Expr, Loc, Type
 _COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
 _SYMBOL = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "lt": "<", "le": "<=", "gt": ">",
-    "ge": ">=", "eq": "==", "ne": "!=", "and": "&", "or": "|", "max": "kd.maximum", "min": "kd.minimum",
-    "maxnum": "kd.maximum", "minnum": "kd.minimum",
+    "ge": ">=", "eq": "==", "ne": "!=", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>", "max": "kd.maximum",
+    "min": "kd.minimum", "maxnum": "kd.maximum", "minnum": "kd.minimum",
 }  # fmt: skip
+_OF_BITS = ("and", "or", "xor", "shl", "shr")
 _OF_INTEGERS: dict[str, Literal["max", "min"]] = {"maxnum": "max", "minnum": "min"}
 """What may drop a NaN is, of integers, which have none, what keeps it."""
 
@@ -58,9 +59,22 @@ def cast(x: Expr, dtype: DType, loc: Loc) -> Expr:
         return ir.Const(_as_held(exact, dtype), type=Type(dtype), loc=loc)
     if dtype == bool_:
         return binary("ne", x, 0.0 if held.is_float else 0, loc)
+    if held.is_narrow_int and dtype != i32:
+        x = cast(x, i32, loc)
+    if dtype.is_narrow_int and held != i32:
+        x = cast(x, i32, loc)
+        if held.is_float:  # what is too large saturates
+            low, high = arithmetic.limits(dtype)
+            x = binary("min", binary("max", x, low, loc), high, loc)
+    held = x.type.dtype
     if held.is_float != dtype.is_float and f32 not in (held, dtype):
         x = cast(x, f32, loc)
     return ir.Cast(x, type=Type(dtype, x.type.shape), loc=loc)
+
+
+def _widened(x: Expr, loc: Loc) -> Expr:
+    """An integer as arithmetic takes it."""
+    return cast(x, i32, loc) if x.type.dtype.is_narrow_int else x
 
 
 def broadcast(a: Type, b: Type, what: str, loc: Loc) -> tuple[Axis, ...]:
@@ -90,8 +104,7 @@ def _common(a: Expr | Number, b: Expr | Number, loc: Loc) -> tuple[Expr, Expr]:
     elif known and all(k == bool_ for k in known) and all(isinstance(x, Expr | bool) for x in (a, b)):
         to = bool_
     else:
-        ints = [k for k in known if k.kind == "int"]
-        to = max(ints, key=lambda k: k.bits) if ints else i32
+        to = max((i32, *(k for k in known if k.kind == "int")), key=lambda k: k.bits)
     return tuple(cast(x, to, loc) if isinstance(x, Expr) else constant(x, to, loc) for x in (a, b))  # type: ignore[return-value]
 
 
@@ -99,19 +112,16 @@ def binary(op: ir.BinaryOp, a: Expr | Number, b: Expr | Number, loc: Loc) -> Exp
     """An elementwise operator on two operands, at least one of them an expression."""
     name = _SYMBOL[op]
     conditions = [x for x in (a, b) if isinstance(x, Expr) and x.type.dtype == bool_]
-    if conditions and op not in ("and", "or", "eq", "ne"):
+    if conditions and op not in ("and", "or", "xor", "eq", "ne"):
         fail(loc, f"{name} of {conditions[0].type}: conditions have no arithmetic", "use kd.where(condition, a, b)")
     left, right = _common(a, b, loc)
     shape = broadcast(left.type, right.type, name, loc)
     kind = left.type.dtype.kind
-    if op in ("and", "or"):
-        if kind != "bool":
-            fail(
-                loc,
-                f"{name} combines conditions, but got {left.type} and {right.type}",
-                "compare first: (a < b) & (c < d)",
-            )
-        result = bool_
+    if op in _OF_BITS:
+        if kind == "float" or (conditions and kind != "bool"):
+            got = " and ".join(str(x.type) if isinstance(x, Expr) else repr(x) for x in (a, b))
+            fail(loc, f"{name} takes two whole numbers or two conditions, but got {got}", "compare first: (a < b) & (c < d)")
+        result = left.type.dtype
     elif op in _COMPARISONS:
         result = bool_
     elif op in ("floordiv", "mod") and kind == "float":
@@ -135,8 +145,7 @@ def unary(op: ir.UnaryOp, x: Expr | Number, loc: Loc) -> Expr:
         return _folded(ir.Unary(op, value, type=value.type, loc=loc))
     if kind == "bool":
         fail(loc, f"{op} of a condition ({value.type})", "use kd.where(condition, a, b) to make numbers of it")
-    if kind == "float" or op not in ("neg", "abs"):
-        value = cast(value, f32, loc)
+    value = cast(value, f32, loc) if kind == "float" or op not in ("neg", "abs") else _widened(value, loc)
     return _folded(ir.Unary(op, value, type=value.type, loc=loc))
 
 
@@ -146,6 +155,8 @@ def _folded(node: ir.Binary | ir.Unary) -> Expr:
     operands = ir.children(node)
     known = [x.value for x in operands if isinstance(x, ir.Const)]
     value = arithmetic.evaluate(node.op, *known) if len(known) == len(operands) else None
+    if value is not None and node.op == "shl":
+        value = arithmetic.converted(value, node.type.dtype)
     exact = node.type.dtype == f32 or (value is not None and arithmetic.converted(value, node.type.dtype) == value)
     return node if value is None or not exact else ir.Const(value, type=node.type, loc=node.loc)
 
@@ -174,7 +185,7 @@ def reduce(op: ir.ReduceOp, x: Expr, axis: Any, loc: Loc) -> Expr:
         fail(loc, f"{name} of {x.type} along a unit axis", "reduce before [:, None], not after it")
     if x.type.dtype == bool_:
         fail(loc, f"{name} of conditions ({x.type})", "use kd.where(condition, 1, 0) first")
-    value = cast(x, f32, loc) if x.type.dtype.is_float else x
+    value = cast(x, f32, loc) if x.type.dtype.is_float else _widened(x, loc)
     shape = value.type.shape[:axis] + value.type.shape[axis + 1 :]
     if not x.type.dtype.is_float:
         op = _OF_INTEGERS.get(op, op)
@@ -219,18 +230,12 @@ def dot(a: Expr, b: Expr, acc: Expr | None, loc: Loc) -> Expr:
              "write .T behind the first operand" if transposed else "both must run over the same tile or dim")  # fmt: skip
     a, b = _product_dtypes(a, b, loc)
     if m == n:
-        fail(
-            loc,
-            f"both axes of this product run over {m}",
-            "load one operand with the tile of a second loop over the same dim",
-        )
+        fail(loc, f"both axes of this product run over {m}",
+             "load one operand with the tile of a second loop over the same dim")  # fmt: skip
     result = Type(f32, (m, n))
     if acc is not None and acc.type != result:
-        fail(
-            loc,
-            f"kd.dot adds to an accumulator of type {result}, but got {acc.type}",
-            f"start with kd.zeros([{m}, {n}])",
-        )
+        fail(loc, f"kd.dot adds to an accumulator of type {result}, but got {acc.type}",
+             f"start with kd.zeros([{m}, {n}])")  # fmt: skip
     return ir.Dot(a, b, acc, type=result, loc=loc)
 
 

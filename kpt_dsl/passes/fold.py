@@ -80,6 +80,21 @@ def round_up(x: Expr, tile: str) -> Expr:
     return round_down(add(x, sub(ir.Block(tile, type=_I32), ir.scalar(1))), tile)
 
 
+def of_bits(op: ir.BinaryOp, b: Expr) -> tuple[ir.BinaryOp, Expr]:
+    """Floor division by a power of two as the shift that it is, its remainder as a mask; of other operations what is given."""
+    value = _value(b) if op in ("floordiv", "mod") else None
+    if value is None or value < 1 or value & (value - 1):
+        return op, b
+    held = value.bit_length() - 1 if op == "floordiv" else value - 1
+    return "shr" if op == "floordiv" else "and", ir.Const(held, type=b.type, loc=b.loc)
+
+
+def is_plain_shift(op: ir.BinaryOp, a: Expr, count: Expr) -> bool:
+    """Whether each machine's own shift, and Python's, which drops no bits to the left, does what is meant."""
+    known = isinstance(count, ir.Const) and 0 <= count.value < count.type.dtype.bits
+    return known and (op == "shr" or bool(a.type.shape))
+
+
 def truth(value: bool, like: Expr) -> Expr:
     """A condition that is known all over the shape of another."""
     known = ir.Const(value, type=Type(bool_), loc=like.loc)

@@ -31,7 +31,8 @@ def of_one(op: str, x: Interval) -> Interval | None:
 
 
 def of_two(op: str, a: Interval, b: Interval) -> Interval | None:
-    """The interval of a binary operation; None where a divisor may be zero, and for one that does not give whole numbers."""
+    """The interval of a binary operation, before bits that leave the type are dropped; None where a divisor may be zero or bits
+    may be shifted by more than there are, and for an operation that does not give whole numbers."""
     match op:
         case "add":
             return a[0] + b[0], a[1] + b[1]
@@ -41,6 +42,13 @@ def of_two(op: str, a: Interval, b: Interval) -> Interval | None:
             return max(a[0], b[0]), max(a[1], b[1])
         case "min":
             return min(a[0], b[0]), min(a[1], b[1])
+        case "and" | "or" | "xor":
+            return _of_bits(op, a, b)
+        case "shr":  # by a count that is none, all bits are shifted out
+            counts = (min(b[0], 63), min(b[1], 63)) if b[0] >= 0 else (0, 63)
+            return min(x >> n for x in a for n in counts), max(x >> n for x in a for n in counts)
+        case "shl" if b[0] >= 0 and b[1] < 64:
+            return min(x << n for x in a for n in b), max(x << n for x in a for n in b)
     if op not in ("mul", "floordiv", "mod") or (op != "mul" and b[0] <= 0 <= b[1]):
         return None
     if op == "mod":
@@ -49,3 +57,12 @@ def of_two(op: str, a: Interval, b: Interval) -> Interval | None:
         return b[0] + 1, 0
     corners = [x * y if op == "mul" else x // y for x in a for y in b]
     return min(corners), max(corners)
+
+
+def _of_bits(op: str, a: Interval, b: Interval) -> Interval:
+    """What fits in as many bits as the operands take; a number that is not negative leaves ``and`` no more than it is."""
+    positive = [x[1] for x in (a, b) if x[0] >= 0]
+    if op == "and" and positive:
+        return 0, min(positive)
+    reach = 1 << max(max(high, ~low).bit_length() for low, high in (a, b))
+    return 0 if len(positive) == 2 else -reach, reach - 1

@@ -18,8 +18,9 @@ from kpt_dsl.passes.affine import Lane
 from kpt_dsl.passes.beyond import Beyond
 
 _FOLDED = {
-    "add", "sub", "mul", "max", "min", "maxnum", "minnum", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "neg", "not",
-    "abs", "exp", "exp2", "tanh", "erf",
+    "add", "sub", "mul", "max", "min", "maxnum", "minnum", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "shl", "shr",
+    "neg", "not",
+    "abs", "exp", "exp2", "sin", "tanh", "erf", "round",
 }  # fmt: skip
 """Operations of which every backend makes the same number here: zeros, ones, infinities and what is exact."""
 

@@ -175,7 +175,7 @@ class _Walk:
         low, high = limits(e.type.dtype)
         if found is None or (low <= found[0] and found[1] <= high):
             return found
-        if isinstance(e, ir.Cast):  # which wraps, by the author's word
+        if isinstance(e, ir.Cast) or (isinstance(e, ir.Binary) and e.op == "shl"):  # which wraps, by the author's word
             return None
         raise _Left(e, found)
 

@@ -169,7 +169,7 @@ class Machine:
 
     # -------------------------------------------------------------- values
     float32, float16, bfloat16, int32, int64, int1 = "float32", "float16", "bfloat16", "int32", "int64", "bool"
-    float8e4nv, float8e5 = NARROW
+    float8e4nv, float8e5, int8, uint8 = *NARROW, "int8", "uint8"
 
     def __getattr__(self, name: str) -> Any:
         """Functions that NumPy has under the same name."""

@@ -219,7 +219,7 @@ def _jax_dtype(name: str) -> Any:
 
     return {
         "f32": jnp.float32, "f16": jnp.float16, "bf16": jnp.bfloat16, "f8e4m3": jnp.float8_e4m3fn,
-        "f8e5m2": jnp.float8_e5m2, "i32": jnp.int32, "i64": jnp.int32, "bool": jnp.bool_,
+        "f8e5m2": jnp.float8_e5m2, "i8": jnp.int8, "u8": jnp.uint8, "i32": jnp.int32, "i64": jnp.int32, "bool": jnp.bool_,
     }[name]  # fmt: skip
 
 

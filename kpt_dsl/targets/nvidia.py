@@ -13,7 +13,7 @@ KiB, MiB = 1024, 1024**2
 GHZ = GB = 1e9
 TFLOPS = 1e12
 
-_SM80_DTYPES = frozenset({"f32", "f16", "bf16", "f8e5m2", "i32", "i64", "bool"})
+_SM80_DTYPES = frozenset({"f32", "f16", "bf16", "f8e5m2", "i8", "u8", "i32", "i64", "bool"})
 _SM89_DTYPES = _SM80_DTYPES | {"f8e4m3"}  # Triton converts e4m3 from compute capability 8.9 on
 
 # A100 datasheet (80 GB, SXM) and "NVIDIA A100 Tensor Core GPU Architecture".

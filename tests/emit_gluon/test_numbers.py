@@ -12,6 +12,7 @@ from kpt_dsl.emit.triton.facts import WARP_SPECIALISED
 from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.triton import interpret_for
 from kpt_dsl.space import Config, space
+from tests.tolerances import assert_close
 
 H200 = targets.get("nvidia-h200")
 
@@ -42,6 +43,16 @@ def product(x: kd.In, w: kd.In, y: kd.Out) -> None:
         for k in kd.sequential(kd.tile("K")):
             acc = kd.dot(x[m, k], w[n, k].T, acc)
         y[m, n] = kd.minimum(kd.maximum(acc, -64.0), 1e9) + acc.to(kd.i32).to(kd.f32)
+
+
+@kd.kernel(x="M K", w="N K", y="M N")
+def waves(x: kd.In, w: kd.In, y: kd.Out) -> None:
+    """A product whose epilogue has functions."""
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        acc = kd.zeros([m, n])
+        for k in kd.sequential(kd.tile("K")):
+            acc = kd.dot(x[m, k], w[n, k].T, acc)
+        y[m, n] = kd.sin(kd.round(acc) * 0.5)
 
 
 def warp_specialised(instance: Instance) -> Config:
@@ -81,6 +92,20 @@ def test_an_epilogue_keeps_nan_and_truncates() -> None:
     wanted = acc.clamp(-64.0, 1e9).double() + whole
     assert y[5].isnan().all()
     torch.testing.assert_close(y.double(), wanted, equal_nan=True, rtol=2**-7, atol=1.01)
+
+
+def test_an_epilogue_of_functions() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randint(-2, 3, (200, 128)).bfloat16() / 4, torch.randint(-2, 3, (264, 128)).bfloat16()
+    y = torch.empty(200, 264, dtype=torch.bfloat16)
+    interpreted(waves, x=x, w=w, y=y)
+    acc = x.double() @ w.double().T
+    assert (acc % 1 == 0.5).any()
+    instance = Instance.bind(waves, dict(x=x, w=w, y=y))
+    report = build.compile(instance, H200, warp_specialised(instance))
+    assert report.spills is not None
+    assert report.spills <= 32  # where large arguments are reduced
+    assert_close(y, (acc.round() * 0.5).sin(), "bf16")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_a_kernel_is_printed_with_types_and_source_lines() -> None:
         "        acc: f32[m, n] = full([m, n], 0)",
         "        for k in tile(K, block_K) from max(m.start, 0) to min(min(m.stop, 5), size(K)) carrying acc:",
         "            acc: f32[m, n] = dot(x[m, k], weight[n, k].T, acc)",
-        "        y[m, n] = f16(where(n.index[None, :] < lengths[m][:, None] and m.index[:, None] >= 0, acc * -scale, -inf))",
+        "        y[m, n] = f16(where((n.index[None, :] < lengths[m][:, None]) & (m.index[:, None] >= 0), acc * -scale, -inf))",
     ]
     assert lines[2][1].endswith(": acc = kd.zeros([m, n])")
 
@@ -50,7 +50,8 @@ def test_parentheses_stand_where_they_change_the_meaning_and_nowhere_else() -> N
     assert format_expr(_binary("add", _binary("mul", a, b), c)) == "a * b + c"
     assert format_expr(_binary("floordiv", a, _binary("mod", b, c))) == "a // (b % c)"
     less = _binary("lt", a, b)
-    assert format_expr(_binary("and", less, _binary("or", less, less))) == "a < b and (a < b or a < b)"
+    assert format_expr(_binary("and", less, _binary("or", less, less))) == "(a < b) & ((a < b) | (a < b))"
+    assert format_expr(_binary("or", a, _binary("and", _binary("shl", b, c), _binary("xor", a, b)))) == "a | b << c & (a ^ b)"
     assert format_expr(ir.Unary("neg", _binary("add", a, b), type=ir.Type(i32))) == "-(a + b)"
 
 

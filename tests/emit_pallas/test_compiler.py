@@ -11,6 +11,7 @@ from kpt_dsl.build import tpu_compiler
 from kpt_dsl.build.tpu_bundles import bundles
 from kpt_dsl.space import Config, space
 from tests.emit_pallas import instances
+from tests.language import test_bits, test_bytes, test_functions
 
 needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
 
@@ -39,6 +40,18 @@ def test_first_configs_compile(name: str, target: str) -> None:
 def test_other_generations_compile(name: str, target: str) -> None:
     instance, chip = instances.OPS[name], targets.get(target)
     assert build.compile(instance, chip, space(instance, chip).first).cycles
+
+
+@pytest.mark.libtpu
+@needs_libtpu
+@pytest.mark.parametrize("target", ["tpu-v4", "tpu-v6e"])
+def test_functions_bits_and_bytes_compile(target: str) -> None:
+    signed = dict.fromkeys(("wide", "total", "negated"), "i32") | {"scale": "f32", "y": "bf16"}
+    for dtype in ("i8", "u8"):
+        dtypes = signed | dict.fromkeys(("x", "least", "same"), dtype)
+        assert kd.compile(test_bytes.computed, target, shapes={"M": 512, "N": 1000}, dtypes=dtypes).cycles
+    assert kd.compile(test_bits.bits, target, shapes={"N": 1 << 16}, dtypes="i32").cycles
+    assert kd.compile(test_functions.functions, target, shapes={"N": 1 << 16}, dtypes="f32").cycles
 
 
 @pytest.mark.libtpu

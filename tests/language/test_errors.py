@@ -119,7 +119,7 @@ MISTAKES = {
     "transpose": (LOOP + "s = w[:].T", "w[:].T", ["needs a tile with two axes", "bf16[N]"]),
     "twice one tile": (INNER + "s = x[m, n].to(kd.f32)\n        t = kd.full([m], x[m, n])", "kd.full([m], x[m, n])", ["takes a scalar"]),
     "power": (LOOP + "row[m] = eps ** 3", "eps ** 3", ["can be squared"]),
-    "shift operator": (LOOP + "s = shift << 1", "shift << 1", ["operator cannot be used"]),
+    "matrix operator": (LOOP + "s = w[:] @ w[:]", "w[:] @ w[:]", ["operator cannot be used"]),
     "star arguments": (LOOP + "s = kd.exp(*w)", "kd.exp(*w)", ["* and ** in a call"]),
 }  # fmt: skip
 

@@ -186,7 +186,7 @@ class Expressions(Scope):
         return self.leaf(shape, "float")
 
     def _int(self, shape: tuple[str, ...], fuel: int, exact: bool) -> Expr:
-        way = self.upto(9)
+        way = self.upto(12)
         if way <= 3:
             return self._combined(*self.pair(shape, "int", fuel, True), "int")
         if way == 4:
@@ -201,7 +201,19 @@ class Expressions(Scope):
         if way == 8:
             x = self.value(shape, "int", fuel, True)
             return v.negative(x) if self.upto(1) else v.magnitude(x)
+        if way == 9:
+            a, b = self.pair(shape, "int", fuel, True)
+            return v.of_bits(a, b, self.pick(["&", "|", "^"]))
+        if way == 10:
+            return self._shifted(self.value(shape, "int", fuel, True), self.operand(shape, "int", fuel - 1, True))
         return self.leaf(shape, "int")
+
+    def _shifted(self, x: Expr, count: Expr) -> Expr:
+        """By counts that may leave no bit, to the right; to the left by such ones only, or by few."""
+        if self.upto(1):
+            return v.shifted(x, self.pick([count, v.number(self.pick([0, 1, 5, 31, 64, -1]))]), ">>")
+        few = v.of_bits(count, v.number(3), "&")
+        return v.shifted(x, few if self.upto(1) and not count.literal else v.number(self.pick([0, 1, 3, 64, -1])), "<<")
 
     def _to_int(self, shape: tuple[str, ...], fuel: int) -> Expr:
         x = self.value(shape, "float", fuel, True)
@@ -220,7 +232,7 @@ class Expressions(Scope):
         way = self.upto(4)
         if way == 3:
             a, b = self.pair(shape, "bool", fuel, True)
-            return v.compared(a, b, self.pick(["&", "|"]))
+            return v.compared(a, b, self.pick(["&", "|", "^"]))
         if way == 4:
             x = self.value(shape, "bool", fuel, True)
             return Expr(f"(~{x.text})", "bool", x.shape)
@@ -249,7 +261,7 @@ class Expressions(Scope):
         if way == 1:
             return v.magnitude(x)
         if way == 2 and x.exact:
-            return v.floored(x)
+            return v.floored(x) if self.upto(1) else v.rounded(x)
         return v.halved(x, self.pick([2, 4]))
 
     def clamped(self, x: Expr) -> Expr:

@@ -66,6 +66,7 @@ FAULTS: dict[str, Back] = {
     "maxima drop NaN": helper("max_or_nan", "PropagateNan.ALL", "PropagateNan.NONE"),
     "minima drop NaN": helper("min_or_nan", "PropagateNan.ALL", "PropagateNan.NONE"),
     "casts to integers do not saturate": helper("f32_to_i32", "inside, tl.cast", "x == x, tl.cast"),
+    "halves round up": helper("round", "(a + 8388608.0) - 8388608.0", "tl.floor(a + 0.5)"),
     "integer division rounds to zero": helper("floor_div", "q - 1, q", "q, q"),
     "whole numbers wrap": lambda: [patch("kpt_dsl.passes.ranges.beyond", nothing)],
     "a kd.Int is anything": lambda: [patch.object(Definition, "_integer", lambda self, name, value: value)],

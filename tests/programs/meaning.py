@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.programs.program import Call, Program
-from tests.programs.values import LARGEST
+from tests.programs.values import INTEGERS, LARGEST
 
 _I32 = (-(2**31), 2**31 - 1)
 
@@ -46,11 +46,14 @@ class Value:
             x = x.astype(np.float64)
             limit = LARGEST[dtype]
             return Value(np.clip(x, -limit, limit) if dtype.startswith("f8") else x)
-        low, high = _I32 if dtype == "i32" else (-(2**63), 2**63 - 1)
+        low = 0 if dtype == "u8" else -(2 ** (INTEGERS[dtype] - 1))
+        high = low + 2 ** INTEGERS[dtype] - 1
         if x.dtype.kind == "f":
             clear = np.nan_to_num(np.trunc(x), nan=0.0, posinf=2.0**62, neginf=-(2.0**62))
             x = np.clip(clear, -(2.0**62), 2.0**62).astype(np.int64)
             x = np.clip(x, low, high)
+        elif INTEGERS[dtype] < 32:
+            x = (x.astype(np.int64) - low) % 2 ** INTEGERS[dtype] + low
         return Value(x.astype(np.int64), dtype == "i64")
 
 
@@ -70,9 +73,16 @@ def _divide(a: Any, b: Any) -> Any:
     return np.asarray(a, np.float64) / np.asarray(b, np.float64)
 
 
+def _counts(b: Any) -> Any:
+    """Whether an integer is a number of bits to shift by."""
+    return (np.asarray(b) >= 0) & (np.asarray(b) < 64)
+
+
 _OPERATORS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "truediv": _divide,
     "floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b, "and": lambda a, b: a & b, "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b, "lshift": lambda a, b: np.where(_counts(b), a << np.where(_counts(b), b, 0), 0),
+    "rshift": lambda a, b: a >> np.where(_counts(b), b, 63),
     "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
     "eq": lambda a, b: a == b, "ne": lambda a, b: a != b,
 }  # fmt: skip
@@ -204,7 +214,7 @@ def _real(fn: Callable[[Any], Any]) -> Callable[[Any], Value]:
 
 def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
     words = _Words(call, choices)
-    dtypes = {d: d for d in ("f32", "f16", "bf16", "f8e4m3", "f8e5m2", "i32", "i64")}
+    dtypes = {d: d for d in ("f32", "f16", "bf16", "f8e4m3", "f8e5m2", *INTEGERS)}
     kinds = dict.fromkeys(("In", "Out", "Float", "Positive", "Int", "Static", "Value"))
     return SimpleNamespace(
         kernel=lambda **dims: lambda fn: fn, function=lambda fn: fn, inf=math.inf, tile=_Over, parallel=words.parallel,
@@ -214,7 +224,8 @@ def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
         sum=lambda x, axis: Value(x.array.sum(axis=axis), x.wide), max=_reduced(np.max, True), min=_reduced(np.min, False),
         exp=_real(np.exp), exp2=_real(np.exp2), log=_real(np.log), log2=_real(np.log2), sqrt=_real(np.sqrt),
         rsqrt=_real(lambda x: 1 / np.sqrt(x)), tanh=_real(np.tanh), erf=_real(np.vectorize(math.erf, otypes=[np.float64])),
-        sigmoid=_real(lambda x: 1 / (1 + np.exp(-x))), floor=_real(np.floor),
+        sigmoid=_real(lambda x: 1 / (1 + np.exp(-x))), floor=_real(np.floor), sin=_real(np.sin), cos=_real(np.cos),
+        round=_real(np.rint),
         **dtypes, **kinds,
     )  # fmt: skip
 
@@ -240,7 +251,7 @@ def meaning(
     outputs = {}
     for t in call.tensors:
         if t.role == "out" and not t.absent:
-            kind = np.bool_ if t.dtype == "bool" else np.int64 if t.dtype in ("i32", "i64") else np.float64
+            kind = np.bool_ if t.dtype == "bool" else np.int64 if t.dtype in INTEGERS else np.float64
             shape = call.shape(t)
             outputs[t.name] = Memory(np.zeros(shape, kind), t.dtype, written=np.zeros(shape, bool))
     scalars = {

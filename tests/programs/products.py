@@ -17,7 +17,7 @@ ROWS = (64, 100, 33, 130, 64, 7)
 SIDES = (64, 104, 16, 64, 40)
 DEPTHS = (64, 32, 128)
 
-FUNCTIONS = ("exp", "tanh", "sigmoid", "erf", "log", "sqrt")
+FUNCTIONS = ("exp", "tanh", "sigmoid", "erf", "log", "sqrt", "sin", "cos")
 
 
 class Products(Statements):
@@ -49,7 +49,7 @@ class Products(Statements):
             elif way == 4:
                 y = v.either(self.causal(x.shape), x, v.number(0.0))
             elif way == 5:
-                y = v.halved(x, 2)
+                y = v.rounded(x) if x.exact and self.upto(1) else v.halved(x, 2)
             else:
                 y = v.either(v.compared(x, v.number(1.0), "<"), x, v.number(1.0)) if x.exact else v.negative(x)
             if y.sound and y.text.count(x.text) == 1:

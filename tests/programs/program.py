@@ -20,14 +20,16 @@ import torch
 from numpy.typing import NDArray
 
 from tests.generated.arrays import TORCH, Layout
+from tests.programs.values import INTEGERS
 
 Array = NDArray[Any]
 
 NUMPY: dict[str, Any] = {
     "f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "i32": np.int32, "i64": np.int64, "bool": np.bool_,
+    "i8": np.int8, "u8": np.uint8,
     "f8e4m3": ml_dtypes.float8_e4m3fn, "f8e5m2": ml_dtypes.float8_e5m2,
 }  # fmt: skip
-_TORCH = TORCH | {"i64": torch.int64, "bool": torch.bool}
+_TORCH = TORCH | {"i8": torch.int8, "u8": torch.uint8, "i64": torch.int64, "bool": torch.bool}
 
 UNWRITTEN = 77
 """What outputs of integers hold before a kernel writes them; those of floats hold NaN."""
@@ -78,8 +80,8 @@ class Tensor:
         if self.fill == "length":
             return random.integers(-1, self.most + 3, shape)
         steps = random.integers(-self.most, self.most + 1, shape)
-        if self.dtype in ("i32", "i64"):
-            return steps
+        if self.dtype in INTEGERS:
+            return np.abs(steps) if self.dtype == "u8" else steps
         found = steps * 2.0**self.grain
         if self.odd:
             kinds = [np.nan, np.nan, np.inf, -np.inf][: 2 if self.dtype == "f8e4m3" else 4]
@@ -98,7 +100,7 @@ class Tensor:
         storage = [shape[d] + 2 * gap for d in order]
         if self.dtype.startswith("f8"):
             buffer = torch.full(storage, 0x7F, dtype=torch.uint8).view(_TORCH[self.dtype])
-        elif self.dtype in ("i32", "i64"):
+        elif self.dtype in INTEGERS:
             buffer = torch.full(storage, UNWRITTEN, dtype=_TORCH[self.dtype])
         else:
             fill = False if self.dtype == "bool" else float("nan")

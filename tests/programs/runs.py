@@ -30,7 +30,7 @@ from kpt_dsl.space import Config, space
 from tests.generated.configs import any_legal
 from tests.programs.meaning import Meaning, meaning
 from tests.programs.program import NUMPY, UNWRITTEN, Array, Call, Program, Tensor, loaded
-from tests.programs.values import LARGEST
+from tests.programs.values import INTEGERS, LARGEST
 from tests.tolerances import rounding
 
 BACKENDS = ("numpy", "triton", "gluon", "pallas")
@@ -268,7 +268,7 @@ class Run:
             elif backend == "pallas":
                 looked_at = here.written
             else:
-                unset = UNWRITTEN if t.dtype in ("i32", "i64") else 0.0 if t.dtype == "bool" else np.nan
+                unset = UNWRITTEN if t.dtype in INTEGERS else 0.0 if t.dtype == "bool" else np.nan
                 expected = np.where(here.written, expected, unset)
             got = as_float64(tensors[t.name])
             self._assert(backend, t, got, expected, allowed, looked_at, what)
@@ -304,7 +304,7 @@ class Run:
 
 def rounded(values: Array, dtype: str) -> Array:
     """In float64, what a type holds of these values."""
-    if dtype in ("i32", "i64", "bool"):
+    if dtype in (*INTEGERS, "bool"):
         return values.astype(np.float64)
     if dtype.startswith("f8"):
         values = np.clip(values, -LARGEST[dtype], LARGEST[dtype])

@@ -307,4 +307,6 @@ class Scope:
         return "f32"
 
     def int_type(self) -> str:
+        if self.may("bytes", 12):
+            return self.pick(["i8", "u8"])
         return "i64" if self.may("i64", 6) else "i32"

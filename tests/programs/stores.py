@@ -82,6 +82,8 @@ class Stores(Expressions):
         if x.kind == "bool":
             return "bool"
         if x.kind == "int":
+            if self.may("bytes", 10):  # which wraps
+                return self.pick(["i8", "u8"])
             return x.dtype if x.most > 2.0**24 or self.upto(2) < 2 else "f32"
         if x.exact and x.sound and self.may("stored as integers", 8):
             return "i32"

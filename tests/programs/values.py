@@ -20,6 +20,8 @@ MOST_STEPS = 2.0**22
 """How many steps of its grain an exact value may be from zero: float32 holds 2**24 of them."""
 MOST_WHOLE = 2.0**29
 """The largest integer that arithmetic may make."""
+INTEGERS = {"i8": 8, "u8": 8, "i32": 32, "i64": 64}
+"""Bits of each integer type."""
 UNITS = 16
 """Units in the last place that a function of one backend may be off."""
 
@@ -46,7 +48,7 @@ class Expr:
 
     @property
     def kind(self) -> Kind:
-        return "bool" if self.dtype == "bool" else "int" if self.dtype in ("i32", "i64") else "float"
+        return "bool" if self.dtype == "bool" else "int" if self.dtype in INTEGERS else "float"
 
     @property
     def exact(self) -> bool:
@@ -78,6 +80,11 @@ def common(a: Expr, b: Expr) -> str:
     if a.kind == b.kind == "bool":
         return "bool"
     return "i64" if any(x.dtype == "i64" for x in (a, b)) else "i32"
+
+
+def arithmetic(x: Expr) -> str:
+    """The dtype in which an operand alone is computed with."""
+    return "f32" if x.kind == "float" else "i64" if x.dtype == "i64" else "i32"
 
 
 def broadcast(a: Expr, b: Expr) -> tuple[str, ...]:
@@ -140,11 +147,11 @@ def compared(a: Expr, b: Expr, sign: str) -> Expr:
 
 
 def negative(x: Expr) -> Expr:
-    return replace(x, text=f"(-{x.text})", dtype="f32" if x.kind == "float" else x.dtype, literal=False)
+    return replace(x, text=f"(-{x.text})", dtype=arithmetic(x), literal=False)
 
 
 def magnitude(x: Expr) -> Expr:
-    return replace(x, text=f"kd.abs({x.text})", dtype="f32" if x.kind == "float" else x.dtype)
+    return replace(x, text=f"kd.abs({x.text})", dtype=arithmetic(x))
 
 
 def halved(x: Expr, by: int) -> Expr:
@@ -158,10 +165,25 @@ def floored(x: Expr) -> Expr:
     return replace(x, text=f"kd.floor({x.text})", dtype="f32", most=x.most + 1, grain=max(0, x.grain))
 
 
+def rounded(x: Expr) -> Expr:
+    return replace(floored(x), text=f"kd.round({x.text})")
+
+
 def quotient(a: Expr, b: Expr, sign: str) -> Expr:
     """``//`` or ``%`` of integers; whoever draws it makes sure that b is not zero."""
     most = a.most + 1 if sign == "//" else b.most
     return _joined(f"({a.text} {sign} {b.text})", a, b, most, 0, 0.0)
+
+
+def of_bits(a: Expr, b: Expr, sign: str) -> Expr:
+    """``&``, ``|`` or ``^`` of integers: what fits in as many bits as they take."""
+    return _joined(f"({a.text} {sign} {b.text})", a, b, 2.0 ** int(max(a.most, b.most)).bit_length(), 0, 0.0)
+
+
+def shifted(x: Expr, count: Expr, sign: str) -> Expr:
+    """``>>``, or ``<<`` by at most three or by none of the counts that leave bits."""
+    most = x.most * 8 if sign == "<<" else max(x.most, 1.0)
+    return _joined(f"({x.text} {sign} {count.text})", x, count, most, 0, 0.0)
 
 
 def divided(a: Expr, b: Expr) -> Expr:
@@ -181,6 +203,8 @@ def smooth(word: str, x: Expr) -> Expr:
         "log2": (2 * math.log1p(x.most), 1.5, f"kd.log2(kd.abs({x.text}) + 1.0)"),
         "sqrt": (math.sqrt(x.most + 1), 0.5, f"kd.sqrt(kd.abs({x.text}) + 1.0)"),
         "rsqrt": (1.0, 0.5, f"kd.rsqrt(kd.abs({x.text}) + 1.0)"),
+        "sin": (1.0, 1.0, f"kd.sin({x.text})"),
+        "cos": (1.0, 1.0, f"kd.cos({x.text})"),
         "tanh": (1.0, 1.0, f"kd.tanh({x.text})"),
         "erf": (1.0, 1.2, f"kd.erf({x.text})"),
         "sigmoid": (1.0, 0.3, f"kd.sigmoid({x.text})"),
@@ -190,7 +214,7 @@ def smooth(word: str, x: Expr) -> Expr:
     return Expr(text, "f32", x.shape, most, 0, slope * argument + UNITS * EPS_F32 * max(1.0, most), x.odd)
 
 
-SMOOTH = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "erf", "sigmoid")
+SMOOTH = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid")
 
 
 def narrowed(x: Expr, dtype: str) -> Expr | None:
@@ -219,7 +243,7 @@ def whole(x: Expr, dtype: str = "i32") -> Expr:
 def reduced(x: Expr, op: str, axis: int, count: int, written: int) -> Expr:
     """``kd.sum`` and so on along an axis of ``count`` elements, which the text calls ``written``."""
     shape = x.shape[:axis] + x.shape[axis + 1 :]
-    text, dtype = f"kd.{op}({x.text}, axis={written})", "f32" if x.kind == "float" else x.dtype
+    text, dtype = f"kd.{op}({x.text}, axis={written})", arithmetic(x)
     if op == "sum":
         off = x.off * count + (SUM_FACTOR * EPS_F32 * math.sqrt(max(1, count)) * count * x.most if x.off else 0.0)
         return replace(x, text=text, dtype=dtype, shape=shape, most=x.most * count, off=off)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from math import prod
 
-from kpt_dsl import ir
-from kpt_dsl.dtypes import f16, f32
+from kpt_dsl import arithmetic, ir
+from kpt_dsl.dtypes import f16, f32, i32
 from kpt_dsl.emit.pallas.blocks import Block, Blocks
 from kpt_dsl.emit.pallas.plan import STEP, Phase, Plan
 from kpt_dsl.ir import Axis, Expr
@@ -111,23 +111,10 @@ def _value(plan: Plan, node: Expr, tiles: Mapping[str, int]) -> int | None:
         case ir.Stop(tile) if tile in tiles:
             dim = plan.tiles[tile].dim
             return min(plan.dims[dim], (tiles[tile] + 1) * plan.lanes[dim])
-        case ir.Binary(op, a, b):
+        case ir.Binary(op, a, b) if node.type.dtype == i32:
             x, y = _value(plan, a, tiles), _value(plan, b, tiles)
             if x is None or y is None:
                 return (y if x is None else x) if op in ("max", "min") else None
-            match op:
-                case "add":
-                    return x + y
-                case "sub":
-                    return x - y
-                case "mul":
-                    return x * y
-                case "floordiv":
-                    return x // y
-                case "mod":
-                    return x % y
-                case "max":
-                    return max(x, y)
-                case "min":
-                    return min(x, y)
+            found = arithmetic.evaluate(op, x, y)
+            return None if found is None else int(found)
     return None

@@ -8,16 +8,18 @@ import math
 from collections.abc import Callable, Mapping
 
 from kpt_dsl import arithmetic, ir
-from kpt_dsl.dtypes import DType, f16, f32
+from kpt_dsl.dtypes import DType, f16, f32, i32
 from kpt_dsl.emit.pallas.plan import Plan, Side
 from kpt_dsl.ir import Axis, Expr
+from kpt_dsl.passes import fold
 
 # How strongly Python's operators bind, weakest first.
-_COMPARE, _OR, _AND, _ADD, _MULTIPLY, _NEGATE, ATOM = range(7)
+_COMPARE, _OR, _XOR, _AND, _SHIFT, _ADD, _MULTIPLY, _NEGATE, ATOM = range(9)
 
 _INFIX: dict[str, tuple[str, int]] = {
     "lt": ("<", _COMPARE), "le": ("<=", _COMPARE), "gt": (">", _COMPARE), "ge": (">=", _COMPARE),
     "eq": ("==", _COMPARE), "ne": ("!=", _COMPARE), "or": ("|", _OR), "and": ("&", _AND),
+    "xor": ("^", _XOR), "shl": ("<<", _SHIFT), "shr": (">>", _SHIFT),
     "add": ("+", _ADD), "sub": ("-", _ADD), "mul": ("*", _MULTIPLY), "div": ("/", _MULTIPLY),
     "floordiv": ("//", _MULTIPLY), "mod": ("%", _MULTIPLY),
 }  # fmt: skip
@@ -26,14 +28,18 @@ _CALL: dict[str, str] = {
     "max": "jnp.maximum", "min": "jnp.minimum", "maxnum": "jnp.maximum", "minnum": "jnp.minimum",
     "abs": "jnp.abs", "exp": "jnp.exp", "exp2": "jnp.exp2", "log": "jnp.log",
     "log2": "jnp.log2", "sqrt": "jnp.sqrt", "rsqrt": "lax.rsqrt", "tanh": "jnp.tanh", "erf": "lax.erf",
-    "sigmoid": "lax.logistic", "floor": "jnp.floor", "not": "jnp.logical_not",
+    "sigmoid": "lax.logistic", "floor": "jnp.floor", "round": "jnp.round", "sin": "jnp.sin", "cos": "jnp.cos",
+    "not": "jnp.logical_not",
 }  # fmt: skip
 
 JAX_DTYPES: dict[str, str] = {
     "f32": "jnp.float32", "f16": "jnp.float32", "bf16": "jnp.bfloat16", "f8e4m3": "jnp.float8_e4m3fn",
-    "f8e5m2": "jnp.float8_e5m2", "i32": "jnp.int32", "i64": "jnp.int32", "bool": "jnp.bool_",
+    "f8e5m2": "jnp.float8_e5m2", "i8": "jnp.int8", "u8": "jnp.uint8", "i32": "jnp.int32", "i64": "jnp.int32",
+    "bool": "jnp.bool_",
 }  # fmt: skip
 """How the element types are held inside a kernel. A TPU has no float16, so those values are float32 and are rounded outside."""
+
+_SHIFTS = {"shl": "shift_left", "shr": "shift_right"}
 
 _LARGEST = {"f8e4m3": "448.0", "f8e5m2": "57344.0"}
 
@@ -56,6 +62,15 @@ def nearest(tile, bounds, length, count):
     """The tile itself where it holds indices within the bounds, else the nearest that does: nothing useless is fetched."""
     start, stop = bounds
     return jnp.clip(jnp.clip(tile, lax.div(start, length), lax.div(stop - 1, length)), 0, count - 1)''',
+    "shift_left": '''\
+def shift_left(x, count):
+    """By a negative count, or one of all bits or more, none is left."""
+    inside = (count >= 0) & (count < 32)
+    return jnp.where(inside, jnp.int32(x) << jnp.where(inside, count, 0), 0)''',
+    "shift_right": '''\
+def shift_right(x, count):
+    """By a negative count, or one of all bits or more, the sign is left."""
+    return jnp.int32(x) >> jnp.where((count >= 0) & (count < 32), count, 31)''',
     "to_int": '''\
 def to_int(x):
     """Towards zero; what is too large saturates, and NaN becomes 0."""
@@ -222,7 +237,7 @@ class Text:
                 return arithmetic.converted(self.static(x), node.type.dtype)
             case ir.Unary(op) | ir.Binary(op):
                 found = arithmetic.evaluate(op, *map(self.static, ir.children(node)))
-                return math.nan if found is None else found
+                return math.nan if found is None else arithmetic.converted(found, node.type.dtype) if op == "shl" else found
         raise AssertionError(node)
 
     def placed(self, node: Expr, indices: Mapping[str, str]) -> str:
@@ -293,14 +308,20 @@ class Text:
             text += f".astype({JAX_DTYPES['f32' if wide else node.type.dtype.name]})"
         return self._turned(text, node, self.own_side(node), side)
 
-    def _binary(self, op: str, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:
+    def _binary(self, op: ir.BinaryOp, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:
         static = self.is_static(a) and self.is_static(b)
+        op, b = (op, b) if static else fold.of_bits(op, b)
         if op in ("max", "min", "maxnum", "minnum"):
             return f"{op if static else _CALL[op]}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
         if op in ("floordiv", "mod") and not static and self._never_negative(a) and self._never_negative(b):
             # Truncation is the same as rounding down here, and one instruction instead of six.
             name = {"floordiv": "lax.div", "mod": "lax.rem"}[op]
             return f"{name}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
+        if op in _SHIFTS:
+            if static:
+                return _number(self.static(ir.Binary(op, a, b, type=a.type)))
+            if not fold.is_plain_shift(op, a, b):
+                return f"{_SHIFTS[op]}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
         symbol, strength = _INFIX[op]
         left = strength + 1 if strength == _COMPARE else strength
         return f"{self.expr(a, left, side)} {symbol} {self.expr(b, strength + 1, side)}", strength
@@ -328,7 +349,9 @@ class Text:
 
     def _held(self, x: Expr) -> DType:
         """The type that a value has in the kernel: scalars of tensors come as 32 bits."""
-        return f32 if isinstance(x, ir.Load) and not x.type.shape and x.type.dtype.is_float else x.type.dtype
+        if isinstance(x, ir.Load) and not x.type.shape and x.type.dtype.bits < 32:
+            return f32 if x.type.dtype.is_float else i32
+        return x.type.dtype
 
     def _full(self, value: Expr, kind: ir.Type, side: Side | None) -> str:
         if isinstance(value, ir.Const) and value.value == 0:
@@ -376,9 +399,9 @@ class Text:
         match node:
             case ir.Index() | ir.Start() | ir.Count() | ir.Before() | ir.Lanes():
                 return True
-            case ir.Binary("add" | "mul" | "floordiv" | "mod" | "min", a, b):
+            case ir.Binary("add" | "mul" | "floordiv" | "mod" | "min" | "or" | "xor" | "shr", a, b):
                 return self._never_negative(a) and self._never_negative(b)
-            case ir.Binary("max", a, b):
+            case ir.Binary("max" | "and", a, b):
                 return self._never_negative(a) or self._never_negative(b)
         return False
 

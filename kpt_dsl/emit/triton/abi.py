@@ -10,7 +10,7 @@ from kpt_dsl.errors import IndexRangeError
 
 TYPES = {
     "f32": "fp32", "f16": "fp16", "bf16": "bf16", "f8e4m3": "fp8e4nv", "f8e5m2": "fp8e5", "i32": "i32", "i64": "i64",
-    "bool": "i1",
+    "i8": "i8", "u8": "u8", "bool": "i1",
 }  # fmt: skip
 """Triton's names of element types in signatures."""
 

@@ -7,28 +7,31 @@ from kpt_dsl import ir
 from kpt_dsl.dtypes import DType, f16, f32
 from kpt_dsl.emit.triton.axes import Axes
 from kpt_dsl.emit.triton.helpers import HELPERS
+from kpt_dsl.passes import fold
 
 DTYPES = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f8e4m3": "float8e4nv", "f8e5m2": "float8e5", "i32": "int32",
-    "i64": "int64", "bool": "int1",
+    "i64": "int64", "i8": "int8", "u8": "uint8", "bool": "int1",
 }  # fmt: skip
 """What the language module calls each element type."""
 
 # How strongly Python's operators bind; an operand that binds weaker than its place asks for is put in parentheses.
-LOOSE, COMPARE, OR, AND, ADD, MULTIPLY, SIGN, ATOM = range(8)
+LOOSE, COMPARE, OR, XOR, AND, SHIFT, ADD, MULTIPLY, SIGN, ATOM = range(10)
 
 UNARY = {
     "neg": ("-{x}", SIGN), "abs": ("{tl}.abs({x})", LOOSE), "exp": ("{tl}.exp({x})", LOOSE),
     "exp2": ("{tl}.exp2({x})", LOOSE), "log": ("{tl}.log({x})", LOOSE), "log2": ("{tl}.log2({x})", LOOSE),
     "sqrt": ("{tl}.sqrt({x})", LOOSE), "rsqrt": ("{tl}.rsqrt({x})", LOOSE), "erf": ("{tl}.erf({x})", LOOSE),
     "sigmoid": ("sigmoid({x})", LOOSE), "floor": ("{tl}.floor({x})", LOOSE), "tanh": ("tanh({x})", LOOSE),
+    "sin": ("{tl}.sin({x})", LOOSE), "cos": ("{tl}.cos({x})", LOOSE), "round": ("round({x})", LOOSE),
 }  # fmt: skip
 """Op -> its text (``tl``: the language module), and how strongly the operand must bind."""
 
 INFIX = {
     "add": ("+", ADD), "sub": ("-", ADD), "mul": ("*", MULTIPLY), "div": ("/", MULTIPLY), "floordiv": ("//", MULTIPLY),
     "mod": ("%", MULTIPLY), "lt": ("<", COMPARE), "le": ("<=", COMPARE), "gt": (">", COMPARE), "ge": (">=", COMPARE),
-    "eq": ("==", COMPARE), "ne": ("!=", COMPARE), "and": ("&", AND), "or": ("|", OR),
+    "eq": ("==", COMPARE), "ne": ("!=", COMPARE), "and": ("&", AND), "or": ("|", OR), "xor": ("^", XOR),
+    "shl": ("<<", SHIFT), "shr": (">>", SHIFT),
 }  # fmt: skip
 
 CALLS = {"max": "maximum", "min": "minimum", "maxnum": "maximum", "minnum": "minimum"}
@@ -40,6 +43,9 @@ KEEPS_NAN = {"max": "max_or_nan", "min": "min_or_nan"}
 
 SIGNED_CALLS = {"floordiv": "floor_div", "mod": "floor_mod"}
 """Integer division of Triton rounds towards zero: where an operand may be negative a helper does it."""
+
+SHIFTS = {"shl": "shift_left", "shr": "shift_right"}
+"""Helpers: what machines make of a count that is negative or no less than the width differs."""
 
 FP8_LIMITS = {"f8e4m3": 448.0, "f8e5m2": 57344.0}
 """Largest finite values (OCP 8-bit floating point specification, 1.0)."""
@@ -62,9 +68,9 @@ def nonnegative(e: ir.Expr) -> bool:
             return value >= 0
         case ir.Size() | ir.Index() | ir.Start() | ir.Stop() | ir.Block() | ir.Count() | ir.Before() | ir.Lanes():
             return True
-        case ir.Binary(op="add" | "mul" | "floordiv" | "mod" | "min", a=a, b=b):
+        case ir.Binary(op="add" | "mul" | "floordiv" | "mod" | "min" | "or" | "xor" | "shr", a=a, b=b):
             return nonnegative(a) and nonnegative(b)
-        case ir.Binary(op="max", a=a, b=b):
+        case ir.Binary(op="max" | "and", a=a, b=b):
             return nonnegative(a) or nonnegative(b)
         case ir.Cast(x=x) | ir.Expand(x=x):
             return nonnegative(x)
@@ -163,12 +169,17 @@ class Expressions:
         return pattern.format(x=self.text(x, strength), tl=self.axes.language), strength or ATOM
 
     def _binary(self, op: ir.BinaryOp, a: ir.Expr, b: ir.Expr) -> Text:
+        op, b = fold.of_bits(op, b)
         if op in KEEPS_NAN and a.type.dtype.is_float:
             return self._call(KEEPS_NAN[op], f"{self.text(a)}, {self.text(b)}"), ATOM
         if op in CALLS:
             return f"{self.axes.language}.{CALLS[op]}({self.text(a)}, {self.text(b)})", ATOM
         if op in SIGNED_CALLS and not (nonnegative(a) and nonnegative(b)):
             return self._call(SIGNED_CALLS[op], f"{self.text(a)}, {self.text(b)}"), ATOM
+        if op in SHIFTS and not fold.is_plain_shift(op, a, b):
+            dtype = a.type.dtype  # Python, which drops no bits, may know a scalar
+            known = self.text(a) if a.type.shape else f"{self.axes.language}.cast({self.text(a)}, {self.dtype(dtype)})"
+            return self._call(SHIFTS[op], f"{known}, {self.text(b)}, {dtype.bits}"), ATOM
         symbol, strength = INFIX[op]
         # Comparisons do not chain, and the right operand of the others is read after the whole left one.
         left = strength + 1 if strength == COMPARE else strength

@@ -30,6 +30,14 @@ def tanh(x):
     far = 1.0 - 2.0 / (tl.exp(2.0 * a) + 1.0)
     return tl.where(a < 0.625, near, tl.where(x < 0.0, -far, far))
 ''',
+    "round": '''
+@triton.jit
+def round(x):
+    """To nearest even: added to 2**23, a smaller number loses what lies behind its point."""
+    a = tl.abs(x)
+    near = (a + 8388608.0) - 8388608.0
+    return tl.where((a > 0.0) & (a < 8388608.0), tl.where(x < 0.0, -near, near), x)
+''',
     "f32_to_i32": '''
 @triton.jit
 def f32_to_i32(x):
@@ -60,6 +68,19 @@ def floor_mod(a, b):
     """The remainder of floor division; Triton's % has the sign of the dividend."""
     r = a - a // b * b
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
+''',
+    "shift_left": '''
+@triton.jit
+def shift_left(x, count, bits):
+    """By a negative count, or one of all bits or more, none is left."""
+    inside = (count >= 0) & (count < bits)
+    return tl.where(inside, x << tl.where(inside, count, 0), 0)
+''',
+    "shift_right": '''
+@triton.jit
+def shift_right(x, count, bits):
+    """By a negative count, or one of all bits or more, the sign is left."""
+    return x >> tl.where((count >= 0) & (count < bits), count, bits - 1)
 ''',
     "f8e4m3_to_f16": '''
 @triton.jit

@@ -12,7 +12,7 @@ from kpt_dsl.space.gpu.model import L2_BYTES_PER_CLOCK, product_seconds
 from kpt_dsl.space.warps.sizes import WarpSizes
 
 ERF = 1.4
-"""Words that the error function of an element holds beside it (compiled for sm_90)."""
+"""Words that the error function, sine or cosine of an element holds beside it (compiled for sm_90)."""
 FILL_SECONDS = 0.85e-6
 """From a free slot to its data."""
 PROGRAM_SECONDS = 4e-6
@@ -31,7 +31,7 @@ def ruled(_: Facts) -> dict[str, Value]:
 
 def is_roomy(sizes: WarpSizes) -> bool:
     """Whether registers are left for what is made of the product. It has no masks: what lies beyond is loaded as zeros."""
-    words = ERF * any("erf" in a.operations for a in sizes.facts.arithmetic)
+    words = ERF * any({"erf", "sin", "cos"} & {*a.operations} for a in sizes.facts.arithmetic)
     return sizes.registers + sizes.words(max(sizes.lanes(p.n) for p in sizes.facts.products)) * words <= sizes.granted
 
 

@@ -71,7 +71,7 @@ def why_not(facts: Facts) -> str | None:
     inner = {} if _is_chained(facts) else {load.axes: p.k for p in facts.products for load in p.loads if load}
     for access in (a for a in (*facts.loads, *facts.stores) if len(a.axes) == 2):
         dtype = access.tensor.dtype
-        if dtype.bits == 8 and access.axes in inner:
+        if dtype.is_fp8 and access.axes in inner:
             if access.axes[1] != inner[access.axes]:
                 return f"{access.tensor.name} is {dtype}, which is multiplied along its last dim only"
         elif dtype.bits != 16:
