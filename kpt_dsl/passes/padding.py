@@ -225,9 +225,11 @@ class _Guard:
         return found
 
     def reduction(self, node: ir.Reduce, pads: Pads) -> tuple[Expr, Pads]:
-        x = self.masked(node.x, pads, node.axis, _identity(node.op, node.x.type.dtype))
-        firm = {i - (i > node.axis): h for i, h in pads.items() if i != node.axis and not h.inside}
-        return replace(node, x=x), {i: h for i, h in firm.items() if h.value == 0 or node.op != "sum"}
+        identity, axis = _identity(node.op, node.x.type.dtype), node.x.type.shape[node.axis]
+        # Sums of anything else are as many times that; of a whole dim there may be no element, and then any gives its identity.
+        alone = node.op == "sum" or (axis.tile is None and self.is_padded(axis))
+        kept = [(i, h) for i, h in pads.items() if i != node.axis and not h.inside and (not alone or h.value == identity)]
+        return replace(node, x=self.masked(node.x, pads, node.axis, identity)), {i - (i > node.axis): h for i, h in kept}
 
     def product(self, node: ir.Dot, pads: list[Pads]) -> Expr:
         return replace(node, a=self.masked(node.a, pads[0], 1, 0.0), b=self.masked(node.b, pads[1], 0, 0.0))
