@@ -1,7 +1,7 @@
 """Launches as on an H200 where there is none: kernels are not compiled, and starting one calls a function of the test's."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -20,9 +20,20 @@ def does_nothing(*_: object) -> None:
 
 
 @contextmanager
-def pretended(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Start] = lambda _: does_nothing) -> Iterator[None]:
-    """Tensors of the CPU are launched on as those of device 0. ``start`` gives, for the name of a kernel, what starts it."""
-    active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0)
+def pretended(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Start] = lambda _: does_nothing) -> Iterator[list[int]]:
+    """Tensors of the CPU are launched on as those of device 0. ``start`` gives, for the name of a kernel, what starts it.
+
+    Gives a list of the device that is current.
+    """
+    current = [0]
+    active = SimpleNamespace(get_current_device=lambda: current[0], get_current_stream=lambda _: 0)
+
+    @contextmanager
+    def device(number: int) -> Iterator[None]:
+        before, current[0] = current[0], number
+        yield
+        current[0] = before
+
     properties = SimpleNamespace(
         warp_size=32, shared_memory_per_multiprocessor=233472, regs_per_multiprocessor=65536,
         max_threads_per_multi_processor=2048, multi_processor_count=132,
@@ -35,11 +46,11 @@ def pretended(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Start] = l
     monkeypatch.setattr(triton_launch, "triton_package", lambda: SimpleNamespace(
         runtime=SimpleNamespace(driver=SimpleNamespace(active=active))
     ))  # fmt: skip
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     caches = (triton._prepared, triton._made)
     for cache in caches:
         cache.cache_clear()
-    yield
+    yield current
     for cache in caches:
         cache.cache_clear()

@@ -89,7 +89,7 @@ class _Guard:
         return axis != ir.UNIT and (axis in self.ragged or self.padded(axis))
 
     def block(self, body: tuple[ir.Stmt, ...], masked_tiles: frozenset[str]) -> tuple[ir.Stmt, ...]:
-        """``masked_tiles``: tiles of the innermost loop, whose loads are masked rather than clamped."""
+        """``masked_tiles``: tiles of the innermost loop, whose loads are masked rather than wrapped."""
         done: list[ir.Stmt] = []
         for stmt in body:
             match stmt:
@@ -246,7 +246,7 @@ class _Guard:
         return ir.Where(valid(position, x.type.shape), x, fill, type=x.type, loc=x.loc)
 
     def load(self, node: ir.Load, masked_tiles: frozenset[str]) -> tuple[Expr, Pads]:
-        """Tiles of the innermost loop, whole dims and the contiguous last dim are masked; the others are left to clamping,
+        """Tiles of the innermost loop, whole dims and the contiguous last dim are masked; the others are left to wrapping,
         which costs nothing inside the loop and keeps every lane in bounds."""
         last = len(node.index) - 1
         masked = tuple(

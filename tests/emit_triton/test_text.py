@@ -53,7 +53,7 @@ def test_multiples_of_the_block_need_no_mask() -> None:
     assert "k_valid" in ragged and "mask=" in ragged.partition("tl.store")[0]
 
 
-def test_ragged_rows_are_clamped_not_masked_in_the_loop() -> None:
+def test_ragged_rows_are_wrapped_not_masked_in_the_loop() -> None:
     text = source(linear_instance(500, 512, 512), **BLOCKS).text
     assert "m_inside = m_index % M - m_start" in text
     loop = text.partition("for k_start")[2].partition("bias_base")[0]

@@ -25,6 +25,7 @@ class Seen:
 
     started: list[tuple[str, int, list[Any]]] = field(default_factory=list)
     refuses: bool = False
+    current: list[int] = field(default_factory=list)
 
     def starter(self, name: str) -> Callable[..., object]:
         def start(programs: int, _: int, values: list[Any]) -> None:
@@ -38,7 +39,7 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     found = Seen()
-    with pretended(monkeypatch, found.starter):
+    with pretended(monkeypatch, found.starter) as found.current:
         monkeypatch.setattr("kpt.ops.backends._prepared", on_the_gpu)
         yield found
 
@@ -142,12 +143,64 @@ def test_tensors_that_were_one_may_be_several(seen: Seen) -> None:
     assert [value[0] for value in started[0][2][:3]] == ["argument 0", "argument 1", "argument 2"]
 
 
+def test_parts_of_tensors_are_where_they_begin(seen: Seen) -> None:
+    """In arguments, and in memory that the run takes."""
+    norm = run_of("rms_norm")
+
+    def run(launch: Any, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        both = x.new_empty((2, *x.shape))
+
+        def into(kernel: Any, rows: torch.Tensor, weight: Any, _: torch.Tensor, eps: float) -> None:
+            launch(kernel, rows, weight, both[1, 8:], eps)
+
+        norm(into, x[8:], shape, None, 1e-3)
+        return both
+
+    ready, general = repeated(run, Launches("triton", "kin")), partial(run, Launches("triton", "other"))
+    draws = [(torch.randn(40, 64), (64,)) for _ in range(WATCHED + 2)]
+    for arguments in draws:
+        answers = [told(seen, call, arguments) for call in (ready, general)]
+        assert answers[0] == answers[1]
+    assert is_straight(ready)
+    (_, _, values), = answers[0][0]
+    assert ("argument 0", 8 * 64 * 4) in values and ("output 0", 48 * 64 * 4) in values
+
+
+def test_another_device_may_be_current(seen: Seen) -> None:
+    asked: list[int] = []
+
+    def run(launch: Any, *given: Any) -> Any:
+        asked.append(1)
+        return run_of("rms_norm")(launch, *given)
+
+    ready = repeated(run, Launches("triton", "kin"))
+    arguments = (torch.randn(8, 64), (64,), None, None)
+    for _ in range(WATCHED + 1):
+        ready(*arguments)
+    seen.current[0] = 1
+    ready(*arguments)
+    assert len(asked) == WATCHED + 1
+    assert len(seen.started) == WATCHED + 2
+
+
 def test_what_copies_stays_as_it_is(seen: Seen) -> None:
     run = run_of("rms_norm")
     ready = repeated(run, Launches("triton", "kin"))
     arguments = (torch.randn(256, 64).t(), (256,), None, None)  # no dense rows: each call copies
     for _ in range(WATCHED + 2):
         ready(*arguments)
+    assert not is_straight(ready)
+
+
+def test_what_computes_in_place_stays_as_it_is(seen: Seen) -> None:
+    """Nothing in the addresses tells of it."""
+
+    def run(launch: Any, *given: Any) -> Any:
+        return run_of("rms_norm")(launch, *given).mul_(2.0)
+
+    ready = repeated(run, Launches("triton", "kin"))
+    for _ in range(WATCHED + 2):
+        ready(torch.randn(8, 64), (64,), None, None)
     assert not is_straight(ready)
 
 
