@@ -11,6 +11,7 @@ import kpt.ops  # noqa: F401
 import kpt_dsl as kd
 from kpt.ops import registry
 from kpt_dsl import configs, ir, targets
+from kpt_dsl.buckets import Span
 from kpt_dsl.classes import Class, ClassSpace, options
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import IndexRangeError, InputError
@@ -48,6 +49,31 @@ def test_a_handful_of_binaries_serves_all_lengths(op: str) -> None:
             made.setdefault(instance.specialisation, set()).add((source.text, source.abi))
     assert len(LENGTHS) == 40
     assert {kernel: len(binaries) for kernel, binaries in made.items() if len(binaries) > MOST} == {}
+
+
+@pytest.mark.parametrize(
+    ("op", "length", "spans"),
+    [
+        ("linear_act", 2112, {"M": Span(2049, 3072)}),
+        ("linear_act", 3072, {"M": Span(2049, 3072)}),
+        ("linear_act", 3073, {"M": Span(3073, 4096)}),
+        ("linear_act", 512, {"M": Span(257, 512)}),
+        ("flash_attention", 2112, {"M": Span(2049, 4096), "N": Span(2049, 4096)}),
+    ],
+)
+def test_large_buckets_of_a_lone_product_are_two_classes(op: str, length: int, spans: dict[str, Span]) -> None:
+    made = Class.of(of_length(op, length)[0])
+    assert {dim: span for dim, span in made.spans if span.low < span.high} == spans
+
+
+@pytest.mark.parametrize("keys", [300, 1500, 3000])
+def test_sums_of_heads_are_no_business_of_several_warps(keys: int) -> None:
+    """Exchanging what is left of a tile cost a quarter of their time on an H200."""
+    dims = {"B": 1, "H": 32, "G": 8, "D": 64, "M": keys, "N": keys}
+    every = registry.get("flash_attention_backward").instances(dims, "bf16", causal=True)
+    sums = next(instance for instance in every if instance.kernel.name == "flash_attention_group_sum")
+    first = options(sums, targets.get("nvidia-h200")).first
+    assert first["num_warps"] == 1 or first["block_R"] == 1
 
 
 @pytest.mark.parametrize("op", OPS)
