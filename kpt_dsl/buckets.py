@@ -44,8 +44,8 @@ def bucket(extent: int) -> Span:
 @remembered(1024)
 def exact_dims(kernel: ir.Kernel) -> frozenset[str]:
     """The dims whose extents stand exactly in a key."""
-    accesses = _accesses(kernel)
-    whole = {axis.dim for a in accesses for axis in a.index if isinstance(axis, ir.Axis) and not axis.tile}
+    axes = {axis for e in ir.every_expr(kernel.body) for axis in e.type.shape}
+    whole = {axis.dim for axis in axes if axis.tile is None and axis != ir.UNIT}
     batch = next((t.dims[0] for t in kernel.tensors if t.dims), None)
     weights = {dim for t in kernel.tensors if t.role == "in" and batch not in t.dims for dim in t.dims}
     walked = {s.over.dim for s in ir.statements(kernel.body) if isinstance(s, ir.For) and not s.share}

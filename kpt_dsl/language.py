@@ -157,9 +157,24 @@ def sequential(over: "Tile | str", *, start: Any = 0, stop: Any = None, share: A
     _never("sequential")
 
 
+def range(start: int, stop: int | None = None, step: int = 1, /) -> Iterator[Any]:
+    """A loop that is written out, as Python's ``range``: its variable is a plain number, its bounds are known before the kernel
+    runs. Loops in each other make ``MOST_TURNS`` (64) turns at most."""
+    _never("range")
+
+
+MOST_TURNS = 64
+"""Of loops over ``range`` in each other: each turn is a copy of the body."""
+
+
 def size(dim: str) -> Value:
     """The extent of a dim, an int32 scalar."""
     _never("size")
+
+
+def index(dim: str) -> Value:
+    """The indices of a whole dim, 0 up to its extent: int32 of shape (dim)."""
+    _never("index")
 
 
 def group(dim: str, of: str) -> Value:

@@ -394,6 +394,9 @@ class Expressions(Names):
             return self.filled(given, loc)
         if fn is language.size:
             return ir.Size(self.check_dim(given["dim"], loc), type=ir.Type(i32), loc=loc)
+        if fn is language.index:
+            axis = ir.Axis(self.check_dim(given["dim"], loc))
+            return ir.Lanes(axis, type=ir.Type(i32, (axis,)), loc=loc)
         if fn is language.group:
             parts = [ir.Size(self.check_dim(given[k], loc), type=ir.Type(i32), loc=loc) for k in ("dim", "of")]
             return ty.binary("floordiv", parts[0], parts[1], loc)

@@ -77,6 +77,7 @@ class _Lowering(Expressions):
         self.added: dict[str, bool] = {}
         self.grid: tuple[ir.Each | ir.Tile, ...] = ()
         self.inlining = 0
+        self.turns = 1  # of the loops over kd.range that are being read
 
     def kernel(self) -> ir.Kernel:
         tree = self.source.tree
@@ -137,8 +138,8 @@ class _Lowering(Expressions):
                     fail(loc, "this value is not used", "assign it, or store it: out[m, :] = value")
                 case _:
                     fail(loc, f"{_words(node)} cannot be used in a kernel",
-                         "a kernel is made of assignments, stores, `for` over kd.parallel / kd.sequential, and `if` on "
-                         "static values")  # fmt: skip
+                         "a kernel is made of assignments, stores, `for` over kd.parallel / kd.sequential / kd.range, and `if` "
+                         "on static values")  # fmt: skip
 
     def static_condition(self, test: ast.expr) -> bool:
         value = self.expr(test)
@@ -265,9 +266,12 @@ class _Lowering(Expressions):
             self.parallel(node, call, loc)
         elif fn is language.sequential and isinstance(call, ast.Call):
             self.sequential(node, call, loc)
+        elif fn is language.range and isinstance(call, ast.Call):
+            self.written_out(node, call, loc)
         else:
-            fail(self.source.loc(call), "a kernel loops over kd.parallel(...) or kd.sequential(...) only",
-                 'for tiles of a dim: for n in kd.sequential(kd.tile("N")); for its indices: kd.sequential("N")')  # fmt: skip
+            fail(self.source.loc(call), "a kernel loops over kd.parallel(...), kd.sequential(...) or kd.range(...) only",
+                 'for tiles of a dim: for n in kd.sequential(kd.tile("N")); for its indices: kd.sequential("N"); '
+                 "over numbers that are known: kd.range(4)")  # fmt: skip
 
     def parallel(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
         if self.grid or self.loops or self.inlining:
@@ -338,6 +342,27 @@ class _Lowering(Expressions):
         if isinstance(begin, ir.Var) and begin in ir.every_expr(body):
             low = self.emit(begin.name, low, loc)
         self.block.append(ir.For(over, low, high, body, tuple(loop.carried), share=share, loc=loc))
+
+    def written_out(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
+        """A loop over numbers that are known: its body once for each."""
+        where, given = self.source.loc(call), self.arguments(call, language.range)
+        for bound in given.values():
+            if not isinstance(bound, int) or isinstance(bound, bool):
+                fail(where, f"kd.range of {describe(bound)}: it takes whole numbers that are known before the kernel runs",
+                     'literals and kd.Static arguments; for all indices of a dim: for n in kd.sequential("N")')  # fmt: skip
+        numbers, name = self.python(range, *given.values(), loc=where), self.loop_variable(node.target)
+        around, self.turns = self.turns, self.turns * max(1, len(numbers))
+        if self.turns > language.MOST_TURNS:
+            fail(where, f"{self.turns} turns of loops over kd.range, each a copy of the body: {language.MOST_TURNS} at most",
+                 'a loop that is not written out: for n in kd.sequential("N")')  # fmt: skip
+        try:
+            for number in numbers:
+                self.local.values[name] = number
+                self.statements(node.body)
+        finally:  # a helper may return in the middle
+            self.turns = around
+        self.local.values.pop(name, None)
+        self.local.ended[name] = loc
 
     def bound(self, arguments: dict[str, Any], key: str, dim: str, loc: Loc) -> Expr:
         """The ``start`` or ``stop`` that a loop was given, else that of the whole dim."""

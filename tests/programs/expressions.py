@@ -50,6 +50,8 @@ class Expressions(Scope):
             return self.pick(known)
         if kind == "int" and len(shape) == 1 and self.is_tile(shape[0]) and self.upto(3):
             return Expr(f"{shape[0]}.index", "i32", shape, max(0, self.count(shape[0]) - 1))
+        if kind == "int" and len(shape) == 1 and shape[0] in self.known_dims() and self.upto(3):
+            return Expr(f'kd.index("{shape[0]}")', "i32", shape, max(0, self.count(shape[0]) - 1))
         if kind == "bool" and not self.may("bool tensor", 10):
             return self._compared(shape, 0)
         if not shape and self.upto(1):

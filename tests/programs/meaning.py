@@ -219,7 +219,8 @@ def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(
         kernel=lambda **dims: lambda fn: fn, function=lambda fn: fn, inf=math.inf, tile=_Over, parallel=words.parallel,
         sequential=words.sequential, full=words.full, zeros=lambda shape, dtype="f32": words.full(shape, 0, dtype),
-        size=words.size, group=words.group, choice=words.choice, dot=_dot,
+        index=lambda dim: Value(np.arange(call.extents[dim])), size=words.size, group=words.group, choice=words.choice,
+        range=range, dot=_dot,
         where=_lift(np.where), maximum=_lift(np.maximum), minimum=_lift(np.minimum), abs=_lift(np.abs),
         sum=lambda x, axis: Value(x.array.sum(axis=axis), x.wide), max=_reduced(np.max, True), min=_reduced(np.min, False),
         exp=_real(np.exp), exp2=_real(np.exp2), log=_real(np.log), log2=_real(np.log2), sqrt=_real(np.sqrt),

@@ -125,6 +125,25 @@ class Statements(Stores):
         self.before.extend({name: other} for other in kinds[1:])
         base.expr = replace(v.plus(base.expr, steps[2]), text=text)
 
+    def in_range(self) -> None:
+        """A loop over numbers that are known: factors, offsets, and what ``if`` asks."""
+        shape = self.shape(self.pick([1, 2, 0]))
+        base = self.assign(self.as_f32(self.value(shape, "float", 1, not self.smooth)))
+        numbers = self.pick([range(3), range(1), range(0), range(1, 6, 2), range(2, -2, -1), range(4, 1)])
+        i, text, total = self.fresh("i"), base.expr.text, base.expr
+        step = self.as_f32(self.value(shape, "float", 1, not self.smooth))
+        factor = Expr(i, "i32", (), max((abs(n) for n in numbers), default=0), literal=True)
+        term = v.times(step, factor)
+        for _ in numbers:
+            total = v.plus(v.plus(total, term), v.number(1.0))
+        if not (term.sound and total.sound):
+            return
+        with self.branch(f"for {i} in kd.{numbers}:"):
+            self.line(f"{text} = {text} + {term.text}")
+            with self.branch(f"if {i} % 2 == 1:"):
+                self.line(f"{text} += 1.0")
+        base.expr = replace(total, text=text)
+
     # -------------------------------------------------------------- loops
     def loop(self, depth: int, around: Sequence[tuple[Variable, str, int]] = ()) -> None:
         """A sequential loop, with what it carries, and maybe another inside it; ``around`` is what loops around it carry."""
