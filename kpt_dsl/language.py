@@ -238,6 +238,17 @@ def minimum(a: Any, b: Any, *, drop_nan: bool = False) -> Value:
     _never("minimum")
 
 
+def argmax(x: Any, axis: int) -> Value:
+    """Where along an axis the largest element is: its index in the dim, int32, the first of several. A NaN is the largest, as
+    in torch.argmax. Of no elements it is 2**31 - 1, which is no index."""
+    _never("argmax")
+
+
+def argmin(x: Any, axis: int) -> Value:
+    """Where along an axis the smallest element is: as ``argmax``, and a NaN is the smallest."""
+    _never("argmin")
+
+
 def exp(x: Any) -> Value:
     """e to the power x."""
     _never("exp")

@@ -69,6 +69,7 @@ _REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max",
 _NAN_DROPPED: dict[Any, Literal["maxnum", "minnum"]] = {
     language.maximum: "maxnum", language.max: "maxnum", language.minimum: "minnum", language.min: "minnum",
 }  # fmt: skip
+_PLACES: dict[Any, Literal["max", "min"]] = {language.argmax: "max", language.argmin: "min"}
 _TILE_PARTS = ("index", "count", "before", "start", "stop", "size")
 
 
@@ -87,6 +88,9 @@ class Expressions(Names):
         """The first index that each tile's loop visits."""
         self.asked: Expr | None = None  # under which condition the branches of kd.where that are being read are taken
         self.without_extents: Mapping[str, tuple[str, ...]] = {}
+
+    def named(self, name: str, value: Expr, loc: Loc) -> ir.Var:
+        raise AssertionError("statements know how to assign")
 
     def inline(self, helper: Helper, node: ast.Call) -> Any:
         raise AssertionError("statements know how to inline")
@@ -382,6 +386,10 @@ class Expressions(Names):
         if fn in _REDUCTIONS:
             op = _NAN_DROPPED[fn] if self.drops_nan(given, loc) else _REDUCTIONS[fn]
             return ty.reduce(op, self.value(given["x"], loc), given["axis"], loc)
+        if fn in _PLACES:
+            x = self.value(given["x"], loc)
+            x = self.named(f"{fn.__name__}_of", ty.cast(x, f32, loc) if x.type.dtype.is_float else x, loc)
+            return ty.place(_PLACES[fn], x, given["axis"], loc)
         if fn is language.dot:
             acc = given.get("acc")
             return ty.dot(self.value(given["a"], loc), self.value(given["b"], loc),

@@ -221,6 +221,10 @@ class _Lowering(Expressions):
         self.types[unique] = value.type
         return ir.Var(unique, type=value.type, loc=value.loc)
 
+    def named(self, name: str, value: Expr, loc: Loc) -> ir.Var:
+        """What has a value that is read several times."""
+        return value if isinstance(value, ir.Var) else self.emit(self.fresh(self.local.prefix + name), value, loc)
+
     def emit(self, name: str, value: Expr, loc: Loc) -> ir.Var:
         self.types[name] = value.type
         self.block.append(ir.Assign(name, value, loc=loc))

@@ -283,6 +283,9 @@ class Expressions(Scope):
             return None
         if not self.fits(inner):
             return None
+        if kind == "int" and self.count(dim) and self.may("places", 40):
+            x = self.value(inner, self.pick(["float", "int"]), fuel, True)
+            return v.place(x, self.pick(["argmax", "argmin"]), at, self.count(dim)) if dim in self.known_dims() else None
         x = self.value(inner, kind, fuel, exact)
         if dim not in self.known_dims():
             return None
