@@ -117,7 +117,7 @@ class Index(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Start(Expr):
-    """First index of a tile (i32 scalar), padding included: a multiple of the tile's block."""
+    """First index of a tile (i32 scalar), padding included: a multiple of the tile's block, unless its loop is ``at_start``."""
 
     tile: str
 
@@ -344,6 +344,8 @@ class For(Stmt):
     assigned before the loop and again in it. ``part`` is what mask splitting made of it: the ``interior`` has no padding
     and no mask that depends on the tile; in ``interior`` and ``tail`` start is a multiple of the block. ``share``: the bounds
     deal out whole tiles, so that start is a multiple of the block and only the dim's last tile can have padding.
+    ``at_start``: tiles are counted from start, wherever it is, so that only the last of them can have padding, and it may also
+    reach beyond the dim (set by ``passes.starts``).
     """
 
     over: Tile | Each
@@ -353,6 +355,7 @@ class For(Stmt):
     carried: tuple[str, ...] = ()
     part: Literal["whole", "head", "interior", "tail"] = "whole"
     share: bool = False
+    at_start: bool = False
 
     @property
     def tile(self) -> Tile:
