@@ -117,7 +117,7 @@ class Index(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Start(Expr):
-    """First index of a tile (i32 scalar), padding included: a multiple of the tile's block."""
+    """First index of a tile (i32 scalar), padding included: a multiple of the tile's block, unless its loop is ``at_start``."""
 
     tile: str
 
@@ -353,6 +353,8 @@ class For(Stmt):
     assigned before the loop and again in it. ``part`` is what mask splitting made of it: the ``interior`` has no padding
     and no mask that depends on the tile; in ``interior`` and ``tail`` start is a multiple of the block. ``share``: the bounds
     are those of one program's share.
+    ``at_start``: tiles are counted from start, wherever it is, so that only the last of them can have padding, and it may also
+    reach beyond the dim (set by ``passes.starts``).
     """
 
     over: Tile | Each
@@ -362,12 +364,13 @@ class For(Stmt):
     carried: tuple[str, ...] = ()
     part: Literal["whole", "head", "interior", "tail"] = "whole"
     share: Share | None = None
+    at_start: bool = False
 
     @property
     def aligned(self) -> bool:
-        """Whether start is a multiple of the block."""
+        """Whether the first tile begins at start: a multiple of the block, or where tiles are counted from."""
         shared = self.share is not None and self.share.what != "part"
-        return shared or self.part in ("interior", "tail") or self.start == scalar(0)
+        return shared or self.at_start or self.part in ("interior", "tail") or self.start == scalar(0)
 
     @property
     def deals_dim(self) -> bool:

@@ -88,7 +88,7 @@ def _add_body(out: _Lines, body: tuple[ir.Stmt, ...], depth: int) -> None:
 
 def _loop(loop: ir.For) -> str:
     part = "" if loop.part == "whole" else f"{loop.part} "
-    part += "share " if loop.share else ""
+    part += "share " if loop.share else "at start " if loop.at_start else ""
     carried = f" carrying {', '.join(loop.carried)}" if loop.carried else ""
     span = f"{format_expr(loop.start)} to {format_expr(loop.stop)}"
     return f"for {part}{_loop_over(loop.over)} from {span}{carried}:"

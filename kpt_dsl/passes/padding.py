@@ -118,7 +118,7 @@ class _Guard:
             masked_tiles = frozenset({loop.tile.name})
             if not whole(loop) and not loop.deals_dim and loop.tile.axis not in self.level:
                 self.ragged.add(loop.tile.axis)
-            if loop.start == ir.scalar(0):
+            if loop.start == ir.scalar(0) or loop.at_start:
                 self.beyond[loop.tile.axis] = Beyond(self.plain(loop.stop), assigned)
         self.forget(assigned)
         body = self.block(loop.body, masked_tiles)

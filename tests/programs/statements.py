@@ -199,6 +199,9 @@ class Statements(Stores):
             if way == 2:
                 return f", stop=kd.minimum({m}.start + {m}.size, {extent})", (m, "{n} <= {m}")
             return f", start=kd.maximum({m}.start - {c}, 0), stop={m}.stop + {c}", (m, f"kd.abs({{n}} - {{m}}) <= {c}")
+        first = self.loaded_bound(extent) if self.may("packed", 30) else None
+        if first is not None:  # runs of a length each
+            return f", start={first}, stop={first} + {self.pick([1, 5, 0, extent])}", None
         start, stop = (self.one_bound(dim, extent) for _ in range(2))
         way = self.upto(2)
         return [f", stop={stop}", f", start={start}", f", start={start}, stop={stop}"][way], None
@@ -207,11 +210,16 @@ class Statements(Stores):
         way = self.upto(3)
         if way == 1:
             return self.int_argument(self.pick([0, extent // 2, extent + 5, -2])).text
+        loaded = self.loaded_bound(extent) if way >= 2 and self.may("loaded bound", 70) else None
+        return loaded or str(self.pick([extent // 2, 1, extent, 0, extent + 3]))
+
+    def loaded_bound(self, extent: int) -> str | None:
+        """One for each index of a loop around, where there is one."""
         indices = [loop for loop in self.indices if self.extents[loop.dim]]
-        if way >= 2 and indices and len(self.tensors) < 6 and self.may("loaded bound", 70):
-            loop = self.pick(indices)
-            return f"{self.new_tensor((loop.dim,), 'i32', fill='length', most=extent).name}[{loop.name}]"
-        return str(self.pick([extent // 2, 1, extent, 0, extent + 3]))
+        if not indices or len(self.tensors) >= 6:
+            return None
+        loop = self.pick(indices)
+        return f"{self.new_tensor((loop.dim,), 'i32', fill='length', most=extent).name}[{loop.name}]"
 
     def carried(self, level: int) -> tuple[Variable, str]:
         """What a loop will carry, as it is before it, and how it is made."""

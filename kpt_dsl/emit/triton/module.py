@@ -26,6 +26,7 @@ from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
 from kpt_dsl.passes.pipeline import counts
 from kpt_dsl.passes.split import split_masks
+from kpt_dsl.passes.starts import at_loaded_starts
 from kpt_dsl.same import remembered
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def emit(kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") ->
     kernel = settle(kernel)
     if config.get("schedule") == WARP_SPECIALISED:
         return gluon.emit(kernel, known, target, config)
-    kernel = split_masks(guard(kernel, known.padded, known.level), known.padded)
+    kernel = split_masks(guard(at_loaded_starts(kernel), known.padded, known.level), known.padded)
     return _Emitter(kernel, known, target, config).source()
 
 
@@ -232,9 +233,10 @@ class _Emitter:
         aligned = loop.aligned
         low, high = self.expressions.text(loop.start), self.expressions.text(loop.stop)
         ragged = loop.part != "interior"
-        beyond = ragged and self.facts.padded(tile.axis)
+        beyond = ragged and (loop.at_start or self.facts.padded(tile.axis))
         natural = aligned and isinstance(loop.stop, ir.Size) and loop.stop.dim == tile.dim
-        if ragged and not loop.share and not isinstance(loop.stop, ir.Size | ir.Const):
+        named = isinstance(loop.stop, ir.Size | ir.Const) or (loop.at_start and isinstance(loop.stop, ir.Var))
+        if ragged and not loop.share and not named:
             text, high = high, names.new(f"{tile.name}_last")
             out.line(f"{high} = {text}", loop.loc)
         if not aligned:
