@@ -1,8 +1,8 @@
 """The kernels of attention for few queries, as in decoding, written once for every device.
 
 Method: Flash-Decoding (Dao, Haziza, Massa, Sizov 2023): programs share out the keys, each with a maximum and a sum of its own,
-and a second kernel puts together what they found, always in the same order. Queries of all heads that share keys are rows of one
-tile, so that keys are read once.
+and a second kernel puts together what they found, always in the same order. Queries of all heads that share keys are rows of
+one tile, so that keys are read once.
 """
 
 import kpt_dsl as kd
@@ -23,15 +23,12 @@ def flash_attention_parts(
         first, last = 0, kd.size("N")
         if key_lengths is not None:
             last = key_lengths[b]
-        if queries is None:
-            ahead = kd.size("N") - 1
-        else:
-            ahead = kd.size("N") - queries
+        ahead = kd.size("N") - (1 if queries is None else queries)
         if window is not None:
             first = ahead - window + 1
         query = q[b, g, s, :]
         top, total, acc = kd.full([s], -kd.inf), kd.zeros([s]), kd.zeros([s, "D"])
-        for n in kd.sequential(kd.tile("N"), share=p):
+        for n in kd.sequential(kd.tile("N"), start=first, stop=last, share=p):
             score = kd.dot(query, k[b, g, n, :].T)
             if queries is not None:
                 position = s.index[:, None] % queries + ahead

@@ -16,7 +16,17 @@ import autotune_db
 import kpt.ops
 from autotune_db import measure
 from benchmarks import __main__ as command
-from benchmarks import attention, attention_backward, decode, linear, linear_training, norms_backward, peers, report, timing
+from benchmarks import (
+    attention,
+    attention_backward,
+    decode,
+    linear,
+    linear_training,
+    norms_backward,
+    peers,
+    report,
+    timing,
+)
 from benchmarks.case import Case, Found, OpCase
 from benchmarks.report import Picture
 from kpt.ops import backends
