@@ -337,13 +337,22 @@ class Each:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Tiles are dealt out among the programs along ``index``: all of the dim, of which only the last can have padding; those
+    before a stop; or those between two bounds. Of the first two kinds each share starts at a multiple of the block."""
+
+    index: str
+    what: Literal["dim", "beginning", "part"]
+
+
+@dataclass(frozen=True, slots=True)
 class For(Stmt):
     """Sequential loop over the indices [start, stop) of ``over.dim``, or the tiles that touch them, in ascending order.
 
     Tile starts are multiples of the block; lanes outside [start, stop) are padding. ``carried`` are the variables
     assigned before the loop and again in it. ``part`` is what mask splitting made of it: the ``interior`` has no padding
     and no mask that depends on the tile; in ``interior`` and ``tail`` start is a multiple of the block. ``share``: the bounds
-    deal out whole tiles, so that start is a multiple of the block and only the dim's last tile can have padding.
+    are those of one program's share.
     """
 
     over: Tile | Each
@@ -352,7 +361,18 @@ class For(Stmt):
     body: tuple[Stmt, ...]
     carried: tuple[str, ...] = ()
     part: Literal["whole", "head", "interior", "tail"] = "whole"
-    share: bool = False
+    share: Share | None = None
+
+    @property
+    def aligned(self) -> bool:
+        """Whether start is a multiple of the block."""
+        shared = self.share is not None and self.share.what != "part"
+        return shared or self.part in ("interior", "tail") or self.start == scalar(0)
+
+    @property
+    def deals_dim(self) -> bool:
+        """Whether all tiles of the dim are dealt out."""
+        return self.share is not None and self.share.what == "dim"
 
     @property
     def tile(self) -> Tile:

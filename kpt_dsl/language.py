@@ -150,7 +150,7 @@ def sequential(over: "Tile | str", *, start: Any = 0, stop: Any = None, share: A
     ``kd.sequential(kd.tile("N"))`` goes through tiles; ``kd.sequential("N")`` through one index after the other, and its
     variable is a scalar. Both bounds may be computed, also from loaded scalars, and need not be multiples of anything; what
     they name beyond the dim is not visited. What a loop over tiles computes must not depend on how wide they are.
-    ``share``, instead of bounds of a loop over tiles, is the index of an untiled parallel loop: the dim's tiles are dealt out
+    ``share``, of a loop over tiles, is the index of an untiled parallel loop: the tiles that touch [start, stop) are dealt out
     evenly among its indices, a run of whole tiles each (none, where there are fewer tiles), and this index's run is visited.
     So a program makes partial sums over its share.
     """

@@ -140,7 +140,7 @@ class _Emitter:
         self.tiles = {t.name: t for t in ir.tiles(kernel)}
         # Tiles that start where their block starts; a loop that begins anywhere may cut its first tile.
         self.uncut = {t.name for t in kernel.grid} | {
-            loop.over.name for loop in ir.tile_loops(kernel.body) if loop.start == ir.scalar(0) or loop.share
+            loop.over.name for loop in ir.tile_loops(kernel.body) if loop.aligned
         }
         self.taken = {*_BUILTINS, *_HELPERS, *keyword.kwlist}
         self.names: dict[tuple[str, str], str] = {}

@@ -67,7 +67,7 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
             for bound in (b for b in bounds if _stays_exact(b.value, definitions)):
                 known[node] = fold.truth(True, node)
                 (uppers if bound.upper else lowers).append(bound.value)
-    cut = cut and (padded(axis) or not (loop.share or whole(loop)))
+    cut = cut and (padded(axis) or not (loop.deals_dim or whole(loop)))
     if not known and not cut and not any(axis in m for m in _masked_axes(loop.body)):
         return None
     is_size = isinstance(loop.stop, ir.Size)
@@ -75,7 +75,7 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
     start = fold.largest(loop.start, *lowers) if lowers else loop.start
     body = tuple(_unmasked(fold.rebuild_statement(s, known), axis) for s in loop.body)
     body = fold.without_unused(body, loop.carried)
-    head = start != _ZERO and (bool(lowers) or not loop.share)
+    head = start != _ZERO and (bool(lowers) or not loop.aligned)
     first = fold.round_up(start, loop.tile.name) if head else start
     tail = bool(uppers) or not is_size or padded(axis)
     return Interior(first, fold.round_down(stop, loop.tile.name) if tail else stop, body, head, tail)

@@ -104,8 +104,6 @@ MISTAKES = {
     "share of a tile": (LOOP + "for n in kd.sequential(kd.tile('N'), share=m): pass",
                         "for n in kd.sequential(kd.tile('N'), share=m): pass",
                         ["index of an untiled parallel loop", "the tile m of M", "share=p"]),
-    "share and bounds": ("for p in kd.parallel('M'):\n    for n in kd.sequential(kd.tile('N'), stop=shift, share=p): pass",
-                         "for n in kd.sequential(kd.tile('N'), stop=shift, share=p): pass", ["no start or stop"]),
     "loop variable taken": (LOOP + "for x in kd.sequential(kd.tile('N')): pass", "x", ["x already has a meaning"]),
     "loop variables": ("for m, n in kd.parallel(kd.tile('M')): pass", "for m, n in kd.parallel(kd.tile('M')): pass",
                        ["2 loop variables for 1 dims"]),

@@ -11,8 +11,8 @@ from tests.programs.scope import Loop
 TAGS = (
     "batch", "bool tensor", "bounds", "bytes", "cast", "cast to int", "choice", "empty", "globals", "global", "helper", "i64",
     "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index", "loop in a loop", "narrow",
-    "negated", "odd numbers", "one dim twice", "optional", "absent", "product", "products", "shared memory", "smooth", "static",
-    "static function", "store in a loop", "stored as integers", "addition", "tidy", "tile bounds", "huge window",
+    "negated", "odd numbers", "one dim twice", "optional", "absent", "product", "products", "share", "shared memory", "smooth",
+    "static", "static function", "store in a loop", "stored as integers", "addition", "tidy", "tile bounds", "huge window",
 )  # fmt: skip
 """What can be left out with ``--without``."""
 
@@ -56,6 +56,8 @@ class Kernels(Illformed):
         self.some_statements()
         if self.may("addition", 8):
             self.addition()
+        if self.may("share", 12):
+            self.dealt()
         for _ in range(self.pick([1, 1, 2])):
             self.store()
         self.sure_store()

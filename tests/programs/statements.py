@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tests.programs import values as v
-from tests.programs.scope import Loop, Variable
+from tests.programs.scope import MOST_TENSORS, Loop, Variable
 from tests.programs.stores import Stores
 from tests.programs.values import Expr
 
@@ -343,6 +343,31 @@ class Statements(Stores):
             with self.branch(f'for {tile} in kd.sequential(kd.tile("{dim}")):'):
                 self.line(f"{name} += {total.text}")
         self.variables.append(Variable(replace(total, text=name), len(self.loops)))
+
+    def dealt(self) -> None:
+        """A loop that deals tiles out among the programs along an index. Whose an element is hangs on their length, what is
+        stored for it does not: nothing in it reads that index, or a variable, which may hang on it."""
+        indices = [loop for loop in self.loops[: self.grid] if not loop.tiled]
+        if not indices or len(self.loops) > self.grid or len(self.tensors) >= MOST_TENSORS:
+            return
+        mine = self.pick(indices)
+        others = [loop for loop in self.loops if loop is not mine]
+        dim = self.some_dim(but=[loop.dim for loop in self.loops])
+        if dim not in self.known_dims():
+            self.new_tensor((dim,), "f32", odd=self.odd)
+        name, loops, variables, branches = self.fresh(dim.lower()), self.loops, self.variables, self.branches
+        self.loops, self.variables, self.branches = others, [], branches + 1
+        start, stop = (f", {key}={self.one_bound(dim, self.extents[dim])}" for key in ("start", "stop"))
+        bounds = self.pick([stop, start + stop, start, ""])
+        self.line(f'for {name} in kd.sequential(kd.tile("{dim}"){bounds}, share={mine.name}):')
+        self.loops = [*others, Loop(name, dim, True, None, True)]
+        self.seen.append((dim, True, self.grid))
+        shape = tuple(loop.name for loop in self.loops if loop.tiled)
+        if self.fits(shape):
+            self.put(tuple(loop.dim for loop in self.loops), ", ".join(loop.name for loop in self.loops), shape, "float")
+        else:
+            self.line("pass")
+        self.loops, self.variables, self.branches = loops, variables, branches
 
     def addition(self) -> None:
         """``out[...] += value`` to a place that several programs share."""

@@ -229,7 +229,7 @@ class _Emitter:
         """A loop through tiles."""
         tile, names = loop.tile, self.axes.names
         block = self.axes.lanes(tile.axis)
-        aligned = loop.share or loop.part in ("interior", "tail") or loop.start == ir.scalar(0)
+        aligned = loop.aligned
         low, high = self.expressions.text(loop.start), self.expressions.text(loop.stop)
         ragged = loop.part != "interior"
         beyond = ragged and self.facts.padded(tile.axis)
