@@ -121,8 +121,12 @@ def _masks(sizes: GpuTiles, product: Product) -> float:
         return 0.0
     inside = (a for a in sizes.facts.arithmetic if a.scope == product.scope and a.axes == (product.m, product.n))
     masks = sum(operation in COMPARISONS for a in inside for operation in a.operations)
-    if product.scope and any(isinstance(e, ir.Load) for e in ir.walk(sizes.facts.loops[product.scope - 1].stop)):
-        masks += 1  # a length that is read at run time leaves padding in the last tile
+    if product.scope:
+        loop = sizes.facts.loops[product.scope - 1]
+        if loop.share is not None:
+            masks += 0 if loop.deals_dim else 2 if loop.aligned else 3  # compiled for sm_90: up to 32 words more, bounds too
+        elif any(isinstance(e, ir.Load) for e in ir.walk(loop.stop)):
+            masks += 1  # a length that is read at run time leaves padding in the last tile
     return MASK * masks * sizes.count((product.m, product.n))
 
 
