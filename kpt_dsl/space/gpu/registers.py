@@ -124,7 +124,7 @@ def _masks(sizes: GpuTiles, product: Product) -> float:
     if product.scope:
         loop = sizes.facts.loops[product.scope - 1]
         if loop.share is not None:
-            masks += 0 if loop.deals_dim else 2 if loop.aligned else 3  # compiled for sm_90: up to 32 words more, bounds too
+            masks += 0 if loop.deals_dim else 1 if loop.aligned else 2
         elif any(isinstance(e, ir.Load) for e in ir.walk(loop.stop)):
             masks += 1  # a length that is read at run time leaves padding in the last tile
     return MASK * masks * sizes.count((product.m, product.n))
