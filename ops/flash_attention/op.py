@@ -7,7 +7,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride
-from kpt.ops.flash_attention import contract, reference
+from kpt.ops.flash_attention import contract, decoding, reference
 from kpt.ops.flash_attention.backward import GRADIENT
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.flash_attention.shapes import DIMS, SHAPES, arguments
@@ -73,8 +73,24 @@ def _run(
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     q, factor = contract.positive(q, scale)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
-    window = contract.window_of(q, k, window)
-    launch(flash_attention_fwd, q, k, v, key_lengths, o, lse, factor, window, causal)
+    given = (q, k, v, key_lengths, o, lse, factor, contract.window_of(q, k, window), causal)
+    parts = decoding.part_count(q, k)
+
+    def in_parts(launch: Launch) -> None:
+        """Programs share out the keys."""
+        decoding.attend(launch, *given, parts)
+
+    def in_twice_as_many(launch: Launch) -> None:
+        decoding.attend(launch, *given, 2 * parts)
+
+    def whole(launch: Launch) -> None:
+        """Each program sees all keys of its queries."""
+        launch(flash_attention_fwd, *given)
+
+    if parts:
+        launch.quickest(in_parts, in_twice_as_many, whole)
+    else:
+        whole(launch)
     return [o, lse] if return_lse else [o]
 
 
