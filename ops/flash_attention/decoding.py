@@ -53,7 +53,7 @@ def attend(
         outputs = (t.unflatten(1, (groups, 1, -1)).flatten(3, 4) for t in (o, lse))
         launch(flash_attention_parts, rows, k, v, key_lengths, *outputs, *flags)
         return
-    found = q.new_empty((*rows.shape[:2], parts, *rows.shape[2:]), dtype=torch.float32)
+    found = q.new_empty((*rows.shape[:2], parts, rows.shape[2], v.shape[3]), dtype=torch.float32)
     found_lse = lse.new_empty(found.shape[:-1])
     launch(flash_attention_parts, rows, k, v, key_lengths, found, found_lse, *flags)
     apart = (-1, queries)

@@ -9,7 +9,7 @@ import kpt_dsl as kd
 from kpt.ops.flash_attention.kernels import LN2, LOG2E
 
 
-@kd.kernel(q="B G S D", k="B G N D", v="B G N D", key_lengths="B", o="B G P S D", lse="B G P S")
+@kd.kernel(q="B G S D", k="B G N D", v="B G N E", key_lengths="B", o="B G P S E", lse="B G P S")
 def flash_attention_parts(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
     scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static,
@@ -27,7 +27,7 @@ def flash_attention_parts(
         if window is not None:
             first = ahead - window + 1
         query = q[b, g, s, :]
-        top, total, acc = kd.full([s], -kd.inf), kd.zeros([s]), kd.zeros([s, "D"])
+        top, total, acc = kd.full([s], -kd.inf), kd.zeros([s]), kd.zeros([s, "E"])
         for n in kd.sequential(kd.tile("N"), start=first, stop=last, share=p):
             score = kd.dot(query, k[b, g, n, :].T)
             if queries is not None:
@@ -50,11 +50,11 @@ def flash_attention_parts(
         lse[b, g, p, s] = (top + kd.log2(total)) * LN2
 
 
-@kd.kernel(parts="B G P R M D", parts_lse="B G P R M", o="B G R M D", lse="B G R M")
+@kd.kernel(parts="B G P R M E", parts_lse="B G P R M", o="B G R M E", lse="B G R M")
 def flash_attention_join(parts: kd.In, parts_lse: kd.In, o: kd.Out, lse: kd.Out) -> None:
     """The attention over all keys, and its log-sum-exp, from those over P parts of them."""
     for b, g, r, m in kd.parallel("B", "G", "R", "M"):
-        top, total, acc = kd.full([], -kd.inf), kd.zeros([]), kd.zeros(["D"])
+        top, total, acc = kd.full([], -kd.inf), kd.zeros([]), kd.zeros(["E"])
         for p in kd.sequential(kd.tile("P")):
             found = parts_lse[b, g, p, r, m]
             new_top = kd.maximum(top, kd.max(found, axis=0))
