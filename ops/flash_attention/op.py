@@ -29,10 +29,10 @@ def flash_attention(
     """Softmax attention, ``softmax(scale * q @ k.T + mask) @ v``, without the score matrix in memory.
 
     ``q``: (B, H, M, D); ``k``: (B, G, N, D) with H a multiple of G (query head h reads head h // (H // G)); ``v``:
-    (B, G, N, E); float16, bfloat16, float32 or float64, all alike, any strides (a transposed (B, M, H, D) is not copied). Query i stands at
-    key position i + N - M, so that the last query meets the last key. ``causal``: it sees no key ahead of it. ``window``: it sees
-    keys less than ``window`` positions away. ``key_lengths``: (B,) int32, batch entry b has only its first key_lengths[b] keys
-    (right padding); positions still count from N. ``scale``: 1 / sqrt(D) unless given.
+    (B, G, N, E); float16, bfloat16, float32 or float64, all alike, any strides (a transposed (B, M, H, D) is not copied). Query
+    i stands at key position i + N - M, so that the last query meets the last key. ``causal``: it sees no key ahead of it.
+    ``window``: it sees keys less than ``window`` positions away. ``key_lengths``: (B,) int32, batch entry b has only its first
+    key_lengths[b] keys (right padding); positions still count from N. ``scale``: 1 / sqrt(D) unless given.
 
     Gives o, (B, H, M, E) in the memory order of q; with ``return_lse`` also the natural log-sum-exp of the scaled scores,
     (B, H, M), float32 (float64 for float64). A query that sees no key gets zeros, and -inf. Raises InputError for arguments
