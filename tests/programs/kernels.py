@@ -9,8 +9,9 @@ from tests.programs.program import Call, Program
 from tests.programs.scope import Loop
 
 TAGS = (
-    "batch", "bool tensor", "bounds", "bytes", "cast", "cast to int", "choice", "empty", "globals", "global", "helper", "i64",
-    "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index", "loop in a loop", "narrow",
+    "batch", "bool tensor", "bounds", "bytes", "cast", "cast to int", "choice", "empty", "gather", "globals", "global",
+    "helper", "i64", "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index", "loop in a loop",
+    "narrow",
     "negated", "odd numbers", "one dim twice", "optional", "absent", "product", "products", "shared memory", "smooth", "static",
     "static function", "store in a loop", "stored as integers", "addition", "tidy", "tile bounds", "huge window",
 )  # fmt: skip
