@@ -79,6 +79,10 @@ class _Recorder:
     def __setitem__(self, index: Any, value: Any) -> None:
         self.writes.append((index, value))
 
+    def __array_ufunc__(self, ufunc: Any, method: str, _: Any, index: Any, value: Any) -> None:
+        """``np.add.at``, by which places are added to that indices tell."""
+        self.writes.append((index, value))
+
 
 def _fixed(stmt: ir.Stmt, known: Mapping[str, ir.Const]) -> ir.Stmt:
     match stmt:

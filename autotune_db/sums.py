@@ -40,7 +40,11 @@ class Part:
         for name, index, value in written(self.kernel, extents, self.config, known, precision):
             if name == self.tensor:
                 every = index if isinstance(index, tuple) else (index,)
-                total[tuple(map(_within, every, self.bounds))] += value
+                where = tuple(map(_within, every, self.bounds))
+                if any(isinstance(i, np.ndarray) for i in every):  # of which some may be equal
+                    np.add.at(total, where, value)
+                else:
+                    total[where] += value
         return [(self.tensor, tuple(slice(*bounds) for bounds in self.bounds), total)]
 
 

@@ -3,14 +3,15 @@
 A dim that varies from call to call at a fixed model (batch, rows, sequence length) is bucketed; one that belongs to the
 model (features, head dim) is exact. No kernel registers which is which, so a rule decides. A dim is exact when
 - a program holds it whole (``x[m, :]``): the config must be legal for that very extent;
-- it belongs to weights: an input that lacks the batch, the leading dim of the first tensor (linear's N and K, a norm's N);
+- it belongs to weights: an input that lacks the batch, the leading dim of the first tensor but tables, in which elements are
+  looked up along it (linear's N and K, a norm's N);
 - a program walks along all of it and stores along it too: the width of a row (a norm or softmax in several passes). What it
   adds to is no row of its own.
 Attention: D exact; B, H, G, M, N bucketed. Linear: N, K exact; M bucketed. Norms: N exact; M bucketed.
 Knows no device and no op.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from kpt_dsl import ir
@@ -46,7 +47,7 @@ def exact_dims(kernel: ir.Kernel) -> frozenset[str]:
     """The dims whose extents stand exactly in a key."""
     axes = {axis for e in ir.every_expr(kernel.body) for axis in e.type.shape}
     whole = {axis.dim for axis in axes if axis.tile is None and axis != ir.UNIT}
-    batch = next((t.dims[0] for t in kernel.tensors if t.dims), None)
+    batch = _batch(kernel)
     weights = {dim for t in kernel.tensors if t.role == "in" and batch not in t.dims for dim in t.dims}
     walked = {s.over.dim for s in ir.statements(kernel.body) if isinstance(s, ir.For) and not s.share}
     added = ir.added(kernel)
@@ -58,7 +59,7 @@ def exact_dims(kernel: ir.Kernel) -> frozenset[str]:
 def fixed_dims(kernel: ir.Kernel) -> frozenset[str]:
     """The dims that have one extent in a class: the exact ones; those of any tensor that lacks the batch (gradients of weights,
     shares of a sum); and those that indices are computed of (heads that share keys), seen to be right for one extent only."""
-    batch = next((t.dims[0] for t in kernel.tensors if t.dims), None)
+    batch = _batch(kernel)
     found = {dim for t in kernel.tensors if batch not in t.dims for dim in t.dims}
     values: dict[str, list[ir.Expr]] = {}
     for stmt in ir.statements(kernel.body):
@@ -67,14 +68,18 @@ def fixed_dims(kernel: ir.Kernel) -> frozenset[str]:
     loops = [*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
     dim_of = {loop.name: loop.dim for loop in loops}
     for access in _accesses(kernel):
+        indexed = zip(access.index, kernel.tensor(access.tensor).dims, strict=True)
+        looked_up = {dim for i, dim in indexed if isinstance(i, ir.Expr) and i.type.shape}
         todo = [i for i in access.index if isinstance(i, ir.Expr) and not isinstance(i, ir.Index)]
         while todo:
-            for e in ir.walk(todo.pop()):
+            for e in _computed_of(todo.pop()):
                 match e:
                     case ir.Var(name=name):
                         todo += values.pop(name, [])
                     case ir.Size(dim=dim):
                         found.add(dim)
+                    case ir.Lanes(axis=ir.Axis(dim=dim)):
+                        found |= {dim, *looked_up}
                     case ir.Index(name=name):
                         found.add(dim_of[name])
     return exact_dims(kernel) | found
@@ -110,6 +115,19 @@ def _is_lone(kernel: ir.Kernel) -> bool:
     return sum(isinstance(e, ir.Dot) for e in ir.every_expr(kernel.body)) == 1
 
 
-def _accesses(kernel: ir.Kernel) -> list[ir.Load | ir.Store]:
-    loads: list[ir.Load | ir.Store] = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Load)]
+def _batch(kernel: ir.Kernel) -> str | None:
+    """The leading dim of the first tensor in which no elements are looked up along it."""
+    tables = {e.tensor for e in ir.every_expr(kernel.body) if isinstance(e, ir.Gather) and isinstance(e.index[0], ir.Expr)}
+    return next((t.dims[0] for t in kernel.tensors if t.dims and t.name not in tables), None)
+
+
+def _computed_of(index: ir.Expr) -> Iterator[ir.Expr]:
+    """What an index is computed of. What it is loaded by is another access's."""
+    yield index
+    for child in () if isinstance(index, ir.Read) else ir.children(index):
+        yield from _computed_of(child)
+
+
+def _accesses(kernel: ir.Kernel) -> list[ir.Read | ir.Store]:
+    loads: list[ir.Read | ir.Store] = [e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Read)]
     return [*loads, *(s for s in ir.statements(kernel.body) if isinstance(s, ir.Store))]

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """``flops`` of all products, and ``bytes`` of every tensor read or written once."""
+    """``flops`` of all products, and ``bytes`` of every tensor read or written once; of one that is only looked up in, of what
+    is looked up."""
 
     flops: float
     bytes: int
@@ -33,7 +34,8 @@ def work(instance: "Instance") -> Work:
     (a window given as an argument, lengths in a tensor) count as absent.
     """
     facts = collect(instance.lower({}), instance.extents)
-    moved = sum(_elements(t, instance.extents) * t.dtype.bytes for t in facts.kernel.tensors)
+    held = {t: _elements(t, instance.extents) for t in facts.kernel.tensors}
+    moved = sum(min(n, facts.gathered.get(t.name, n)) * t.dtype.bytes for t, n in held.items())
     return Work(flops=sum(_flops(facts, product) for product in facts.products), bytes=moved)
 
 

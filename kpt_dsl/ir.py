@@ -181,8 +181,30 @@ class Load(Expr):
 
 
 @dataclass(frozen=True, slots=True)
+class Gather(Expr):
+    """Elements of a tensor at places that tiles of integers name.
+
+    ``index`` is a load's, but one entry at least is such a tile, which picks an element for each of its own. The shape has the
+    axes of all entries, each once, in the order in which they are met; those of a tile are in that order too.
+    ``masked``, as a load's: those of the index tiles among them, along which padding is never an address.
+    ``when``: a bool scalar, or a tile that broadcasts to the shape; where it is false, or along a masked axis no element is,
+    nothing is read, elements are zeros and indices may be of no element.
+    """
+
+    tensor: str
+    index: "tuple[Axis | Expr, ...]"
+    masked: tuple[Axis, ...] = ()
+    when: Expr | None = None
+
+
+Read = Load | Gather
+"""What reads a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checked(Expr):
-    """An index of one dim of a tensor that may not be one: it is reported, or brought back to the nearest that is.
+    """An index of one dim of a tensor, or a tile of them, that may not be one: it is reported, or brought back to the nearest
+    that is.
 
     Stands in the ``index`` of a load or a store only, where ``passes.indices`` could not prove it (``loc``: that of the index).
     """
@@ -305,7 +327,7 @@ class Store(Stmt):
     """Valid lanes of ``value`` to a tensor. ``masked``: the axes along which lanes may be padding (set by passes.padding).
 
     ``add``: they are added to what the tensor (f32) holds, element by element, whichever program comes first. A tensor that is
-    added to is not stored to otherwise.
+    added to is not stored to otherwise. Only then may ``index`` hold tiles, as a gather's.
     """
 
     tensor: str
@@ -430,7 +452,7 @@ _INNER = {kind: tuple(f.name for f in fields(kind) if "Expr" in str(f.type)) for
 
 
 def children(node: Expr) -> tuple[Expr, ...]:
-    """The expressions directly inside an expression, scalar indices of a load included."""
+    """The expressions directly inside an expression, those that index a tensor included."""
     found = [getattr(node, name) for name in _INNER[type(node)]]
     return tuple([e for x in found for e in (x if isinstance(x, tuple) else (x,)) if isinstance(e, Expr)])
 
@@ -462,6 +484,12 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
         yield stmt
         if isinstance(stmt, For):
             yield from statements(stmt.body)
+
+
+def kept(index: "tuple[Axis | Expr, ...]") -> tuple[Axis, ...]:
+    """The axes of the tile that an index names: those of its entries, each once, in the order in which they are met."""
+    found = [axis for i in index for axis in ((i,) if isinstance(i, Axis) else i.type.shape)]
+    return tuple(dict.fromkeys(found))
 
 
 def tile_loops(body: tuple[Stmt, ...]) -> Iterator[For]:

@@ -205,7 +205,8 @@ def dot(a: Value, b: Value, acc: Value | None = None) -> Value:
 def where(cond: Any, a: Any, b: Any) -> Value:
     """``a`` where the condition holds, else ``b``, element by element.
 
-    With a scalar condition, what is loaded in ``a`` or ``b`` is loaded only where that one is taken.
+    With a scalar condition, what is loaded in ``a`` or ``b`` is loaded only where that one is taken; with a tile, what is
+    gathered there by tiles of indices, where its axes are those of the condition.
     """
     _never("where")
 

@@ -124,7 +124,7 @@ def _format(node: ir.Expr) -> tuple[str, int]:
             return f"{axis}.index", _ATOM
         case ir.Valid(axis):
             return f"{axis}.valid", _ATOM
-        case ir.Load(tensor, index, masked):
+        case ir.Load(tensor, index, masked) | ir.Gather(tensor, index, masked):
             asked = "" if node.when is None else f".when({format_expr(node.when)})"
             return f"{tensor}{_index(index)}{_masked(masked)}{asked}", _ATOM
         case ir.Checked(x):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from kpt_dsl import ir
-from kpt_dsl.dtypes import DType, f32
+from kpt_dsl.dtypes import DType, f32, i32
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.errors import ConfigError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kpt_dsl.targets import Target
 
 Precision = Literal["typed", "f64"]
+Index = tuple[ir.Axis | ir.Expr, ...]
 
 _DTYPES = {
     "f32": "np.float32", "f16": "np.float16", "bf16": "ml_dtypes.bfloat16", "f8e4m3": "ml_dtypes.float8_e4m3fn",
@@ -83,6 +84,20 @@ def at(index, extent, place):
     if not 0 <= index < extent:
         raise IndexRangeError.at(place, index, extent)
     return index''',
+    "among": '''\
+def among(index, extent, place, asked=True):
+    """Indices, where they are asked for; any may be none of a dim of this extent."""
+    wrong = np.asarray((index < 0) | (index >= extent)) & asked
+    if wrong.any():
+        raise IndexRangeError.at(place, int(np.broadcast_to(index, wrong.shape)[wrong][0]), extent)
+    return index''',
+    "picked": '''\
+def picked(x, index, asked):
+    """The elements of an array that are asked for, and zeros."""
+    *index, asked = np.broadcast_arrays(*index, asked)
+    found = np.zeros(asked.shape, x.dtype)
+    found[asked] = x[tuple(i[asked] for i in index)]
+    return found''',
     "dot": '''\
 def dot(a, b):
     """The product of two narrow tiles, in REAL."""
@@ -164,7 +179,7 @@ class _Emitter:
         head = f'"""{kernel.name} on NumPy, in {width}: what the kernel means, tile by tile."""\n\n'
         head += "import math\n\n" if "math." in code else ""
         head += "import ml_dtypes\n" if "ml_dtypes." in code else ""
-        ours = "\nfrom kpt_dsl.errors import IndexRangeError\n" if "at" in self.helpers else ""
+        ours = "\nfrom kpt_dsl.errors import IndexRangeError\n" if self.helpers & {"at", "among"} else ""
         return f"{head}import numpy as np\n{ours}\n\n{code}"
 
     def _prologue(self) -> None:
@@ -193,6 +208,8 @@ class _Emitter:
     def _used_dims(self) -> set[str]:
         """The dims whose extents the text names."""
         used = {loop.dim for loop in self.kernel.grid}
+        added = [s.index for s in ir.statements(self.kernel.body) if isinstance(s, ir.Store) and s.add]
+        used.update(i.dim for index in added for i in index if isinstance(i, ir.Axis) and i.tile is None)
         for node in ir.every_expr(self.kernel.body):
             match node:
                 case ir.Size(dim):
@@ -201,6 +218,8 @@ class _Emitter:
                     used.add(axis.dim)
                 case ir.Checked(dim=dim):
                     used.add(dim)
+                case ir.Gather() if node.when is not None or not _is_lone(node):
+                    used.update(a.dim for a in node.type.shape if a.tile is None)
                 case ir.Full() | ir.Load(when=ir.Expr()):
                     used.update(a.dim for a in node.type.shape if a.tile is None)
         return used
@@ -237,6 +256,9 @@ class _Emitter:
             match stmt:
                 case ir.Assign(name, value):
                     self.out.line(f"{self.name(name)} = {self.typed(value)}", stmt.loc)
+                case ir.Store(tensor, index, value) if any(isinstance(i, ir.Expr) and i.type.shape for i in index):
+                    places = ", ".join(self._among(index, ir.kept(index), None))
+                    self.out.line(f"np.add.at({self.name(tensor)}, ({places}), {self.expr(value)})", stmt.loc)
                 case ir.Store(tensor, index, value, add=add):
                     sign = "+=" if add else "="
                     self.out.line(f"{self.name(tensor)}{self._index(index)} {sign} {self.expr(value)}", stmt.loc)
@@ -302,9 +324,10 @@ class _Emitter:
                 return f"{self.helper('indices')}({self.name(axis.tile)})", _ATOM
             case ir.Load():
                 return self._load(node)
-            case ir.Checked(x, _, dim):
-                where = json.dumps(indices.place(self.kernel, node), ensure_ascii=False)
-                return f"{self.helper('at')}({self.expr(x)}, {self.extent(dim)}, {where})", _ATOM
+            case ir.Gather():
+                return self._gather(node), _ATOM
+            case ir.Checked():
+                return self._checked(node, self.expr(node.x), None), _ATOM
             case ir.Unary(op, x):
                 text, place, strength = (_SCALAR_UNARY if scalar else _TILE_UNARY)[op]
                 if op == "erf":
@@ -344,6 +367,36 @@ class _Emitter:
         if node.type.shape:
             zero, _ = self._full(ir.scalar(0), node.type)
         return f"{text} if {self.expr(node.when, _OR)} else {zero}", _IF
+
+    def _checked(self, node: ir.Checked, index: str, when: ir.Expr | None) -> str:
+        """An index, or a tile of them, that raises where it is none of its dim and is asked for."""
+        helper = self.helper("among" if node.type.shape or when is not None else "at")
+        asked = "" if when is None else f", {self.expr(when)}"
+        place = json.dumps(indices.place(self.kernel, node), ensure_ascii=False)
+        return f"{helper}({index}, {self.extent(node.dim)}, {place}{asked})"
+
+    def _gather(self, node: ir.Gather) -> str:
+        name = self.name(node.tensor)
+        if node.when is not None:
+            index = ", ".join(self._among(node.index, node.type.shape, node.when))
+            text = f"{self.helper('picked')}({name}, [{index}], {self.expr(node.when)})"
+        elif _is_lone(node):
+            text = f"{name}{self._index(node.index)}"
+        else:
+            text = f"{name}[{', '.join(self._among(node.index, node.type.shape, None))}]"
+        return f"{text}.astype(np.float64)" if self.exact and node.type.dtype.is_float else text
+
+    def _among(self, index: Index, shape: tuple[ir.Axis, ...], when: ir.Expr | None) -> list[str]:
+        """The entries of an index as arrays that broadcast to a shape."""
+        found = []
+        for entry in index:
+            x = ir.Lanes(entry, type=ir.Type(i32, (entry,))) if isinstance(entry, ir.Axis) else entry
+            inner = x.x if isinstance(x, ir.Checked) else x
+            text = self.expr(inner, _ATOM if len(inner.type.shape) < len(shape) else _IF)
+            if inner.type.shape and len(inner.type.shape) < len(shape):
+                text += f"[{', '.join(':' if axis in inner.type.shape else 'None' for axis in shape)}]"
+            found.append(self._checked(x, text, when) if isinstance(x, ir.Checked) else text)
+        return found
 
     def _binary(self, op: str, a: ir.Expr, b: ir.Expr, scalar: bool) -> tuple[str, int]:
         if op in _EXTREMES:
@@ -400,7 +453,7 @@ class _Emitter:
             return product, strength
         return f"{self.expr(node.acc, _ADD)} + {product}", _ADD
 
-    def _index(self, index: tuple[ir.Axis | ir.Expr, ...]) -> str:
+    def _index(self, index: Index) -> str:
         entries = [self._index_entry(i) for i in index]
         return f"[{', '.join(entries) or '()'}]"
 
@@ -408,6 +461,12 @@ class _Emitter:
         if isinstance(entry, ir.Axis):
             return ":" if entry.tile is None else self.name(entry.tile)
         return self.expr(entry)
+
+
+def _is_lone(node: ir.Gather) -> bool:
+    """Whether one tile of indices stands among slices of other axes: NumPy then leaves its axes where it stands."""
+    tiles = [i for i in node.index if isinstance(i, ir.Expr)]
+    return len(tiles) == 1 and len(node.type.shape) == len(tiles[0].type.shape) + len(node.index) - 1
 
 
 def _arguments(kernel: ir.Kernel) -> tuple[ir.Tensor | ir.Scalar, ...]:

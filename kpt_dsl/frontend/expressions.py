@@ -6,8 +6,10 @@ An expression's value is tile IR (``ir.Expr``), a tensor argument, a tile, or a 
 import ast
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from types import ModuleType
 from typing import Any, Literal, cast
 
@@ -70,6 +72,8 @@ _NAN_DROPPED: dict[Any, Literal["maxnum", "minnum"]] = {
     language.maximum: "maxnum", language.max: "maxnum", language.minimum: "minnum", language.min: "minnum",
 }  # fmt: skip
 _PLACES: dict[Any, Literal["max", "min"]] = {language.argmax: "max", language.argmin: "min"}
+_ELEMENTWISE = {*_UNARY_FUNCTIONS, *_BINARY_FUNCTIONS, language.where}
+"""Functions of which an element of the result is made of those at the same place only."""
 _TILE_PARTS = ("index", "count", "before", "start", "stop", "size")
 
 
@@ -86,7 +90,8 @@ class Expressions(Names):
         self.tiles: set[str] = set()
         self.begins: dict[str, Expr] = {}
         """The first index that each tile's loop visits."""
-        self.asked: Expr | None = None  # under which condition the branches of kd.where that are being read are taken
+        self.asked: tuple[Expr, ...] = ()
+        """The conditions under which what is being read is asked for: the branches of kd.where around it are taken."""
         self.without_extents: Mapping[str, tuple[str, ...]] = {}
 
     def named(self, name: str, value: Expr, loc: Loc) -> ir.Var:
@@ -255,8 +260,11 @@ class Expressions(Names):
             if base.role == "out":
                 fail(loc, f"{base.name} is declared kd.Out, so it cannot be loaded", "keep the value in a variable")
             index, shape = self.index(base, node)
-            when = self.asked if any(isinstance(i, Expr) for i in index) else None
-            return ir.Load(base.name, index, when=when, type=ir.Type(base.dtype, shape), loc=loc)
+            kind = ir.Type(base.dtype, shape)
+            if any(isinstance(i, Expr) and i.type.shape for i in index):
+                return ir.Gather(base.name, index, when=self.taken(shape, loc), type=kind, loc=loc)
+            when = self.taken((), loc) if any(isinstance(i, Expr) for i in index) else None
+            return ir.Load(base.name, index, when=when, type=kind, loc=loc)
         if isinstance(base, Expr):
             return ty.expand(base, tuple(self.slices(node)), loc)
         return self.python(operator.getitem, base, self.expr(node), loc=loc)
@@ -298,15 +306,54 @@ class Expressions(Names):
                     index.append(entry)
                 case Expr() if entry.type == ir.Type(i32):
                     index.append(ir.Checked(entry, tensor.name, dim, type=entry.type, loc=place))
+                case Expr() if entry.type.shape and entry.type.dtype.kind == "int":
+                    places_of = ty.widened(entry, place)
+                    index.append(ir.Checked(places_of, tensor.name, dim, type=places_of.type, loc=place))
                 case int() if not isinstance(entry, bool) and entry >= 0:
                     index.append(ir.scalar(entry, place))
                 case _:
                     fail(loc, f"{tensor.name}[{dims}] indexed with {describe(entry)}",
-                         "an index is a tile, a whole-number scalar from 0 up, or ':'")  # fmt: skip
-        shape = tuple(i for i in index if isinstance(i, ir.Axis))
-        if len(set(shape)) != len(shape):
-            fail(loc, f"{tensor.name} indexed twice with one tile", "use a second loop over the same dim")
+                         "an index is a tile, a whole-number scalar from 0 up, a tile of whole numbers, or ':'")  # fmt: skip
+        plain = [i for i in index if isinstance(i, ir.Axis)]
+        if len(set(plain)) != len(plain):
+            fail(loc, f"{tensor.name} indexed twice with one tile",
+                 f"use a second loop over the same dim; {tensor.name}[m, m.index] is the diagonal")  # fmt: skip
+        shape = ir.kept(tuple(index))
+        for entry in index:
+            if isinstance(entry, ir.Checked) and entry.type.shape:
+                self.check_order(entry, shape)
         return tuple(index), shape
+
+    @staticmethod
+    def check_order(entry: ir.Checked, shape: tuple[ir.Axis, ...]) -> None:
+        """Refuses a tile as an index whose axes are not some of the result's, in its order."""
+        axes = entry.type.shape
+        what = f"{entry.tensor} indexed along {entry.dim} with a value of type {entry.type}"
+        if ir.UNIT in axes or len(set(axes)) < len(axes):
+            fail(entry.loc, f"{what}: an axis of length one, or one twice, says nothing of the result",
+                 "axes of indices are told apart by name: index with the tile as it was loaded, without [:, None]")  # fmt: skip
+        if list(axes) != [axis for axis in shape if axis in axes]:
+            fail(entry.loc, f"{what}, but the result's axes are met in the order [{', '.join(map(str, shape))}]",
+                 "write .T behind it")  # fmt: skip
+
+    def taken(self, shape: tuple[ir.Axis, ...], loc: Loc) -> Expr | None:
+        """Where an element of a tile of this shape is asked for, as far as the conditions around it say so of each element."""
+        fitting = [c for c in self.asked if not c.type.shape or ty.spreads(c.type.shape, shape)]
+        return reduce(lambda a, b: ty.binary("and", a, b, loc), fitting) if fitting else None
+
+    @contextmanager
+    def asking(self, conditions: tuple[Expr, ...]) -> Iterator[None]:
+        """What is read meanwhile is asked for under these conditions."""
+        outer, self.asked = self.asked, conditions
+        try:
+            yield
+        finally:
+            self.asked = outer
+
+    @property
+    def asked_of_all(self) -> tuple[Expr, ...]:
+        """The conditions, of those around, that are no tile's: they hold for what is made of several elements too."""
+        return tuple(c for c in self.asked if not c.type.shape)
 
     def check_dim(self, dim: Any, loc: Loc) -> str:
         if not isinstance(dim, str) or dim not in self.dims:
@@ -323,8 +370,9 @@ class Expressions(Names):
         if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
             fail(loc, "* and ** in a call", "write the arguments out")
         read = self.branches(node) if fn is language.where else self.expr
-        positional = [read(a) for a in node.args]
-        named = {cast(str, k.arg): read(k.value) for k in node.keywords}
+        with self.asking(self.asked if fn in _ELEMENTWISE else self.asked_of_all):
+            positional = [read(a) for a in node.args]
+            named = {cast(str, k.arg): read(k.value) for k in node.keywords}
         try:
             return dict(inspect.signature(fn).bind(*positional, **named).arguments)
         except TypeError as error:
@@ -332,8 +380,8 @@ class Expressions(Names):
             fail(loc, f"{fn.__name__}: {error}", f"its signature is {signature}")
 
     def branches(self, node: ast.Call) -> Callable[[ast.expr], Any]:
-        """How the arguments of a kd.where are read: what is loaded in a branch of a scalar condition is loaded only where that
-        branch is taken."""
+        """How the arguments of a kd.where are read: what is loaded in a branch by an index is loaded only where that branch is
+        taken; where the condition is a tile, what is gathered."""
         named = {k.arg: k.value for k in node.keywords}
         first, *_ = [*node.args[:1], *([named["cond"]] if "cond" in named else []), None]
         condition = None if first is None else self.expr(first)
@@ -341,23 +389,20 @@ class Expressions(Names):
         def read(argument: ast.expr) -> Any:
             if argument is first:
                 return condition
-            if not isinstance(condition, Expr) or condition.type != ir.Type(bool_):
+            if not isinstance(condition, Expr) or condition.type.dtype != bool_:
                 return self.expr(argument)
-            loc, outer = self.source.loc(argument), self.asked
             second = argument is named.get("b") or argument in node.args[2:]
-            mine = ty.unary("not", condition, loc) if second else condition
-            self.asked = mine if outer is None else ty.binary("and", outer, mine, loc)
-            try:
+            mine = ty.unary("not", condition, self.source.loc(argument)) if second else condition
+            with self.asking((*self.asked, mine)):
                 return self.expr(argument)
-            finally:
-                self.asked = outer
 
         return read
 
     def call(self, node: ast.Call, loc: Loc) -> Any:
         fn = self.expr(node.func)
         if isinstance(fn, Helper):
-            return self.inline(fn, node)
+            with self.asking(self.asked_of_all):
+                return self.inline(fn, node)
         if isinstance(fn, _Method):
             to = self.expr(node.args[0]) if len(node.args) == 1 and not node.keywords else None
             if not isinstance(to, DType):

@@ -247,6 +247,10 @@ class _Lowering(Expressions):
             fail(loc, f"{name} is stored to and added to in one kernel",
                  "programs run in any order, so chance would tell what remains: clear it before the kernel runs")  # fmt: skip
         where, shape = self.index(tensor, index)
+        if not add and any(isinstance(i, Expr) and i.type.shape for i in where):
+            fail(loc, f"{name} is stored to at places that a tile of indices names; of two that are equal, chance would "
+                 "tell which value remains", f"add to a cleared float32 output, {name}[…] += value, or go through indices one "
+                 'after the other: for m in kd.parallel("M")')  # fmt: skip
         if not isinstance(value, Expr):
             if not isinstance(value, int | float):
                 fail(loc, f"{describe(value)} cannot be stored", "store a tile, a scalar or a number")

@@ -72,9 +72,14 @@ def cast(x: Expr, dtype: DType, loc: Loc) -> Expr:
     return ir.Cast(x, type=Type(dtype, x.type.shape), loc=loc)
 
 
-def _widened(x: Expr, loc: Loc) -> Expr:
+def widened(x: Expr, loc: Loc) -> Expr:
     """An integer as arithmetic takes it."""
     return cast(x, i32, loc) if x.type.dtype.is_narrow_int else x
+
+
+def spreads(shape: tuple[Axis, ...], over: tuple[Axis, ...]) -> bool:
+    """Whether a tile of a shape says one thing of each element of another: axes are equal, or its own has length one."""
+    return len(shape) == len(over) and all(x in (y, UNIT) for x, y in zip(shape, over, strict=True))
 
 
 def broadcast(a: Type, b: Type, what: str, loc: Loc) -> tuple[Axis, ...]:
@@ -145,7 +150,7 @@ def unary(op: ir.UnaryOp, x: Expr | Number, loc: Loc) -> Expr:
         return _folded(ir.Unary(op, value, type=value.type, loc=loc))
     if kind == "bool":
         fail(loc, f"{op} of a condition ({value.type})", "use kd.where(condition, a, b) to make numbers of it")
-    value = cast(value, f32, loc) if kind == "float" or op not in ("neg", "abs") else _widened(value, loc)
+    value = cast(value, f32, loc) if kind == "float" or op not in ("neg", "abs") else widened(value, loc)
     return _folded(ir.Unary(op, value, type=value.type, loc=loc))
 
 
@@ -197,7 +202,7 @@ def reduce(op: ir.ReduceOp, x: Expr, axis: Any, loc: Loc, name: str = "") -> Exp
         fail(loc, f"{name} of {x.type} along a unit axis", "reduce before [:, None], not after it")
     if x.type.dtype == bool_:
         fail(loc, f"{name} of conditions ({x.type})", "use kd.where(condition, 1, 0) first")
-    value = cast(x, f32, loc) if x.type.dtype.is_float else _widened(x, loc)
+    value = cast(x, f32, loc) if x.type.dtype.is_float else widened(x, loc)
     shape = value.type.shape[:axis] + value.type.shape[axis + 1 :]
     if not x.type.dtype.is_float:
         op = _OF_INTEGERS.get(op, op)

@@ -1,4 +1,5 @@
-"""Indices that may be of no element: which of a kernel's scalar indices are seen to lie within their dims, and which are not.
+"""Indices that may be of no element: which of a kernel's indices that are numbers, or tiles of them, are seen to lie within
+their dims, and which are not.
 
 An index that can only have one value is decided here: a literal beyond its dim is an error before anything runs. Others are
 followed as intervals (``h // kd.group("H", "G")`` stays below G); what is loaded or given with the call may be anything, and
@@ -11,17 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from kpt_dsl import ir
-from kpt_dsl.dtypes import i32
+from kpt_dsl.arithmetic import limits
 from kpt_dsl.errors import IndexRangeError
 from kpt_dsl.ir import Expr
 from kpt_dsl.passes.intervals import Interval, around, of_one, of_two
 
-ANY: Interval = (-(2**31), 2**31 - 1)
-"""Of an i32 of which nothing is known."""
-
 
 def check(kernel: ir.Kernel, extents: Mapping[str, Interval]) -> ir.Kernel:
-    """``kernel`` with those scalar indices in ``Checked`` that are not seen to be within their dims, whatever of ``extents``
+    """``kernel`` with those indices in ``Checked`` that are not seen to be within their dims, whatever of ``extents``
     these have, and with starts of loops that do not lie beyond the dim, whatever was loaded for them.
 
     Raises IndexRangeError for an index that cannot be, unless no program runs or its load has a condition.
@@ -46,8 +44,8 @@ def indexed_with(kernel: ir.Kernel) -> Iterator[tuple[str, str]]:
         todo, seen = [index.x], set[str]()
         while todo:
             for e in ir.walk(todo.pop()):
-                if isinstance(e, ir.Load | ir.Param):
-                    yield e.tensor if isinstance(e, ir.Load) else e.name, index.dim
+                if isinstance(e, ir.Read | ir.Param):
+                    yield e.name if isinstance(e, ir.Param) else e.tensor, index.dim
                 elif isinstance(e, ir.Var) and e.name not in seen:
                     seen.add(e.name)
                     todo += values.get(e.name, [])
@@ -101,7 +99,7 @@ class _Check:
 
     def expr(self, node: Expr) -> Expr:
         node = ir.with_children(node, tuple(map(self.expr, ir.children(node))))
-        if not isinstance(node, ir.Load):
+        if not isinstance(node, ir.Read):
             return node
         index = self.index(node.tensor, node.index, node.loc, node.when)
         asked = any(isinstance(i, ir.Checked) for i in index)
@@ -117,11 +115,12 @@ class _Check:
         )
 
     def entry(self, tensor: str, dim: str, given: Expr, loc: ir.Loc, when: Expr | None) -> Expr:
-        """A scalar index: itself where it is seen to be one of its dim."""
+        """An index, or a tile of them: itself where it is seen to be one of its dim."""
         x, at = (given.x, given.loc) if isinstance(given, ir.Checked) else (given, given.loc)
         low, high = self.span(x)
         extent, most = self.extents[dim]
-        own = isinstance(x, ir.Index) and self.dim_of.get(x.name) == dim  # of this dim, whatever it is
+        dim_of = x.axis.dim if isinstance(x, ir.Lanes) else self.dim_of.get(x.name) if isinstance(x, ir.Index) else None
+        own = dim_of == dim  # of this dim, whatever it is
         if own or (low >= 0 and high < extent):
             return x
         if low == high and extent == most and when is None:
@@ -137,7 +136,7 @@ class _Check:
         An argument that is taken away is not looked at here but where its value is known (``passes.ranges``).
         """
         match e:
-            case ir.Load():
+            case ir.Load() | ir.Gather():
                 return True
             case ir.Param():
                 return sign > 0
@@ -156,11 +155,13 @@ class _Check:
 
     # -------------------------------------------------------------- intervals
     def span(self, e: Expr) -> Interval:
-        """The least and greatest value of an i32 scalar."""
+        """The least and greatest value of a whole number, or of the elements of a tile."""
         low, high = self._span(e)
-        return (low, high) if ANY[0] <= low and high <= ANY[1] else ANY  # what does not fit may be anything
+        least, most = limits(e.type.dtype)
+        return (low, high) if least <= low and high <= most else (least, most)  # what does not fit may be anything
 
     def _span(self, e: Expr) -> Interval:
+        anything = limits(e.type.dtype)
         match e:
             case ir.Const(value=value):
                 return int(value), int(value)
@@ -170,18 +171,22 @@ class _Check:
                 return 0, self.indices[name] - 1
             case ir.Start(tile=tile):
                 return 0, self.tiles[tile] - 1
+            case ir.Lanes(axis=axis):
+                return 0, self.extents[axis.dim][1] - 1
             case ir.Stop(tile=tile) | ir.Count(tile=tile):
                 return 1, self.tiles[tile]
             case ir.Before(tile=tile):
                 return 0, self.tiles[tile] - 1
             case ir.Var(name=name) if name in self.definitions:
                 return self.span(self.definitions[name])
-            case ir.Checked(x=x):
+            case ir.Checked(x=x) | ir.Expand(x=x) | ir.Transpose(x=x) | ir.Full(value=x):
+                return self.span(x)
+            case ir.Cast(x=x) if x.type.dtype.kind == "int":
                 return self.span(x)
             case ir.Where(a=a, b=b):
-                return around([self.span(a), self.span(b)]) or ANY
-            case ir.Unary(op=op, x=x) if x.type.dtype == i32:
-                return of_one(op, self.span(x)) or ANY
-            case ir.Binary(op=op, a=a, b=b) if a.type.dtype == i32:
-                return of_two(op, self.span(a), self.span(b)) or ANY
-        return ANY
+                return around([self.span(a), self.span(b)]) or anything
+            case ir.Unary(op=op, x=x) if x.type.dtype.kind == "int":
+                return of_one(op, self.span(x)) or anything
+            case ir.Binary(op=op, a=a, b=b) if a.type.dtype.kind == "int":
+                return of_two(op, self.span(a), self.span(b)) or anything
+        return anything

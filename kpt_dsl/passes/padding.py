@@ -105,7 +105,7 @@ class _Guard:
                 case ir.Store():
                     index = tuple(self.expr(i, masked_tiles)[0] if isinstance(i, Expr) else i for i in stmt.index)
                     value, _ = self.expr(stmt.value, masked_tiles)
-                    masked = tuple(i for i in index if isinstance(i, Axis) and self.is_padded(i))
+                    masked = tuple(filter(self.is_padded, ir.kept(index)))
                     done.append(replace(stmt, index=index, value=value, masked=masked))
                 case ir.For():
                     done.append(self.loop(stmt, masked_tiles))
@@ -146,8 +146,8 @@ class _Guard:
                 return self.reduction(node, pads[0])
             case ir.Dot():
                 return self.product(node, pads), {}
-            case ir.Load():
-                return self.load(node, masked_tiles)
+            case ir.Load() | ir.Gather():
+                return self.read(node, masked_tiles)
             case ir.Var():
                 return node, self.pads_of.get(node.name, {})
             case ir.Full(value=ir.Const(value=value)):
@@ -245,16 +245,16 @@ class _Guard:
         fill = ir.Const(identity, type=Type(x.type.dtype))
         return ir.Where(valid(position, x.type.shape), x, fill, type=x.type, loc=x.loc)
 
-    def load(self, node: ir.Load, masked_tiles: frozenset[str]) -> tuple[Expr, Pads]:
-        """Tiles of the innermost loop, whole dims and the contiguous last dim are masked; the others are left to wrapping,
-        which costs nothing inside the loop and keeps every lane in bounds."""
-        last = len(node.index) - 1
+    def read(self, node: ir.Read, masked_tiles: frozenset[str]) -> tuple[Expr, Pads]:
+        """Tiles of the innermost loop, whole dims, the contiguous last dim and the axes of tiles that are indices, which hold
+        anything in their padding, are masked; the others are left to wrapping, which costs nothing inside the loop and keeps
+        every lane in bounds."""
+        named = ir.kept(tuple(i for i in node.index if isinstance(i, Expr)))
         masked = tuple(
             i
-            for position, i in enumerate(node.index)
-            if isinstance(i, Axis) and self.is_padded(i)
-            and (i.tile is None or i.tile in masked_tiles or position == last)
-        )  # fmt: skip
+            for i in ir.kept(node.index)
+            if self.is_padded(i) and (i.tile is None or i.tile in masked_tiles or i in named or i == node.index[-1])
+        )
         zero = Held(0.0 if node.type.dtype.is_float else 0)
         return replace(node, masked=masked), {i: zero for i, axis in enumerate(node.type.shape) if axis in masked}
 

@@ -108,6 +108,8 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
     scalars = [s.value for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape]
     if any(isinstance(e, ir.Load) for x in (*scalars, loop.start, loop.stop) for e in ir.walk(x)):
         raise Unfit("a scalar is loaded: what lies beyond bounds that depend on it may not enter a product")
+    if any(isinstance(e, ir.Gather) for e in ir.every_expr(kernel.body)):
+        raise Unfit("it gathers: copies move blocks, and what indices tell passes through registers")
     if indices.checked(kernel):
         raise Unfit("an index may be of no element")
     masked = _step(loop.body)

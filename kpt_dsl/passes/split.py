@@ -101,7 +101,7 @@ def _stays_exact(bound: Expr, definitions: dict[str, Expr]) -> bool:
     def loaded(e: Expr) -> bool:
         if isinstance(e, ir.Var):
             return e.name not in definitions or loaded(definitions[e.name])
-        return isinstance(e, ir.Load | ir.Reduce | ir.Cast) or any(map(loaded, ir.children(e)))
+        return isinstance(e, ir.Read | ir.Reduce | ir.Cast) or any(map(loaded, ir.children(e)))
 
     return isinstance(bound, ir.Load | ir.Var) or not loaded(bound)
 
@@ -168,14 +168,16 @@ def _named_by(loop: ir.For) -> set[str]:
 
 # ------------------------------------------------------------------ taking masks away
 def _masked_axes(body: tuple[ir.Stmt, ...]) -> list[tuple[Axis, ...]]:
-    loads = [x.masked for x in ir.every_expr(body) if isinstance(x, ir.Load)]
+    loads = [x.masked for x in ir.every_expr(body) if isinstance(x, ir.Read)]
     return loads + [s.masked for s in ir.statements(body) if isinstance(s, ir.Store)]
 
 
 def _unmasked(stmt: ir.Stmt, axis: Axis) -> ir.Stmt:
     """A statement whose loads and stores need no mask along ``axis``."""
-    loads = {x for x in ir.every_expr((stmt,)) if isinstance(x, ir.Load) and axis in x.masked}
-    leaf: dict[Expr, Expr] = {x: replace(x, masked=tuple(a for a in x.masked if a != axis)) for x in loads}
+    leaf: dict[Expr, Expr] = {}
+    for x in reversed([x for x in ir.every_expr((stmt,)) if isinstance(x, ir.Read) and axis in x.masked]):
+        inner = ir.with_children(x, tuple(fold.rebuild(c, leaf) for c in ir.children(x)))  # an index may be loaded too
+        leaf[x] = replace(inner, masked=tuple(a for a in x.masked if a != axis))  # type: ignore[call-arg]
     stmt = fold.rebuild_statement(stmt, leaf)
     if isinstance(stmt, ir.Store):
         return replace(stmt, masked=tuple(a for a in stmt.masked if a != axis))

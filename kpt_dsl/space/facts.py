@@ -4,6 +4,7 @@ Facts are about the program, not the machine: which tiles there are, which tenso
 how they hang together. Knows no target and no config.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,6 +38,26 @@ class Access:
     """It is an operand of a product, or (a store) holds a product's result."""
     add: bool = False
     """It adds to what the tensor holds."""
+    places: tuple[ir.Axis | ir.Expr, ...] = ()
+    """Its index, where tiles of indices tell which elements it is of."""
+
+    @staticmethod
+    def of(tensor: ir.Tensor, node: ir.Read | ir.Store, scope: Scope, **what: bool) -> "Access":
+        gathers = any(isinstance(i, ir.Expr) and i.type.shape for i in node.index)
+        return Access(tensor, ir.kept(node.index), scope, **what, places=node.index if gathers else ())
+
+    @property
+    def looked_up(self) -> Axes:
+        """The axes along which its elements lie where indices tell."""
+        return ir.kept(tuple(i for i in self.places if isinstance(i, ir.Expr)))
+
+    @property
+    def block(self) -> Axes:
+        """The tile of the tensor that holds them: whole along dims in which they are looked up."""
+        if not self.places:
+            return self.axes
+        dims = zip(self.places, self.tensor.dims, strict=True)
+        return tuple(i if isinstance(i, ir.Axis) else ir.Axis(d) for i, d in dims if isinstance(i, ir.Axis) or i.type.shape)
 
 
 @dataclass(frozen=True)
@@ -184,6 +205,17 @@ class Facts(Read):
         return tuple(load for load in behind if load.tensor.name not in operands)
 
     @cached_property
+    def gathered(self) -> dict[str, int]:
+        """Of tensors whose elements are looked up only, how many are, at most."""
+        found: dict[str, int] = {}
+        each = math.prod(self.dims[loop.dim] for loop in self.variables.values() if isinstance(loop, ir.Each))
+        for tensor in self.kernel.tensors:
+            mine = [a for a in (*self.loads, *self.stores) if a.tensor == tensor]
+            if mine and all(a.places for a in mine):
+                found[tensor.name] = each * sum(math.prod(map(self.extent, a.axes)) for a in mine)
+        return found
+
+    @cached_property
     def product_axes(self) -> frozenset[ir.Axis]:
         return frozenset(axis for product in self.products for axis in (product.m, product.n, product.k))
 
@@ -194,7 +226,7 @@ class Facts(Read):
         neighbours: dict[ir.Axis, bool] = {}
         for access in sorted((*self.loads, *self.stores), key=lambda access: len(access.axes) < 2):
             alone = len(access.axes) < 2
-            for axis in access.axes:
+            for axis in (a for a in access.axes if a not in access.looked_up):
                 step = strides[access.tensor.name][access.tensor.dims.index(axis.dim)]
                 if not (alone and axis in neighbours):
                     neighbours[axis] = neighbours.get(axis, False) or step == 1
@@ -274,10 +306,10 @@ class _Reader:
                     self._expr(value, scope)
                     self._assign(name, value, scope)
                 case ir.Store(tensor=tensor, index=index, value=value, add=add):
-                    self._expr(value, scope)
-                    axes = tuple(i for i in index if isinstance(i, ir.Axis))
+                    for entry in (*(i for i in index if isinstance(i, ir.Expr) and i.type.shape), value):
+                        self._expr(entry, scope)
                     made = self._from_product(value)
-                    self.stores.append(Access(self.kernel.tensor(tensor), axes, scope, True, made, add))
+                    self.stores.append(Access.of(self.kernel.tensor(tensor), stmt, scope, store=True, product=made, add=add))
                 case ir.For():
                     self._loop(stmt, scope)
 
@@ -315,9 +347,8 @@ class _Reader:
     def _expr(self, top: ir.Expr, scope: Scope) -> None:
         for node in ir.walk(top):
             match node:
-                case ir.Load(tensor=tensor, index=index):
-                    axes = tuple(i for i in index if isinstance(i, ir.Axis))
-                    self.loads.append(Access(self.kernel.tensor(tensor), axes, scope))
+                case ir.Load(tensor=tensor) | ir.Gather(tensor=tensor):
+                    self.loads.append(Access.of(self.kernel.tensor(tensor), node, scope))
                 case ir.Dot():
                     self._dot(node, scope)
                 case ir.Unary(op=op) | ir.Binary(op=op) if node.type.shape:
@@ -355,8 +386,7 @@ class _Reader:
                     node = x
                 case ir.Var(name=name) if name in self._values:
                     scope, node = self._loaded_in[name], self._values[name]
-                case ir.Load(tensor=tensor, index=index):
-                    axes = tuple(i for i in index if isinstance(i, ir.Axis))
-                    return Access(self.kernel.tensor(tensor), axes, scope, product=True)
+                case ir.Load(tensor=tensor) | ir.Gather(tensor=tensor):
+                    return Access.of(self.kernel.tensor(tensor), node, scope, product=True)
                 case _:
                     return None

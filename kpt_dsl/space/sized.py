@@ -86,7 +86,8 @@ class Sized(ABC):
     def compulsory_seconds(self) -> float:
         """The least that the products and the bytes of every tensor can take."""
         facts, target = self.facts, self.target
-        moved = sum(math.prod(facts.dims[d] for d in t.dims) * t.dtype.bytes for t in facts.kernel.tensors)
+        held = {t: math.prod(facts.dims[d] for d in t.dims) for t in facts.kernel.tensors}
+        moved = sum(min(n, facts.gathered.get(t.name, n)) * t.dtype.bytes for t, n in held.items())
         products = sum(
             2 * self.count((p.m, p.n, p.k)) * self.steps[p.scope] / target.peak(p.dtype.name) for p in facts.products
         )

@@ -208,7 +208,10 @@ class Space:
             if (found := variant.rules.first(variant.facts, self.target, variant.knobs)) is not None
         ]
         if not candidates:
-            raise TargetError(f"no config of {self.instance} is legal on {self.target.name}")
+            variant = self.variants[0]
+            least = Config({name: values[0] for name, values in variant.knobs.items()})
+            reason = variant.rules.why_illegal(variant.facts, self.target, least)
+            raise TargetError(f"no config of {self.instance} is legal on {self.target.name}; of {least}: {reason}")
         candidates.sort(key=lambda c: c[0].rules.seconds(c[0].facts, self.target, c[1]))
         return tuple(variant.choices | config for variant, config in candidates)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tests.programs import values as v
-from tests.programs.scope import Scope
+from tests.programs.gathers import Gathers
 from tests.programs.values import Expr
 
 SIGNS = ("<", "<=", ">", ">=", "==", "!=")
@@ -25,7 +25,7 @@ HELPERS: tuple[Helper, ...] = (
 """Name, body in terms of a and b, and what it makes of them."""
 
 
-class Expressions(Scope):
+class Expressions(Gathers):
     """``value`` is the door; ``fuel`` says how deep an expression may be."""
 
     def value(self, shape: Sequence[str], kind: str, fuel: int, exact: bool) -> Expr:
@@ -56,6 +56,8 @@ class Expressions(Scope):
             return self._compared(shape, 0)
         if not shape and self.upto(1):
             return self._scalar(kind)
+        if shape and self.may("gather", 10) and (found := self.gathered(shape, kind)) is not None:
+            return found
         return self.load(shape, kind) or self.filled(shape, kind)
 
     def _scalar(self, kind: str) -> Expr:

@@ -5,7 +5,7 @@ whole dim (or what bounds leave of it), so that what a config changes does not e
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from types import SimpleNamespace
@@ -21,31 +21,35 @@ _I32 = (-(2**31), 2**31 - 1)
 
 
 class Value:
-    """An array of float64, int64 or bool."""
+    """An array of float64, int64 or bool. ``axes``: what each of its axes runs over, a tile or a dim; None of length one."""
 
-    __slots__ = ("array", "wide")
+    __slots__ = ("array", "axes", "wide")
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, array: Any, wide: bool = False) -> None:
+    def __init__(self, array: Any, wide: bool = False, axes: Sequence[Any] = ()) -> None:
         self.array: NDArray[Any] = np.asarray(array)
         self.wide = wide
+        self.axes = tuple(axes)
+        assert len(self.axes) == self.array.ndim
 
     def __index__(self) -> int:
         return int(self.array)
 
     @property
     def T(self) -> "Value":
-        return Value(self.array.T, self.wide)
+        return Value(self.array.T, self.wide, self.axes[::-1])
 
     def __getitem__(self, index: Any) -> "Value":
-        return Value(self.array[index], self.wide)
+        axes = iter(self.axes)
+        every = index if isinstance(index, tuple) else (index,)
+        return Value(self.array[index], self.wide, [None if i is None else next(axes) for i in every])
 
     def to(self, dtype: str) -> "Value":
         x = self.array
         if dtype in LARGEST:
             x = x.astype(np.float64)
             limit = LARGEST[dtype]
-            return Value(np.clip(x, -limit, limit) if dtype.startswith("f8") else x)
+            return Value(np.clip(x, -limit, limit) if dtype.startswith("f8") else x, False, self.axes)
         low = 0 if dtype == "u8" else -(2 ** (INTEGERS[dtype] - 1))
         high = low + 2 ** INTEGERS[dtype] - 1
         if x.dtype.kind == "f":
@@ -54,7 +58,7 @@ class Value:
             x = np.clip(x, low, high)
         elif INTEGERS[dtype] < 32:
             x = (x.astype(np.int64) - low) % 2 ** INTEGERS[dtype] + low
-        return Value(x.astype(np.int64), dtype == "i64")
+        return Value(x.astype(np.int64), dtype == "i64", self.axes)
 
 
 def _raw(x: Any) -> Any:
@@ -65,8 +69,14 @@ def _wide(*given: Any) -> bool:
     return any(isinstance(x, Value) and x.wide for x in given)
 
 
+def _axes(*given: Any) -> tuple[Any, ...]:
+    """Those of what operands broadcast to."""
+    known = [x.axes for x in given if isinstance(x, Value) and x.axes]
+    return tuple(next((a for a in both if a is not None), None) for both in zip(*known, strict=True))
+
+
 def _lift(fn: Callable[..., Any]) -> Callable[..., Value]:
-    return lambda *given, drop_nan=False: Value(fn(*map(_raw, given)), _wide(*given))
+    return lambda *given, drop_nan=False: Value(fn(*map(_raw, given)), _wide(*given), _axes(*given))
 
 
 def _divide(a: Any, b: Any) -> Any:
@@ -93,7 +103,7 @@ Value.__neg__ = _lift(lambda a: -a)  # type: ignore[attr-defined]
 Value.__invert__ = _lift(lambda a: ~a)  # type: ignore[attr-defined]
 
 
-@dataclass
+@dataclass(eq=False)
 class Tile:
     """What bounds leave of a dim."""
 
@@ -102,7 +112,7 @@ class Tile:
 
     @property
     def index(self) -> Value:
-        return Value(np.arange(self.low, self.high))
+        return Value(np.arange(self.low, self.high), axes=[self])
 
     start = property(lambda self: Value(self.low))
     stop = property(lambda self: Value(self.high))
@@ -113,16 +123,28 @@ class Tile:
 
 @dataclass
 class Memory:
-    """A tensor argument; ``written`` says which elements of an output were stored to."""
+    """A tensor argument; ``written`` says which elements of an output were stored to.
+
+    At places that tiles tell an output is added to only: what is read there is nothing, and what is stored is added.
+    """
 
     array: NDArray[Any]
     dtype: str
-    wide: bool = False
-    written: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    dims: tuple[str, ...]
+    written: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((), bool))
+
+    def axes(self, index: Any) -> tuple[Any, ...]:
+        """Those of a tile of it: each that its index has, once, in the order in which they are met."""
+        entries = index if isinstance(index, tuple) else (index,)
+        met = [[d] if isinstance(i, slice) else [i] if isinstance(i, Tile) else i.axes if isinstance(i, Value) else []
+               for i, d in zip(entries, self.dims, strict=True)]  # fmt: skip
+        return tuple(dict.fromkeys(a for axes in met for a in axes))
 
     def place(self, index: Any) -> tuple[Any, ...]:
         entries = index if isinstance(index, tuple) else (index,)
         assert len(entries) == self.array.ndim
+        if any(isinstance(entry, Value) and entry.axes for entry in entries):
+            return self._places(entries)
         found: list[Any] = []
         for entry, extent in zip(entries, self.array.shape, strict=True):
             if isinstance(entry, Tile):
@@ -136,11 +158,32 @@ class Memory:
                 found.append(at)
         return tuple(found)
 
+    def _adds(self, index: Any) -> bool:
+        entries = index if isinstance(index, tuple) else (index,)
+        return self.written.ndim == self.array.ndim and any(isinstance(i, Value) and i.axes for i in entries)
+
+    def _places(self, entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Where tiles tell places: arrays of the rank of the result. What is none is in a branch that is not taken."""
+        axes, found = self.axes(entries), []
+        for entry, dim, extent in zip(entries, self.dims, self.array.shape, strict=True):
+            if isinstance(entry, slice):
+                entry = Value(np.arange(extent), axes=[dim])
+            x = entry.index if isinstance(entry, Tile) else entry if isinstance(entry, Value) else Value(entry)
+            assert list(x.axes) == [a for a in axes if a in x.axes]
+            kept = tuple(slice(None) if a in x.axes else None for a in axes)
+            found.append(np.clip(x.array[kept] if x.axes else x.array, 0, max(0, extent - 1)))
+        return tuple(found)
+
     def __getitem__(self, index: Any) -> Value:
-        return Value(self.array[self.place(index)].copy(), self.dtype == "i64")
+        found = self.array[self.place(index)].copy()
+        return Value(found * 0 if self._adds(index) else found, self.dtype == "i64", self.axes(index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         place = self.place(index)
+        if self._adds(index):
+            np.add.at(self.array, place, _raw(value))
+            self.written[place] = True
+            return
         self.array[place] = _raw((value if isinstance(value, Value) else Value(value)).to(self.dtype)
                                  if self.dtype != "bool" else value)  # fmt: skip
         self.written[place] = True
@@ -174,7 +217,7 @@ class _Words:
         return side.high - side.low if isinstance(side, Tile) else self.extents[side]
 
     def full(self, shape: Any, value: Any, dtype: str = "f32") -> Value:
-        filled = Value(np.full([self.length(s) for s in shape], _raw(value)))
+        filled = Value(np.full([self.length(s) for s in shape], _raw(value)), axes=shape)
         return filled if dtype == "bool" else filled.to(dtype)
 
     def size(self, dim: str) -> Value:
@@ -192,24 +235,30 @@ class _Over:
     dim: str
 
 
+def _without(x: Value, axis: int) -> list[Any]:
+    axes = list(x.axes)
+    del axes[axis]
+    return axes
+
+
 def _reduced(op: Callable[..., Any], low: bool) -> Callable[..., Value]:
     def along(x: Value, axis: int, drop_nan: bool = False) -> Value:
         if x.array.dtype.kind == "f":
             empty: Any = -np.inf if low else np.inf
         else:
             empty = (-(2**63), 2**63 - 1)[not low] if x.wide else _I32[not low]
-        return Value(op(x.array, axis=axis, initial=empty), x.wide)
+        return Value(op(x.array, axis=axis, initial=empty), x.wide, _without(x, axis))
 
     return along
 
 
 def _dot(a: Value, b: Value, acc: Value | None = None) -> Value:
     found = a.array.astype(np.float64) @ b.array.astype(np.float64)
-    return Value(found if acc is None else acc.array + found)
+    return Value(found if acc is None else acc.array + found, axes=(a.axes[0], b.axes[1]))
 
 
 def _real(fn: Callable[[Any], Any]) -> Callable[[Any], Value]:
-    return lambda x: Value(fn(np.asarray(_raw(x), np.float64)))
+    return lambda x: Value(fn(np.asarray(_raw(x), np.float64)), axes=_axes(x))
 
 
 def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
@@ -219,11 +268,13 @@ def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(
         kernel=lambda **dims: lambda fn: fn, function=lambda fn: fn, inf=math.inf, tile=_Over, parallel=words.parallel,
         sequential=words.sequential, full=words.full, zeros=lambda shape, dtype="f32": words.full(shape, 0, dtype),
-        index=lambda dim: Value(np.arange(call.extents[dim])), size=words.size, group=words.group, choice=words.choice,
-        range=range, dot=_dot,
+        index=lambda dim: Value(np.arange(call.extents[dim]), axes=(dim,)), size=words.size,
+        group=words.group, choice=words.choice, range=range, dot=_dot,
         where=_lift(np.where), maximum=_lift(np.maximum), minimum=_lift(np.minimum), abs=_lift(np.abs),
-        sum=lambda x, axis: Value(x.array.sum(axis=axis), x.wide), max=_reduced(np.max, True), min=_reduced(np.min, False),
-        argmax=lambda x, axis: Value(x.array.argmax(axis)), argmin=lambda x, axis: Value(x.array.argmin(axis)),
+        sum=lambda x, axis: Value(x.array.sum(axis=axis), x.wide, _without(x, axis)),
+        max=_reduced(np.max, True), min=_reduced(np.min, False),
+        argmax=lambda x, axis: Value(x.array.argmax(axis), axes=_without(x, axis)),
+        argmin=lambda x, axis: Value(x.array.argmin(axis), axes=_without(x, axis)),
         exp=_real(np.exp), exp2=_real(np.exp2), log=_real(np.log), log2=_real(np.log2), sqrt=_real(np.sqrt),
         rsqrt=_real(lambda x: 1 / np.sqrt(x)), tanh=_real(np.tanh), erf=_real(np.vectorize(math.erf, otypes=[np.float64])),
         sigmoid=_real(lambda x: 1 / (1 + np.exp(-x))), floor=_real(np.floor), sin=_real(np.sin), cos=_real(np.cos),
@@ -249,13 +300,13 @@ def meaning(
     exec(compile(program.text.replace("import kpt_dsl as kd\n", "\n"), "<meaning>", "exec"), scope)
     scope.update(constants)
     held = call.values()
-    given: dict[str, Any] = {t.name: Memory(held[t.name], t.dtype) for t in call.tensors if t.name in held}
+    given: dict[str, Any] = {t.name: Memory(held[t.name], t.dtype, t.dims) for t in call.tensors if t.name in held}
     outputs = {}
     for t in call.tensors:
         if t.role == "out" and not t.absent:
             kind = np.bool_ if t.dtype == "bool" else np.int64 if t.dtype in INTEGERS else np.float64
             shape = call.shape(t)
-            outputs[t.name] = Memory(np.zeros(shape, kind), t.dtype, written=np.zeros(shape, bool))
+            outputs[t.name] = Memory(np.zeros(shape, kind), t.dtype, t.dims, written=np.zeros(shape, bool))
     scalars = {
         n: None if v is None else Value(np.float64(v) if isinstance(v, float) else v) for n, v in call.scalars.items()
     }

@@ -233,8 +233,8 @@ class Scope:
     def looked_up(self, dim: str) -> str | None:
         """An index of a dim that is loaded."""
         loops = [loop for loop in self.indices if self.extents[loop.dim]]
-        known = [t for t in self.tensors if t.fill == "index" and t.most == self.extents[dim]
-                 and any(loop.dim == t.dims[0] for loop in loops)]  # fmt: skip
+        known = [t for t in self.tensors if t.fill == "index" and t.most == self.extents[dim] and not t.odd
+                 and t.dtype == "i32" and len(t.dims) == 1 and any(loop.dim == t.dims[0] for loop in loops)]  # fmt: skip
         if known:
             tensor = known[0]
         elif loops and len(self.tensors) < MOST_TENSORS:

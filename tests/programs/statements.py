@@ -410,13 +410,21 @@ class Statements(Stores):
                 extra = [dim]
         if not (dims or extra) or not self.fits((*shape, *extra, *tiles)) or len(set(dims)) < len(dims):
             return
+        places = {loop.name: loop.name for loop in kept}
+        for i, loop in enumerate(kept):
+            if loop.tiled and self.extents[loop.dim] and self.may("gather", 30):
+                other = self.some_dim(but=[*dims, *extra])
+                if other not in (*dims, *extra) and self.extents[other]:
+                    places[loop.name], _ = self.index_tile((loop.name,), other, guarded=False)
+                    dims[i] = other
         x = self.over_tiles((*shape, *extra), tiles, [], "sum")
         turns = 1
         for loop in grid:
-            turns *= self.extents[loop.dim] if loop not in kept and not loop.tiled else 1
+            apart = loop in kept and places[loop.name] == loop.name
+            turns *= self.extents[loop.dim] if not apart and (loop in kept or not loop.tiled) else 1
         if x is None or not v.times(x, v.number(turns)).sound or x.kind != "float":
             return
-        entries = ", ".join([*(loop.name for loop in kept), *(":" for _ in extra)])
+        entries = ", ".join([*places.values(), *(":" for _ in extra)])
         off = x.off * turns + (turns * x.most * v.EPS_F32 if x.off else 0.0)
         out = self.new_tensor((*dims, *extra), "f32", role="out", added=True, off=off)
         self.line(f"{out.name}[{entries}] += {x.text}")

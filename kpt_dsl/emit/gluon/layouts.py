@@ -88,7 +88,7 @@ class LaidOutExpressions(Expressions):
 
     axes: LaidOutAxes
 
-    def __init__(self, axes: LaidOutAxes, loaded: dict[ir.Load, str], row: ir.Axis, wide: Product) -> None:
+    def __init__(self, axes: LaidOutAxes, loaded: dict[ir.Read, str], row: ir.Axis, wide: Product) -> None:
         super().__init__(axes, loaded.__getitem__, frozenset(), "ieee")
         self.layouts: set[Product] = set()
         self._row, self._wide = row, wide

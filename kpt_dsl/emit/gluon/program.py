@@ -46,7 +46,7 @@ class Program:
         product = plan.masked.product.value
         assert isinstance(product, ir.Dot)
         wide = Product(self.axes.width(columns), INSTRUCTION_BYTES // product.a.type.dtype.bytes)
-        self.loads: dict[ir.Load, str] = {}
+        self.loads: dict[ir.Read, str] = {}
         self.expressions = LaidOutExpressions(self.axes, self.loads, row.axis, wide)
         self.memory = Memory(kernel, self.expressions, descriptors=False, emulate=frozenset(), relaxed={})
         self.shared = Shared(kernel, self.axes, self.memory, plan, row.axis, consumers, slots, self.persistent)

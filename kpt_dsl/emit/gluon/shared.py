@@ -10,7 +10,7 @@ from kpt_dsl import ir
 from kpt_dsl.emit.gluon.layouts import LaidOutAxes
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton.abi import Descriptor
-from kpt_dsl.emit.triton.memory import Index, Memory, kept_axes
+from kpt_dsl.emit.triton.memory import Index, Memory
 from kpt_dsl.passes.pipeline import Operand, Pipeline
 
 SWIZZLES = (128, 64, 32)
@@ -117,16 +117,16 @@ class Shared:
         persistent program others are on their way there."""
         if self.held is not None and self.plan.held is not None and not self.persistent:
             load = self.plan.held.value
-            lanes, room = ([self.axes.width(a) for a in axes] for axes in (kept_axes(store.index), load.type.shape))
+            lanes, room = ([self.axes.width(a) for a in axes] for axes in (ir.kept(store.index), load.type.shape))
             if lanes == room and self.kernel.tensor(store.tensor).dtype == load.type.dtype:
                 return Tile(self.held.name, self._descriptor(store.tensor, store.index), store.index, True)
         return self._tile(store.tensor, store.index, "tile")
 
     def _is_tile(self, store: ir.Store) -> bool:
-        return len(kept_axes(store.index)) == 2
+        return len(ir.kept(store.index)) == 2
 
     def _buffer(self, tile: Tile, count: str, out: Writer) -> None:
-        axes = kept_axes(tile.index)
+        axes = ir.kept(tile.index)
         tensor = self._tensor_of(tile)
         dtype = self.memory.expressions.dtype(tensor.dtype)
         shape = ", ".join(self.axes.lanes(a) for a in axes)
@@ -142,20 +142,20 @@ class Shared:
         key = ("descriptor", tensor, block)
         name = self.axes.names.of(key, f"{tensor}_desc")
         declared = self.kernel.tensor(tensor)
-        layout = self._text(declared, kept_axes(index), len(index))
+        layout = self._text(declared, ir.kept(index), len(index))
         self.descriptors[key] = Descriptor(name, tensor, declared.dtype.name, block, layout)
         return name
 
-    def _layout(self, tensor: ir.Tensor, axes: list[ir.Axis]) -> str:
+    def _layout(self, tensor: ir.Tensor, axes: tuple[ir.Axis, ...]) -> str:
         name = layout_name(tensor.dtype.bits, self._swizzle(tensor, axes))
         self.layouts[name] = f"gl.{self._text(tensor, axes, len(axes))}"
         return name
 
-    def _text(self, tensor: ir.Tensor, axes: list[ir.Axis], rank: int) -> str:
+    def _text(self, tensor: ir.Tensor, axes: tuple[ir.Axis, ...], rank: int) -> str:
         swizzle, bits = self._swizzle(tensor, axes), tensor.dtype.bits
         return f"NVMMASharedLayout(swizzle_byte_width={swizzle}, element_bitwidth={bits}, rank={rank})"
 
-    def _swizzle(self, tensor: ir.Tensor, axes: list[ir.Axis]) -> int:
+    def _swizzle(self, tensor: ir.Tensor, axes: tuple[ir.Axis, ...]) -> int:
         row = self.axes.width(axes[-1]) * tensor.dtype.bytes
         return next(s for s in SWIZZLES if row % s == 0)
 

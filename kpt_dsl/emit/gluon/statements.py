@@ -7,7 +7,6 @@ from kpt_dsl.emit.gluon.layouts import Product
 from kpt_dsl.emit.gluon.program import Program
 from kpt_dsl.emit.gluon.shared import Tile
 from kpt_dsl.emit.text import Writer
-from kpt_dsl.emit.triton.memory import kept_axes
 
 
 class Statements:
@@ -32,7 +31,7 @@ class Statements:
                 self._store(stmt, self._shared.staged[stmt], out)
             case ir.Store():
                 home = self._expressions.home(stmt.value.type.shape)
-                axis = kept_axes(stmt.index)[0]
+                axis = ir.kept(stmt.index)[0]
                 with self._expressions.wanting(home), self._expressions.vectors(home, axis):
                     self._module.memory.store(stmt, out)
 

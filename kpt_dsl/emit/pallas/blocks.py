@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kpt_dsl import ir
 from kpt_dsl.emit.pallas.expressions import JAX_DTYPES, Text
+from kpt_dsl.emit.pallas.gathers import held
 from kpt_dsl.emit.pallas.plan import LANES, STEP, SUBLANES, Phase, Plan
 from kpt_dsl.errors import ConfigError, TargetError
 from kpt_dsl.ir import Axis, Expr
@@ -52,13 +53,13 @@ class Blocks:
         for segment in plan.segments:
             number = plan.phases.index(segment.phase) if segment.phase else None
             for stmt in segment.body:
-                for load in (e for top in ir.expressions(stmt) for e in ir.walk(top) if isinstance(e, ir.Load)):
+                for load in (e for top in ir.expressions(stmt) for e in ir.walk(top) if isinstance(e, ir.Read)):
                     self._input(load, number)
                 if isinstance(stmt, ir.Store):
                     self._output(stmt, number)
         for phase in plan.phases:
             for bound in (phase.loop.start, phase.loop.stop):
-                for load in (e for e in ir.walk(bound) if isinstance(e, ir.Load)):
+                for load in (e for e in ir.walk(bound) if isinstance(e, ir.Read)):
                     self._input(load, None)
         for tensor in (t for t in plan.kernel.tensors if t.role == "out" and t.name not in self._outputs):
             raise TargetError(f"{plan.kernel.name} never stores to {tensor.name}; a TPU kernel writes each of its outputs")
@@ -69,13 +70,13 @@ class Blocks:
                     f"vector or in scalar memory, so pass it twice"
                 )
 
-    def _input(self, load: ir.Load, phase: int | None) -> None:
+    def _input(self, load: ir.Read, phase: int | None) -> None:
         tensor = self.plan.kernel.tensor(load.tensor)
         if not load.type.shape:
             if tensor not in self.scalars:
                 self.scalars.append(tensor)
             return
-        key = (tensor.name, canonical(load.index, self.plan))
+        key = (tensor.name, canonical(held(self.plan, load), self.plan))
         if key not in self._inputs:
             count = sum(name == tensor.name for name, _ in self._inputs)
             name = f"{tensor.name}_ref" if not count else f"{tensor.name}_{count + 1}_ref"
@@ -122,9 +123,9 @@ class Blocks:
         """The block that a tensor is stored through."""
         return self._outputs[tensor]
 
-    def of(self, load: ir.Load) -> str:
+    def of(self, load: ir.Read) -> str:
         """How the block behind a load is read."""
-        return f"{self._inputs[load.tensor, canonical(load.index, self.plan)].name}[...]"
+        return f"{self._inputs[load.tensor, canonical(held(self.plan, load), self.plan)].name}[...]"
 
     @property
     def kept(self) -> list[Block]:

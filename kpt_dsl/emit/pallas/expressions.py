@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from kpt_dsl import arithmetic, ir
 from kpt_dsl.dtypes import DType, f16, f32, i32
+from kpt_dsl.emit.pallas import gathers
 from kpt_dsl.emit.pallas.plan import Plan, Side
 from kpt_dsl.ir import Axis, Expr
 from kpt_dsl.passes import fold
@@ -43,7 +44,7 @@ _SHIFTS = {"shl": "shift_left", "shr": "shift_right"}
 
 _LARGEST = {"f8e4m3": "448.0", "f8e5m2": "57344.0"}
 
-HELPERS: dict[str, str] = {
+HELPERS: dict[str, str] = gathers.HELPERS | {
     "column": '''\
 def column(tile, length):
     """The indices of a tile, one a row: (length, 1)."""
@@ -105,7 +106,7 @@ class Text:
         plan: Plan,
         tiles: Mapping[str, str],
         variable: Callable[[ir.Var], str],
-        block: Callable[[ir.Load], str],
+        block: Callable[[ir.Read], str],
         products: frozenset[str],
     ) -> None:
         self.plan = plan
@@ -168,8 +169,10 @@ class Text:
                 return self._turned(self.variable(node), node, self.own_side(node), side)
             case ir.Load():
                 return self._load(node, side)
+            case ir.Gather():
+                return self._gather(node, side)
             case ir.Checked(x, _, dim):
-                return f"jnp.clip({self.expr(x)}, 0, {dim} - 1)", ATOM
+                return f"jnp.clip({self.expr(x, side=side)}, 0, {dim} - 1)", ATOM
             case ir.Unary(op, x):
                 if op == "neg" or (op == "not" and x.type.shape):  # Python may know a scalar's: ``~True`` is true there
                     return f"{'-' if op == 'neg' else '~'}{self.expr(x, _NEGATE, side)}", _NEGATE
@@ -307,6 +310,26 @@ class Text:
         if narrow and bool(masks) != wide:
             text += f".astype({JAX_DTYPES['f32' if wide else node.type.dtype.name]})"
         return self._turned(text, node, self.own_side(node), side)
+
+    def _gather(self, node: ir.Gather, side: Side | None) -> tuple[str, int]:
+        """What is gathered from a block, zero where it is padding or not asked for: 32-bit words until then."""
+        form, dtype = gathers.form(self.plan, node), node.type.dtype
+        text = gathers.text(form, self.block(node), self.expr(form.index, side=form.side), dtype)
+        shape, own = node.type.shape, form.side if form.picked else None
+        sides = {axis: own or ("column" if i == 0 else "row") for i, axis in enumerate(shape)}
+        conditions = [self._valid(axis, sides[axis]) for axis in node.masked]
+        if node.when is not None:
+            conditions.append(self.expr(node.when, _XOR, own))
+        if conditions:
+            text = f"jnp.where({' & '.join(conditions)}, {text}, 0)"
+        if dtype.is_float:
+            text = f"lax.bitcast_convert_type({text}, jnp.float32)"
+        held = JAX_DTYPES[dtype.name]
+        if held not in ("jnp.float32" if dtype.is_float else "jnp.int32", "jnp.bool_"):
+            text += f".astype({held})"
+        if dtype.kind == "bool":
+            return f"{self._turned(f'({text})' if conditions else text, node, own, side)[0]} != 0", _COMPARE
+        return self._turned(text, node, own, side)
 
     def _binary(self, op: ir.BinaryOp, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:
         static = self.is_static(a) and self.is_static(b)

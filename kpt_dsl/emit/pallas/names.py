@@ -91,7 +91,7 @@ def _counts(kernel: ir.Kernel) -> Counter[tuple[Kind, str]]:
             found["loop", stmt.over.name] += 1
         elif isinstance(stmt, ir.Assign):
             found["variable", stmt.name] += 1
-    found.update(("argument", e.tensor) for e in ir.every_expr(kernel.body) if isinstance(e, ir.Load))
+    found.update(("argument", e.tensor) for e in ir.every_expr(kernel.body) if isinstance(e, ir.Read))
     return found
 
 

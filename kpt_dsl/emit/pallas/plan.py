@@ -189,6 +189,9 @@ class Plan:
                     axis, column = self.place(x.type.shape[0]), at == 1
                 case ir.Reduce(_, x, at) if len(x.type.shape) == 2:
                     axis, column = self.place(node.type.shape[0]), at == 1
+                case ir.Gather(index=index) if len(node.type.shape) == 2:
+                    place, entry = next((i, e) for i, e in enumerate(index) if isinstance(e, Expr) and e.type.shape)
+                    axis, column = self.place(entry.type.shape[0]), place + 1 < len(index)
                 case _:
                     continue
             votes[axis] = votes.get(axis, 0) + (1 if column else -1)

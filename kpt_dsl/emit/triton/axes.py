@@ -35,6 +35,13 @@ class Bounds:
     natural: bool
 
 
+def spread(text: str, own: tuple[ir.Axis, ...], kept: tuple[ir.Axis, ...]) -> str:
+    """A tile along some axes of another, shaped to broadcast against that."""
+    if len(own) == len(kept):
+        return text
+    return f"{text}[{', '.join(':' if a in own else 'None' for a in kept)}]"
+
+
 class Axes:
     """The tile variables and whole dims in scope."""
 

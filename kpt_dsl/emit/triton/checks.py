@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from kpt_dsl import ir
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton.abi import Place, Report
-from kpt_dsl.emit.triton.expressions import Expressions
+from kpt_dsl.emit.triton.axes import spread
+from kpt_dsl.emit.triton.expressions import ATOM, LOOSE, Expressions
 from kpt_dsl.passes import indices
 
 HELPER = '''\
@@ -21,6 +22,18 @@ def is_inside(index, extent, asked, place: tl.constexpr, report):
         tl.atomic_cas(report, tl.cast(0, tl.int64), word)
     return (index >= 0) & (index < extent)'''
 
+OF_TILES = '''\
+@triton.jit
+def are_inside(index, extent, asked, place: tl.constexpr, report):
+    """Which indices are of their dim. Of those that are not, where they are asked for, one is reported."""
+    inside = (index >= 0) & (index < extent)
+    shown = tl.minimum(tl.maximum(tl.cast(index, tl.int64), -2147483648), 2147483647)
+    word = (tl.cast(place, tl.int64) << 32) | (shown & 0xFFFFFFFF)
+    found = tl.max(tl.where(asked & (inside == 0), word, 0))
+    if found != 0:
+        tl.atomic_cas(report, tl.cast(0, tl.int64), found)
+    return inside'''
+
 
 @dataclass
 class Checks:
@@ -30,21 +43,30 @@ class Checks:
     expressions: Expressions
     report: str
     helper: str
+    helper_of_tiles: str
     places: dict[tuple[str, str, ir.Loc], Place] = field(default_factory=dict)
 
     @classmethod
     def of(cls, kernel: ir.Kernel, expressions: Expressions) -> "Checks":
         names = expressions.axes.names
-        return cls(kernel, expressions, names.new("report"), names.new("is_inside"))
+        return cls(kernel, expressions, names.new("report"), names.new("is_inside"), names.new("are_inside"))
 
-    def write(self, index: tuple[ir.Axis | ir.Expr, ...], when: str, out: Writer, loc: ir.Loc) -> list[str]:
-        """Write the checks of an index that is used where ``when`` holds (empty: always); the names of their outcomes."""
-        axes, outcomes = self.expressions.axes, []
+    def write(
+        self, index: tuple[ir.Axis | ir.Expr, ...], when: str, apart: bool, out: Writer, loc: ir.Loc
+    ) -> list[str]:
+        """Write the checks of an index that is used where ``when`` holds (empty: always); the names of their outcomes.
+
+        ``apart``: that is told of each element of a tile.
+        """
+        axes, outcomes, kept = self.expressions.axes, [], ir.kept(index)
         for position, entry in enumerate(index):
             if isinstance(entry, ir.Checked):
                 name = axes.names.of(("inside", entry.tensor, position, out.depth), f"{entry.tensor}_inside")
-                given = [self.expressions.text(entry.x), axes.extent(entry.dim), when or "True", self._number(entry)]
-                out.call(f"{name} = {self.helper}(", [*given, self.report], loc)
+                own = entry.type.shape
+                text = self.expressions.text(entry.x, ATOM if own else LOOSE)
+                given = [spread(text, own, kept) if own else text, axes.extent(entry.dim), when or "True", self._number(entry)]
+                helper = self.helper_of_tiles if apart or own else self.helper
+                out.call(f"{name} = {helper}(", [*given, self.report], loc)
                 outcomes.append(name)
         return outcomes
 
@@ -61,4 +83,7 @@ class Checks:
     @property
     def text(self) -> str:
         """What the module needs for it."""
-        return HELPER.replace("is_inside", self.helper) if self.places else ""
+        if not self.places:
+            return ""
+        texts = (HELPER.replace("is_inside", self.helper), OF_TILES.replace("are_inside", self.helper_of_tiles))
+        return "\n\n\n".join(texts)

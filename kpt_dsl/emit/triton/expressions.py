@@ -80,7 +80,7 @@ def nonnegative(e: ir.Expr) -> bool:
 class Expressions:
     """Turns expressions to text. Loads must have been written before (``loaded`` names their results)."""
 
-    def __init__(self, axes: Axes, loaded: Callable[[ir.Load], str], emulate: frozenset[str], precision: str) -> None:
+    def __init__(self, axes: Axes, loaded: Callable[[ir.Read], str], emulate: frozenset[str], precision: str) -> None:
         """``emulate``: 8-bit types that the target lacks; ``precision``: Triton's input precision of float32 products."""
         self.axes = axes
         self.helpers: set[str] = set()
@@ -135,7 +135,7 @@ class Expressions:
                 return self.axes.index(axis), ATOM
             case ir.Valid(axis=axis):
                 return self.axes.valid(axis), ATOM
-            case ir.Load():
+            case ir.Load() | ir.Gather():
                 return self._loaded(e), ATOM
             case ir.Checked(x=x):
                 return self._show(x)

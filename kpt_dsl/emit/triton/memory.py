@@ -2,15 +2,17 @@
 
 An address is a base (scalars: batch, head, first row of the tile) plus the offsets of lanes. Lanes beyond the end of a tensor
 are masked along its unit stride, so that wide accesses stay wide; elsewhere, unless zeros are asked for, they read the last
-row again.
+row again. Where tiles of indices tell addresses, each term is a tile of its own, and no padding is an address.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kpt_dsl import ir
+from kpt_dsl.dtypes import i32, i64
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton.abi import Argument, Descriptor, Pointer, Stride
+from kpt_dsl.emit.triton.axes import spread
 from kpt_dsl.emit.triton.checks import Checks
 from kpt_dsl.emit.triton.expressions import AND, ATOM, LOOSE, MULTIPLY, Expressions
 from kpt_dsl.emit.triton.facts import TMA_BYTES, TMA_ROWS
@@ -34,15 +36,16 @@ class Memory:
     checks: Checks | None = None
     arguments: dict[object, Argument] = field(default_factory=dict)
 
-    def load(self, e: ir.Load, out: Writer, loc: ir.Loc, name: str, policy: str = "") -> None:
+    def load(self, e: ir.Read, out: Writer, loc: ir.Loc, name: str, policy: str = "") -> None:
         """Write a load whose result is called ``name``; ``policy`` is what caches are asked to do with it."""
-        axes, kept = self.expressions.axes, kept_axes(e.index)
+        axes, kept = self.expressions.axes, ir.kept(e.index)
         zero = "0.0" if e.type.dtype.is_float and e.type.dtype.name not in self.emulate else "0"
-        asked = self._asked(e.index, e.when, out, loc)
+        asked = self._asked(e.index, e.when, e.masked, out, loc)
         if not asked and self._describable(e.tensor, e.index):
+            assert isinstance(e, ir.Load), "descriptors move blocks"
             text = f"{self._descriptor(e.tensor, e.index)}.load({self._corner(e.index)})"
             if len(kept) < len(e.index):
-                text += f".reshape({self.expressions.shape(tuple(kept))})"
+                text += f".reshape({self.expressions.shape(kept)})"
             # The hardware reads zeros beyond the end of a tensor; padding that lies within it is cleared here.
             cleared = [a for a in e.masked if not axes.natural(a) and a not in self.relaxed.get(e, ())]
             out.line(f"{name} = {text}", loc)
@@ -50,7 +53,8 @@ class Memory:
                 out.line(f"{name} = {axes.language}.where({self._condition(cleared, kept)}, {name}, {zero})", loc)
             return
         strides = axes.facts.tensors[e.tensor].strides
-        if kept and all(strides[i].zero for i, entry in enumerate(e.index) if isinstance(entry, ir.Axis)):
+        repeated = (strides[i].zero for i, entry in enumerate(e.index) if isinstance(entry, ir.Axis))
+        if isinstance(e, ir.Load) and kept and all(repeated):
             self._load_repeated(e, asked, zero, out, loc, name)
             return
         contiguous = self._contiguous(e.tensor, e.index)
@@ -60,29 +64,38 @@ class Memory:
         hint = [f'eviction_policy="{policy}"'] if policy else []
         out.call(f"{name} = {axes.language}.load(", [pointers, *mask, *hint], loc)
 
-    def _asked(self, index: Index, when: ir.Expr | None, out: Writer, loc: ir.Loc) -> list[str]:
-        """The conditions, scalars all, under which an index is used; checks of it are written first."""
+    def _asked(
+        self, index: Index, when: ir.Expr | None, masked: tuple[ir.Axis, ...], out: Writer, loc: ir.Loc
+    ) -> list[str]:
+        """The conditions under which an index is used, but for padding; checks of it are written first.
+
+        They are scalars, unless it has tiles: then they broadcast to the shape of the result.
+        """
         given = [] if when is None else [self.expressions.text(when, AND)]
-        checked = [] if self.checks is None else self.checks.write(index, "".join(given), out, loc)
-        return given + checked
+        if self.checks is None:
+            return given
+        kept = ir.kept(index)
+        apart = any(map(is_tile, index)) and (bool(masked) or (when is not None and bool(when.type.shape)))
+        used = " & ".join([*given, *([self._condition(masked, kept)] if apart and masked else [])])
+        return given + self.checks.write(index, used, apart, out, loc)
 
     def _load_repeated(self, e: ir.Load, asked: list[str], zero: str, out: Writer, loc: ir.Loc, name: str) -> None:
         """A tile whose elements are all the same one: a scalar in one register, where a tile would take many."""
-        kept, dtype, tl = kept_axes(e.index), self.expressions.dtype(e.type.dtype), self.expressions.axes.language
+        kept, dtype, tl = ir.kept(e.index), self.expressions.dtype(e.type.dtype), self.expressions.axes.language
         index = tuple(i if isinstance(i, ir.Expr) else ir.scalar(0) for i in e.index)
         pointer = self._pointers(e.tensor, index, [], out, loc)
         mask = f", mask={' & '.join(asked)}, other={zero}" if asked else ""
-        text = self.expressions.filled(tuple(kept), f"{tl}.load({pointer}{mask})", dtype)
+        text = self.expressions.filled(kept, f"{tl}.load({pointer}{mask})", dtype)
         if e.masked:
-            text = f"{tl}.where({self._condition(list(e.masked), kept)}, {text}, 0.0)"
+            text = f"{tl}.where({self._condition(e.masked, kept)}, {text}, 0.0)"
         out.line(f"{name} = {text}", loc)
 
     def store(self, stmt: ir.Store, out: Writer) -> None:
         """Write a store, or an addition: by addresses, four elements at a time where they are neighbours."""
-        axes, kept = self.expressions.axes, kept_axes(stmt.index)
+        axes, kept = self.expressions.axes, ir.kept(stmt.index)
         dtype = self.kernel.tensor(stmt.tensor).dtype
         cast = ir.Cast(stmt.value, type=ir.Type(dtype, stmt.value.type.shape), loc=stmt.loc)
-        asked = self._asked(stmt.index, None, out, stmt.loc)
+        asked = self._asked(stmt.index, None, stmt.masked, out, stmt.loc)
         plain = not stmt.add and not asked
         if plain and self._describable(stmt.tensor, stmt.index) and all(axes.natural(a) for a in stmt.masked):
             lanes = [axes.lanes(i) if isinstance(i, ir.Axis) else "1" for i in stmt.index]
@@ -90,8 +103,8 @@ class Memory:
             value = self.expressions.text(cast, ATOM if shape else LOOSE) + shape
             out.call(f"{self._descriptor(stmt.tensor, stmt.index)}.store(", [self._corner(stmt.index), value], stmt.loc)
             return
-        pointers = self._pointers(stmt.tensor, stmt.index, list(stmt.masked), out, stmt.loc)
-        mask = [f"mask={self._condition(list(stmt.masked), kept, asked)}"] if stmt.masked or asked else []
+        pointers = self._pointers(stmt.tensor, stmt.index, stmt.masked, out, stmt.loc)
+        mask = [f"mask={self._condition(stmt.masked, kept, asked)}"] if stmt.masked or asked else []
         # Sums ask no program to wait for another.
         how, order = ("atomic_add", ['sem="relaxed"']) if stmt.add else ("store", [])
         out.call(f"{axes.language}.{how}(", [pointers, self.expressions.text(cast), *mask, *order], stmt.loc)
@@ -99,12 +112,13 @@ class Memory:
     # ------------------------------------------------------------------ descriptors
     def _describable(self, tensor: str, index: Index) -> bool:
         """Whether a descriptor may move this tile: legal for the tensor, at least two axes, the last one contiguous."""
-        facts, kept = self.expressions.axes.facts, kept_axes(index)
+        facts, kept = self.expressions.axes.facts, ir.kept(index)
         declared = self.kernel.tensor(tensor)
         if (
             not self.descriptors
             or len(kept) != 2
             or not isinstance(index[-1], ir.Axis)
+            or any(map(is_tile, index))
             or declared.dtype.name in self.emulate
         ):
             return False
@@ -131,15 +145,17 @@ class Memory:
         return "0" if entry.tile is None else self.expressions.axes.start(entry.tile)
 
     # ------------------------------------------------------------------ addresses
-    def _pointers(self, tensor: str, index: Index, masked: list[ir.Axis], out: Writer, loc: ir.Loc) -> str:
+    def _pointers(self, tensor: str, index: Index, masked: Sequence[ir.Axis], out: Writer, loc: ir.Loc) -> str:
         """The text of the addresses of a tile. Scalars are summed apart, so that they stay scalars in the compiler."""
-        axes, kept = self.expressions.axes, kept_axes(index)
+        axes, kept = self.expressions.axes, ir.kept(index)
         base = [t for position, i in enumerate(index) if (t := self._scalar_term(tensor, position, i))]
         lanes = []
-        for position, axis in enumerate(index):
-            if isinstance(axis, ir.Axis):
-                vector = axes.local(axis) if axis in masked else axes.inside(axis)
-                lanes.append(self._lane_term(tensor, position, across(vector, axis, kept)))
+        for position, entry in enumerate(index):
+            if isinstance(entry, ir.Axis):
+                vector = axes.local(entry) if entry in masked else axes.inside(entry)
+                lanes.append(self._lane_term(tensor, position, spread(vector, (entry,), kept)))
+            elif entry.type.shape:
+                lanes.append(self._index_term(tensor, position, entry, kept))
         pointer = self._pointer(tensor)
         if not lanes:
             return " + ".join([pointer, *base])
@@ -159,6 +175,8 @@ class Memory:
 
     def _scalar_term(self, tensor: str, position: int, entry: ir.Axis | ir.Expr) -> str:
         """How far a scalar index, or the first lane of a tile, is from the tensor's start; empty for zero."""
+        if is_tile(entry):
+            return ""
         if isinstance(entry, ir.Axis):
             text = "" if entry.tile is None else self.expressions.axes.start(entry.tile)
         else:
@@ -179,6 +197,16 @@ class Memory:
         stride = self._stride(tensor, position)
         return f"{lanes} * {stride}" if stride else lanes
 
+    def _index_term(self, tensor: str, position: int, index: ir.Expr, kept: tuple[ir.Axis, ...]) -> str:
+        """Offsets that a tile of indices tells."""
+        large, wide = self.expressions.axes.facts.tensors[tensor].large, index.type.dtype == i64
+        within = len(index.type.shape) < len(kept)
+        text = spread(self.expressions.text(index, ATOM if within or large != wide else MULTIPLY), index.type.shape, kept)
+        if large != wide:
+            text += f".to({self.expressions.dtype(i64 if large else i32)})"
+        stride = self._stride(tensor, position)
+        return f"{text} * {stride}" if stride else text
+
     def _stride(self, tensor: str, position: int) -> str:
         """The stride argument of a dim, empty where the stride is one."""
         axes = self.expressions.axes
@@ -196,21 +224,14 @@ class Memory:
         unit = self.expressions.axes.facts.tensors[tensor].strides[-1].unit
         return last if unit and isinstance(last, ir.Axis) else None
 
-    def _condition(self, masked: list[ir.Axis], kept: list[ir.Axis], asked: Sequence[str] = ()) -> str:
-        texts = [*asked, *(across(self.expressions.axes.valid(a), a, kept) for a in kept if a in masked)]
+    def _condition(self, masked: Sequence[ir.Axis], kept: tuple[ir.Axis, ...], asked: Sequence[str] = ()) -> str:
+        texts = [*asked, *(spread(self.expressions.axes.valid(a), (a,), kept) for a in kept if a in masked)]
         return " & ".join(texts)
 
 
-def kept_axes(index: Index) -> list[ir.Axis]:
-    """The axes of the tile that an index describes."""
-    return [i for i in index if isinstance(i, ir.Axis)]
-
-
-def across(vector: str, axis: ir.Axis, kept: list[ir.Axis]) -> str:
-    """A vector along one axis, shaped to broadcast against the tile."""
-    if len(kept) == 1:
-        return vector
-    return f"{vector}[{', '.join(':' if a == axis else 'None' for a in kept)}]"
+def is_tile(entry: ir.Axis | ir.Expr) -> bool:
+    """Whether an entry of an index is a tile of indices."""
+    return isinstance(entry, ir.Expr) and bool(entry.type.shape)
 
 
 def _sum(terms: list[str]) -> str:

@@ -72,7 +72,7 @@ class _Emitter:
         self.checks = Checks.of(kernel, self.expressions) if config.get("checked", False) else None
         self.memory = Memory(kernel, self.expressions, described, frozenset(emulate), relaxed(kernel), self.checks)
         self.grid = Grid(kernel, self.axes, int(config.get("group", 1)))
-        self.loads: dict[ir.Load, str] = {}
+        self.loads: dict[ir.Read, str] = {}
         self.policies: dict[tuple[int, ir.Load], str] = {}
         products = any(isinstance(e, ir.Dot) for e in ir.every_expr(kernel.body))
         self.ahead = 0 if products else int(config.get("num_stages", 0))
@@ -204,7 +204,7 @@ class _Emitter:
     def _assign(self, stmt: ir.Assign, out: Writer) -> None:
         name = self.expressions.name(stmt.name)
         self._load_all(stmt, out, name)
-        if isinstance(stmt.value, ir.Load):
+        if isinstance(stmt.value, ir.Read):
             return
         text = self.expressions.text(stmt.value)
         if not stmt.value.type.shape and all(self._constant(x) for x in ir.walk(stmt.value)):
@@ -213,7 +213,7 @@ class _Emitter:
         out.line(f"{name} = {text}", stmt.loc)
 
     def _constant(self, e: ir.Expr) -> bool:
-        known_later = ir.Param | ir.Var | ir.Index | ir.Start | ir.Stop | ir.Count | ir.Before | ir.Load
+        known_later = ir.Param | ir.Var | ir.Index | ir.Start | ir.Stop | ir.Count | ir.Before | ir.Read
         return not isinstance(e, known_later) and not (
             isinstance(e, ir.Size) and e.dim not in self.facts.baked
         )
@@ -265,14 +265,15 @@ class _Emitter:
         count: Counter[str] = Counter()
         for top in ir.expressions(stmt):
             for e in _innermost_first(top):
-                if isinstance(e, ir.Load) and e not in self.loads:
+                if isinstance(e, ir.Read) and e not in self.loads:
                     key = ("loaded", e.tensor, count[e.tensor], out.depth)
                     count[e.tensor] += 1
                     mine = name if e is top and name else self.axes.names.of(key, f"{e.tensor}_tile")
-                    self.memory.load(e, out, stmt.loc, mine, self.policies.get((id(stmt), e), ""))
+                    policy = self.policies.get((id(stmt), e), "") if isinstance(e, ir.Load) else ""
+                    self.memory.load(e, out, stmt.loc, mine, policy)
                     self.loads[e] = mine
 
-    def _loaded(self, e: ir.Load) -> str:
+    def _loaded(self, e: ir.Read) -> str:
         return self.loads[e]
 
 

@@ -28,7 +28,7 @@ def may_describe(facts: Facts, access: Access) -> bool:
     """Whether a tile that a product reads or makes can go through a descriptor."""
     operands = {load.tensor.name for product in facts.products for load in product.loads if load is not None}
     in_product = access.product if access.store else access.tensor.name in operands
-    return in_product and len(access.axes) == 2 and describable(access.tensor, facts.extents)
+    return in_product and len(access.axes) == 2 and not access.places and describable(access.tensor, facts.extents)
 
 
 def in_parts(facts: Facts, store: Access) -> bool:

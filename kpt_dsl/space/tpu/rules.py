@@ -8,6 +8,7 @@ import math
 
 from kpt_dsl import ir
 from kpt_dsl.dtypes import f16
+from kpt_dsl.emit.pallas.gathers import why_not
 from kpt_dsl.space.config import Config, points
 from kpt_dsl.space.facts import Axes, Facts, Product
 from kpt_dsl.space.space import Knobs
@@ -42,7 +43,10 @@ def knobs(facts: Facts, target: Target) -> Knobs:
 def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
     """Why a config cannot run on a TPU, or None."""
     sizes = TpuSizes(facts, target, config)
-    return _why_added(sizes) or _why_odd_block(sizes) or _why_empty_share(sizes) or _why_too_much_vmem(sizes)
+    return (
+        _why_added(sizes) or _why_not_gathered(sizes) or _why_odd_block(sizes) or _why_empty_share(sizes)
+        or _why_too_much_vmem(sizes)
+    )  # fmt: skip
 
 
 def first(facts: Facts, target: Target, knobs: Knobs) -> Config | None:
@@ -98,6 +102,22 @@ def _block_values(facts: Facts, target: Target, axes: Axes) -> tuple[int, ...]:
 def _why_added(sizes: TpuSizes) -> str | None:
     added = ", ".join(ir.added(sizes.facts.kernel))
     return f"several programs add to {added}; on {sizes.target.name} an output has one writer" if added else None
+
+
+def _why_not_gathered(sizes: TpuSizes) -> str | None:
+    kernel, most = sizes.facts.kernel, int(VMEM_SHARE * sizes.target.vmem_bytes)
+    for node in (e for e in ir.every_expr(kernel.body) if isinstance(e, ir.Gather)):
+        if (reason := why_not(kernel, node)) is not None:
+            return reason
+    for load in (a for a in sizes.facts.loads if a.places):
+        if (need := sizes.block_bytes(load)) > most:
+            dims = ", ".join(load.tensor.dims)
+            return (
+                f"{kernel.name} gathers from {load.tensor.name}[{dims}], of which {sizes.target.name} holds all that indices "
+                f"may name, {need:,} B, in {most:,} B of vector memory; go through indices one after the other, "
+                f'kd.parallel("…"), or tile the other dim'
+            )
+    return None
 
 
 def _why_odd_block(sizes: TpuSizes) -> str | None:

@@ -37,7 +37,7 @@ class TpuSizes(Sized):
     def block_bytes(self, access: Access) -> int:
         """Of a block in vector memory; narrow elements are packed, several rows to a sublane."""
         size = access.tensor.dtype.bytes
-        return self.padded(access.axes, self.target.sublanes * max(1, WORD_BYTES // size)) * size
+        return self.padded(access.block, self.target.sublanes * max(1, WORD_BYTES // size)) * size
 
     def flops(self, product: Product) -> int:
         """Operations of a product on a square matrix unit that works on whole squares."""
@@ -47,16 +47,17 @@ class TpuSizes(Sized):
     @cached_property
     def vmem_bytes(self) -> int:
         """Blocks twice, for one is copied while the other is used; carried values; and the two largest values of a step."""
-        blocks = {(a.tensor.name, a.axes): self.block_bytes(a) for a in (*self.facts.loads, *self.facts.stores)}
+        blocks = {(a.tensor.name, a.block): self.block_bytes(a) for a in (*self.facts.loads, *self.facts.stores)}
         carried = max((sum(self.padded(t.shape) for t in types) for types in self.facts.carried), default=0)
         made = {a.axes for a in self.facts.arithmetic} | {(p.m, p.n) for p in self.facts.products if not p.carried}
+        made |= {(*a.looked_up, *(axis for axis in a.block if axis not in a.axes)) for a in self.facts.loads if a.places}
         values = sum(sorted(map(self.padded, made))[-2:])
         return 2 * sum(blocks.values()) + WORD_BYTES * (carried + values)
 
 
 def block_unit(facts: Facts, target: Target, axis: ir.Axis) -> int:
     """What a block along an axis is a multiple of: lanes where it is the last side of some tile, sublanes otherwise."""
-    tiles = [access.axes for access in (*facts.loads, *facts.stores) if axis in access.axes]
+    tiles = [access.block for access in (*facts.loads, *facts.stores) if axis in access.block]
     last = any(axes[-1] == axis for axes in tiles if len(axes) > 1)
     alone = all(len(axes) == 1 for axes in tiles)
     return target.lanes if last or alone else target.sublanes
