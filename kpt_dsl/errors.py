@@ -27,8 +27,7 @@ class IndexRangeError(InputError):
     @classmethod
     def check_groups(cls, kernel: str, tensor: str, starts: Sequence[int], extent: int) -> None:
         """Raises where groups that begin where a tensor says do not lie one behind the other in a dim."""
-        ends = (0, *starts, extent)
-        for i, (one, other) in enumerate(pairwise(ends)):
+        for i, (one, other) in enumerate(pairwise((0, *starts, extent)) if len(starts) > 1 else ()):
             if one > other:
                 found = [f"{tensor}[{at}] is {starts[at]}" for at in (i - 1, i) if 0 <= at < len(starts)]
                 raise cls(f"{kernel}: {' and '.join(found)}; where groups begin must ascend from 0 or more to {extent} or less")

@@ -183,11 +183,11 @@ def interpret_for(chip: "Target", instance: Instance, arrays: Mapping[str, Any],
     source = emit(instance, chip, _checking(instance, config))
     abi: TritonAbi = source.abi
     extents = dict(instance.extents.dims)
-    for counted in (c for c in abi.grid if c.starts):
-        counted.check(kernel.name, arrays[counted.starts].tolist(), extents)
     programs = abi.tiles(extents)
     if not programs:
         return
+    for counted in (c for c in abi.grid if c.starts):
+        counted.check(kernel.name, arrays[counted.starts].tolist(), extents)
     if abi.persistent:
         programs = min(programs, INTERPRETED_CORES)
     known = iter(numbers(abi, instance))

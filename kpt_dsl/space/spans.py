@@ -52,7 +52,7 @@ def _spans(
     for at in itertools.product(*choices):
         known = _Known(dims, lanes, dict(zip(mentioned, at, strict=True)), {})
         for name, groups in grouped.items():
-            length = dims[loops[name].dim] / max(1, dims[groups.dim] - 1)
+            length = max(1.0, dims[loops[name].dim] / max(1, dims[groups.dim] - 1))
             first = known.at[name][0] // length * length
             known.ends[groups.tensor, groups.index] = first, first + length
         start, stop = (bound(known) for bound in bounds)
