@@ -117,7 +117,8 @@ class Index(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Start(Expr):
-    """First index of a tile (i32 scalar), padding included: a multiple of the tile's block, unless its loop is ``at_start``."""
+    """First index of a tile (i32 scalar), padding included: a multiple of the tile's block, unless its loop is ``at_start`` or
+    goes through groups."""
 
     tile: str
 
@@ -338,12 +339,24 @@ class Store(Stmt):
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """Runs of indices, one behind the other: element g of ``tensor`` (i32, of the one dim ``dim``) is where group g begins and
+    the one before it ends. ``index`` names the ``Index`` that is the group of a tile."""
+
+    tensor: str
+    dim: str
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
-    """A tile variable: ``block`` is the config knob that gives its number of lanes."""
+    """A tile variable: ``block`` is the config knob that gives its number of lanes. ``groups``: of a parallel loop, those whose
+    tiles it goes through: each begins its first one where it begins, and what lies beyond its end is padding of its last."""
 
     name: str
     dim: str
     block: str
+    groups: Groups | None = None
 
     @property
     def axis(self) -> Axis:
@@ -495,6 +508,11 @@ def kept(index: "tuple[Axis | Expr, ...]") -> tuple[Axis, ...]:
 def tile_loops(body: tuple[Stmt, ...]) -> Iterator[For]:
     """The loops over tiles, outer ones before those inside them."""
     return (s for s in statements(body) if isinstance(s, For) and isinstance(s.over, Tile))
+
+
+def groups(kernel: Kernel) -> dict[str, Groups]:
+    """The groups that tiles of a kernel's grid keep within, by tile variable."""
+    return {g.name: g.groups for g in kernel.grid if isinstance(g, Tile) and g.groups is not None}
 
 
 def tiles(kernel: Kernel) -> tuple[Tile, ...]:

@@ -132,10 +132,17 @@ class Tile:
     """One past the last index that holds an element, for the bounds of loops only."""
     size: Value
     """How many lanes the tile has, elements or not, for the bounds of loops only."""
+    group: Value
+    """Of ``kd.tile(dim, starts=…)``: the number of the group that the tile lies in."""
 
 
-def tile(dim: str) -> Tile:
-    """In a loop header: tiles of a dim, of a length that the config chooses. Tiles of one dim share that length."""
+def tile(dim: str, *, starts: "In | None" = None) -> Tile:
+    """In a loop header: tiles of a dim, of a length that the config chooses. Tiles of one dim share that length.
+
+    ``starts``, in ``kd.parallel``: an int32 tensor of one dim, ascending from 0 or more to the dim's extent or less. Group g is
+    the indices from ``starts[g]`` up to ``starts[g + 1]``; no tile reaches from one into another, and what lies in none is not
+    visited. None: the dim is one group, without a number.
+    """
     _never("tile")
 
 

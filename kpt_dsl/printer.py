@@ -67,8 +67,8 @@ def _loop_over(loop: ir.Each | ir.Tile) -> str:
     match loop:
         case ir.Each(name, dim):
             return f"{name} in {dim}"
-        case ir.Tile(name, dim, block):
-            return f"{name} in tile({dim}, {block})"
+        case ir.Tile(name, dim, block, groups):
+            return f"{name} in tile({dim}, {block}{f', {groups.index} by {groups.tensor}' if groups else ''})"
 
 
 def _add_body(out: _Lines, body: tuple[ir.Stmt, ...], depth: int) -> None:

@@ -305,7 +305,7 @@ class _Lowering(Expressions):
                 self.check_dim(dim, self.source.loc(arg))
                 grid.append(self.new_index(name, dim, loc))
             elif isinstance(dim, TileRef) and dim.tile is None:
-                grid.append(self.new_tile(name, dim.dim))
+                grid.append(self.new_tile(name, dim.dim, dim.starts))
             else:
                 fail(self.source.loc(arg), f"kd.parallel takes dim names and kd.tile(name), not {describe(dim)}",
                      'kd.parallel("B", kd.tile("M"))')  # fmt: skip
@@ -321,6 +321,8 @@ class _Lowering(Expressions):
         arguments = self.arguments(call, language.sequential)
         given = arguments["over"]
         tiled = isinstance(given, TileRef) and given.tile is None
+        if tiled and given.starts is not None:
+            fail(loc, "starts of a sequential loop", "groups are dealt out by kd.parallel; for one of them, start=…, stop=…")
         if not tiled and not isinstance(given, str):
             fail(self.source.loc(call), f"kd.sequential takes kd.tile(name), or a dim's name, not {describe(given)}",
                  'kd.sequential(kd.tile("N")) for tiles, kd.sequential("N") for one index after the other')  # fmt: skip
@@ -432,10 +434,14 @@ class _Lowering(Expressions):
         self.local.values[name] = ir.Index(unique, type=ir.Type(i32), loc=loc)
         return ir.Each(unique, dim)
 
-    def new_tile(self, name: str, dim: str) -> ir.Tile:
+    def new_tile(self, name: str, dim: str, starts: ir.Tensor | None = None) -> ir.Tile:
         unique = self.fresh(name)
         self.tiles.add(unique)
-        tile = ir.Tile(unique, dim, f"block_{dim}")
+        groups = None
+        if starts is not None:
+            groups = ir.Groups(starts.name, starts.dims[0], self.fresh(f"{unique}_group"))
+            self.tiles.add(groups.index)
+        tile = ir.Tile(unique, dim, f"block_{dim}", groups)
         self.local.ended.pop(name, None)
         self.local.values[name] = TileRef(dim, tile)
         return tile

@@ -7,7 +7,7 @@ whole dim (or what bounds leave of it), so that what a config changes does not e
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +109,7 @@ class Tile:
 
     low: int
     high: int
+    number: int = 0
 
     @property
     def index(self) -> Value:
@@ -119,6 +120,7 @@ class Tile:
     size = property(lambda self: Value(self.high - self.low))
     count = size
     before = property(lambda self: Value(0))
+    group = property(lambda self: Value(self.number))
 
 
 @dataclass
@@ -196,12 +198,21 @@ class _Words:
         self.extents, self.choices = call.extents, choices
 
     def parallel(self, *over: Any) -> Iterator[Any]:
-        ranges = [[Tile(0, self.extents[o.dim])] if isinstance(o, _Over) else [Value(i) for i in range(self.extents[o])]
-                  for o in over]  # fmt: skip
+        ranges = [self.tiles(o) if isinstance(o, _Over) else [Value(i) for i in range(self.extents[o])] for o in over]
         if any(isinstance(o, _Over) and not self.extents[o.dim] for o in over):
             return
         for found in product(*ranges):
             yield found if len(over) > 1 else found[0]
+
+    def tiles(self, over: "_Over") -> list[Tile]:
+        """The dim, or what there is of it in each group. Raises IndexError where groups do not lie one behind the other."""
+        extent = self.extents[over.dim]
+        if over.starts is None:
+            return [Tile(0, extent)]
+        starts = over.starts.array.tolist()
+        if len(starts) > 1 and any(a > b for a, b in pairwise([0, *starts, extent])):
+            raise IndexError(f"groups that begin at {starts} of {extent}")
+        return [Tile(a, b, g) for g, (a, b) in enumerate(pairwise(starts)) if a < b]
 
     def sequential(self, over: Any, *, start: Any = 0, stop: Any = None, share: Any = None) -> Iterator[Any]:
         extent = self.extents[over.dim if isinstance(over, _Over) else over]
@@ -233,6 +244,7 @@ class _Words:
 @dataclass(frozen=True)
 class _Over:
     dim: str
+    starts: Memory | None = None
 
 
 def _without(x: Value, axis: int) -> list[Any]:
