@@ -70,7 +70,7 @@ class _Check:
         self.dim_of = {loop.name: loop.dim for loop in loops if not isinstance(loop, ir.Tile)}
         self.indices = {loop.name: extents[loop.dim][1] for loop in loops if not isinstance(loop, ir.Tile)}
         self.groups = {g.index: g.dim for g in ir.groups(kernel).values()}
-        self.indices |= dict.fromkeys(self.groups, ANY[1])  # the same for any number of groups: that varies
+        self.indices |= dict.fromkeys(self.groups, 2**31 - 1)  # the same for any number of groups: that varies
         self.tiles = {loop.name: extents[loop.dim][1] for loop in loops if isinstance(loop, ir.Tile)}
         assigned = [s for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)]
         count = Counter(s.name for s in assigned)

@@ -20,7 +20,8 @@ def flash_attention_parts(
     ``flash_attention_fwd``.
     """
     for b, g, p, s in kd.parallel("B", "G", "P", kd.tile("S")):
-        first, last = 0, kd.size("N")
+        first: kd.Value | int = 0
+        last = kd.size("N")
         if key_lengths is not None:
             last = key_lengths[b]
         ahead = kd.size("N") - (1 if queries is None else queries)

@@ -9,11 +9,11 @@ from tests.programs.program import Call, Program
 from tests.programs.scope import Loop
 
 TAGS = (
-    "batch", "bool tensor", "bounds", "bytes", "cast", "cast to int", "choice", "empty", "gather", "globals", "global", "groups",
-    "helper", "i64", "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index", "loop in a loop",
-    "narrow", "negated", "odd numbers", "one dim twice", "optional", "absent", "packed", "places", "product", "products",
-    "range", "share", "shared memory", "smooth", "static", "static function", "store in a loop", "stored as integers",
-    "addition", "tidy", "tile bounds", "huge window",
+    "batch", "bool tensor", "bounds", "bytes", "cast", "cast to int", "choice", "empty", "gather", "globals", "global",
+    "groups", "helper", "i64", "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index",
+    "loop in a loop", "narrow", "negated", "odd numbers", "one dim twice", "optional", "absent", "packed", "places",
+    "product", "products", "range", "share", "shared memory", "smooth", "static", "static function", "store in a loop",
+    "stored as integers", "addition", "tidy", "tile bounds", "huge window",
 )  # fmt: skip
 """What can be left out with ``--without``."""
 
