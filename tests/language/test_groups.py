@@ -16,7 +16,7 @@ from kpt_dsl.instance import Instance
 from kpt_dsl.passes.pipeline import why_not
 from kpt_dsl.space import Config, space
 from kpt_dsl.space.facts import collect
-from kpt_dsl.space.spans import mean_span
+from kpt_dsl.space.spans import mean_span, mean_steps
 from tests.language.snippets import kernel as snippet
 
 torch = pytest.importorskip("torch")
@@ -262,7 +262,8 @@ def test_what_lies_beyond_a_group_is_neither_read_beyond_the_dim_nor_stored() ->
 def test_the_mean_group_is_known() -> None:
     facts = collect(_walked().lower(), _walked().extents)
     for loop in facts.loops:  # up to the tile's last row, and from its first
-        assert mean_span(loop, facts.variables, facts.dims, {"block_T": 1}) == pytest.approx(5000 / 40 / 2, rel=0.2)
+        assert mean_span(loop, facts.variables, facts.dims, {"block_T": 1}) == pytest.approx(5000 / 40 / 2, rel=0.1)
+        assert mean_steps(loop, facts.variables, facts.dims, {"block_T": 4}) == pytest.approx(5000 / 40 / 2 / 4, rel=0.1)
 
 
 @pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])
