@@ -44,17 +44,17 @@ def _spans(
     loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> Iterator[tuple[float, float]]:
     named, bounds = _bounds(loop)
-    grouped = {name: t.groups for name, t in loops.items() if isinstance(t, ir.Tile) and t.groups and t.groups.index in named}
-    mentioned = sorted((named & loops.keys()) | grouped.keys())
-    choices = [_positions(loops[name], dims, blocks, samples) for name in mentioned]
+    grouped = {name: t.groups for name, t in loops.items() if isinstance(t, ir.Tile) and t.groups}
+    # Of groups the first stands for all.
+    lengths = {name: max(1, dims[loops[name].dim] // max(1, dims[groups.dim] - 1)) for name, groups in grouped.items()}
+    ends = {(groups.tensor, groups.index): (0.0, float(lengths[name])) for name, groups in grouped.items()}
+    mentioned = sorted(named & loops.keys())
+    within = [{**dims, loops[name].dim: lengths[name]} if name in lengths else dims for name in mentioned]
+    choices = [_positions(loops[name], extents, blocks, samples) for name, extents in zip(mentioned, within, strict=True)]
     extent = float(dims[loop.over.dim])
     lanes = {name: blocks.get(tile.block, 1) for name, tile in loops.items() if isinstance(tile, ir.Tile)}
     for at in itertools.product(*choices):
-        known = _Known(dims, lanes, dict(zip(mentioned, at, strict=True)), {})
-        for name, groups in grouped.items():
-            length = max(1.0, dims[loops[name].dim] / max(1, dims[groups.dim] - 1))
-            first = known.at[name][0] // length * length
-            known.ends[groups.tensor, groups.index] = first, first + length
+        known = _Known(dims, lanes, dict(zip(mentioned, at, strict=True)), ends)
         start, stop = (bound(known) for bound in bounds)
         start = 0.0 if start is None else min(max(0.0, start), extent)
         yield start, max(start, extent if stop is None else min(extent, stop))
@@ -76,8 +76,8 @@ class _Known(NamedTuple):
     dims: Mapping[str, int]
     lanes: Mapping[str, int]
     at: Mapping[str, tuple[float, float]]
-    ends: dict[tuple[str, str], tuple[float, float]]
-    """Of the group of a tile, by the tensor that says so and the group's index."""
+    ends: Mapping[tuple[str, str], tuple[float, float]]
+    """Of the group that tiles are in, by the tensor that says so and the group's index."""
 
 
 _Value = Callable[[_Known], float | None]

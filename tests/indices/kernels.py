@@ -146,10 +146,3 @@ def scaled(x: kd.In, scale: kd.In, flag: kd.In, y: kd.Out, z: kd.Out) -> None:
         other = kd.where(~flag[m] & (scale[m] > 0.0), scale[m], -1.0)
         y[m, :] = kd.where(flag[m], x[m, :] * scale[m], other)
         z[m] = kd.where(~flag[m], 1, 2)
-
-
-@kd.kernel(x="T", cu="C", y="T")
-def in_groups(x: kd.In, cu: kd.In, y: kd.Out) -> None:
-    """No index of its may be of no element, but groups may begin anywhere."""
-    for m in kd.parallel(kd.tile("T", starts=cu)):
-        y[m] = x[m] * (cu[m.group + 1] - cu[m.group])
