@@ -113,6 +113,20 @@ def test_padding_is_no_address() -> None:
     both = text(g.along_rows, dict(M=50, N=7, D=50), block_M=16, block_D=16, num_warps=4)
     assert re.search(r"x_tile = tl.load\(\s*.*at_tile\),\s*mask=m_valid\[:, None\] & d_valid\[None, :\],", both)
     assert "mask" not in text(g.embedding, dict(M=64, V=7, D=64), block_M=16, num_warps=4)
+    loop = text(g.embedding_in_tiles, dict(M=64, V=7, D=300), block_M=16, block_D=128, num_warps=4, num_stages=1)
+    inner, edge = (part.split("tl.store")[0] for part in loop.split("for d_start")[1:])
+    assert "mask" not in inner
+    assert "mask=d_valid[None, :]" in edge
+
+
+def test_what_is_not_asked_for_is_masked() -> None:
+    """On a GPU nothing else keeps an index that is none from being an address."""
+    dims = dict(M=64, V=7, D=64)
+    tile = text(g.embedding_or, dims, block_M=16, num_warps=4)
+    assert re.search(r"table_tile = tl.load\(\s*.*,\s*mask=some,\s*other=0.0", tile)
+    assert re.search(r"table_tile = tl.load\(\s*.*,\s*mask=some\[:, None\],\s*other=0.0", tile)
+    scalar = text(g.embedding_if, dims, block_M=16, num_warps=4)
+    assert re.search(r"table_tile = tl.load\(\s*.*,\s*mask=\(on > 0\),\s*other=0.0", scalar)
 
 
 def test_offsets_beyond_32_bits() -> None:
