@@ -269,3 +269,15 @@ def test_what_is_known_of_it() -> None:
     for columns, checked in ((160, False), (161, True)):
         assert indices.checked(instance(g.dequantised, dict(N=64, K=columns, G=10)).lower()) == checked
     assert "table[checked(ids[m]), :]" in format_kernel(found.lower())
+
+
+@pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])
+@pytest.mark.parametrize("kernel", [g.embedding, g.embedding_or, g.elements, g.embedding_gradient], ids=lambda k: k.name)
+def test_kernels_that_check_compile(kernel: kd.Kernel, target: str) -> None:
+    """Padded and level tiles, conditions, numbers beside tiles, additions: of each element whether its index is one."""
+    dims, chip = {"M": 100, "V": 300, "D": 64}, targets.get(target)
+    found = instance(kernel, {d: n for d, n in dims.items() if d in kernel.dim_names}, "i64")
+    config = space(found, chip).first | {"checked": True}
+    source = emit(found, chip, config)
+    assert " = are_inside(" in source.text
+    assert not build.compile(found, chip, config).spills
