@@ -188,8 +188,8 @@ class Gather(Expr):
     ``index`` is a load's, but one entry at least is such a tile, which picks an element for each of its own. The shape has the
     axes of all entries, each once, in the order in which they are met; those of a tile are in that order too.
     ``masked``, as a load's: those of the index tiles among them, along which padding is never an address.
-    ``when``: a bool scalar, or a tile that broadcasts to the shape; where it is false, or along a masked axis no element is,
-    nothing is read, elements are zeros and indices may be of no element.
+    ``when``: a bool scalar, or a tile that broadcasts to the shape; where it is false nobody asks what the element is, and
+    indices may be of none.
     """
 
     tensor: str

@@ -210,8 +210,8 @@ class Space:
         if not candidates:
             variant = self.variants[0]
             least = Config({name: values[0] for name, values in variant.knobs.items()})
-            reason = variant.rules.why_illegal(variant.facts, self.target, least)
-            raise TargetError(f"no config of {self.instance} is legal on {self.target.name}; of {least}: {reason}")
+            why = variant.rules.why_illegal(variant.facts, self.target, least) or "it leaves no room"
+            raise TargetError(f"no config of {self.instance} is legal on {self.target.name}; of {least}: {why}")
         candidates.sort(key=lambda c: c[0].rules.seconds(c[0].facts, self.target, c[1]))
         return tuple(variant.choices | config for variant, config in candidates)
 

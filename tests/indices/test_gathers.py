@@ -113,6 +113,20 @@ def test_padding_is_no_address() -> None:
     both = text(g.along_rows, dict(M=50, N=7, D=50), block_M=16, block_D=16, num_warps=4)
     assert re.search(r"x_tile = tl.load\(\s*.*at_tile\),\s*mask=m_valid\[:, None\] & d_valid\[None, :\],", both)
     assert "mask" not in text(g.embedding, dict(M=64, V=7, D=64), block_M=16, num_warps=4)
+    loop = text(g.embedding_in_tiles, dict(M=64, V=7, D=300), block_M=16, block_D=128, num_warps=4, num_stages=1)
+    inner, edge = (part.split("tl.store")[0] for part in loop.split("for d_start")[1:])
+    assert "mask" not in inner
+    assert "mask=d_valid[None, :]" in edge
+
+
+def test_what_is_not_asked_for_is_masked() -> None:
+    """On a GPU nothing else keeps an index that is none from being an address."""
+    dims = dict(M=64, V=7, D=64)
+    tile = text(g.embedding_or, dims, block_M=16, num_warps=4)
+    assert re.search(r"table_tile = tl.load\(\s*.*,\s*mask=some,\s*other=0.0", tile)
+    assert re.search(r"table_tile = tl.load\(\s*.*,\s*mask=some\[:, None\],\s*other=0.0", tile)
+    scalar = text(g.embedding_if, dims, block_M=16, num_warps=4)
+    assert re.search(r"table_tile = tl.load\(\s*.*,\s*mask=\(on > 0\),\s*other=0.0", scalar)
 
 
 def test_offsets_beyond_32_bits() -> None:
@@ -255,3 +269,15 @@ def test_what_is_known_of_it() -> None:
     for columns, checked in ((160, False), (161, True)):
         assert indices.checked(instance(g.dequantised, dict(N=64, K=columns, G=10)).lower()) == checked
     assert "table[checked(ids[m]), :]" in format_kernel(found.lower())
+
+
+@pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])
+@pytest.mark.parametrize("kernel", [g.embedding, g.embedding_or, g.elements, g.embedding_gradient], ids=lambda k: k.name)
+def test_kernels_that_check_compile(kernel: kd.Kernel, target: str) -> None:
+    """Padded and level tiles, conditions, numbers beside tiles, additions: of each element whether its index is one."""
+    dims, chip = {"M": 100, "V": 300, "D": 64}, targets.get(target)
+    found = instance(kernel, {d: n for d, n in dims.items() if d in kernel.dim_names}, "i64")
+    config = space(found, chip).first | {"checked": True}
+    source = emit(found, chip, config)
+    assert " = are_inside(" in source.text
+    assert not build.compile(found, chip, config).spills

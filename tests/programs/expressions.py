@@ -288,7 +288,9 @@ class Expressions(Gathers):
         if kind == "int" and self.count(dim) and self.may("places", 40):
             x = self.value(inner, self.pick(["float", "int"]), fuel, True)
             return v.place(x, self.pick(["argmax", "argmin"]), at, self.count(dim)) if dim in self.known_dims() else None
-        x = self.value(inner, kind, fuel, exact)
+        plain = len(set(map(self.dim_of, inner))) == len(inner)
+        x = self.gathered(inner, kind) if plain and self.may("gather", 15) else None
+        x = x if x is not None else self.value(inner, kind, fuel, exact)
         if dim not in self.known_dims():
             return None
         return self.reduced(x, self.pick(["sum", "max", "min"]), at)
@@ -319,7 +321,9 @@ class Expressions(Gathers):
         way = self.upto(4)
         if way <= 2:
             straight = way < 2
-            found = self.load(shape if straight else shape[::-1], "float", dtype)
+            whole = shape if straight else shape[::-1]
+            found = self.gathered(whole, "float", dtype) if self.may("gather", 20) else None
+            found = found if found is not None and found.dtype == dtype else self.load(whole, "float", dtype)
             if found is not None:
                 return found if straight else v.replace(found, text=f"{found.text}.T", shape=shape)
         x = self.clamped(self.value(shape, "float", fuel, True))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -50,6 +51,15 @@ right_valid = padding.valid
 right_now = Outside.now
 
 
+def unmasked(self: padding._Guard, node: ir.Read, tiles: frozenset[str]) -> tuple[ir.Expr, padding.Pads]:
+    """What is gathered, along the padding of its indices too."""
+    found, pads = right_read(self, node, tiles)
+    return (replace(found, masked=()) if isinstance(found, ir.Gather) else found), pads
+
+
+right_read = padding._Guard.read
+
+
 def first_meaning(self: Outside) -> Meaning:
     found: Meaning = self.__dict__.setdefault("_first_meaning", None) or right_now(self)
     self.__dict__["_first_meaning"] = found
@@ -63,6 +73,7 @@ FAULTS: dict[str, Back] = {
     "indices may be of no element": lambda: [
         patch.object(indices._Check, "entry", lambda self, tensor, dim, given, loc, when: given)
     ],
+    "padding of indices is an address": lambda: [patch.object(padding._Guard, "read", unmasked)],
     "maxima drop NaN": helper("max_or_nan", "PropagateNan.ALL", "PropagateNan.NONE"),
     "minima drop NaN": helper("min_or_nan", "PropagateNan.ALL", "PropagateNan.NONE"),
     "casts to integers do not saturate": helper("f32_to_i32", "inside, tl.cast", "x == x, tl.cast"),

@@ -17,7 +17,7 @@ class Gathers(Scope):
     def value(self, shape: Sequence[str], kind: str, fuel: int, exact: bool) -> Expr:
         raise AssertionError("expressions know how to draw one")
 
-    def gathered(self, shape: tuple[str, ...], kind: str) -> Expr | None:
+    def gathered(self, shape: tuple[str, ...], kind: str, dtype: str | None = None) -> Expr | None:
         """A tile of a new tensor, by at least one tile of indices; None where there is no room."""
         guarded = self.upto(4) == 4
         entries, dims, at, tiles, conditions = list[str](), list[str](), 0, 0, list[Expr]()
@@ -43,7 +43,8 @@ class Gathers(Scope):
                 conditions.append(v.lengthened(condition, tuple(a in own for a in shape), shape))
             at, tiles = at + more, tiles + 1
         grain = self.pick([0, -1]) if kind == "float" else 0
-        dtype = self.float_type() if kind == "float" else self.int_type() if kind == "int" else "bool"
+        if dtype is None:
+            dtype = self.float_type() if kind == "float" else self.int_type() if kind == "int" else "bool"
         tensor = self.new_tensor(tuple(dims), dtype, grain=grain, odd=self.odd and kind == "float")
         most = tensor.most * 2.0**grain if kind != "bool" else 0.0
         found = Expr(f"{tensor.name}[{', '.join(entries)}]", dtype, shape, most, grain, odd=tensor.odd)

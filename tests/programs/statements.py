@@ -412,7 +412,7 @@ class Statements(Stores):
             return
         places = {loop.name: loop.name for loop in kept}
         for i, loop in enumerate(kept):
-            if loop.tiled and self.extents[loop.dim] and self.may("gather", 30):
+            if loop.tiled and self.extents[loop.dim] and self.may("gather", 60):
                 other = self.some_dim(but=[*dims, *extra])
                 if other not in (*dims, *extra) and self.extents[other]:
                     places[loop.name], _ = self.index_tile((loop.name,), other, guarded=False)

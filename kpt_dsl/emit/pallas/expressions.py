@@ -312,23 +312,21 @@ class Text:
         return self._turned(text, node, self.own_side(node), side)
 
     def _gather(self, node: ir.Gather, side: Side | None) -> tuple[str, int]:
-        """What is gathered from a block, zero where it is padding or not asked for: 32-bit words until then."""
+        """What is gathered from a block, zero where it is padding: 32-bit words until then. It is read whoever asks."""
         form, dtype = gathers.form(self.plan, node), node.type.dtype
         text = gathers.text(form, self.block(node), self.expr(form.index, side=form.side), dtype)
         shape, own = node.type.shape, form.side if form.picked else None
         sides = {axis: own or ("column" if i == 0 else "row") for i, axis in enumerate(shape)}
-        conditions = [self._valid(axis, sides[axis]) for axis in node.masked]
-        if node.when is not None:
-            conditions.append(self.expr(node.when, _XOR, own))
-        if conditions:
-            text = f"jnp.where({' & '.join(conditions)}, {text}, 0)"
+        masks = [self._valid(axis, sides[axis]) for axis in node.masked]
+        if masks:
+            text = f"jnp.where({' & '.join(masks)}, {text}, 0)"
         if dtype.is_float:
             text = f"lax.bitcast_convert_type({text}, jnp.float32)"
         held = JAX_DTYPES[dtype.name]
         if held not in ("jnp.float32" if dtype.is_float else "jnp.int32", "jnp.bool_"):
             text += f".astype({held})"
         if dtype.kind == "bool":
-            return f"{self._turned(f'({text})' if conditions else text, node, own, side)[0]} != 0", _COMPARE
+            return f"{self._turned(text, node, own, side)[0]} != 0", _COMPARE
         return self._turned(text, node, own, side)
 
     def _binary(self, op: ir.BinaryOp, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:

@@ -13,16 +13,16 @@ from kpt_dsl.emit.triton.axes import spread
 from kpt_dsl.emit.triton.expressions import ATOM, LOOSE, Expressions
 from kpt_dsl.passes import indices
 
-HELPER = '''\
+HELPERS = {
+    "is_inside": '''\
 @triton.jit
 def is_inside(index, extent, asked, place: tl.constexpr, report):
     """Whether an index is one of its dim. The first that is not, where it is asked for, is reported."""
     if ((index < 0) | (index >= extent)) & asked:
         word = (tl.cast(place, tl.int64) << 32) | (tl.cast(index, tl.int64) & 0xFFFFFFFF)
         tl.atomic_cas(report, tl.cast(0, tl.int64), word)
-    return (index >= 0) & (index < extent)'''
-
-OF_TILES = '''\
+    return (index >= 0) & (index < extent)''',
+    "are_inside": '''\
 @triton.jit
 def are_inside(index, extent, asked, place: tl.constexpr, report):
     """Which indices are of their dim. Of those that are not, where they are asked for, one is reported."""
@@ -32,7 +32,9 @@ def are_inside(index, extent, asked, place: tl.constexpr, report):
     found = tl.max(tl.where(asked & (inside == 0), word, 0))
     if found != 0:
         tl.atomic_cas(report, tl.cast(0, tl.int64), found)
-    return inside'''
+    return inside''',
+}
+"""What checks a number, and a tile of them."""
 
 
 @dataclass
@@ -42,14 +44,13 @@ class Checks:
     kernel: ir.Kernel
     expressions: Expressions
     report: str
-    helper: str
-    helper_of_tiles: str
     places: dict[tuple[str, str, ir.Loc], Place] = field(default_factory=dict)
+    helpers: dict[str, str] = field(default_factory=dict)
+    """The functions that are called, by name."""
 
     @classmethod
     def of(cls, kernel: ir.Kernel, expressions: Expressions) -> "Checks":
-        names = expressions.axes.names
-        return cls(kernel, expressions, names.new("report"), names.new("is_inside"), names.new("are_inside"))
+        return cls(kernel, expressions, expressions.axes.names.new("report"))
 
     def write(
         self, index: tuple[ir.Axis | ir.Expr, ...], when: str, apart: bool, out: Writer, loc: ir.Loc
@@ -65,7 +66,9 @@ class Checks:
                 own = entry.type.shape
                 text = self.expressions.text(entry.x, ATOM if own else LOOSE)
                 given = [spread(text, own, kept) if own else text, axes.extent(entry.dim), when or "True", self._number(entry)]
-                helper = self.helper_of_tiles if apart or own else self.helper
+                which = "are_inside" if apart or own else "is_inside"
+                helper = axes.names.of(("check", which), which)
+                self.helpers[helper] = HELPERS[which].replace(which, helper)
                 out.call(f"{name} = {helper}(", [*given, self.report], loc)
                 outcomes.append(name)
         return outcomes
@@ -83,7 +86,4 @@ class Checks:
     @property
     def text(self) -> str:
         """What the module needs for it."""
-        if not self.places:
-            return ""
-        texts = (HELPER.replace("is_inside", self.helper), OF_TILES.replace("are_inside", self.helper_of_tiles))
-        return "\n\n\n".join(texts)
+        return "\n\n\n".join(self.helpers.values())
