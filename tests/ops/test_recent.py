@@ -245,3 +245,33 @@ def test_a_kind_is_kept_once(norm: Any) -> None:
     for _ in range(2):
         norm._expect(key, decision, (X, (8,), W, None))
     assert len(norm._recent.kinds) == 1
+
+
+BACK: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "strides": lambda t: t.t().contiguous().t() if t.ndim == 2 else t,
+    "misaligned": lambda t: torch.cat([t.new_zeros(1), t.detach().flatten()])[1:].view(t.shape),
+    "lazily negated": lambda t: torch._neg_view(-t.detach()),
+}
+
+
+@pytest.mark.parametrize("name", [*BACK, "gradient"])
+def test_a_backward_is_known_by_what_arrives(name: str) -> None:
+    """Hooks may hand back saved tensors that lie otherwise, and a gradient has any strides."""
+    x, w = torch.randn(4, 8).requires_grad_(), torch.randn(8).requires_grad_()
+    backward = DISPATCHERS["rms_norm_backward"]
+
+    def step(gradient: torch.Tensor, back: Callable[[torch.Tensor], torch.Tensor] = lambda t: t) -> tuple[torch.Tensor, ...]:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, back):
+            y = rms_norm(x, (8,), w)
+            return torch.autograd.grad(y, (x, w), gradient)
+
+    with prefer("numpy"):
+        backward._forget()
+        for _ in range(AGAIN + 2):
+            wanted = step(torch.ones(4, 8))
+        (known,) = backward._recent.kinds
+        assert known[2].calls == AGAIN + 2
+        got = step(torch.ones(1).expand(4, 8)) if name == "gradient" else step(torch.ones(4, 8), BACK[name])
+        assert len(backward.decisions()) > 1 and known[2].calls == AGAIN + 2
+    for g, e in zip(got, wanted, strict=True):
+        assert torch.allclose(g, e, atol=1e-5)
