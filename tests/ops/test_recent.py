@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kpt.ops import dispatch, prefer, rms_norm
+from kpt.ops.compiling import NotMadeError
 from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.fingerprint import fingerprint
 from kpt.ops.recent import AGAIN, KEPT, Same, same
@@ -220,6 +222,24 @@ def test_a_failure_is_met_as_before(norm: Any, monkeypatch: pytest.MonkeyPatch) 
     called(2)
     ((_, after),) = norm.decisions()
     assert after is not decision and after.calls == 2
+
+
+def test_a_launch_that_is_not_made_is_met_as_before(norm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch serves what another process compiles for, and the decision that waits for it is asked for no more."""
+
+    def waits(*_: Any) -> Any:
+        raise NotMadeError("not compiled yet")
+
+    *_, numpy, reference = norm.op.implementations
+    monkeypatch.setitem(norm.op.__dict__, "implementations", (replace(numpy, devices=None), reference))
+    monkeypatch.setattr("kpt.ops.behind.ask", lambda *_: SimpleNamespace(reason="numpy: compiling", failure=None))
+    called(AGAIN + 1)
+    ((_, decision),) = norm.decisions()
+    decision.ready = waits
+    called(1)
+    ((_, after),) = norm.decisions()
+    assert after is not decision and after.choice.implementation.name == "reference"
+    assert not norm._recent.kinds
 
 
 def test_a_preference_is_asked_each_time(norm: Any) -> None:
