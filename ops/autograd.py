@@ -129,7 +129,7 @@ class _Followed(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         form: _Form = ctx.form
         arriving = gradients[: form.outputs]
-        if not any(g is not None for g in arriving):
+        if arriving[0] is None and all(g is None for g in arriving):
             return form.gradients((None,) * (1 + len(form.needed)))
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled():

@@ -4,6 +4,7 @@ Imports Transformers and torch._dynamo: imported when a first model is replaced.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,17 +42,18 @@ def attention_forward(
     InputError for a keyword that neither understands.
     """
     asked = [name for name, value in keywords.items() if value is not None]
-    if unknown := not_understood(asked):
+    if asked and (unknown := not_understood(asked)):
         raise InputError(_refusal(module, unknown))
-    if _sees_all(module, query, attention_mask, is_causal):
+    queries, keys = query.shape, key.shape  # read once: a layer calls this every time
+    if _sees_all(module, queries[2], attention_mask, is_causal):
         attention_mask = None
-    causal = query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    reason = _why_not(query, key, value, dropout, asked) or _why_not_mask(attention_mask, query, key, causal)
+    causal = queries[2] > 1 and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    reason = _why_not(query, key, value, dropout, asked) or _why_not_mask(attention_mask, queries, keys, causal)
     if reason is None:
         window, lengths = None, None
         if isinstance(attention_mask, AttentionMask):
             seen, causal, window = attention_mask.seen, attention_mask.causal, attention_mask.window
-            if seen != key.shape[2]:
+            if seen != keys[2]:
                 key, value = key[:, :, :seen], value[:, :, :seen]
             lengths = attention_mask.lengths.to(query.device) if attention_mask.limited else None
         o = flash_attention(query, key, value, causal=causal, scale=scaling, window=window, key_lengths=lengths)
@@ -70,12 +72,12 @@ def attention_forward(
     return output
 
 
-def _sees_all(module: nn.Module, query: torch.Tensor, mask: torch.Tensor | None, is_causal: bool | None) -> bool:
+def _sees_all(module: nn.Module, queries: int, mask: torch.Tensor | None, is_causal: bool | None) -> bool:
     """A layer that is not causal, under a causal mask that PyTorch's would leave to the layer: it masks nothing there.
 
     What the call says does not count alone: some models say that a call is not causal where they have a mask.
     """
-    implied = isinstance(mask, AttentionMask) and mask.implied and query.shape[2] == mask.seen
+    implied = isinstance(mask, AttentionMask) and mask.implied and queries == mask.seen
     return implied and not is_causal and not getattr(module, "is_causal", True)
 
 
@@ -99,24 +101,30 @@ def _why_not(
         return "dropout is on"
     if taken := [name for name in asked if name in PYTORCHS]:
         return f"the layer passes {taken[0]}"
-    if query.shape[3] != value.shape[3]:
+    queries, keys, values = query.shape, key.shape, value.shape
+    if queries[3] != values[3]:
         return "values are not as wide as keys"
-    if value.shape != key.shape or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+    if values != keys or queries[0] != keys[0] or queries[3] != keys[3]:
         return "queries, keys and values differ in batch, heads or head dim"
-    same = query.dtype == key.dtype and key.dtype == value.dtype
+    dtype = key.dtype
+    same = query.dtype == dtype and dtype == value.dtype
     if not same and not torch.is_autocast_enabled(query.device.type):  # which makes them alike
         return "queries, keys and values differ in dtype"
     return None
 
 
-def _why_not_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, causal: bool) -> str | None:
+def _why_not_mask(
+    mask: torch.Tensor | None, queries: Sequence[int], keys: Sequence[int], causal: bool
+) -> str | None:
+    """Of queries and keys of these shapes."""
     if mask is None:
         # As PyTorch's function reads it: query i stands at key i, whatever keys come after.
-        other = causal and query.shape[2] != key.shape[2]
+        other = causal and queries[2] != keys[2]
         return "there is no mask, and queries are not as many as keys" if other else None
     if not isinstance(mask, AttentionMask):
         return why_not_ours(mask)
-    if mask.shape[0] != query.shape[0] or mask.shape[2] != query.shape[2] or mask.shape[3] != key.shape[2]:
+    batch, _, rows, columns = mask.shape
+    if batch != queries[0] or rows != queries[2] or columns != keys[2]:
         return "the mask was made for other lengths"
     return None
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kpt.ops import dispatch, prefer, rms_norm
+from kpt.ops.compiling import NotMadeError
 from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.fingerprint import fingerprint
 from kpt.ops.recent import AGAIN, KEPT, Same, same
@@ -222,6 +224,24 @@ def test_a_failure_is_met_as_before(norm: Any, monkeypatch: pytest.MonkeyPatch) 
     assert after is not decision and after.calls == 2
 
 
+def test_a_launch_that_is_not_made_is_met_as_before(norm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch serves what another process compiles for, and the decision that waits for it is asked for no more."""
+
+    def waits(*_: Any) -> Any:
+        raise NotMadeError("not compiled yet")
+
+    *_, numpy, reference = norm.op.implementations
+    monkeypatch.setitem(norm.op.__dict__, "implementations", (replace(numpy, devices=None), reference))
+    monkeypatch.setattr("kpt.ops.behind.ask", lambda *_: SimpleNamespace(reason="numpy: compiling", failure=None))
+    called(AGAIN + 1)
+    ((_, decision),) = norm.decisions()
+    decision.ready = waits
+    called(1)
+    ((_, after),) = norm.decisions()
+    assert after is not decision and after.choice.implementation.name == "reference"
+    assert not norm._recent.kinds
+
+
 def test_a_preference_is_asked_each_time(norm: Any) -> None:
     called(AGAIN + 1)
     before = norm.counters()["served"].get("numpy", 0)
@@ -245,3 +265,33 @@ def test_a_kind_is_kept_once(norm: Any) -> None:
     for _ in range(2):
         norm._expect(key, decision, (X, (8,), W, None))
     assert len(norm._recent.kinds) == 1
+
+
+BACK: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "strides": lambda t: t.t().contiguous().t() if t.ndim == 2 else t,
+    "misaligned": lambda t: torch.cat([t.new_zeros(1), t.detach().flatten()])[1:].view(t.shape),
+    "lazily negated": lambda t: torch._neg_view(-t.detach()),
+}
+
+
+@pytest.mark.parametrize("name", [*BACK, "gradient"])
+def test_a_backward_is_known_by_what_arrives(name: str) -> None:
+    """Hooks may hand back saved tensors that lie otherwise, and a gradient has any strides."""
+    x, w = torch.randn(4, 8).requires_grad_(), torch.randn(8).requires_grad_()
+    backward = DISPATCHERS["rms_norm_backward"]
+
+    def step(gradient: torch.Tensor, back: Callable[[torch.Tensor], torch.Tensor] = lambda t: t) -> tuple[torch.Tensor, ...]:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, back):
+            y = rms_norm(x, (8,), w)
+            return torch.autograd.grad(y, (x, w), gradient)
+
+    with prefer("numpy"):
+        backward._forget()
+        for _ in range(AGAIN + 2):
+            wanted = step(torch.ones(4, 8))
+        (known,) = backward._recent.kinds
+        assert known[2].calls == AGAIN + 2
+        got = step(torch.ones(1).expand(4, 8)) if name == "gradient" else step(torch.ones(4, 8), BACK[name])
+        assert len(backward.decisions()) > 1 and known[2].calls == AGAIN + 2
+    for g, e in zip(got, wanted, strict=True):
+        assert torch.allclose(g, e, atol=1e-5)
