@@ -9,11 +9,11 @@ from tests.programs.program import Call, Program
 from tests.programs.scope import Loop
 
 TAGS = (
-    "batch", "bool tensor", "bounds", "bytes", "cast", "cast to int", "choice", "empty", "globals", "global", "helper", "i64",
-    "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index", "loop in a loop", "narrow",
-    "negated", "odd numbers", "one dim twice", "optional", "absent", "places", "product", "products", "range", "share",
-    "shared memory", "smooth", "static", "static function", "store in a loop", "stored as integers", "addition", "tidy",
-    "tile bounds", "huge window",
+    "batch", "bool tensor", "bounds", "bytes", "cast", "cast to int", "choice", "empty", "globals", "global", "halves",
+    "helper", "i64", "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index",
+    "loop in a loop", "narrow", "negated", "odd numbers", "one dim twice", "optional", "absent", "places", "product",
+    "products", "range", "share", "shared memory", "smooth", "static", "static function", "store in a loop",
+    "stored as integers", "addition", "tidy", "tile bounds", "huge window",
 )  # fmt: skip
 """What can be left out with ``--without``."""
 
@@ -71,6 +71,8 @@ class Kernels(Illformed):
                 self.two_ways()
             else:
                 self.loop(1)
+        if self.may("halves", 10):
+            self.halves()
         if self.may("range", 10):
             self.in_range()
         if self.may("huge window", 4):

@@ -223,6 +223,7 @@ def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
         range=range, dot=_dot,
         where=_lift(np.where), maximum=_lift(np.maximum), minimum=_lift(np.minimum), abs=_lift(np.abs),
         sum=lambda x, axis: Value(x.array.sum(axis=axis), x.wide), max=_reduced(np.max, True), min=_reduced(np.min, False),
+        split=lambda x: (x[..., 0], x[..., 1]), join=lambda a, b, dim: Value(np.stack((_raw(a), _raw(b)), -1), _wide(a, b)),
         argmax=lambda x, axis: Value(x.array.argmax(axis)), argmin=lambda x, axis: Value(x.array.argmin(axis)),
         exp=_real(np.exp), exp2=_real(np.exp2), log=_real(np.log), log2=_real(np.log2), sqrt=_real(np.sqrt),
         rsqrt=_real(lambda x: 1 / np.sqrt(x)), tanh=_real(np.tanh), erf=_real(np.vectorize(math.erf, otypes=[np.float64])),
