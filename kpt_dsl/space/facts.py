@@ -37,6 +37,14 @@ class Access:
     """It is an operand of a product, or (a store) holds a product's result."""
     add: bool = False
     """It adds to what the tensor holds."""
+    parts: tuple[int, ...] = ()
+    """The numbers among its indices: of which part of the tensor it is."""
+
+    @classmethod
+    def of(cls, tensor: ir.Tensor, index: tuple[ir.Axis | ir.Expr, ...], scope: Scope, **more: bool) -> "Access":
+        """That of an index."""
+        axes = tuple(i for i in index if isinstance(i, ir.Axis))
+        return cls(tensor, axes, scope, parts=tuple(int(i.value) for i in index if isinstance(i, ir.Const)), **more)
 
 
 @dataclass(frozen=True)
@@ -275,9 +283,8 @@ class _Reader:
                     self._assign(name, value, scope)
                 case ir.Store(tensor=tensor, index=index, value=value, add=add):
                     self._expr(value, scope)
-                    axes = tuple(i for i in index if isinstance(i, ir.Axis))
                     made = self._from_product(value)
-                    self.stores.append(Access(self.kernel.tensor(tensor), axes, scope, True, made, add))
+                    self.stores.append(Access.of(self.kernel.tensor(tensor), index, scope, store=True, product=made, add=add))
                 case ir.For():
                     self._loop(stmt, scope)
 
@@ -316,8 +323,7 @@ class _Reader:
         for node in ir.walk(top):
             match node:
                 case ir.Load(tensor=tensor, index=index):
-                    axes = tuple(i for i in index if isinstance(i, ir.Axis))
-                    self.loads.append(Access(self.kernel.tensor(tensor), axes, scope))
+                    self.loads.append(Access.of(self.kernel.tensor(tensor), index, scope))
                 case ir.Dot():
                     self._dot(node, scope)
                 case ir.Unary(op=op) | ir.Binary(op=op) if node.type.shape:
@@ -356,7 +362,6 @@ class _Reader:
                 case ir.Var(name=name) if name in self._values:
                     scope, node = self._loaded_in[name], self._values[name]
                 case ir.Load(tensor=tensor, index=index):
-                    axes = tuple(i for i in index if isinstance(i, ir.Axis))
-                    return Access(self.kernel.tensor(tensor), axes, scope, product=True)
+                    return Access.of(self.kernel.tensor(tensor), index, scope, product=True)
                 case _:
                     return None

@@ -47,12 +47,12 @@ class TpuSizes(Sized):
     @cached_property
     def vmem_bytes(self) -> int:
         """Blocks twice, for one is copied while the other is used; carried values; and the two largest values of a step."""
-        loaded = {(a.tensor.name, a.axes): self.block_bytes(a) for a in self.facts.loads}
-        blocks = [*loaded.values(), *map(self.block_bytes, self.facts.stores)]  # each store may be of a part of its own
+        accesses = (*self.facts.loads, *self.facts.stores)
+        blocks = {(a.tensor.name, a.axes, a.parts): self.block_bytes(a) for a in accesses}
         carried = max((sum(self.padded(t.shape) for t in types) for types in self.facts.carried), default=0)
         made = {a.axes for a in self.facts.arithmetic} | {(p.m, p.n) for p in self.facts.products if not p.carried}
         values = sum(sorted(map(self.padded, made))[-2:])
-        return 2 * sum(blocks) + WORD_BYTES * (carried + values)
+        return 2 * sum(blocks.values()) + WORD_BYTES * (carried + values)
 
 
 def block_unit(facts: Facts, target: Target, axis: ir.Axis) -> int:
