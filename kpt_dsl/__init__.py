@@ -49,6 +49,7 @@ from kpt_dsl.language import (
     group,
     index,
     inf,
+    join,
     log,
     log2,
     max,
@@ -63,6 +64,7 @@ from kpt_dsl.language import (
     sigmoid,
     sin,
     size,
+    split,
     sqrt,
     sum,
     tanh,
@@ -77,11 +79,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CompileError", "ConfigError", "DType", "Float", "In", "IndexRangeError", "InputError", "Int", "Kernel", "KernelError",
     "KptError", "MissingPackageError", "Out", "Positive", "Static", "StoreError", "TargetError", "Tile", "Value", "abs",
-    "argmax", "argmin", "bf16", "checking", "choice", "compile", "cos", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16",
-    "f32", "floor", "full",
-    "function", "group", "i8", "i32", "i64", "index", "inf", "kernel", "log", "log2", "max", "maximum", "min", "minimum",
-    "parallel", "range", "round", "rsqrt", "sequential", "sigmoid", "sin", "size", "source", "sqrt", "sum", "tanh", "tile",
-    "u8", "where", "zeros",
+    "argmax", "argmin", "bf16", "checking", "choice", "compile", "cos", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2",
+    "f16", "f32", "floor", "full", "function", "group", "i8", "i32", "i64", "index", "inf", "join", "kernel", "log", "log2",
+    "max", "maximum", "min", "minimum", "parallel", "range", "round", "rsqrt", "sequential", "sigmoid", "sin", "size",
+    "source", "split", "sqrt", "sum", "tanh", "tile", "u8", "where", "zeros",
 ]  # fmt: skip
 
 

@@ -290,6 +290,22 @@ class Transpose(Expr):
 
 
 @dataclass(frozen=True, slots=True)
+class Half(Expr):
+    """The first or the second (``which``: 0 or 1) along the last axis, a whole dim of extent 2, which disappears."""
+
+    x: Expr
+    which: int
+
+
+@dataclass(frozen=True, slots=True)
+class Join(Expr):
+    """Two tiles of one type beside each other along a new last axis, a whole dim of extent 2."""
+
+    a: Expr
+    b: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Reduce(Expr):
     """Over one axis, which disappears. Floats reduce in f32; NaN is kept and may be dropped as in ``Binary``."""
 

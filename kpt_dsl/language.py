@@ -246,6 +246,16 @@ def minimum(a: Any, b: Any, *, drop_nan: bool = False) -> Value:
     _never("minimum")
 
 
+def split(x: Value) -> tuple[Value, Value]:
+    """``x[..., 0]`` and ``x[..., 1]``: the last axis is a whole dim of two elements, which one load brings."""
+    _never("split")
+
+
+def join(a: Value, b: Value, dim: str) -> Value:
+    """The tile whose ``[..., 0]`` is a and whose ``[..., 1]`` is b: ``dim``, its last axis, has two elements. For one store."""
+    _never("join")
+
+
 def argmax(x: Any, axis: int) -> Value:
     """Where along an axis the largest element is: its index in the dim, int32, the first of several. A NaN is the largest, as
     in torch.argmax. Of no elements it is 2**31 - 1, which is no index."""

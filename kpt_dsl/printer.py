@@ -148,7 +148,9 @@ def _format(node: ir.Expr) -> tuple[str, int]:
             return f"{op}({format_expr(x)}, axis={axis})", _ATOM
         case ir.Unary(name, _) | ir.Binary(name, _, _):
             return _call(name, node), _ATOM
-        case ir.Where() | ir.Dot():
+        case ir.Half(x, which):
+            return f"{_expr(x, _ATOM)}[..., {which}]", _ATOM
+        case ir.Where() | ir.Dot() | ir.Join():
             return _call(type(node).__name__.lower(), node), _ATOM
     raise AssertionError(node)
 

@@ -362,6 +362,10 @@ class _Emitter:
                 return f"{self.expr(x, _ATOM)}[{', '.join([*kept[:axis], 'None', *kept[axis:]])}]", _ATOM
             case ir.Transpose(x):
                 return f"{self.expr(x, _ATOM)}.T", _ATOM
+            case ir.Half(x, which):
+                return f"{self.expr(x, _ATOM)}[..., {which}]", _ATOM
+            case ir.Join(a, b):
+                return f"np.stack(({self.expr(a)}, {self.expr(b)}), axis=-1)", _ATOM
             case ir.Reduce():
                 return self._reduce(node)
             case ir.Dot():

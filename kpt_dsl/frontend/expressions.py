@@ -441,6 +441,11 @@ class Expressions(Names):
             x = self.value(given["x"], loc)
             x = self.named(f"{fn.__name__}_of", ty.cast(x, f32, loc) if x.type.dtype.is_float else x, loc)
             return ty.place(_PLACES[fn], x, given["axis"], loc)
+        if fn is language.split:
+            return ty.split(self.named("split_of", self.value(given["x"], loc), loc), loc)
+        if fn is language.join:
+            a, b = self.value(given["a"], loc), self.value(given["b"], loc)
+            return ty.join(a, b, self.check_dim(given["dim"], loc), loc)
         if fn is language.dot:
             acc = given.get("acc")
             return ty.dot(self.value(given["a"], loc), self.value(given["b"], loc),

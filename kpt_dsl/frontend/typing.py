@@ -231,6 +231,26 @@ def expand(x: Expr, index: tuple[Any, ...], loc: Loc) -> Expr:
     return x
 
 
+def split(x: Expr, loc: Loc) -> tuple[Expr, Expr]:
+    """``x[..., 0]`` and ``x[..., 1]``; that the last axis has two elements is seen where extents are known."""
+    last = x.type.shape[-1] if len(x.type.shape) > 1 else UNIT
+    if last.tile is not None or last == UNIT:
+        fail(loc, f"kd.split takes a tile whose last axis is a whole dim, beside others, but got {x.type}",
+             "load it with ':' last: low, high = kd.split(x[n, :])")  # fmt: skip
+    kind = Type(x.type.dtype, x.type.shape[:-1])
+    return ir.Half(x, 0, type=kind, loc=loc), ir.Half(x, 1, type=kind, loc=loc)
+
+
+def join(a: Expr, b: Expr, dim: str, loc: Loc) -> Expr:
+    """The reverse, along a dim that has two elements."""
+    a, b = _common(a, b, loc)
+    shape = a.type.shape
+    if shape != b.type.shape or not 0 < len(shape) < 3 or UNIT in shape:
+        fail(loc, f"kd.join takes two tiles of one shape with one or two axes, but got {a.type} and {b.type}",
+             "broadcast with arithmetic first")  # fmt: skip
+    return ir.Join(a, b, type=Type(a.type.dtype, (*shape, Axis(dim))), loc=loc)
+
+
 def dot(a: Expr, b: Expr, acc: Expr | None, loc: Loc) -> Expr:
     """The product's types: (m, k) x (k, n), dtypes reconciled to what matrix units take."""
     for x, which in ((a, "first"), (b, "second")):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kpt_dsl import ir
 from kpt_dsl.arithmetic import limits
-from kpt_dsl.errors import IndexRangeError
+from kpt_dsl.errors import IndexRangeError, InputError
 from kpt_dsl.ir import Expr
 from kpt_dsl.passes.intervals import Interval, around, of_one, of_two
 
@@ -101,11 +101,19 @@ class _Check:
 
     def expr(self, node: Expr) -> Expr:
         node = ir.with_children(node, tuple(map(self.expr, ir.children(node))))
+        if isinstance(node, ir.Half | ir.Join):
+            self.two(node, node.x.type.shape[-1] if isinstance(node, ir.Half) else node.type.shape[-1])
         if not isinstance(node, ir.Read):
             return node
         index = self.index(node.tensor, node.index, node.loc, node.when)
         asked = any(isinstance(i, ir.Checked) for i in index)
         return replace(node, index=index, when=node.when if asked else None)
+
+    def two(self, node: ir.Half | ir.Join, axis: ir.Axis) -> None:
+        if (extent := self.extents[axis.dim]) != (2, 2):
+            word = "kd.split" if isinstance(node, ir.Half) else "kd.join"
+            what = f"{self.kernel.name}: {word} along {axis.dim}, whose extent is {extent[0]}, not 2"
+            raise InputError(node.loc.explain(what, f"shape the tensor so that its dim {axis.dim} has two elements"))
 
     def index(
         self, tensor: str, index: tuple[ir.Axis | Expr, ...], loc: ir.Loc, when: Expr | None

@@ -161,6 +161,10 @@ class _Guard:
                 return node, {1 - i: h for i, h in pads[0].items()}
             case ir.Expand(axis=at):
                 return node, {i + (i >= at): h for i, h in pads[0].items()}
+            case ir.Half():
+                return node, {i: h for i, h in pads[0].items() if i < len(node.type.shape)}
+            case ir.Join():
+                return node, {i: h for i, h in pads[0].items() if pads[1].get(i) == h}
             case ir.Where():
                 return node, self.chosen(node, pads)
             case ir.Unary() | ir.Binary():

@@ -199,6 +199,8 @@ def _check(kernel: ir.Kernel, found: Pipeline) -> None:
         for e in (x for top in tops for x in ir.walk(top)):
             if isinstance(e, ir.Start | ir.Stop | ir.Count | ir.Before) and e.tile in tiles:
                 raise Unfit("tiles of a consumer read where the tile of their program begins or ends")
+            if isinstance(e, ir.Half | ir.Join):
+                raise Unfit("it takes tiles apart")
             if isinstance(e, ir.Transpose) and not isinstance(e.x, ir.Load):
                 raise Unfit("it transposes a computed tile")
     shared = {o.load for o in (*found.link, *found.product)} | ({found.held.value} if found.held else set())

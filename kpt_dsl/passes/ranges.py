@@ -198,10 +198,12 @@ class _Walk:
                 return self.indices(axis.dim)
             case ir.Cast(x=x):
                 return parts[0] if x.type.dtype.kind == "int" else (0, 1) if x.type.dtype.kind == "bool" else None
-            case ir.Full() | ir.Expand() | ir.Transpose() | ir.Reduce(op="max" | "min"):
+            case ir.Full() | ir.Expand() | ir.Transpose() | ir.Half() | ir.Reduce(op="max" | "min"):
                 return parts[0]
             case ir.Where():
                 return around(parts[1:])
+            case ir.Join():
+                return around(parts)
             case ir.Unary(op=op):
                 return None if parts[0] is None else of_one(op, parts[0])
             case ir.Binary(op="mul", a=ir.Binary(op="floordiv", a=x, b=ir.Block() as block), b=ir.Block() as by) if (

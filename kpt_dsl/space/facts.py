@@ -40,11 +40,14 @@ class Access:
     """It adds to what the tensor holds."""
     places: tuple[ir.Axis | ir.Expr, ...] = ()
     """Its index, where tiles of indices tell which elements it is of."""
+    parts: tuple[int, ...] = ()
+    """The numbers among its indices: of which part of the tensor it is."""
 
     @staticmethod
     def of(tensor: ir.Tensor, node: ir.Read | ir.Store, scope: Scope, **what: bool) -> "Access":
         gathers = any(isinstance(i, ir.Expr) and i.type.shape for i in node.index)
-        return Access(tensor, ir.kept(node.index), scope, **what, places=node.index if gathers else ())
+        parts = tuple(int(i.value) for i in node.index if isinstance(i, ir.Const))
+        return Access(tensor, ir.kept(node.index), scope, **what, places=node.index if gathers else (), parts=parts)
 
     @property
     def looked_up(self) -> Axes:

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from kpt_dsl.errors import ConfigError, TargetError
+from kpt_dsl.passes.halves import apart
 from kpt_dsl.space.config import Config, Value, points
 from kpt_dsl.space.facts import Facts, collect
 from kpt_dsl.targets import Target
@@ -84,6 +85,8 @@ class Space:
                     assert isinstance(option, Value)  # the front end takes no other constants
                     yield from self._variants(Config({**choices, name: option}))
                 return
+        if self.target.lanes:
+            kernel = apart(kernel)
         facts = collect(kernel, self.instance.extents)
         others = [(name, rules, knobs) for name, rules in self._schedules if (knobs := rules.knobs(facts, self.target))]
         plain = choices | {"schedule": PIPELINED} if others else choices

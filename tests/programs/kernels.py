@@ -10,10 +10,10 @@ from tests.programs.scope import Loop
 
 TAGS = (
     "batch", "bool tensor", "bounds", "bytes", "cast", "cast to int", "choice", "empty", "gather", "globals", "global",
-    "groups", "helper", "i64", "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index",
-    "loop in a loop", "narrow", "negated", "odd numbers", "one dim twice", "optional", "absent", "packed", "places",
-    "product", "products", "range", "share", "shared memory", "smooth", "static", "static function", "store in a loop",
-    "stored as integers", "addition", "tidy", "tile bounds", "huge window",
+    "groups", "halves", "helper", "i64", "ill-formed", "index loop", "int index", "large to int", "loaded bound",
+    "loaded index", "loop in a loop", "narrow", "negated", "odd numbers", "one dim twice", "optional", "absent", "packed",
+    "places", "product", "products", "range", "share", "shared memory", "smooth", "static", "static function",
+    "store in a loop", "stored as integers", "addition", "tidy", "tile bounds", "huge window",
 )  # fmt: skip
 """What can be left out with ``--without``."""
 
@@ -77,6 +77,8 @@ class Kernels(Illformed):
                 self.two_ways()
             else:
                 self.loop(1)
+        if self.may("halves", 10):
+            self.halves()
         if self.may("range", 10):
             self.in_range()
         if self.may("huge window", 4):

@@ -287,6 +287,8 @@ def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
         max=_reduced(np.max, True), min=_reduced(np.min, False),
         argmax=lambda x, axis: Value(x.array.argmax(axis), axes=_without(x, axis)),
         argmin=lambda x, axis: Value(x.array.argmin(axis), axes=_without(x, axis)),
+        split=lambda x: tuple(Value(x.array[..., i], x.wide, x.axes[:-1]) for i in (0, 1)),
+        join=lambda a, b, dim: Value(np.stack((_raw(a), _raw(b)), -1), _wide(a, b), (*_axes(a, b), dim)),
         exp=_real(np.exp), exp2=_real(np.exp2), log=_real(np.log), log2=_real(np.log2), sqrt=_real(np.sqrt),
         rsqrt=_real(lambda x: 1 / np.sqrt(x)), tanh=_real(np.tanh), erf=_real(np.vectorize(math.erf, otypes=[np.float64])),
         sigmoid=_real(lambda x: 1 / (1 + np.exp(-x))), floor=_real(np.floor), sin=_real(np.sin), cos=_real(np.cos),

@@ -144,6 +144,28 @@ class Statements(Stores):
                 self.line(f"{text} += 1.0")
         base.expr = replace(total, text=text)
 
+    def halves(self) -> None:
+        """A tile taken apart along a dim of two, and maybe one put together."""
+        pairs = [dim for dim in self.known_dims() if self.extents[dim] == 2]
+        dim = self.pick(pairs) if pairs and self.upto(1) else self.new_dim(turns=True) if len(self.extents) < 10 else ""
+        if not dim:
+            return
+        if dim not in self.known_dims():
+            self.extents[dim] = 2
+            self.new_tensor((dim,), "f32", odd=self.odd)
+        shape = self.shape(self.pick([1, 2]))
+        if dim in map(self.dim_of, shape) or not shape or not self.fits((*shape, dim)):
+            return
+        x = self.value((*shape, dim), self.pick(["float", "int"]), 2, not self.smooth)
+        first, second = self.fresh("first"), self.fresh("second")
+        self.line(f"{first}, {second} = kd.split({x.text})")
+        for name in (first, second):
+            self.variables.append(Variable(replace(x, text=name, shape=shape), len(self.loops)))
+        if self.upto(1):
+            a, b = (self.as_f32(self.value(shape, "float", 1, not self.smooth)) for _ in range(2))
+            both = v.larger(a, b, "maximum")
+            self.assign(replace(both, text=f'kd.join({a.text}, {b.text}, "{dim}")', shape=(*shape, dim)), "pair")
+
     # -------------------------------------------------------------- loops
     def loop(self, depth: int, around: Sequence[tuple[Variable, str, int]] = ()) -> None:
         """A sequential loop, with what it carries, and maybe another inside it; ``around`` is what loops around it carry."""

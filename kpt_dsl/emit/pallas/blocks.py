@@ -6,7 +6,7 @@ outside the kernel, where XLA does it at the speed of memory or for nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kpt_dsl import ir
 from kpt_dsl.emit.pallas.expressions import JAX_DTYPES, Text
@@ -20,20 +20,27 @@ Index = tuple[Axis | Expr, ...]
 
 @dataclass(frozen=True)
 class Block:
-    """A tile of a tensor as the kernel sees it: a ref named ``name`` whose place in the tensor follows from the step."""
+    """A tile of a tensor as the kernel sees it: a ref named ``name`` whose place in the tensor follows from the step. Along the
+    dim at ``parts``, if there is one, it has all tiles, which are stored one by one."""
 
     name: str
     tensor: ir.Tensor
     index: Index
+    parts: int | None = None
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        return tuple(i for i in self.index if isinstance(i, Axis))
+        return tuple(i for at, i in enumerate(self.index) if isinstance(i, Axis) and at != self.parts)
+
+    def stored(self, index: Index) -> str:
+        """How the ref is subscripted by a store."""
+        part = None if self.parts is None else index[self.parts]
+        return str(part.value) if isinstance(part, ir.Const) else "..."
 
     @property
     def order(self) -> tuple[int, ...]:
         """The tensor's dims in the order that the kernel wants: single elements first, tiles last."""
-        return tuple(sorted(range(len(self.index)), key=lambda i: isinstance(self.index[i], Axis)))
+        return tuple(sorted(range(len(self.index)), key=lambda i: (isinstance(self.index[i], Axis), i != self.parts)))
 
 
 def canonical(index: Index, plan: Plan) -> Index:
@@ -48,6 +55,8 @@ class Blocks:
         self.plan = plan
         self._inputs: dict[tuple[str, Index], Block] = {}
         self._outputs: dict[str, Block] = {}
+        self._stored: dict[str, dict[Index, set[tuple[int | None, int]]]] = {}
+        """Of each output, by which indices it is stored, in which phases and on which lines."""
         self.scalars: list[ir.Tensor] = []
         self.phases: dict[str, list[int]] = {}
         for segment in plan.segments:
@@ -57,6 +66,7 @@ class Blocks:
                     self._input(load, number)
                 if isinstance(stmt, ir.Store):
                     self._output(stmt, number)
+        self._outputs = {name: self._in_parts(block) for name, block in self._outputs.items()}
         for phase in plan.phases:
             for bound in (phase.loop.start, phase.loop.stop):
                 for load in (e for e in ir.walk(bound) if isinstance(e, ir.Read)):
@@ -96,12 +106,29 @@ class Blocks:
                 f"{self.plan.kernel.name} stores {tensor.name} in a loop with bounds of its own (line {store.loc.line}); a TPU "
                 f"writes whole blocks, so loop over all of {loop.over.dim}, or over a share of it"
             )
-        if self._outputs.setdefault(tensor.name, block) != block:
-            raise TargetError(
-                f"{self.plan.kernel.name} stores {tensor.name} by two different indices (line {store.loc.line}); a TPU "
-                f"kernel has one block of each output"
-            )
+        self._stored.setdefault(tensor.name, {}).setdefault(block.index, set()).add((phase, store.loc.line))
+        self._outputs[tensor.name] = block
         self._seen(self._checked(block), phase)
+
+    def _in_parts(self, block: Block) -> Block:
+        """The block of an output, of which parts may be stored one by one."""
+        stored, tensor = self._stored[block.tensor.name], block.tensor
+        if len(stored) == 1:
+            return block
+        at, *more = [i for i, entries in enumerate(zip(*stored, strict=True)) if len(set(entries)) > 1]
+        phases = {phase for places in stored.values() for phase, _ in places}
+        line = max(line for places in stored.values() for _, line in places)
+        if more or not all(isinstance(index[at], ir.Const) for index in stored):
+            raise TargetError(
+                f"{self.plan.kernel.name} stores {tensor.name} by two different indices (line {line}); a TPU kernel has one "
+                f"block of each output"
+            )
+        if len(stored) < (count := self.plan.dims[tensor.dims[at]]) or len(phases) > 1:
+            raise TargetError(
+                f"{self.plan.kernel.name} stores {tensor.name} at {len(stored)} indices of {tensor.dims[at]} (line {line}); a "
+                f"TPU writes whole blocks, so store at all {count} of them, together in a loop or outside all"
+            )
+        return replace(block, index=(*block.index[:at], Axis(tensor.dims[at]), *block.index[at + 1 :]), parts=at)
 
     def _seen(self, block: Block, phase: int | None) -> None:
         known = self.phases.setdefault(block.name, [])
@@ -164,13 +191,15 @@ class Blocks:
     def shape(self, block: Block, text: Text) -> str:
         """The block's extents: None for a dim that is indexed one element at a time."""
         single = ["None"] * (len(block.index) - len(block.axes))
+        if block.parts is not None:
+            single[-1] = block.tensor.dims[block.parts]
         return f"({', '.join(single + self._two([text.length(a) for a in block.axes], block, '1'))})"
 
     def place(self, block: Block, text: Text, calls: Mapping[str, str]) -> str:
         """What an index map returns: the block's place in the tensor, counted in blocks; ``calls`` as in ``tile_number``."""
         seen = self.phases[block.name]
         steps = {p.name: f"({_step_number(self.plan, [p], calls, text.tiles)})" for p in self.plan.phases if not p.tiled}
-        single = [text.placed(i, steps) for i in block.index if isinstance(i, Expr)]
+        single = [text.placed(i, steps) for i in block.index if isinstance(i, Expr)] + ["0"] * (block.parts is not None)
         places = ["0" if a.tile is None else tile_number(self.plan, a, seen, calls, text.tiles) for a in block.axes]
         return f"({', '.join(single + self._two(places, block, '0'))})"
 

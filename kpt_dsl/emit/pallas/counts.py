@@ -59,7 +59,8 @@ def _length(plan: Plan, axis: Axis) -> int:
 
 def _size(plan: Plan, block: Block) -> int:
     held = f32 if block.tensor.dtype == f16 else block.tensor.dtype
-    return held.bytes * prod(_length(plan, axis) for axis in block.axes)
+    parts = 1 if block.parts is None else plan.dims[block.tensor.dims[block.parts]]
+    return held.bytes * parts * prod(_length(plan, axis) for axis in block.axes)
 
 
 def _moves(plan: Plan, blocks: Blocks, block: Block) -> int:

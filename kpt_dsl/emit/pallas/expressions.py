@@ -11,6 +11,7 @@ from kpt_dsl import arithmetic, ir
 from kpt_dsl.dtypes import DType, f16, f32, i32
 from kpt_dsl.emit.pallas import gathers
 from kpt_dsl.emit.pallas.plan import Plan, Side
+from kpt_dsl.errors import TargetError
 from kpt_dsl.ir import Axis, Expr
 from kpt_dsl.passes import fold
 
@@ -189,6 +190,9 @@ class Text:
                 return self._expand(x, axis)
             case ir.Transpose(x):
                 return f"{self.expr(x, ATOM)}.T", ATOM
+            case ir.Half() | ir.Join():
+                what = "split of what is carried or multiplied" if isinstance(node, ir.Half) else "join of what is not stored"
+                raise TargetError(f"{self.plan.kernel.name}: kd.{what} (line {node.loc.line}) has no TPU form")
             case ir.Reduce(op, x, axis):
                 return self._reduce(op, x, axis, node, side)
             case ir.Dot(a, b, acc):

@@ -149,12 +149,13 @@ class KernelText:
                     self._local.add(name)
                     if stored:
                         late.append(f"{name}_scratch[...] = {_tile(name, value)}")
-                case ir.Store(tensor, _, value):
+                case ir.Store(tensor, index, value):
                     block = self.blocks.output(tensor)
+                    place = f"{block.name}[{block.stored(index)}]"
                     side: Side | None = None
                     if len(block.axes) == 1:
                         side = "column" if self.blocks.column(block) else "row"
-                    lines.append((f"{block.name}[...] = {_tile(self.text.expr(value, side=side), value)}", stmt.loc))
+                    lines.append((f"{place} = {_tile(self.text.expr(value, side=side), value)}", stmt.loc))
         for name, condition in self.text.masks.items():
             out.line(f"{name} = {condition}")
         for line, loc in [*lines, *((text, None) for text in late)]:

@@ -153,6 +153,10 @@ class Expressions:
                 return self._expand(x, axis), ATOM
             case ir.Transpose(x=x):
                 return f"{self.text(x, ATOM)}.T", ATOM
+            case ir.Half(x=x, which=which):
+                return f"{self.axes.language}.split({self.text(x)})[{which}]", ATOM
+            case ir.Join(a=a, b=b):
+                return f"{self.axes.language}.join({self.text(a)}, {self.text(b)})", ATOM
             case ir.Reduce():
                 return self._reduce(e), ATOM
             case ir.Dot(a=a, b=b, acc=acc):

@@ -47,7 +47,8 @@ class TpuSizes(Sized):
     @cached_property
     def vmem_bytes(self) -> int:
         """Blocks twice, for one is copied while the other is used; carried values; and the two largest values of a step."""
-        blocks = {(a.tensor.name, a.block): self.block_bytes(a) for a in (*self.facts.loads, *self.facts.stores)}
+        accesses = (*self.facts.loads, *self.facts.stores)
+        blocks = {(a.tensor.name, a.block, a.parts): self.block_bytes(a) for a in accesses}
         carried = max((sum(self.padded(t.shape) for t in types) for types in self.facts.carried), default=0)
         made = {a.axes for a in self.facts.arithmetic} | {(p.m, p.n) for p in self.facts.products if not p.carried}
         made |= {(*a.looked_up, *(axis for axis in a.block if axis not in a.axes)) for a in self.facts.loads if a.places}
