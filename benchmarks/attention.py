@@ -25,7 +25,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
 
 def case(name: str, batch: int, heads: int, length: int, head_dim: int, causal: bool, device: str = "cuda") -> Case:
     q, k, v = (torch.randn(batch, heads, length, head_dim, device=device, dtype=torch.bfloat16) for _ in range(3))
-    arrays = dict(
+    arrays = flash_attention_fwd.defaults | dict(
         q=q, k=k, v=v, key_lengths=None, o=torch.empty_like(q), lse=torch.empty(q.shape[:3], device=device),
         scale=head_dim**-0.5, window=None, causal=causal,
     )  # fmt: skip

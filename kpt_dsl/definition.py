@@ -141,11 +141,11 @@ class Definition:
 
         ``partial``: a static argument that is not given takes its default, or None. Raises InputError for unhashable values.
         """
+        given = {**self.defaults, **given}
         values: list[tuple[str, Any]] = []
         for name in self.statics:
             if partial and name not in given:
-                default = self.signature.parameters[name].default
-                values.append((name, None if default is inspect.Parameter.empty else default))
+                values.append((name, None))
                 continue
             value = given[name]
             if not (value is None or isinstance(value, bool | int | float | str | Helper)):

@@ -74,7 +74,7 @@ def example(
             f"{kernel.name} has no static argument {', '.join(sorted(unknown))}; it has "
             f"{', '.join(kernel.other_parameters) or 'none'}, and tensors {', '.join(kernel.tensors)} (None where absent)"
         )
-    given = dict.fromkeys(kernel.tensors, dtypes) if isinstance(dtypes, str) else dict(dtypes)
+    given = dict.fromkeys(kernel.tensors.keys() - kernel.defaults, dtypes) if isinstance(dtypes, str) else dict(dtypes)
     kinds: dict[str, str | None] = {**given, **dict.fromkeys(absent)}
     small = Instance.of_shapes(kernel, dict.fromkeys(kernel.dim_names, 1) | dict(shapes), kinds, statics)
     found = dict.fromkeys(dict(small.extents.dims), EXAMPLE_EXTENT["whole"]) | _extents(small.specialisation.unchecked({}))

@@ -36,6 +36,7 @@ class Instance:
         Raises InputError for a missing argument, a wrong rank, dims that disagree, an unknown dtype, or memory that is not
         what it seems (sparse, masked, byte-swapped; outputs that are read-only or whose elements overlap).
         """
+        arguments = {**kernel.defaults, **arguments}
         dims: dict[str, tuple[int, str]] = {}
         dtypes: list[tuple[str, str | None]] = []
         strides: list[tuple[str, tuple[int, ...]]] = []
@@ -67,7 +68,8 @@ class Instance:
         dtypes: Mapping[str, str | None],
         statics: Mapping[str, Any] | None = None,
     ) -> "Instance":
-        """For contiguous, aligned tensors that need not exist. A tensor whose dtype is None is absent.
+        """For contiguous, aligned tensors that need not exist. A tensor whose dtype is None is absent, as is what has a default
+        and is not given.
 
         Raises InputError for an unknown or missing name, or a negative extent.
         """
@@ -77,7 +79,7 @@ class Instance:
         ):  # fmt: skip
             if unknown := set(given) - set(known):
                 raise InputError(f"{kernel.name} has no {what} {sorted(unknown)}; it has {', '.join(known) or 'none'}")
-        if missing := set(kernel.tensors) - set(dtypes):
+        if missing := set(kernel.tensors) - set(dtypes) - set(kernel.defaults):
             raise InputError(
                 f"{kernel.name}: no dtype for {sorted(missing)}; give a dtype, or None where a tensor is absent"
             )

@@ -8,8 +8,11 @@ import torch
 from kpt.ops.registry import AutocastPolicy
 
 
-def cast(policy: AutocastPolicy, device: str, arguments: Sequence[Any]) -> Sequence[Any]:
-    """The arguments as an op of this policy takes them: floating tensors of the device cast, all but float64."""
+def cast(
+    policy: AutocastPolicy, device: str, arguments: Sequence[Any], left_alone: Sequence[int] = ()
+) -> Sequence[Any]:
+    """The arguments as an op of this policy takes them: floating tensors of the device cast, all but float64 and those at the
+    positions that are ``left_alone``."""
     if policy == "keep":
         return arguments
     dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)
@@ -19,8 +22,9 @@ def cast(policy: AutocastPolicy, device: str, arguments: Sequence[Any]) -> Seque
         and a.is_floating_point()
         and a.device.type == device
         and a.dtype not in (dtype, torch.float64)
+        and position not in left_alone
         else a
-        for a in arguments
+        for position, a in enumerate(arguments)
     ]
 
 

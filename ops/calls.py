@@ -174,7 +174,7 @@ def _arguments(op: Op, fingerprint: tuple[Any, ...]) -> tuple[Any, ...]:
 def _parameters(op: Op) -> list[tuple[str, str]]:
     """The kinds and the names of an op's arguments, as its schema has them."""
     parts = [part.rpartition(" ") for part in op.schema.partition(")")[0].removeprefix("(").split(", ")]
-    return [(kind, name) for kind, _, name in parts]
+    return [(kind, name.partition("=")[0]) for kind, _, name in parts]
 
 
 def _argument(kind: str, part: tuple[Any, ...]) -> Any:
@@ -202,7 +202,9 @@ def _call(entry: Any, place: str) -> Call:
         raise InputError(f"{place}: calls is {often!r}; it is how often it came, 1 or more")
     try:
         op = get(str(entry.get("op")))
-        call = Call(op.name, tuple(_value(a) for a in entry["arguments"]), often, str(entry.get("served", "")))
+        arguments = [_value(a) for a in entry["arguments"]]
+        arguments += [None] * (len(_parameters(op)) - len(arguments))  # what an earlier kpt did not have
+        call = Call(op.name, tuple(arguments), often, str(entry.get("served", "")))
         op.check(*call.arguments)
     except (KptError, TypeError, RuntimeError, KeyError) as error:
         raise InputError(f"{place}: {error}") from None

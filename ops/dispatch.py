@@ -108,7 +108,7 @@ class Dispatcher:
         if policy is None or not torch.is_autocast_enabled(device):
             return self._run(arguments, torch.is_grad_enabled())
         with Off(device):
-            return self._run(tuple(cast(policy, device, arguments)), torch.is_grad_enabled())
+            return self._run(tuple(cast(policy, device, arguments, self.op.left_alone)), torch.is_grad_enabled())
 
     def below_autograd(self, *arguments: Any) -> Any:
         """The way in from PyTorch's dispatcher, which has seen to autograd and to subclasses already."""

@@ -25,17 +25,27 @@ def define(op: Op) -> Dispatcher:
     dispatcher = DISPATCHERS[op.name] = Dispatcher(op)
     _LIBRARY.define(f"{op.name}{op.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     dispatcher.through_torch = getattr(torch.ops.kpt, op.name).default
-    _LIBRARY.impl(op.name, dispatcher.below_autograd, "CompositeExplicitAutograd")
-    _LIBRARY.impl(op.name, partial(_autograd, dispatcher), "Autograd")
-    torch.library.register_fake(f"kpt::{op.name}", _checked_fake(op), lib=_LIBRARY)
+    count = len(dispatcher.through_torch._schema.arguments)
+    _LIBRARY.impl(op.name, _of_all(count, dispatcher.below_autograd), "CompositeExplicitAutograd")
+    _LIBRARY.impl(op.name, _of_all(count, partial(_autograd, dispatcher)), "Autograd")
+    torch.library.register_fake(f"kpt::{op.name}", _of_all(count, _checked_fake(op)), lib=_LIBRARY)
     # Under vmap, PyTorch's own operations: they have rules for batches, where a kernel would run sample by sample.
-    _LIBRARY.impl(op.name, dispatcher.with_autograd, "FuncTorchBatchedDecomposition")
+    _LIBRARY.impl(op.name, _of_all(count, dispatcher.with_autograd), "FuncTorchBatchedDecomposition")
     sharding.enter(dispatcher.through_torch, op)
     if op.flops is not None:
         flops.enter(getattr(torch.ops.kpt, op.name), op.flops)
     for device, policy in op.autocast.items():
         _LIBRARY.impl(op.name, partial(_autocast, dispatcher, device, policy), f"Autocast{device.upper()}")
     return dispatcher
+
+
+def _of_all(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with all arguments of a schema: PyTorch leaves out those at the end that are None by default."""
+
+    def of_all(*arguments: Any) -> Any:
+        return function(*arguments, *(None,) * (count - len(arguments)))
+
+    return of_all
 
 
 def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
@@ -59,7 +69,7 @@ def _below_autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
 
 def _autocast(dispatcher: Dispatcher, device: str, policy: AutocastPolicy, *arguments: Any) -> Any:
     with Off(device):
-        return dispatcher.through_torch(*cast(policy, device, arguments))
+        return dispatcher.through_torch(*cast(policy, device, arguments, dispatcher.op.left_alone))
 
 
 def _checked_fake(op: Op) -> Callable[..., Any]:

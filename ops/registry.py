@@ -122,13 +122,14 @@ class Op:
     """An op: the contract (schema, reference, fake, checks) and what serves it, in order of preference.
 
     ``reference`` is native PyTorch: schema, oracle and last fallback at once. ``public`` is the function that people call;
-    its parameters are the schema's, in order. ``fake(*arguments)`` gives outputs without values, with the strides that every
-    implementation keeps. ``check(*arguments)`` raises InputError. ``autocast``: device type -> what torch.autocast casts
-    floating inputs to there. ``arguments(dims, dtype, device, **flags)`` makes inputs; ``record(arguments, target)``: the
-    kernel instances of such a call. ``gradient``: how autograd follows generated kernels; without one, calls that need
-    gradients go to the reference. ``multiplies``: whether its kernels multiply matrices, of float32 as precisely as PyTorch's
-    user asks. ``flops(*arguments)``: how many operations its products take, as PyTorch counts them. ``shardings(*arguments)``:
-    how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
+    its parameters are the schema's, in order; the schema may have more, None unless it gives them. ``fake(*arguments)``
+    gives outputs without values, with the strides that every implementation keeps. ``check(*arguments)`` raises InputError.
+    ``autocast``: device type -> what torch.autocast casts floating inputs to there. ``arguments(dims, dtype, device,
+    **flags)`` makes inputs; ``record(arguments, target)``: the kernel instances of such a call. ``gradient``: how autograd
+    follows generated kernels; without one, calls that need gradients go to the reference. ``multiplies``: whether its
+    kernels multiply matrices, of float32 as precisely as PyTorch's user asks. ``precise``: floating arguments that
+    torch.autocast leaves as they are. ``flops(*arguments)``: how many operations its products take, as PyTorch counts them.
+    ``shardings(*arguments)``: how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Op:
     record: Callable[..., "list[Instance]"]
     shapes: tuple[Shape, ...] = ()
     autocast: Mapping[str, AutocastPolicy] = field(default_factory=dict)
+    precise: tuple[str, ...] = ()
     gradient: Gradient | None = None
     multiplies: bool = False
     flops: Callable[..., int] | None = None
@@ -156,8 +158,17 @@ class Op:
     @cached_property
     def differentiable(self) -> tuple[int, ...]:
         """The positions of the arguments that have a gradient."""
+        return () if self.gradient is None else self.positions(self.gradient.inputs)
+
+    @cached_property
+    def left_alone(self) -> tuple[int, ...]:
+        """The positions of the arguments that torch.autocast leaves as they are."""
+        return self.positions(self.precise)
+
+    def positions(self, arguments: Iterable[str]) -> tuple[int, ...]:
+        """Where some arguments stand."""
         names = list(inspect.signature(self.public).parameters)
-        return () if self.gradient is None else tuple(names.index(name) for name in self.gradient.inputs)
+        return tuple(names.index(name) for name in arguments)
 
     def instances(
         self, dims: Mapping[str, int], dtype: str, target: "Target | None" = None, **flags: Any

@@ -16,11 +16,15 @@ from kpt.ops.flash_attention.backward_kernels import (
     flash_attention_rows,
     flash_attention_scale,
 )
+from kpt.ops.flash_attention.scores import Scores, Window, sides
 from kpt.ops.flash_attention.shapes import BACKWARD_SHAPES, DIMS, backward_arguments
 from kpt.ops.library import define
 from kpt.ops.registry import Gradient, Op
 
 OP = "flash_attention_backward"
+
+INPUTS = ("q", "k", "v", "sinks", "mask")
+"""What has a gradient, in the order in which it is given."""
 
 
 def flash_attention_backward(
@@ -34,27 +38,35 @@ def flash_attention_backward(
     *,
     causal: bool = False,
     scale: float | None = None,
-    window: int | None = None,
+    window: Window = None,
     key_lengths: torch.Tensor | None = None,
     needed: Sequence[bool] = (True, True, True),
+    softcap: float | None = None,
+    mask: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    key_starts: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """The gradients of q, k and v, those that are ``needed`` (one bool for each), in this order.
+    """The gradients of q, k, v, sinks and mask, those that are ``needed`` (one bool for each; of the last two False where it is
+    left out), in this order.
 
     ``do``, (B, H, M, E), and ``dlse``, (B, H, M) or None, are the gradients of what ``flash_attention`` gave, ``o`` and
     ``lse``; the other arguments are its. Each gradient has the dtype and the memory order of its input. Two runs give the same
-    bits, unless all three are needed and to add up dq in any order was measured to be quicker on this device; under
+    bits, unless those of q, k and v are needed and to add up dq in any order was measured to be quicker on this device; under
     ``torch.use_deterministic_algorithms(True)`` they always do. Raises InputError for arguments that do not fit. Dao 2023,
     arXiv:2307.08691.
     """
-    gradients: list[torch.Tensor] = _dispatch(do, q, k, v, o, lse, dlse, causal, scale, window, key_lengths, needed)
+    window, ahead = sides(OP, window)
+    gradients: list[torch.Tensor] = _dispatch(
+        do, q, k, v, o, lse, dlse, causal, scale, window, key_lengths, needed, softcap, mask, alibi_slopes, sinks, key_starts,
+        ahead,
+    )  # fmt: skip
     return gradients
 
 
-def _check(
-    do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, causal: Any, scale: Any, window: Any, key_lengths: Any,
-    needed: Any,
-) -> None:  # fmt: skip
-    contract.check(OP, q, k, v, causal, scale, window, key_lengths)
+def _check(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others: Any) -> None:
+    scores, needed = Scores.split(OP, others)
+    contract.check(OP, q, k, v, scores)
     rows, wide = q.shape[:3], contract.lse_dtype(q.dtype)
     for name, value in (("do", do), ("o", o)):
         checks.shape(OP, name, value, (*rows, v.shape[3]), "(batch, heads, queries, head dim of v)")
@@ -64,57 +76,66 @@ def _check(
             checks.shape(OP, name, value, rows, "(batch, heads, queries)")
             checks.dtype(OP, name, value.dtype, (wide,))
     checks.same_device(OP, "q", q, do=do, dlse=dlse, o=o, lse=lse)
-    if len(needed) != 3 or not all(isinstance(n, bool) for n in needed):
-        checks.reject(OP, "needed", repr(needed), "three bools, for q, k and v")
+    if len(needed) not in (3, 4, 5) or not all(isinstance(n, bool) for n in needed):
+        checks.reject(OP, "needed", repr(needed), "three bools, for q, k and v, and two more for sinks and mask")
+    for name, given, wanted in zip(INPUTS[3:], (scores.sinks, scores.mask), needed[3:], strict=False):
+        if wanted and (given is None or not given.dtype.is_floating_point):
+            checks.reject(OP, "needed", repr(needed), f"False for {name}, which has no gradient")
 
 
-def _fake(
-    do: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: Any, lse: Any, dlse: Any, causal: Any, scale: Any,
-    window: Any, key_lengths: Any, needed: Sequence[bool],
-) -> list[torch.Tensor]:  # fmt: skip
-    return [reference.empty_like(t) for t, n in zip((q, k, v), needed, strict=True) if n]
+def _wanted(needed: Sequence[bool], q: Any, k: Any, v: Any, scores: Scores) -> list[torch.Tensor]:
+    """The tensors whose gradients are needed."""
+    return [t for t, n in zip((q, k, v, scores.sinks, scores.mask), needed, strict=False) if n]
 
 
-def _why_not(
-    do: Any, q: torch.Tensor, k: Any, v: torch.Tensor, o: Any, lse: Any, dlse: Any, causal: Any, scale: float | None, *_: Any
-) -> str | None:
-    return contract.why_not(q, v, scale)
+def _fake(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others: Any) -> list[torch.Tensor]:
+    scores, needed = Scores.split(OP, others)
+    return [reference.empty_like(t) for t in _wanted(needed, q, k, v, scores)]
+
+
+def _why_not(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others: Any) -> str | None:
+    return contract.why_not(q, v, Scores.split(OP, others)[0])
 
 
 def _run(
     launch: Launch, do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor,
-    lse: torch.Tensor, dlse: torch.Tensor | None, causal: bool, scale: float | None, window: int | None,
-    key_lengths: torch.Tensor | None, needed: Sequence[bool],
+    lse: torch.Tensor, dlse: torch.Tensor | None, *others: Any,
 ) -> list[torch.Tensor]:  # fmt: skip
+    scores, needed = Scores.split(OP, others)
     if not any(needed):
         return []
-    dq, dk, dv = (reference.empty_like(t) if n else None for t, n in zip((q, k, v), needed, strict=True))
-    factor, (q, scale) = contract.scale_of(q, scale), contract.positive(q, scale)
+    needs_q, needs_k, needs_v, needs_sinks, needs_mask = (*needed, False, False)[:5]
+    dq = reference.empty_like(q) if needs_q or needs_mask else None
+    dk, dv = (reference.empty_like(t) if n else None for t, n in ((k, needs_k), (v, needs_v)))
+    factor, (q, scale) = scores.scale_of(q), scores.positive(q)
     q, k, v, o, do = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v, o, do))
     delta, shift = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
-    takes_delta = dq is not None or dk is not None
+    sinks_parts = torch.empty_like(delta) if needs_sinks else None
+    dbias = _bias_parts(scores.mask, q, k) if needs_mask and scores.mask is not None else None
+    takes_delta = dq is not None or dk is not None or needs_sinks
     shared = q.shape[1] != k.shape[1]
     parts = [_parts(t, q.shape[1]) if t is not None and shared else t for t in (dk, dv)]
-    flags = (scale, contract.window_of(q, k, window), causal)
+    last = scores.of_kernels(q, k, scale)
+    sinks = scores.sinks if needs_sinks else None
 
     def apart(launch: Launch) -> None:
         """A kernel for dq and one for dk and dv: seven products."""
         given = (o, do, lse, dlse, delta) if takes_delta else (None, None, lse, None, None)
-        launch(flash_attention_rows, *given, shift, None)
+        launch(flash_attention_rows, *given, shift, None, sinks, sinks_parts)
         if dq is not None:
-            launch(flash_attention_dq, q, k, v, do, delta, shift, key_lengths, dq, *flags)
+            launch(flash_attention_dq, q, k, v, do, delta, shift, scores.key_lengths, dq, *last, dbias)
         if dk is not None or dv is not None:
             mine = delta if dk is not None else None
-            launch(flash_attention_dkdv, q, k, v, do, mine, shift, key_lengths, *parts, None, *flags)
+            launch(flash_attention_dkdv, q, k, v, do, mine, shift, scores.key_lengths, *parts, None, *last)
 
     def together(launch: Launch) -> None:
         """One kernel for all three, whose programs add to dq in any order: five products."""
         dq_sum = q.new_empty(q.shape, dtype=torch.float32)
-        launch(flash_attention_rows, o, do, lse, dlse, delta, shift, dq_sum)
-        launch(flash_attention_dkdv, q, k, v, do, delta, shift, key_lengths, *parts, dq_sum, *flags)
+        launch(flash_attention_rows, o, do, lse, dlse, delta, shift, dq_sum, sinks, sinks_parts)
+        launch(flash_attention_dkdv, q, k, v, do, delta, shift, scores.key_lengths, *parts, dq_sum, *last)
         launch(flash_attention_scale, dq_sum, dq, scale)
 
-    if all(needed) and not torch.are_deterministic_algorithms_enabled():
+    if all(needed[:3]) and not needs_mask and not torch.are_deterministic_algorithms_enabled():
         launch.quickest(apart, together)
     else:
         launch.quickest(apart)
@@ -123,7 +144,9 @@ def _run(
         launch(flash_attention_group_sum, *grouped, dk, dv)
     if dq is not None and scale != factor:  # it is the gradient of the queries that were scaled before
         dq *= factor
-    return [t for t in (dq, dk, dv) if t is not None]
+    dsinks = None if sinks_parts is None or sinks is None else sinks_parts.sum((0, 2)).to(sinks.dtype)
+    dmask = None if dbias is None or scores.mask is None else reference.summed_to(dbias, scores.mask)
+    return [t for t in (dq if needs_q else None, dk, dv, dsinks, dmask) if t is not None]
 
 
 def _parts(gradient: torch.Tensor, heads: int) -> torch.Tensor:
@@ -132,11 +155,18 @@ def _parts(gradient: torch.Tensor, heads: int) -> torch.Tensor:
     return gradient.new_empty((batch, heads, keys, head_dim), dtype=torch.float32)
 
 
+def _bias_parts(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Room for the gradient of each score, cleared, in float32 where it is summed over what a mask is broadcast along."""
+    whole = (*q.shape[:3], k.shape[2])
+    return mask.new_zeros(whole, dtype=mask.dtype if mask.shape == whole else torch.float32)
+
+
 _dispatch = define(
     Op(
         name=OP,
         schema="(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? dlse, bool causal, float? scale, "
-        "SymInt? window, Tensor? key_lengths, bool[] needed) -> Tensor[]",
+        "SymInt? window, Tensor? key_lengths, bool[] needed, float? softcap=None, Tensor? mask=None, "
+        "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention_backward,
         public=flash_attention_backward,
         fake=_fake,
@@ -149,19 +179,25 @@ _dispatch = define(
         autocast={"cuda": "keep", "cpu": "keep"},
         multiplies=True,
         flops=lambda do, q, k, v, *_: contract.flops(q, k, v, 3, 2),
-        shardings=lambda size, do, q, k, *_: contract.shardings(size, q, k, 3, (True,) * 7 + (False,) * 5),
+        shardings=lambda size, do, q, k, v, o, lse, dlse, *others: _shardings(size, q, k, others),
     )
 )
 
 
+def _shardings(size: int, q: torch.Tensor, k: torch.Tensor, others: Sequence[Any]) -> Any:
+    scores, needed = Scores.split(OP, others)
+    names = [name for name, n in zip(INPUTS, needed, strict=False) if n]
+    return contract.shardings(size, q, k, scores, names, (True,) * 7)
+
+
 # ------------------------------------------------------------------ from the forward op
 def _forward(
-    dispatch: Any, needed: tuple[bool, ...], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool,
-    scale: float | None, window: int | None, key_lengths: torch.Tensor | None, return_lse: bool,
-) -> tuple[list[torch.Tensor], tuple[Any, ...]]:  # fmt: skip
+    dispatch: Any, needed: tuple[bool, ...], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any
+) -> tuple[list[torch.Tensor], tuple[Any, ...]]:
     """The kernel makes the log-sum-exp in any case, and the backward takes it."""
-    o, lse = dispatch(q, k, v, causal, scale, window, key_lengths, True)
-    return [o, lse][: 1 + return_lse], (q, k, v, o, lse, causal, scale, window, key_lengths)
+    scores, return_lse = Scores.split(OP, others)
+    o, lse = dispatch(q, k, v, *scores.around(True))
+    return [o, lse][: 1 + return_lse], (q, k, v, o, lse, *scores)
 
 
 def _backward(
@@ -169,9 +205,9 @@ def _backward(
 ) -> list[torch.Tensor]:
     if do is None:
         do = torch.zeros_like(saved[3])
-    gradients: list[torch.Tensor] = _dispatch(do, *saved[:5], dlse, *saved[5:], needed)
+    gradients: list[torch.Tensor] = _dispatch(do, *saved[:5], dlse, *Scores(*saved[5:]).around(needed))
     return gradients
 
 
-GRADIENT = Gradient(("q", "k", "v"), _forward, _backward)
+GRADIENT = Gradient(INPUTS, _forward, _backward)
 """How autograd follows ``flash_attention``."""

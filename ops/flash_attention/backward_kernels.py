@@ -8,17 +8,21 @@ where the two make seven: each program then adds to the queries that it meets, i
 """
 
 import kpt_dsl as kd
+from kpt.ops.flash_attention.kernels import ABSENT, LOG2E
 
-LOG2E = 1.4426950408889634
 
-
-@kd.kernel(o="B H M E", do="B H M E", lse="B H M", dlse="B H M", delta="B H M", shift="B H M", dq_sum="B H M D")
+@kd.kernel(
+    o="B H M E", do="B H M E", lse="B H M", dlse="B H M", delta="B H M", shift="B H M", dq_sum="B H M D",
+    sinks="H", sinks_parts="B H M",
+)  # fmt: skip
 def flash_attention_rows(
-    o: kd.In, do: kd.In, lse: kd.In, dlse: kd.In, delta: kd.Out, shift: kd.Out, dq_sum: kd.Out
+    o: kd.In, do: kd.In, lse: kd.In, dlse: kd.In, delta: kd.Out, shift: kd.Out, dq_sum: kd.Out,
+    sinks: kd.In = ABSENT, sinks_parts: kd.Out = ABSENT,
 ) -> None:  # fmt: skip
     """What the gradients need of each query: ``delta``, sum(o * do) less the gradient of its log-sum-exp, and ``shift``, its
     log-sum-exp to base 2, 0 where it sees no key (there -inf would make NaN of masked scores). The gradient of the values
-    takes no ``delta``. ``dq_sum``, where it is to be added to, is cleared."""
+    takes no ``delta``. ``dq_sum``, where it is to be added to, is cleared. ``sinks_parts``, with ``delta``: what each query
+    adds to the gradient of its head's sink."""
     for b, h, m in kd.parallel("B", "H", kd.tile("M")):
         if delta is not None:
             total = kd.sum(o[b, h, m, :] * do[b, h, m, :], axis=1)
@@ -27,63 +31,97 @@ def flash_attention_rows(
             delta[b, h, m] = total
         natural = lse[b, h, m]
         shift[b, h, m] = kd.where(natural == -kd.inf, 0.0, natural * LOG2E)
+        if sinks_parts is not None:
+            sinks_parts[b, h, m] = kd.where(natural == -kd.inf, 0.0, kd.exp(sinks[h] - natural)) * -total
         if dq_sum is not None:
             dq_sum[b, h, m, :] = kd.zeros([m, "D"])
 
 
 @kd.kernel(
-    q="B H M D", k="B G N D", v="B G N E", do="B H M E", delta="B H M", shift="B H M", key_lengths="B", dq="B H M D"
-)
+    q="B H M D", k="B G N D", v="B G N E", do="B H M E", delta="B H M", shift="B H M", key_lengths="B", dq="B H M D",
+    key_starts="B", seen="B H M N", bias="B H M N", slopes="B H", dbias="B H M N",
+)  # fmt: skip
 def flash_attention_dq(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dq: kd.Out,
     scale: kd.Float, window: kd.Int, causal: kd.Static,
+    left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
+    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, dbias: kd.Out = ABSENT,
 ) -> None:  # fmt: skip
-    """The gradient of queries (B, H, M, D); what is visible is as in ``flash_attention_fwd``."""
+    """The gradient of queries (B, H, M, D); scores, and what is visible, are as in ``flash_attention_fwd``. ``dbias``, the
+    gradient of ``bias``, is cleared before: it is written where keys may be seen."""
     for b, h, m in kd.parallel("B", "H", kd.tile("M")):
         g = h // kd.group("H", "G")
         ahead = kd.size("N") - kd.size("M")
-        first, last = 0, kd.size("N")
+        first: kd.Value | int = 0
+        last = kd.size("N")
         if key_lengths is not None:
-            last = key_lengths[b]
+            last = key_lengths[b].to(kd.i32)
         if window is not None:
             first = m.start + ahead - window + 1
+        if left is not None:
+            first = m.start + ahead - left
+        if key_starts is not None:
+            first = kd.maximum(first, key_starts[b].to(kd.i32))
         if causal:
             last = kd.minimum(last, m.stop + ahead)
         elif window is not None:
             last = kd.minimum(last, m.stop + ahead + window - 1)
+        if right is not None:
+            last = kd.minimum(last, m.stop + ahead + right)
         query, up = q[b, h, m, :], do[b, h, m, :]
         top, mean = shift[b, h, m], delta[b, h, m]
         acc = kd.zeros([m, "D"])
+        if slopes is not None:
+            slope = slopes[b, h] / scale
         for n in kd.sequential(kd.tile("N"), start=first, stop=last):
             key = k[b, g, n, :]
             position = m.index[:, None] + ahead
             s = kd.dot(query, key.T)
+            if softcap is not None:
+                squashed = 2.0 * kd.sigmoid(s * (2.0 * scale / softcap)) - 1.0
+                s = squashed * (softcap / scale)
+            if slopes is not None:
+                s = s - kd.abs(position - n.index[None, :]) * slope
+            if bias is not None:
+                s = s + bias[b, h, m, n] * (1.0 / scale)
+            if seen is not None:
+                s = kd.where(seen[b, h, m, n], s, -kd.inf)
             if causal:
                 s = kd.where(n.index[None, :] <= position, s, -kd.inf)
             if window is not None:
                 s = kd.where(n.index[None, :] > position - window, s, -kd.inf)
                 if not causal:
                     s = kd.where(n.index[None, :] < position + window, s, -kd.inf)
+            if left is not None:
+                s = kd.where(n.index[None, :] >= position - left, s, -kd.inf)
+            if right is not None:
+                s = kd.where(n.index[None, :] <= position + right, s, -kd.inf)
             p = kd.exp2(s * (scale * LOG2E) - top[:, None])
             ds = p * (kd.dot(up, v[b, g, n, :].T) - mean[:, None])
+            if dbias is not None:
+                dbias[b, h, m, n] = ds
+            if softcap is not None:
+                ds = ds * (1.0 - squashed * squashed)
             acc = kd.dot(ds, key, acc)
         dq[b, h, m, :] = acc * scale
 
 
 @kd.kernel(
     q="B H M D", k="B G N D", v="B G N E", do="B H M E", delta="B H M", shift="B H M", key_lengths="B",
-    dk="B H N D", dv="B H N E", dq_sum="B H M D",
+    dk="B H N D", dv="B H N E", dq_sum="B H M D", key_starts="B", seen="B H M N", bias="B H M N", slopes="B H",
 )  # fmt: skip
 def flash_attention_dkdv(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dk: kd.Out, dv: kd.Out,
     dq_sum: kd.Out, scale: kd.Float, window: kd.Int, causal: kd.Static,
+    left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
+    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT,
 ) -> None:  # fmt: skip
-    """The gradients of keys and values, (B, H, N, D) and (B, H, N, E), the part of each query head; visible is what is so going
-    forward.
+    """The gradients of keys and values, (B, H, N, D) and (B, H, N, E), the part of each query head; scores, and what is
+    visible, are as in ``flash_attention_fwd``.
 
-    Keys from key_lengths[b] on are not masked in the loop: each row of the gradients is that of one key, so theirs are cleared
-    at the end. ``dk`` (with ``delta``) or ``dv`` may be None. To ``dq_sum``, float32, the gradient of the queries over scale is
-    added; it takes ``dk``.
+    Keys from key_lengths[b] on, and before key_starts[b], are not masked in the loop: each row of the gradients is that of one
+    key, so theirs are cleared at the end. ``dk`` (with ``delta``) or ``dv`` may be None. To ``dq_sum``, float32, the gradient
+    of the queries over scale is added; it takes ``dk``.
     """
     for b, h, n in kd.parallel("B", "H", kd.tile("N")):
         g = h // kd.group("H", "G")
@@ -94,45 +132,76 @@ def flash_attention_dkdv(
             first = n.start - ahead
         elif window is not None:
             first = n.start - ahead - window + 1
+        if right is not None:
+            first = n.start - ahead - right
         if window is not None:
             last = n.stop - ahead + window - 1
+        if left is not None:
+            last = n.stop - ahead + left
         if key_lengths is not None:
-            first = kd.where(n.start < key_lengths[b], first, kd.size("M"))
+            first = kd.where(n.start < key_lengths[b].to(kd.i32), first, kd.size("M"))
+        if key_starts is not None:
+            first = kd.where(n.stop > key_starts[b].to(kd.i32), first, kd.size("M"))
         key = k[b, g, n, :]
         if key_lengths is not None and dq_sum is not None:
             # That sums over keys: what lies beyond the length may hold anything.
-            key = kd.where(n.index[:, None] < key_lengths[b], key, 0.0)
+            key = kd.where(n.index[:, None] < key_lengths[b].to(kd.i32), key, 0.0)
+        if key_starts is not None and dq_sum is not None:
+            key = kd.where(n.index[:, None] >= key_starts[b].to(kd.i32), key, 0.0)
         if dk is not None:
             value, acc_k = v[b, g, n, :], kd.zeros([n, "D"])
         if dv is not None:
             acc_v = kd.zeros([n, "E"])
+        if slopes is not None:
+            slope = slopes[b, h] / scale
         for m in kd.sequential(kd.tile("M"), start=first, stop=last):
             query, up = q[b, h, m, :], do[b, h, m, :]
             position = m.index[None, :] + ahead
             s = kd.dot(key, query.T)
+            if softcap is not None:
+                squashed = 2.0 * kd.sigmoid(s * (2.0 * scale / softcap)) - 1.0
+                s = squashed * (softcap / scale)
+            if slopes is not None:
+                s = s - kd.abs(position - n.index[:, None]) * slope
+            if bias is not None:
+                s = s + bias[b, h, m, n].T * (1.0 / scale)
+            if seen is not None:
+                s = kd.where(seen[b, h, m, n].T, s, -kd.inf)
             if causal:
                 s = kd.where(n.index[:, None] <= position, s, -kd.inf)
             if window is not None:
                 s = kd.where(n.index[:, None] > position - window, s, -kd.inf)
                 if not causal:
                     s = kd.where(n.index[:, None] < position + window, s, -kd.inf)
+            if left is not None:
+                s = kd.where(n.index[:, None] >= position - left, s, -kd.inf)
+            if right is not None:
+                s = kd.where(n.index[:, None] <= position + right, s, -kd.inf)
             p = kd.exp2(s * (scale * LOG2E) - shift[b, h, m][None, :])
             if dv is not None:
                 acc_v = kd.dot(p, up, acc_v)
             if dk is not None:
                 ds = p * (kd.dot(value, up.T) - delta[b, h, m][None, :])
+                if softcap is not None:
+                    ds = ds * (1.0 - squashed * squashed)
                 if dq_sum is not None:
                     if key_lengths is not None:
-                        ds = kd.where(n.index[:, None] < key_lengths[b], ds, 0.0)
+                        ds = kd.where(n.index[:, None] < key_lengths[b].to(kd.i32), ds, 0.0)
+                    if key_starts is not None:
+                        ds = kd.where(n.index[:, None] >= key_starts[b].to(kd.i32), ds, 0.0)
                     dq_sum[b, h, m, :] += kd.dot(key.T, ds).T
                 acc_k = kd.dot(ds, query, acc_k)
         if dk is not None:
             if key_lengths is not None:
-                acc_k = kd.where(n.index[:, None] < key_lengths[b], acc_k, 0.0)
+                acc_k = kd.where(n.index[:, None] < key_lengths[b].to(kd.i32), acc_k, 0.0)
+            if key_starts is not None:
+                acc_k = kd.where(n.index[:, None] >= key_starts[b].to(kd.i32), acc_k, 0.0)
             dk[b, h, n, :] = acc_k * scale
         if dv is not None:
             if key_lengths is not None:
-                acc_v = kd.where(n.index[:, None] < key_lengths[b], acc_v, 0.0)
+                acc_v = kd.where(n.index[:, None] < key_lengths[b].to(kd.i32), acc_v, 0.0)
+            if key_starts is not None:
+                acc_v = kd.where(n.index[:, None] >= key_starts[b].to(kd.i32), acc_v, 0.0)
             dv[b, h, n, :] = acc_v
 
 

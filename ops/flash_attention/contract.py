@@ -1,6 +1,5 @@
 """What attention and its gradients ask of the arguments that they share."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,15 +8,15 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import wide_dtype
 from kpt.ops.dtypes import FLOATS
+from kpt.ops.flash_attention.scores import Scores
 from kpt.ops.flops import product
-from kpt.ops.registry import WHOLE, Sharding
-from kpt_dsl.language import SMALLEST_POSITIVE
+from kpt.ops.registry import SUM, WHOLE, Placed, Sharding
 
 LARGEST_HEAD_DIM = 256
 """The kernels keep a whole head of queries, keys and outputs on chip."""
 
 
-def check(op: str, q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any, key_lengths: Any) -> None:
+def check(op: str, q: Any, k: Any, v: Any, scores: Scores) -> None:
     """Raises InputError, in the name of ``op``, for arguments that do not fit."""
     checks.rank(op, "q", q, (4,), "rank 4, (batch, heads, queries, head dim)")
     checks.rank(op, "k", k, (4,), "rank 4, (batch, key-value heads, keys, head dim)")
@@ -32,24 +31,16 @@ def check(op: str, q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any,
         checks.reject(op, "q", f"of {heads} heads", f"a multiple of the {kv_heads} key-value heads of k")
     checks.dtype(op, "q", q.dtype, FLOATS)
     checks.same_dtype(op, "q", q, k=k, v=v)
-    checks.same_device(op, "q", q, k=k, v=v, key_lengths=key_lengths)
-    checks.flag(op, "causal", causal)
-    if scale is not None:
-        checks.number(op, "scale", scale)
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int | torch.SymInt) or window < 1):
-        checks.reject(op, "window", repr(window), "None, or a whole number of keys, 1 or more")
-    if key_lengths is not None:
-        checks.shape(op, "key_lengths", key_lengths, (batch,), "(batch,)")
-        checks.dtype(op, "key_lengths", key_lengths.dtype, (torch.int32,))
+    checks.same_device(op, "q", q, k=k, v=v)
+    scores.check(op, q, k)
 
 
-def why_not(q: torch.Tensor, v: torch.Tensor, scale: float | None) -> str | None:
+def why_not(q: torch.Tensor, v: torch.Tensor, scores: Scores) -> str | None:
     """Why the kernels do not serve a call, or None."""
     if max(q.shape[3], v.shape[3]) > LARGEST_HEAD_DIM:
         return f"the head dim is above {LARGEST_HEAD_DIM}"
-    if scale is not None and math.isnan(scale):
-        return "scale is NaN"
-    return wide_dtype(q)
+    beside = [t for t in (scores.mask, scores.sinks) if t is not None and t.dtype != torch.bool]
+    return scores.why_not() or wide_dtype(q, *beside)
 
 
 def flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, along_keys: int, along_values: int) -> int:
@@ -59,31 +50,33 @@ def flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, along_keys: int, al
     return batch * heads * product(queries, k.shape[2], along_keys * head_dim + along_values * v.shape[3])
 
 
-def shardings(size: int, q: torch.Tensor, k: torch.Tensor, outputs: int, tensors: Sequence[bool]) -> Iterator[Sharding]:
+def shardings(
+    size: int, q: torch.Tensor, k: torch.Tensor, scores: Scores, outputs: Sequence[str], tensors: Sequence[bool]
+) -> Iterator[Sharding]:
     """By batch entries and, where each of ``size`` processes then has whole groups of heads, by heads.
 
-    ``tensors``: which arguments have both dims; of the others, the lengths of keys are dealt out with the batch.
+    ``outputs``: what is given, by name; what has the name of an argument of the scores is its gradient. ``tensors``: which
+    arguments ahead of the scores' have both dims.
     """
-    yield Sharding((0,) * outputs, (0,) * len(tensors))
-    if not q.shape[1] % size and not k.shape[1] % size:
-        yield Sharding((1,) * outputs, tuple(1 if t else WHOLE for t in tensors))
+    for dim in (0, 1):
+        if dim and (q.shape[1] % size or k.shape[1] % size):
+            return
+        along = {name: _along(q, scores, name, dim) for name in Scores._fields}
+        given = [SUM if (placed := along.get(name, dim)) == WHOLE else placed for name in outputs]
+        yield Sharding(given, [dim if t else WHOLE for t in tensors] + list(Scores._make(along.values()).around(None)))
 
 
-def positive(q: torch.Tensor, scale: float | None) -> tuple[torch.Tensor, float]:
-    """Queries and a scale above zero of the same scores. Kernels mask before they scale, which another scale turns into NaN."""
-    found = scale_of(q, scale)
-    return (q, found) if found >= SMALLEST_POSITIVE else (q * found, 1.0)
+_RANKS = {"mask": 4, "alibi_slopes": 2, "sinks": 2, "key_lengths": 1, "key_starts": 1}
+"""How many dims the tensors of the scores stand for, batch entries first, then heads, of which the first may be left out."""
 
 
-def scale_of(q: torch.Tensor, scale: float | None) -> float:
-    """What scores are multiplied with: 1 / sqrt(D) unless given."""
-    default: float = q.shape[3] ** -0.5
-    return default if scale is None else scale
-
-
-def window_of(q: torch.Tensor, k: torch.Tensor, window: int | None) -> int | None:
-    """The window, at most as wide as matters: kernels count in 32 bits, and tensors compare in 64."""
-    return None if window is None else min(window, max(q.shape[2], k.shape[2]))
+def _along(q: torch.Tensor, scores: Scores, name: str, dim: int) -> Placed:
+    """Where an argument of the scores is cut when batch entries (0) or heads (1) are dealt out."""
+    tensor = getattr(scores, name)
+    if not isinstance(tensor, torch.Tensor):
+        return None
+    own = dim + tensor.ndim - _RANKS[name]
+    return own if 0 <= own < tensor.ndim and tensor.shape[own] == q.shape[dim] else WHOLE
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -5,6 +5,7 @@ import torch
 from kpt.ops.backends import Launch
 from kpt.ops.devices import multiprocessors
 from kpt.ops.flash_attention.decoding_kernels import flash_attention_join, flash_attention_parts
+from kpt.ops.flash_attention.scores import Scores
 
 MOST_QUERIES = 16
 """Queries up to which the heads of a group share a tile."""
@@ -31,33 +32,35 @@ def part_count(q: torch.Tensor, k: torch.Tensor) -> int:
     return 0 if parts == 1 and heads == groups else parts
 
 
+def takes(scores: Scores) -> bool:
+    """Whether the kernels make such scores."""
+    return scores.mask is None and scores.alibi_slopes is None and (scores.ahead is None or scores.causal)
+
+
 def attend(
     launch: Launch,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    key_lengths: torch.Tensor | None,
     o: torch.Tensor,
     lse: torch.Tensor,
+    scores: Scores,
     scale: float,
-    window: int | None,
-    causal: bool,
     parts: int,
 ) -> None:
     """Fill ``o`` and ``lse``, as ``flash_attention_fwd`` does, from ``parts`` parts of the keys."""
     queries, groups = q.shape[2], k.shape[1]
-    rows, joined = (t.unflatten(1, (groups, -1)) for t in (q, o))
-    rows = rows.flatten(2, 3)
-    flags = (scale, window, None if queries == 1 else queries, causal and queries > 1)
-    if parts == 1 and (queries == 1 or o.stride(1) == queries * o.stride(2)):
+    rows = q.unflatten(1, (groups, -1)).flatten(2, 3)
+    causal, window, *_ = scores.sides(q, k)
+    flags = (scale, window, None if queries == 1 else queries, causal and queries > 1, scores.softcap)
+    keys = (k, v, scores.key_lengths, scores.key_starts)
+    if parts == 1 and scores.sinks is None and (queries == 1 or o.stride(1) == queries * o.stride(2)):
         outputs = (t.unflatten(1, (groups, 1, -1)).flatten(3, 4) for t in (o, lse))
-        launch(flash_attention_parts, rows, k, v, key_lengths, *outputs, *flags)
+        launch(flash_attention_parts, rows, *keys, *outputs, *flags)
         return
     found = q.new_empty((*rows.shape[:2], parts, rows.shape[2], v.shape[3]), dtype=torch.float32)
     found_lse = lse.new_empty(found.shape[:-1])
-    launch(flash_attention_parts, rows, k, v, key_lengths, found, found_lse, *flags)
-    apart = (-1, queries)
-    launch(
-        flash_attention_join,
-        found.unflatten(3, apart), found_lse.unflatten(3, apart), joined, lse.unflatten(1, (groups, -1)),
-    )  # fmt: skip
+    launch(flash_attention_parts, rows, *keys, found, found_lse, *flags)
+    sinks = None if scores.sinks is None else scores.sinks.unflatten(0, (groups, -1))
+    apart = (t.unflatten(3, (-1, queries)) for t in (found, found_lse))
+    launch(flash_attention_join, *apart, sinks, *(t.unflatten(1, (groups, -1)) for t in (o, lse)))

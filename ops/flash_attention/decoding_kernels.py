@@ -9,10 +9,10 @@ import kpt_dsl as kd
 from kpt.ops.flash_attention.kernels import LN2, LOG2E
 
 
-@kd.kernel(q="B G S D", k="B G N D", v="B G N E", key_lengths="B", o="B G P S E", lse="B G P S")
+@kd.kernel(q="B G S D", k="B G N D", v="B G N E", key_lengths="B", key_starts="B", o="B G P S E", lse="B G P S")
 def flash_attention_parts(
-    q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
-    scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static,
+    q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, key_starts: kd.In, o: kd.Out, lse: kd.Out,
+    scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static, softcap: kd.Positive,
 ) -> None:  # fmt: skip
     """What each of P parts of the keys gives: softmax attention over them alone, and its natural log-sum-exp.
 
@@ -23,14 +23,18 @@ def flash_attention_parts(
         first: kd.Value | int = 0
         last = kd.size("N")
         if key_lengths is not None:
-            last = key_lengths[b]
+            last = key_lengths[b].to(kd.i32)
         ahead = kd.size("N") - (1 if queries is None else queries)
         if window is not None:
             first = ahead - window + 1
+        if key_starts is not None:
+            first = kd.maximum(first, key_starts[b].to(kd.i32))
         query = q[b, g, s, :]
         top, total, acc = kd.full([s], -kd.inf), kd.zeros([s]), kd.zeros([s, "E"])
         for n in kd.sequential(kd.tile("N"), start=first, stop=last, share=p):
             score = kd.dot(query, k[b, g, n, :].T)
+            if softcap is not None:
+                score = (2.0 * kd.sigmoid(score * (2.0 * scale / softcap)) - 1.0) * (softcap / scale)
             if queries is not None:
                 position = s.index[:, None] % queries + ahead
                 if causal:
@@ -51,11 +55,13 @@ def flash_attention_parts(
         lse[b, g, p, s] = (top + kd.log2(total)) * LN2
 
 
-@kd.kernel(parts="B G P R M E", parts_lse="B G P R M", o="B G R M E", lse="B G R M")
-def flash_attention_join(parts: kd.In, parts_lse: kd.In, o: kd.Out, lse: kd.Out) -> None:
-    """The attention over all keys, and its log-sum-exp, from those over P parts of them."""
+@kd.kernel(parts="B G P R M E", parts_lse="B G P R M", sinks="G R", o="B G R M E", lse="B G R M")
+def flash_attention_join(parts: kd.In, parts_lse: kd.In, sinks: kd.In, o: kd.Out, lse: kd.Out) -> None:
+    """The attention over all keys, and its log-sum-exp, from those over P parts of them; ``sinks`` are scores of no value."""
     for b, g, r, m in kd.parallel("B", "G", "R", "M"):
         top, total, acc = kd.full([], -kd.inf), kd.zeros([]), kd.zeros(["E"])
+        if sinks is not None:
+            top, total = sinks[g, r].to(kd.f32), kd.full([], 1.0)
         for p in kd.sequential(kd.tile("P")):
             found = parts_lse[b, g, p, r, m]
             new_top = kd.maximum(top, kd.max(found, axis=0))

@@ -4,47 +4,83 @@ Method: FlashAttention-2 (Dao 2023, arXiv:2307.08691): one pass over the keys wi
 exponentials to base 2, with log2(e) folded into the scale.
 """
 
+from typing import Any
+
 import kpt_dsl as kd
+
+ABSENT: Any = None
+"""What an argument is that a call does not have."""
 
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 
 
-@kd.kernel(q="B H M D", k="B G N D", v="B G N E", key_lengths="B", o="B H M E", lse="B H M")
+@kd.kernel(
+    q="B H M D", k="B G N D", v="B G N E", key_lengths="B", o="B H M E", lse="B H M",
+    key_starts="B", seen="B H M N", bias="B H M N", slopes="B H", sinks="H",
+)  # fmt: skip
 def flash_attention_fwd(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
     scale: kd.Positive, window: kd.Int, causal: kd.Static,
+    left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
+    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, sinks: kd.In = ABSENT,
 ) -> None:  # fmt: skip
     """Softmax attention of queries (B, H, M, D) over keys (B, G, N, D) and values (B, G, N, E); ``lse`` is the natural
     log-sum-exp.
 
-    Query i stands at key position i + N - M (aligned bottom right). It sees key j when j < key_lengths[b], and, where
-    ``window`` is given, when the two are less than ``window`` apart, and, where ``causal``, when j is not ahead of it.
-    ``scale`` must be positive: the running maximum is taken of scaled scores.
+    Query i stands at key position i + N - M (aligned bottom right). It sees key j when key_starts[b] <= j < key_lengths[b] and
+    seen[b, h, i, j], and, where ``window`` is given, when the two are less than ``window`` apart, and, where ``causal``, when
+    j is not ahead of it. ``left`` and ``right`` are the most that it may be behind and ahead.
+
+    A score is capped, then loses ``slopes`` times the distance, then gets ``bias``; it is kept over ``scale``, which must be
+    positive: the running maximum is taken of scaled scores. ``sinks`` are scores of no value, one a head.
     """
     for b, h, m in kd.parallel("B", "H", kd.tile("M")):
         g = h // kd.group("H", "G")
         ahead = kd.size("N") - kd.size("M")
-        first, last = 0, kd.size("N")
+        first: kd.Value | int = 0
+        last = kd.size("N")
         if key_lengths is not None:
-            last = key_lengths[b]
+            last = key_lengths[b].to(kd.i32)
         if window is not None:
             first = m.start + ahead - window + 1
+        if left is not None:
+            first = m.start + ahead - left
+        if key_starts is not None:
+            first = kd.maximum(first, key_starts[b].to(kd.i32))
         if causal:
             last = kd.minimum(last, m.stop + ahead)
         elif window is not None:
             last = kd.minimum(last, m.stop + ahead + window - 1)
+        if right is not None:
+            last = kd.minimum(last, m.stop + ahead + right)
         query = q[b, h, m, :]
         top, total, acc = kd.full([m], -kd.inf), kd.zeros([m]), kd.zeros([m, "E"])
+        if sinks is not None:
+            top, total = kd.full([m], sinks[h] * LOG2E), kd.full([m], 1.0)
+        if slopes is not None:
+            slope = slopes[b, h] / scale
         for n in kd.sequential(kd.tile("N"), start=first, stop=last):
             position = m.index[:, None] + ahead
             s = kd.dot(query, k[b, g, n, :].T)
+            if softcap is not None:  # cap * tanh(scale * s / cap)
+                s = (2.0 * kd.sigmoid(s * (2.0 * scale / softcap)) - 1.0) * (softcap / scale)
+            if slopes is not None:
+                s = s - kd.abs(position - n.index[None, :]) * slope
+            if bias is not None:
+                s = s + bias[b, h, m, n] * (1.0 / scale)
+            if seen is not None:
+                s = kd.where(seen[b, h, m, n], s, -kd.inf)
             if causal:
                 s = kd.where(n.index[None, :] <= position, s, -kd.inf)
             if window is not None:
                 s = kd.where(n.index[None, :] > position - window, s, -kd.inf)
                 if not causal:
                     s = kd.where(n.index[None, :] < position + window, s, -kd.inf)
+            if left is not None:
+                s = kd.where(n.index[None, :] >= position - left, s, -kd.inf)
+            if right is not None:
+                s = kd.where(n.index[None, :] <= position + right, s, -kd.inf)
             # A NaN may be dropped here: it stays in s, and so in p, the sums and the result.
             new_top = kd.maximum(top, kd.max(s, axis=1, drop_nan=True) * (scale * LOG2E), drop_nan=True)
             # A row that has seen no key yet has -inf here; subtracting that would be NaN.

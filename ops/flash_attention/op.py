@@ -10,9 +10,12 @@ from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_s
 from kpt.ops.flash_attention import contract, decoding, reference
 from kpt.ops.flash_attention.backward import GRADIENT
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
+from kpt.ops.flash_attention.scores import Scores, Window, sides
 from kpt.ops.flash_attention.shapes import DIMS, SHAPES, arguments
 from kpt.ops.library import define
 from kpt.ops.registry import Op
+
+OP = "flash_attention"
 
 
 def flash_attention(
@@ -22,70 +25,77 @@ def flash_attention(
     *,
     causal: bool = False,
     scale: float | None = None,
-    window: int | None = None,
+    window: Window = None,
     key_lengths: torch.Tensor | None = None,
     return_lse: bool = False,
+    softcap: float | None = None,
+    mask: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    key_starts: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention, ``softmax(scale * q @ k.T + mask) @ v``, without the score matrix in memory.
 
     ``q``: (B, H, M, D); ``k``: (B, G, N, D) with H a multiple of G (query head h reads head h // (H // G)); ``v``:
     (B, G, N, E); float16, bfloat16, float32 or float64, all alike, any strides (a transposed (B, M, H, D) is not copied). Query
-    i stands at key position i + N - M, so that the last query meets the last key. ``causal``: it sees no key ahead of it.
-    ``window``: it sees keys less than ``window`` positions away. ``key_lengths``: (B,) int32, batch entry b has only its first
-    key_lengths[b] keys (right padding); positions still count from N. ``scale``: 1 / sqrt(D) unless given.
+    i stands at key position i + N - M, so that the last query meets the last key.
 
-    Gives o, (B, H, M, E) in the memory order of q; with ``return_lse`` also the natural log-sum-exp of the scaled scores,
-    (B, H, M), float32 (float64 for float64). A query that sees no key gets zeros, and -inf. Raises InputError for arguments
-    that do not fit. Dao 2023, arXiv:2307.08691.
+    Which keys a query sees: ``causal``: none ahead of it. ``window``: those less than ``window`` positions away, or, of a pair
+    (behind, ahead), at most so many positions away, -1 for no limit. ``key_lengths``, ``key_starts``: (B,) int32 or int64,
+    batch entry b has only the keys from key_starts[b] (left padding) up to key_lengths[b] (right padding); positions still
+    count from N. ``mask``: what broadcasts to (B, H, M, N), of bools (True: seen) or added to the scores, where -2.4e38 and
+    less hides.
+
+    What becomes of scores, in this order: ``scale``, 1 / sqrt(D) unless given; ``softcap``: cap * tanh(score / cap);
+    ``alibi_slopes``: (H,) or (B, H) float32, less the slope times the distance in positions; ``mask``. ``sinks``: (H,), of any
+    floating dtype, one more score of each head, of a key that has no value.
+
+    Gives o, (B, H, M, E) in the memory order of q; with ``return_lse`` also the natural log-sum-exp of the scores, (B, H, M),
+    float32 (float64 for float64). A query that sees no key gets zeros, and -inf or its sink. There are gradients of q, k, v,
+    sinks and a mask that is added. Raises InputError for arguments that do not fit. Dao 2023, arXiv:2307.08691.
     """
-    outputs = _dispatch(q, k, v, causal, scale, window, key_lengths, return_lse)
+    window, ahead = sides(OP, window)
+    outputs = _dispatch(
+        q, k, v, causal, scale, window, key_lengths, return_lse, softcap, mask, alibi_slopes, sinks, key_starts, ahead
+    )
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
 
-def _check(q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any, key_lengths: Any, return_lse: Any) -> None:
-    contract.check("flash_attention", q, k, v, causal, scale, window, key_lengths)
-    checks.flag("flash_attention", "return_lse", return_lse)
+def _check(q: Any, k: Any, v: Any, *others: Any) -> None:
+    scores, return_lse = Scores.split(OP, others)
+    contract.check(OP, q, k, v, scores)
+    checks.flag(OP, "return_lse", return_lse)
 
 
-def _fake(
-    q: torch.Tensor, k: Any, v: torch.Tensor, causal: bool, scale: Any, window: Any, key_lengths: Any, return_lse: bool
-) -> list[torch.Tensor]:
+def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> list[torch.Tensor]:
+    _, return_lse = Scores.split(OP, others)
     o = reference.empty_output(q, v)
     return [o, q.new_empty(q.shape[:3], dtype=contract.lse_dtype(q.dtype))] if return_lse else [o]
 
 
-def _why_not(q: torch.Tensor, k: Any, v: torch.Tensor, causal: Any, scale: float | None, *_: Any) -> str | None:
-    return contract.why_not(q, v, scale)
+def _why_not(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> str | None:
+    return contract.why_not(q, v, Scores.split(OP, others)[0])
 
 
-def _run(
-    launch: Launch,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    causal: bool,
-    scale: float | None,
-    window: int | None,
-    key_lengths: torch.Tensor | None,
-    return_lse: bool,
-) -> list[torch.Tensor]:
+def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> list[torch.Tensor]:
+    scores, return_lse = Scores.split(OP, others)
     o = reference.empty_output(q, v)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    q, factor = contract.positive(q, scale)
+    q, factor = scores.positive(q)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
-    given = (q, k, v, key_lengths, o, lse, factor, contract.window_of(q, k, window), causal)
-    parts = decoding.part_count(q, k)
+    given = (q, k, v, o, lse)
+    parts = decoding.part_count(q, k) if decoding.takes(scores) else 0
 
     def in_parts(launch: Launch) -> None:
         """Programs share out the keys."""
-        decoding.attend(launch, *given, parts)
+        decoding.attend(launch, *given, scores, factor, parts)
 
     def in_twice_as_many(launch: Launch) -> None:
-        decoding.attend(launch, *given, 2 * parts)
+        decoding.attend(launch, *given, scores, factor, 2 * parts)
 
     def whole(launch: Launch) -> None:
         """Each program sees all keys of its queries."""
-        launch(flash_attention_fwd, *given)
+        launch(flash_attention_fwd, q, k, v, scores.key_lengths, o, lse, *scores.of_kernels(q, k, factor), scores.sinks)
 
     if parts:
         launch.quickest(in_parts, in_twice_as_many, whole)
@@ -96,9 +106,10 @@ def _run(
 
 _dispatch = define(
     Op(
-        name="flash_attention",
-        schema="(Tensor q, Tensor k, Tensor v, bool causal, float? scale, SymInt? window, Tensor? key_lengths, bool return_lse)"
-        " -> Tensor[]",
+        name=OP,
+        schema="(Tensor q, Tensor k, Tensor v, bool causal, float? scale, SymInt? window, Tensor? key_lengths, bool return_lse"
+        ", float? softcap=None, Tensor? mask=None, Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, "
+        "SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention,
         public=flash_attention,
         fake=_fake,
@@ -109,9 +120,12 @@ _dispatch = define(
         record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "lower", "cpu": "lower"},
+        precise=("alibi_slopes", "sinks"),
         gradient=GRADIENT,
         multiplies=True,
         flops=lambda q, k, v, *_: contract.flops(q, k, v, 1, 1),
-        shardings=lambda size, q, k, *_: contract.shardings(size, q, k, 2, (True,) * 3 + (False,) * 5),
+        shardings=lambda size, q, k, v, *others: contract.shardings(
+            size, q, k, Scores.split(OP, others)[0], ("o", "lse"), (True,) * 3
+        ),
     )
 )

@@ -1,42 +1,39 @@
 """Attention in native PyTorch: contract, oracle (float64 in, float64 out) and last fallback.
 
-Where no log-sum-exp is asked for, PyTorch's own fused attention does the work.
+Where no log-sum-exp is asked for, and scores are no more than scaled and masked by bools, PyTorch's own fused attention does
+the work.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from kpt.ops.eager import PLAIN, is_transformed
 from kpt.ops.flash_attention import contract
+from kpt.ops.flash_attention.scores import LOWEST, Scores
 
 FUSED_BYTES = 16
 """What PyTorch's fused attention loads at once."""
 
 
-def flash_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    causal: bool,
-    scale: float | None,
-    window: int | None,
-    key_lengths: torch.Tensor | None,
-    return_lse: bool,
-) -> list[torch.Tensor]:
+def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> list[torch.Tensor]:
     """[o], or [o, lse]; o as ``empty_output`` lays it out."""
+    scores, return_lse = Scores.split("flash_attention", others)
+    scale = scores.scale
     if q.layout == torch.strided and q.is_nested:  # which has no shape to ask for, nor any mask in PyTorch
-        return [F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)]
+        return [F.scaled_dot_product_attention(q, k, v, is_causal=scores.causal, scale=scale)]
     queries, keys = q.shape[2], k.shape[2]
-    window = contract.window_of(q, k, window)
-    k, v = (only_keys(t, key_lengths) for t in (k, v))
+    causal, *window = scores.sides(q, k)
+    k, v = (only_keys(t, scores.key_lengths, scores.key_starts) for t in (k, v))
     # PyTorch's own is_causal aligns top left; a single query sees every key.
-    masked = window is not None or key_lengths is not None or (causal and queries > 1 and queries != keys)
-    allowed = allowed_keys(queries, keys, q.device, causal, window, key_lengths) if masked or return_lse else None
-    if return_lse and allowed is not None:
-        o, lse = _with_lse(q, k, v, scale, allowed)
-        return [_laid_out(o, empty_output(q, v)), lse]
+    hidden = any(x is not None for x in (*window, scores.key_lengths, scores.key_starts, scores.mask))
+    masked = hidden or (causal and queries > 1 and queries != keys)
+    of_their_own = _more_than_masked(scores)
+    allowed = _allowed(q, k, scores) if masked or return_lse or of_their_own else None
+    if allowed is not None and (return_lse or of_their_own):
+        o, lse = _with_lse(q, k, v, scores, allowed)
+        return [_laid_out(o, empty_output(q, v)), lse][: 1 + return_lse]
     is_causal = bool(causal and allowed is None and queries > 1)
     # PyTorch masks by -inf before it scales, which a scale of 0 or less turns into NaN or +inf: scale the queries instead.
     scaled, scale = (q * scale, 1.0) if scale is not None and scale <= 0 else (q, scale)
@@ -58,37 +55,75 @@ def flash_attention_backward(
     o: torch.Tensor,
     lse: torch.Tensor,
     dlse: torch.Tensor | None,
-    causal: bool,
-    scale: float | None,
-    window: int | None,
-    key_lengths: torch.Tensor | None,
-    needed: Sequence[bool],
+    *others: Any,
 ) -> list[torch.Tensor]:
-    """The needed ones of dq, dk and dv, from the probabilities that the log-sum-exp gives back; each laid out as its input."""
+    """The needed ones of the gradients of q, k, v, sinks and mask, from the probabilities that the log-sum-exp gives back; each
+    laid out as its input."""
+    scores, needed = Scores.split("flash_attention_backward", others)
     wide = contract.lse_dtype(q.dtype)
-    window = contract.window_of(q, k, window)
-    k, v = (only_keys(t, key_lengths) for t in (k, v))
-    scale = contract.scale_of(q, scale)
-    kv_heads = max(1, k.shape[1])
-    keys, values = (t.to(wide).repeat_interleave(q.shape[1] // kv_heads, dim=1) for t in (k, v))
+    k, v = (only_keys(t, scores.key_lengths, scores.key_starts) for t in (k, v))
+    keys, values = (_of_all_heads(t, q).to(wide) for t in (k, v))
     queries, up = q.to(wide), do.to(wide)
-    allowed = allowed_keys(q.shape[2], k.shape[2], q.device, causal, window, key_lengths)
+    made, slope = _scores(queries, keys, scores)
     shift = lse.masked_fill(lse == -torch.inf, 0.0)[..., None]
-    p = (queries @ keys.mT * scale - shift).masked_fill(~allowed, -torch.inf).exp()
-    gradients = []
-    if needed[0] or needed[1]:
-        delta = (o.to(wide) * up).sum(-1, keepdim=True)
-        if dlse is not None:
-            delta = delta - dlse[..., None]
-        ds = p * (up @ values.mT - delta) * scale
-    if needed[0]:
-        gradients.append((ds @ keys).to(q.dtype))
-    if needed[1]:
-        gradients.append(_summed(ds.mT @ queries, k))
-    if needed[2]:
-        gradients.append(_summed(p.mT @ up, v))
-    like = [t for t, n in zip((q, k, v), needed, strict=True) if n]
-    return [_laid_out(gradient, empty_like(t)) for gradient, t in zip(gradients, like, strict=True)]
+    p = (made - shift).masked_fill(~_allowed(q, k, scores), -torch.inf).exp()
+    delta = (o.to(wide) * up).sum(-1, keepdim=True)
+    if dlse is not None:
+        delta = delta - dlse[..., None]
+    found: dict[str, torch.Tensor] = {"v": _summed(p.mT @ up, v)}
+    if any((*needed[:2], *needed[3:])):
+        of_scores = p * (up @ values.mT - delta)
+        of_products = of_scores * (scores.scale_of(q) * slope)
+        found |= {"q": (of_products @ keys).to(q.dtype), "k": _summed(of_products.mT @ queries, k)}
+        if scores.sinks is not None:
+            sink = (scores.sinks.to(wide)[:, None, None] - shift).exp().masked_fill((lse == -torch.inf)[..., None], 0.0)
+            found["sinks"] = -(sink * delta).sum((0, 2, 3)).to(scores.sinks.dtype)
+        if scores.mask is not None:
+            found["mask"] = summed_to(of_scores, scores.mask)
+    like = {"q": q, "k": k, "v": v, "sinks": scores.sinks, "mask": scores.mask}
+    wanted = [(found[name], t) for (name, t), n in zip(like.items(), needed, strict=False) if n and t is not None]
+    return [_laid_out(gradient, empty_like(t)) for gradient, t in wanted]
+
+
+def _more_than_masked(scores: Scores) -> bool:
+    """Whether scores are other than what PyTorch's own attention makes of a scale and a mask of bools: what is added may hide
+    all keys of a query, which there is NaN."""
+    added = scores.mask is not None and scores.mask.dtype != torch.bool
+    return added or any(x is not None for x in (scores.softcap, scores.alibi_slopes, scores.sinks))
+
+
+def _of_all_heads(t: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Keys or values of every query head."""
+    return t.repeat_interleave(q.shape[1] // max(1, t.shape[1]), dim=1)
+
+
+def _scores(queries: torch.Tensor, keys: torch.Tensor, scores: Scores) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """The scores of all queries and keys, also of those that are not seen, and how steep a soft cap leaves them."""
+    made = queries @ keys.mT * scores.scale_of(queries)
+    slope: torch.Tensor | float = 1.0
+    if scores.softcap is not None:
+        squashed = (made / scores.softcap).tanh()
+        made, slope = squashed * scores.softcap, 1 - squashed * squashed
+    if scores.alibi_slopes is not None:
+        distance = _ahead(queries.shape[2], keys.shape[2], queries.device).abs()
+        made = made - scores.alibi_slopes.to(made.dtype)[..., None, None] * distance
+    if scores.mask is not None and scores.mask.dtype != torch.bool:
+        made = made + scores.mask.to(made.dtype).masked_fill(scores.mask <= LOWEST, 0.0)
+    return made, slope
+
+
+def _allowed(q: torch.Tensor, k: torch.Tensor, scores: Scores) -> torch.Tensor:
+    """Which keys each query sees, broadcastable to (B, H, M, N)."""
+    causal, window, *apart = scores.sides(q, k)
+    allowed = allowed_keys(q.shape[2], k.shape[2], q.device, causal, window, scores.key_lengths, scores.key_starts, *apart)
+    if scores.mask is None:
+        return allowed
+    return allowed & (scores.mask if scores.mask.dtype == torch.bool else scores.mask > LOWEST)
+
+
+def summed_to(gradient: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The gradient of a mask from that of each score: the sums over what it is broadcast along."""
+    return _laid_out(gradient.sum_to_size(mask.shape).to(mask.dtype), empty_like(mask))
 
 
 def _readable(t: torch.Tensor) -> torch.Tensor:
@@ -108,12 +143,31 @@ def _summed(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return gradient.unflatten(1, (like.shape[1], -1)).sum(2).to(like.dtype) if like.numel() else torch.zeros_like(like)
 
 
-def only_keys(t: torch.Tensor, key_lengths: torch.Tensor | None) -> torch.Tensor:
-    """Keys or values without what lies behind ``key_lengths``: memory that nobody has written there may hold NaN."""
-    if key_lengths is None:
+def only_keys(t: torch.Tensor, lengths: torch.Tensor | None, starts: torch.Tensor | None = None) -> torch.Tensor:
+    """Keys or values without what lies behind ``lengths`` and before ``starts``: memory that nobody has written there may hold
+    NaN."""
+    if lengths is None and starts is None:
         return t
-    behind = torch.arange(t.shape[2], device=t.device) >= key_lengths[:, None]
-    return t.masked_fill(behind[:, None, :, None], 0.0)
+    return t.masked_fill(~_counted(t.shape[2], t.device, lengths, starts)[..., None], 0.0)
+
+
+def _counted(
+    keys: int, device: torch.device, lengths: torch.Tensor | None, starts: torch.Tensor | None
+) -> torch.Tensor:
+    """Which keys of each batch entry there are, (B, 1, N)."""
+    j = torch.arange(keys, device=device)
+    counted = torch.ones_like(j, dtype=torch.bool)
+    if lengths is not None:
+        counted = counted & (j < lengths[:, None, None])
+    if starts is not None:
+        counted = counted & (j >= starts[:, None, None])
+    return counted
+
+
+def _ahead(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """How many positions each query stands ahead of each key, (M, N). Query i stands at key i + N - M."""
+    j = torch.arange(keys, device=device)
+    return torch.arange(queries, device=device)[:, None] + (keys - queries) - j
 
 
 def allowed_keys(
@@ -123,33 +177,43 @@ def allowed_keys(
     causal: bool,
     window: int | None,
     key_lengths: torch.Tensor | None,
+    key_starts: torch.Tensor | None = None,
+    left: int | None = None,
+    right: int | None = None,
 ) -> torch.Tensor:
-    """Which keys each query sees, True where it does, broadcastable to (B, H, M, N). Query i stands at key i + N - M."""
-    j = torch.arange(keys, device=device)
-    ahead = torch.arange(queries, device=device)[:, None] + (keys - queries) - j
+    """Which keys each query sees, True where it does, broadcastable to (B, H, M, N): those at most ``left`` behind it and
+    ``right`` ahead among them."""
+    ahead = _ahead(queries, keys, device)
     allowed = torch.ones_like(ahead, dtype=torch.bool)
     if causal:
         allowed = allowed & (ahead >= 0)
     if window is not None:
         allowed = allowed & (ahead.abs() < window)
-    if key_lengths is not None:
-        allowed = allowed & (j < key_lengths[:, None, None, None])
+    if left is not None:
+        allowed = allowed & (ahead <= left)
+    if right is not None:
+        allowed = allowed & (ahead >= -right)
+    if key_lengths is not None or key_starts is not None:
+        allowed = allowed & _counted(keys, device, key_lengths, key_starts)[:, :, None]
     return allowed
 
 
 def _with_lse(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, allowed: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, allowed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-    group = q.shape[1] // max(1, k.shape[1])
-    k, v = (t.to(compute).repeat_interleave(group, dim=1) for t in (k, v))
-    scores = (q.to(compute) * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
+    k, v = (_of_all_heads(t.to(compute), q) for t in (k, v))
+    made, _ = _scores(q.to(compute), k, scores)
     # Rows without any key keep finite scores, so that no NaN reaches a gradient, and are blanked at the end.
     blank = ~allowed.any(-1, keepdim=True)
-    scores = scores.masked_fill(~(allowed | blank), -torch.inf)
-    lse = torch.logsumexp(scores, dim=-1, keepdim=True)
-    o = ((scores - lse).exp() @ v).masked_fill(blank, 0.0)
-    return o.to(q.dtype), lse.masked_fill(blank, -torch.inf).squeeze(-1)
+    made = made.masked_fill(~(allowed | blank), -torch.inf)
+    lse = torch.logsumexp(made, dim=-1, keepdim=True)
+    unseen: torch.Tensor | float = -torch.inf
+    if scores.sinks is not None:
+        unseen = scores.sinks.to(compute)[:, None, None]
+        lse = torch.logaddexp(lse, unseen)
+    o = ((made - lse).exp() @ v).masked_fill(blank, 0.0)
+    return o.to(q.dtype), torch.where(blank, unseen, lse).squeeze(-1)
 
 
 def empty_output(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -160,7 +224,8 @@ def empty_output(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 def empty_like(t: torch.Tensor, ordered: bool | None = None) -> torch.Tensor:
     """Room in the memory order of a tensor, contiguous where its last dim is not dense, or it is not to be ``ordered``."""
-    ordered = t.stride(3) == 1 if ordered is None else ordered
+    if ordered is None:
+        ordered = not t.ndim or t.stride(-1) == 1
     return torch.empty_like(t, memory_format=torch.preserve_format if ordered else torch.contiguous_format)
 
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, Literal
 
 import torch
 
 from kpt.ops.dtypes import torch_dtype
+from kpt.ops.flash_attention.scores import Scores, Window, sides
 from kpt.ops.shapes import Shape
 
 DIMS = ("B", "H", "G", "M", "N", "D")
@@ -44,36 +45,47 @@ def arguments(
     device: str,
     *,
     causal: bool = False,
-    window: int | None = None,
+    window: Window = None,
     key_lengths: bool = False,
     value_dim: int | None = None,
+    softcap: float | None = None,
+    mask: Literal["seen", "added"] | None = None,
+    alibi: bool = False,
+    sinks: bool = False,
+    key_starts: bool = False,
 ) -> tuple[Any, ...]:
-    """Random arguments of the op; with ``key_lengths``, every batch entry keeps between half and all of its keys."""
+    """Random arguments of the op; with ``key_lengths`` or ``key_starts``, every batch entry keeps between half and all of its
+    keys. A mask is for all heads; one of bools hides a tenth of the keys."""
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     b, h, g, m, n, d = (dims[name] for name in DIMS)
-    lengths = torch.randint((n + 1) // 2, n + 1, (b,), dtype=torch.int32, device=device) if key_lengths else None
     q, k, v = randn(b, h, m, d), randn(b, g, n, d), randn(b, g, n, value_dim or d)
-    return q, k, v, causal, None, window, lengths, False
+    rows = randn(b, 1, m, n)
+    few, ahead = partial(torch.randint, size=(b,), dtype=torch.int32, device=device), sides("flash_attention", window)
+    scores = Scores(
+        causal,
+        window=ahead[0],
+        key_lengths=few((n + 1) // 2, n + 1) if key_lengths else None,
+        softcap=softcap,
+        mask=None if mask is None else rows if mask == "added" else rows > -1.28,
+        alibi_slopes=torch.rand(h, device=device) if alibi else None,
+        sinks=randn(h) if sinks else None,
+        key_starts=few(0, n // 4 + 1) if key_starts else None,
+        ahead=ahead[1],
+    )
+    return q, k, v, *scores.around(False)
 
 
 BACKWARD_SHAPES = tuple(shape for shape in SHAPES if shape.dims["M"] > 1)
 """What models are trained on: not the decoding of one token."""
 
 
-def backward_arguments(
-    dims: Mapping[str, int],
-    dtype: str,
-    device: str,
-    *,
-    causal: bool = False,
-    window: int | None = None,
-    key_lengths: bool = False,
-    value_dim: int | None = None,
-) -> tuple[Any, ...]:
+@wraps(arguments)
+def backward_arguments(dims: Mapping[str, int], dtype: str, device: str, **flags: Any) -> tuple[Any, ...]:
     """Random arguments of the backward op; probabilities add up to about one."""
-    q, k, v, *_, lengths, _ = arguments(
-        dims, dtype, device, causal=causal, window=window, key_lengths=key_lengths, value_dim=value_dim
-    )
+    q, k, v, *others = arguments(dims, dtype, device, **flags)
+    scores, _ = Scores.split("flash_attention", others)
     do, o = (q.new_empty((*q.shape[:3], v.shape[3])).normal_() for _ in range(2))
     lse = torch.full(q.shape[:3], math.log(dims["N"]) + 0.5, device=device)
-    return do, q, k, v, o, lse, None, causal, None, window, lengths, (True, True, True)
+    added = scores.mask is not None and scores.mask.is_floating_point()
+    needed = (True, True, True, scores.sinks is not None, added)
+    return do, q, k, v, o, lse, None, *scores.around(needed if any(needed[3:]) else needed[:3])

@@ -53,8 +53,8 @@ def test_a_key_has_the_exact_extent_or_the_bucket() -> None:
 
 
 OP_KERNELS = {
-    ("flash_attention", "flash_attention_fwd"): {"D"},
-    ("flash_attention_backward", "flash_attention_dkdv"): {"D"},  # queries are in buckets in both ways, added to or not
+    ("flash_attention", "flash_attention_fwd"): {"D", "E"},
+    ("flash_attention_backward", "flash_attention_dkdv"): {"D", "E"},  # queries are in buckets in both ways, added to or not
     ("linear_act", "linear_act_fwd"): {"N", "K"},
     ("fp8_matmul", "fp8_matmul_fwd"): {"N", "K"},
     ("layer_norm", "layer_norm_fwd"): {"N"},

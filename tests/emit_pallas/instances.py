@@ -43,7 +43,7 @@ def attention(dtype: str, causal: bool, masked: bool, M: int = 370, N: int = 760
     """``masked``: with key lengths and a window."""
     dtypes = {"q": dtype, "k": dtype, "v": dtype, "key_lengths": "i32" if masked else None, "o": dtype, "lse": "f32"}
     statics = {"causal": causal} if masked else {"causal": causal, "window": None}
-    dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D}
+    dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D, "E": D}
     return Instance.of_shapes(flash_attention_fwd, dims, dtypes, statics)
 
 
@@ -53,16 +53,17 @@ def attention_gradients(
     """All kernels, by name; two query heads to a key head."""
     narrow, wide = ("q", "k", "v", "o", "do", "dq"), ("lse", "dlse", "delta", "shift", "dk_parts", "dv_parts")
     known = {**dict.fromkeys(narrow, dtype), **dict.fromkeys(wide, "f32"), "key_lengths": "i32" if masked else None}
-    dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D}
+    dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D, "E": D}
     for kernel in (gradients.flash_attention_rows, gradients.flash_attention_dq, gradients.flash_attention_dkdv):
-        dtypes = {name: None if name == "dq_sum" else known.get(name, "f32") for name in kernel.tensors}
+        given = kernel.tensors.keys() - kernel.defaults
+        dtypes = {name: None if name == "dq_sum" else known.get(name, "f32") for name in given}
         statics = {} if kernel is gradients.flash_attention_rows else {"causal": causal, "window": None}
         if masked:
             statics.pop("window", None)
         mine = {d: n for d, n in dims.items() if d in kernel.dim_names}
         yield kernel.name, Instance.of_shapes(kernel, mine, dtypes, statics)
     dtypes = {name: known.get(name, dtype) for name in gradients.flash_attention_group_sum.tensors}
-    dims = {"B": 2, "G": H // 2, "R": 2, "N": N, "D": D}
+    dims = {"B": 2, "G": H // 2, "R": 2, "N": N, "D": D, "E": D}
     yield "flash_attention_group_sum", Instance.of_shapes(gradients.flash_attention_group_sum, dims, dtypes)
 
 

@@ -75,7 +75,7 @@ def _attention(rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Con
         "key_lengths": jax.numpy.array([190]), "o": out(1, 2, 24, 32), "lse": out(1, 2, 24),
         "scale": 0.2, "window": 100, "causal": True,
     }  # fmt: skip
-    return flash_attention_fwd, arguments, Config(block_M=16, block_N=128)
+    return flash_attention_fwd, flash_attention_fwd.defaults | arguments, Config(block_M=16, block_N=128)
 
 
 def _attention_gradients(kernel: kd.Kernel, rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
@@ -86,7 +86,7 @@ def _attention_gradients(kernel: kd.Kernel, rng: np.random.Generator) -> tuple[k
     given |= {"delta": drawn(rng, 1, 2, 200), "shift": drawn(rng, 1, 2, 200), "key_lengths": jax.numpy.array([250])}
     given |= {"scale": 0.2, "window": 100, "causal": True, "dq_sum": None}
     given |= {"dq": out(1, 2, 200, 32), "dk": out(1, 2, 300, 32), "dv": out(1, 2, 300, 32)}
-    arguments = {name: given[name] for name in kernel.signature.parameters}
+    arguments = {name: given.get(name) for name in kernel.signature.parameters}
     return kernel, arguments, Config(block_M=128, block_N=128)
 
 

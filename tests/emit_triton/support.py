@@ -31,8 +31,9 @@ def attention_instance(M: int, N: int, D: int, dtype: str = "bf16", lengths: boo
 
 def key_gradients_instance(M: int, N: int, D: int, dtype: str = "bf16", causal: bool = False) -> Instance:
     wide = dict.fromkeys(("delta", "shift"), "f32")
-    dtypes = dict.fromkeys(flash_attention_dkdv.tensors, dtype) | wide | dict.fromkeys(("key_lengths", "dq_sum"))
-    dims = dict(B=2, H=4, G=4, M=M, N=N, D=D)
+    given = flash_attention_dkdv.tensors.keys() - flash_attention_dkdv.defaults
+    dtypes = dict.fromkeys(given, dtype) | wide | dict.fromkeys(("key_lengths", "dq_sum"))
+    dims = dict(B=2, H=4, G=4, M=M, N=N, D=D, E=D)
     return Instance.of_shapes(flash_attention_dkdv, dims, dtypes, {"causal": causal, "window": None})
 
 

@@ -22,7 +22,7 @@ def check(case: Case, backend: str, device: str) -> None:
     """Run a case with a config drawn by its seed, and compare. Raises AssertionError naming the config."""
     if backend == "pallas" and not case.on_tpu:
         return
-    arguments = case.arguments()
+    arguments = case.kernel.defaults | case.arguments()
     expected = case.expected(arguments, cuda=device == "cuda")
     given = {name: to_device(a, device) if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
     instance = Instance.bind(case.kernel, given)
@@ -45,7 +45,7 @@ def check(case: Case, backend: str, device: str) -> None:
 
 def check_exactly(case: Case) -> None:
     """The float64 mode of NumPy and the reference were written apart and must agree to many digits."""
-    arguments = case.arguments()
+    arguments = case.kernel.defaults | case.arguments()
     instance = Instance.bind(case.kernel, arguments)
     outputs = {name: exact(arguments[name]) for name in case.outputs}
     run_numpy(instance, arguments | outputs, any_lengths(instance, case.seed), precision="f64")

@@ -101,4 +101,5 @@ class Case(ABC):
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of the tensors that the kernel writes."""
-        return tuple(name for name, role in self.kernel.roles.items() if role == "out")
+        kernel = self.kernel
+        return tuple(name for name, role in kernel.roles.items() if role == "out" and name not in kernel.defaults)

@@ -1,6 +1,7 @@
 """The references, which are contract and last fallback, against plain float64 loops. A bug planted in one turns this red."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,36 @@ def test_attention(queries: int, keys: int, options: dict[str, object]) -> None:
     assert_close(got, o, "f32", keys)
     assert_close(got_lse, lse, "f32", keys)
     assert got_lse.dtype == torch.float32
+
+
+HIDDEN = torch.zeros(2, 1, 1, 8).index_fill(3, torch.tensor([0, 1, 2, 4]), -torch.inf)
+SCORES = [
+    {"softcap": 0.7, "causal": True},
+    {"mask": HIDDEN == 0, "causal": True},  # the first queries see no key
+    {"mask": HIDDEN, "causal": True},
+    {"mask": torch.linspace(-3, 3, 4 * 5 * 8).view(4, 5, 8), "window": 3},
+    {"mask": torch.full((8,), torch.finfo(torch.float32).min).index_fill(0, torch.tensor([3, 5]), 0.3)},
+    {"alibi_slopes": torch.tensor([0.1, 0.2, 0.4, 0.8])},
+    {"alibi_slopes": torch.linspace(0.1, 2.0, 8).view(2, 4), "causal": True},
+    {"sinks": torch.tensor([-1.0, 0.0, 3.0, -torch.inf]), "mask": HIDDEN, "causal": True},
+    {"key_starts": torch.tensor([2, 9]), "causal": True},
+    {"key_starts": torch.tensor([1, 4], dtype=torch.int32), "key_lengths": torch.tensor([7, 3])},
+    {"window": (2, 1)},
+    {"window": (-1, 0), "causal": False},
+    {"window": (1, -1)},
+    {"window": (1, 3), "causal": True},
+]
+
+
+@pytest.mark.parametrize("options", SCORES, ids=" ".join)
+def test_scores_of_attention(options: dict[str, Any]) -> None:
+    q, k, v = randn(2, 4, 5, 16), randn(2, 2, 8, 16), randn(2, 2, 8, 24)
+    o, lse = naive.attention(q, k, v, **options)
+    assert_close(kpt.ops.flash_attention(q, k, v, **options), o, "f32", 8)
+    got, got_lse = kpt.ops.flash_attention(q, k, v, return_lse=True, **options)
+    assert_close(got, o, "f32", 8)
+    assert torch.equal(got_lse == -torch.inf, lse == -torch.inf)
+    assert_close(got_lse, lse, "f32", 8)
 
 
 @pytest.mark.parametrize("width", [1, 24])

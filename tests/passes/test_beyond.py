@@ -108,5 +108,5 @@ def test_of_causal_attention_the_maximum_needs_no_mask() -> None:
 
 def test_lengths_that_are_loaded_keep_theirs() -> None:
     dtypes = dict.fromkeys(("q", "k", "v", "o"), "bf16") | {"lse": "f32", "key_lengths": "i32"}
-    dims = {"B": 1, "H": 2, "G": 1, "M": 37, "N": 199, "D": 64}
+    dims = {"B": 1, "H": 2, "G": 1, "M": 37, "N": 199, "D": 64, "E": 64}
     assert "maxnum(where(n.valid" in text(guarded(flash_attention_fwd, dims, dtypes, causal=True, window=None))

@@ -26,7 +26,7 @@ def attention(lengths: bool = False, **flags: object) -> ir.Kernel:
         "lse": "f32",
         "key_lengths": "i32" if lengths else None,
     }
-    dims = {"B": 1, "H": 2, "G": 1, "M": 37, "N": 199, "D": 64}
+    dims = {"B": 1, "H": 2, "G": 1, "M": 37, "N": 199, "D": 64, "E": 64}
     return guarded(flash_attention_fwd, dims, dtypes, **({"causal": False, "window": None} | flags))
 
 

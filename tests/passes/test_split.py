@@ -77,7 +77,7 @@ def tiles(start: int, stop: int, block: int) -> list[int]:
 def attention(causal: bool, window: bool, lengths: bool) -> ir.Kernel:
     dtypes = {"q": "f32", "k": "f32", "v": "f32", "key_lengths": "i32" if lengths else None, "o": "f32", "lse": "f32"}
     statics = {"causal": causal} if window else {"causal": causal, "window": None}
-    instance = Instance.of_shapes(flash_attention_fwd, dict(B=1, H=1, G=1, M=8, N=8, D=16), dtypes, statics)
+    instance = Instance.of_shapes(flash_attention_fwd, dict(B=1, H=1, G=1, M=8, N=8, D=16, E=16), dtypes, statics)
     return split.split_masks(padding.guard(instance.lower(), lambda axis: axis.tile is not None))
 
 
@@ -117,10 +117,11 @@ def test_attention_loops(
 @cache
 def gradients(causal: bool, window: bool, lengths: bool, ragged: bool) -> ir.Kernel:
     """Queries are walked in tiles, keys are dealt out: the loop's tile is along the columns, and its start is computed."""
-    dtypes: dict[str, str | None] = dict.fromkeys(flash_attention_dkdv.tensors, "f32")
+    given = flash_attention_dkdv.tensors.keys() - flash_attention_dkdv.defaults
+    dtypes: dict[str, str | None] = dict.fromkeys(given, "f32")
     dtypes |= {"key_lengths": "i32" if lengths else None, "dq_sum": None}
     statics = {"causal": causal} if window else {"causal": causal, "window": None}
-    instance = Instance.of_shapes(flash_attention_dkdv, dict(B=1, H=1, G=1, M=8, N=8, D=16), dtypes, statics)
+    instance = Instance.of_shapes(flash_attention_dkdv, dict(B=1, H=1, G=1, M=8, N=8, D=16, E=16), dtypes, statics)
 
     def padded(axis: ir.Axis) -> bool:
         return axis.tile == "n" or (axis.tile == "m" and ragged)

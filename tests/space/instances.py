@@ -44,7 +44,7 @@ def attention(
 ) -> Instance:
     return Instance.of_shapes(
         flash_attention_fwd,
-        {"B": b, "H": h, "G": g, "M": m, "N": n, "D": d},
+        {"B": b, "H": h, "G": g, "M": m, "N": n, "D": d, "E": d},
         {"q": dtype, "k": dtype, "v": dtype, "key_lengths": None, "o": dtype, "lse": "f32"},
         {"causal": causal, "window": None},
     )

@@ -13,9 +13,10 @@ H200 = get("nvidia-h200")
 
 
 def instance(kernel: Kernel, D: int = 128, causal: bool = False) -> Instance:
-    dtypes: dict[str, str | None] = dict.fromkeys(kernel.tensors, "bf16") | {"delta": "f32", "shift": "f32"}
+    dtypes: dict[str, str | None] = dict.fromkeys(kernel.tensors.keys() - kernel.defaults, "bf16")
+    dtypes |= {"delta": "f32", "shift": "f32"}
     dtypes |= {name: None for name in ("key_lengths", "dq_sum") if name in kernel.tensors}
-    dims = {"B": 4, "H": 2048 // D, "G": 2048 // D, "M": 4096, "N": 4096, "D": D}
+    dims = {"B": 4, "H": 2048 // D, "G": 2048 // D, "M": 4096, "N": 4096, "D": D, "E": D}
     return Instance.of_shapes(kernel, dims, dtypes, {"causal": causal, "window": None})
 
 

@@ -1,6 +1,7 @@
 """Statements of a consumer as Gluon text: assignments to tiles where they live, loads of vectors, and stores."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from kpt_dsl import ir
 from kpt_dsl.emit.gluon.layouts import Product
@@ -23,7 +24,7 @@ class Statements:
             self._statement(stmt, out)
 
     def _statement(self, stmt: ir.Stmt, out: Writer) -> None:
-        self._vectors(stmt, out)
+        self._loads(stmt, out)
         match stmt:
             case ir.Assign():
                 out.line(f"{self._expressions.name(stmt.name)} = {self._expressions.at_home(stmt.value)}", stmt.loc)
@@ -35,14 +36,17 @@ class Statements:
                 with self._expressions.wanting(home), self._expressions.vectors(home, axis):
                     self._module.memory.store(stmt, out)
 
-    def _vectors(self, stmt: ir.Stmt, out: Writer) -> None:
-        """Write the loads of vectors inside a statement."""
+    def _loads(self, stmt: ir.Stmt, out: Writer) -> None:
+        """Write the loads of vectors and scalars inside a statement."""
         for top in ir.expressions(stmt):
             for e in ir.walk(top):
-                if isinstance(e, ir.Load) and e not in self._module.loads and len(e.type.shape) == 1:
-                    home = self._expressions.home(e.type.shape)
+                if isinstance(e, ir.Load) and e not in self._module.loads and len(e.type.shape) < 2:
                     name = self._module.axes.names.of(("loaded", e), f"{e.tensor}_tile")
-                    with self._expressions.wanting(home), self._expressions.vectors(home, e.type.shape[0]):
+                    with ExitStack() as around:
+                        if e.type.shape:
+                            home = self._expressions.home(e.type.shape)
+                            around.enter_context(self._expressions.wanting(home))
+                            around.enter_context(self._expressions.vectors(home, e.type.shape[0]))
                         self._module.memory.load(e, out, stmt.loc, name)
                     self._module.loads[e] = name
 

@@ -1,0 +1,145 @@
+"""What the scores of attention may have, beside queries and keys: the arguments that the op and its gradient share."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from kpt.ops import checks
+from kpt.ops.dtypes import FLOATS
+from kpt_dsl.language import SMALLEST_POSITIVE
+
+FARTHEST = 2**31 - 1
+"""As far ahead as no limit at all."""
+
+LOWEST = -2.4e38
+"""What is added to a score hides its key from here on down, as -inf does: over log 2 it is no float32."""
+
+WINDOW = "None, a whole number of keys, 1 or more, or a pair (behind, ahead) of numbers of keys, -1 for no limit"
+
+Window = int | tuple[int, int] | None
+
+
+def sides(op: str, window: Any) -> tuple[Any, Any]:
+    """A window as the schema has it: how many positions away what is seen begins to end, and, of a pair, how far ahead."""
+    if not isinstance(window, tuple | list):
+        return window, None
+    if len(window) != 2 or not all(_whole(n) and n >= -1 for n in window):
+        checks.reject(op, "window", repr(window), WINDOW)
+    behind, ahead = window
+    return None if behind < 0 else behind + 1, FARTHEST if ahead < 0 else ahead
+
+
+class Scores(NamedTuple):
+    """The arguments, as they follow ``q, k, v`` and what is the gradient's own. ``ahead``: see ``sides``."""
+
+    causal: bool = False
+    scale: float | None = None
+    window: int | None = None
+    key_lengths: torch.Tensor | None = None
+    softcap: float | None = None
+    mask: torch.Tensor | None = None
+    alibi_slopes: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    key_starts: torch.Tensor | None = None
+    ahead: int | None = None
+
+    @staticmethod
+    def split(op: str, arguments: Sequence[Any]) -> "tuple[Scores, Any]":
+        """From the arguments of a schema, and the one among them that is none of these: ``return_lse``, or ``needed``."""
+        causal, scale, window, key_lengths, other, *new = arguments
+        if isinstance(window, tuple | list):
+            window, ahead = sides(op, window)
+            return Scores(causal, scale, window, key_lengths, *new)._replace(ahead=ahead), other
+        return Scores(causal, scale, window, key_lengths, *new), other
+
+    def around(self, other: Any) -> tuple[Any, ...]:
+        """The reverse of ``split``."""
+        return (*self[:4], other, *self[4:])
+
+    def check(self, op: str, q: torch.Tensor, k: torch.Tensor) -> None:
+        """Raises InputError, in the name of ``op``, for what does not fit."""
+        batch, heads, queries, _ = q.shape
+        checks.flag(op, "causal", self.causal)
+        for name, value in (("scale", self.scale), ("softcap", self.softcap)):
+            if value is not None:
+                checks.number(op, name, value)
+        if self.softcap is not None and not 0 < self.softcap < float("inf"):
+            checks.reject(op, "softcap", repr(self.softcap), "None, or a finite number above zero")
+        if self.window is not None and not (_whole(self.window) and self.window >= 1):
+            checks.reject(op, "window", repr(self.window), WINDOW)
+        if self.ahead is not None and not (_whole(self.ahead) and self.ahead >= 0):
+            checks.reject(op, "ahead", repr(self.ahead), "None, or a whole number of keys")
+        for name in ("key_lengths", "key_starts"):
+            if (value := getattr(self, name)) is not None:
+                checks.shape(op, name, value, (batch,), "(batch,)")
+                checks.dtype(op, name, value.dtype, (torch.int32, torch.int64))
+        if self.mask is not None:
+            checks.tensor(op, "mask", self.mask)
+            checks.dtype(op, "mask", self.mask.dtype, (torch.bool, *FLOATS))
+            whole = (batch, heads, queries, k.shape[2])
+            fits = zip(reversed(self.mask.shape), reversed(whole), strict=False)
+            if self.mask.ndim > 4 or not all(mine in (1, theirs) for mine, theirs in fits):
+                accepted = f"what broadcasts to (batch, heads, queries, keys), here {whole}"
+                checks.reject(op, "mask", checks.shape_of(self.mask), accepted)
+        if self.alibi_slopes is not None:
+            checks.tensor(op, "alibi_slopes", self.alibi_slopes)
+            if tuple(self.alibi_slopes.shape) not in ((heads,), (batch, heads)):
+                accepted = f"(heads,) or (batch, heads), here ({heads},) or {(batch, heads)}"
+                checks.reject(op, "alibi_slopes", checks.shape_of(self.alibi_slopes), accepted)
+            wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+            checks.dtype(op, "alibi_slopes", self.alibi_slopes.dtype, (torch.float32, wide))
+        if self.sinks is not None:
+            checks.shape(op, "sinks", self.sinks, (heads,), "(heads,)")
+            checks.dtype(op, "sinks", self.sinks.dtype, FLOATS)
+        checks.same_device(
+            op, "q", q, key_lengths=self.key_lengths, key_starts=self.key_starts, mask=self.mask,
+            alibi_slopes=self.alibi_slopes, sinks=self.sinks,
+        )  # fmt: skip
+
+    def why_not(self) -> str | None:
+        """Why kernels do not make these scores, or None."""
+        if self.scale is not None and self.scale != self.scale:
+            return "scale is NaN"
+        if self.softcap is not None and self.softcap < SMALLEST_POSITIVE:
+            return f"softcap is below {SMALLEST_POSITIVE:.3g}"
+        if self.alibi_slopes is not None and self.alibi_slopes.requires_grad and torch.is_grad_enabled():
+            return "no kernel makes the gradient of alibi_slopes"
+        return None
+
+    def scale_of(self, q: torch.Tensor) -> float:
+        """What products are multiplied with: 1 / sqrt(D) unless given."""
+        default: float = q.shape[3] ** -0.5
+        return default if self.scale is None else self.scale
+
+    def positive(self, q: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Queries and a scale above zero of the same scores. Kernels mask before they scale, which another scale turns into
+        NaN."""
+        found = self.scale_of(q)
+        return (q, found) if found >= SMALLEST_POSITIVE else (q * found, 1.0)
+
+    def sides(self, q: torch.Tensor, k: torch.Tensor) -> tuple[bool, int | None, int | None, int | None]:
+        """What is seen, in as few words as say it: whether nothing ahead is, how many positions away a window of two like sides
+        ends, and how far behind and ahead another one goes; no more than matters, for kernels count in 32 bits."""
+        widest = max(q.shape[2], k.shape[2])
+        window = None if self.window is None else min(self.window, widest)
+        if self.ahead is None or self.causal or self.ahead == 0:
+            return self.causal or self.ahead == 0, window, None, None
+        if window is not None and self.ahead == window - 1:
+            return False, window, None, None
+        return False, None, None if window is None else window - 1, min(self.ahead, widest)
+
+    def of_kernels(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> tuple[Any, ...]:
+        """What all kernels of scores take last, in their order."""
+        causal, window, *apart = self.sides(q, k)
+        seen = bias = slopes = None
+        if self.mask is not None:
+            whole = self.mask.expand(*q.shape[:3], k.shape[2])
+            seen, bias = (whole, None) if self.mask.dtype == torch.bool else (None, whole)
+        if self.alibi_slopes is not None:
+            slopes = self.alibi_slopes.expand(*q.shape[:2])
+        return scale, window, causal, *apart, self.key_starts, self.softcap, seen, bias, slopes
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
