@@ -30,6 +30,9 @@ def make(instance: Instance, device: str, seed: int) -> dict[str, Any]:
 
     random = torch.Generator(device).manual_seed(seed)
     arguments: dict[str, Any] = {**dict.fromkeys(instance.kernel.tensors), **dict(instance.specialisation.statics)}
+    dims = dict(instance.extents.dims)
+    grid = (loop for loop in instance.lower({}).grid if isinstance(loop, ir.Tile))
+    starts = {loop.groups.tensor: dims[loop.dim] for loop in grid if loop.groups}
     for name, strides in instance.extents.strides:
         shape, element = instance.shape(name), instance.specialisation.dtype(name)
         assert element is not None
@@ -40,6 +43,8 @@ def make(instance: Instance, device: str, seed: int) -> dict[str, Any]:
         else:
             low, high = _integers(instance, name)
             flat = torch.randint(low, high + 1, (length,), device=device, generator=random)
+        if name in starts:  # groups of one length
+            flat = (torch.arange(length, device=device) - offset) * starts[name] // max(1, length - 1 - offset)
         flat = flat.to(getattr(torch, _TORCH[element.name]))
         arguments[name] = flat.as_strided(shape, strides, offset)
     for name, kind in instance.kernel.scalars.items():

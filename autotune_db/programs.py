@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from kpt_dsl import ir
+from kpt_dsl.dtypes import i32
 from kpt_dsl.emit.numpy import Precision, emit_kernel
 from kpt_dsl.extents import Extents
 from kpt_dsl.runtime.numpy import load
@@ -25,16 +26,18 @@ Write = tuple[str, Any, Any]
 
 def places(loops: Sequence[Loop], extents: Extents, config: Config, chance: random.Random) -> list[tuple[int, ...]]:
     """Steps of some loops: the first of all, the last of all, and some between."""
-    counts = [
-        math.ceil(extents.dim(loop.dim) / int(config[loop.block]))
-        if isinstance(loop, ir.Tile)
-        else extents.dim(loop.dim)
-        for loop in loops
-    ]
+    counts = [_steps(loop, extents, config) for loop in loops]
     wanted = {tuple(0 for _ in counts), tuple(n - 1 for n in counts)}
     while len(wanted) < min(PROGRAMS, math.prod(counts)):
         wanted.add(tuple(chance.randrange(n) for n in counts))
     return sorted(wanted)
+
+
+def _steps(loop: Loop, extents: Extents, config: Config) -> int:
+    """How many steps a loop has; one that goes through tiles of groups has one for each group."""
+    if isinstance(loop, ir.Each):
+        return extents.dim(loop.dim)
+    return extents.dim(loop.groups.dim) - 1 if loop.groups else math.ceil(extents.dim(loop.dim) / int(config[loop.block]))
 
 
 def reach(loop: Loop, step: int, extents: Extents, config: Config) -> tuple[int, int]:
@@ -47,11 +50,16 @@ def at(kernel: ir.Kernel, extents: Extents, config: Config, steps: Mapping[str, 
     """The kernel with some loops of its grid, by name, left at one step: written as constants and loops of one step."""
     fixed = [loop for loop in kernel.grid if loop.name in steps]
     known = {loop.name: ir.scalar(steps[loop.name]) for loop in fixed if isinstance(loop, ir.Each)}
+    known |= {loop.groups.index: ir.scalar(steps[loop.name]) for loop in fixed if isinstance(loop, ir.Tile) and loop.groups}
     body = tuple(_fixed(stmt, known) for stmt in kernel.body)
     for loop in reversed(fixed):
-        if isinstance(loop, ir.Tile):
-            start, stop = reach(loop, steps[loop.name], extents, config)
-            body = (ir.For(loop, ir.scalar(start), ir.scalar(stop), body),)
+        if isinstance(loop, ir.Tile) and loop.groups:
+            group, starts = steps[loop.name], loop.groups.tensor
+            start, stop = (ir.Load(starts, (ir.scalar(g),), type=ir.Type(i32)) for g in (group, group + 1))
+            body = (ir.For(replace(loop, groups=None), start, stop, body),)
+        elif isinstance(loop, ir.Tile):
+            low, high = reach(loop, steps[loop.name], extents, config)
+            body = (ir.For(loop, ir.scalar(low), ir.scalar(high), body),)
     return replace(kernel, grid=tuple(loop for loop in kernel.grid if loop not in fixed), body=body)
 
 

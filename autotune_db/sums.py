@@ -53,6 +53,7 @@ def parts(
 ) -> Iterator[Part]:
     """Some parts of an output that is added to."""
     along = _along(kernel, tensor)
+    along = tuple(None if isinstance(loop, ir.Tile) and loop.groups else loop for loop in along)
     loops = {loop.name: loop for loop in along if loop is not None}
     free = [loop for loop in kernel.grid if isinstance(loop, ir.Tile) and loop.name not in loops]
     large = config | {loop.block: max(AT_ONCE, int(config[loop.block])) for loop in free}

@@ -24,6 +24,7 @@ from kpt_dsl import KptError
 SUITES = (
     "attention",
     "attention_backward",
+    "decode",
     "linear",
     "linear_training",
     "fp8",

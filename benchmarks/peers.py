@@ -74,12 +74,12 @@ def compiled(function: Callable[..., Any], example: Callable[[Callable[..., Any]
     return run
 
 
-def sdpa(backend: SDPBackend, causal: bool) -> Attention:
-    """PyTorch's attention by one of its backends."""
+def sdpa(backend: SDPBackend, causal: bool, gqa: bool = False) -> Attention:
+    """PyTorch's attention by one of its backends; ``gqa``: heads of queries share those of keys."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(backend):
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
 
     return attention
 

@@ -36,6 +36,8 @@ from kpt_dsl.language import (
     Tile,
     Value,
     abs,
+    argmax,
+    argmin,
     choice,
     cos,
     dot,
@@ -45,6 +47,7 @@ from kpt_dsl.language import (
     floor,
     full,
     group,
+    index,
     inf,
     log,
     log2,
@@ -53,6 +56,7 @@ from kpt_dsl.language import (
     min,
     minimum,
     parallel,
+    range,
     round,
     rsqrt,
     sequential,
@@ -72,10 +76,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CompileError", "ConfigError", "DType", "Float", "In", "IndexRangeError", "InputError", "Int", "Kernel", "KernelError",
-    "KptError", "MissingPackageError", "Out", "Positive", "Static", "StoreError", "TargetError", "Tile", "Value", "abs", "bf16",
-    "checking", "choice", "compile", "cos", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16", "f32", "floor", "full",
-    "function", "group", "i8", "i32", "i64", "inf", "kernel", "log", "log2", "max", "maximum", "min", "minimum", "parallel",
-    "round", "rsqrt", "sequential", "sigmoid", "sin", "size", "source", "sqrt", "sum", "tanh", "tile", "u8", "where", "zeros",
+    "KptError", "MissingPackageError", "Out", "Positive", "Static", "StoreError", "TargetError", "Tile", "Value", "abs",
+    "argmax", "argmin", "bf16", "checking", "choice", "compile", "cos", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16",
+    "f32", "floor", "full",
+    "function", "group", "i8", "i32", "i64", "index", "inf", "kernel", "log", "log2", "max", "maximum", "min", "minimum",
+    "parallel", "range", "round", "rsqrt", "sequential", "sigmoid", "sin", "size", "source", "sqrt", "sum", "tanh", "tile",
+    "u8", "where", "zeros",
 ]  # fmt: skip
 
 

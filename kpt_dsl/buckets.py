@@ -45,14 +45,17 @@ def bucket(extent: int) -> Span:
 @remembered(1024)
 def exact_dims(kernel: ir.Kernel) -> frozenset[str]:
     """The dims whose extents stand exactly in a key."""
-    accesses = _accesses(kernel)
-    whole = {axis.dim for a in accesses for axis in a.index if isinstance(axis, ir.Axis) and not axis.tile}
+    axes = {axis for e in ir.every_expr(kernel.body) for axis in e.type.shape}
+    whole = {axis.dim for axis in axes if axis.tile is None and axis != ir.UNIT}
     batch = _batch(kernel)
     weights = {dim for t in kernel.tensors if t.role == "in" and batch not in t.dims for dim in t.dims}
     walked = {s.over.dim for s in ir.statements(kernel.body) if isinstance(s, ir.For) and not s.share}
     added = ir.added(kernel)
     stored = {dim for t in kernel.tensors if t.role == "out" and t.name not in added for dim in t.dims}
-    return frozenset(whole | weights | (walked & stored))
+    # Of rows that lie in groups each program walks along one; how many there are, and how many groups, varies.
+    groups = ir.groups(kernel)
+    grouped = {g.dim for g in groups.values()} | {g.dim for g in kernel.grid if g.name in groups}
+    return frozenset(whole | (weights | (walked & stored)) - grouped)
 
 
 @remembered(1024)
@@ -60,7 +63,8 @@ def fixed_dims(kernel: ir.Kernel) -> frozenset[str]:
     """The dims that have one extent in a class: the exact ones; those of any tensor that lacks the batch (gradients of weights,
     shares of a sum); and those that indices are computed of (heads that share keys), seen to be right for one extent only."""
     batch = _batch(kernel)
-    found = {dim for t in kernel.tensors if batch not in t.dims for dim in t.dims}
+    groups = {g.index: g.dim for g in ir.groups(kernel).values()}
+    found = {dim for t in kernel.tensors if batch not in t.dims for dim in t.dims} - {*groups.values()}
     values: dict[str, list[ir.Expr]] = {}
     for stmt in ir.statements(kernel.body):
         if isinstance(stmt, ir.Assign):
@@ -80,7 +84,7 @@ def fixed_dims(kernel: ir.Kernel) -> frozenset[str]:
                         found.add(dim)
                     case ir.Lanes(axis=ir.Axis(dim=dim)):
                         found |= {dim, *looked_up}
-                    case ir.Index(name=name):
+                    case ir.Index(name=name) if name not in groups:
                         found.add(dim_of[name])
     return exact_dims(kernel) | found
 

@@ -3,6 +3,9 @@
 Every message names the argument or the line, what it was, and what is accepted. Nothing here knows of torch or of a backend.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 
 class KptError(Exception):
     """Base of every error that kpt raises on purpose."""
@@ -20,6 +23,14 @@ class IndexRangeError(InputError):
         """For an index that a run met; ``place`` says which file, line, kernel, tensor and dim."""
         allowed = f"indices go from 0 to {extent - 1}" if extent else "it has none"
         return cls(f"{place} with {index}, but its extent is {extent}: {allowed}")
+
+    @classmethod
+    def check_groups(cls, kernel: str, tensor: str, starts: Sequence[int], extent: int) -> None:
+        """Raises where groups that begin where a tensor says do not lie one behind the other in a dim."""
+        for i, (one, other) in enumerate(pairwise((0, *starts, extent)) if len(starts) > 1 else ()):
+            if one > other:
+                found = [f"{tensor}[{at}] is {starts[at]}" for at in (i - 1, i) if 0 <= at < len(starts)]
+                raise cls(f"{kernel}: {' and '.join(found)}; where groups begin must ascend from 0 or more to {extent} or less")
 
 
 class KernelError(KptError):

@@ -117,7 +117,8 @@ class Index(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Start(Expr):
-    """First index of a tile (i32 scalar), padding included: a multiple of the tile's block."""
+    """First index of a tile (i32 scalar), padding included: a multiple of the tile's block, unless its loop is ``at_start`` or
+    goes through groups."""
 
     tile: str
 
@@ -338,12 +339,24 @@ class Store(Stmt):
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """Runs of indices, one behind the other: element g of ``tensor`` (i32, of the one dim ``dim``) is where group g begins and
+    the one before it ends. ``index`` names the ``Index`` that is the group of a tile."""
+
+    tensor: str
+    dim: str
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
-    """A tile variable: ``block`` is the config knob that gives its number of lanes."""
+    """A tile variable: ``block`` is the config knob that gives its number of lanes. ``groups``: of a parallel loop, those whose
+    tiles it goes through: each begins its first one where it begins, and what lies beyond its end is padding of its last."""
 
     name: str
     dim: str
     block: str
+    groups: Groups | None = None
 
     @property
     def axis(self) -> Axis:
@@ -359,13 +372,24 @@ class Each:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Tiles are dealt out among the programs along ``index``: all of the dim, of which only the last can have padding; those
+    before a stop; or those between two bounds. Of the first two kinds each share starts at a multiple of the block."""
+
+    index: str
+    what: Literal["dim", "beginning", "part"]
+
+
+@dataclass(frozen=True, slots=True)
 class For(Stmt):
     """Sequential loop over the indices [start, stop) of ``over.dim``, or the tiles that touch them, in ascending order.
 
     Tile starts are multiples of the block; lanes outside [start, stop) are padding. ``carried`` are the variables
     assigned before the loop and again in it. ``part`` is what mask splitting made of it: the ``interior`` has no padding
     and no mask that depends on the tile; in ``interior`` and ``tail`` start is a multiple of the block. ``share``: the bounds
-    deal out whole tiles, so that start is a multiple of the block and only the dim's last tile can have padding.
+    are those of one program's share.
+    ``at_start``: tiles are counted from start, wherever it is, so that only the last of them can have padding, and it may also
+    reach beyond the dim (set by ``passes.starts``).
     """
 
     over: Tile | Each
@@ -374,7 +398,19 @@ class For(Stmt):
     body: tuple[Stmt, ...]
     carried: tuple[str, ...] = ()
     part: Literal["whole", "head", "interior", "tail"] = "whole"
-    share: bool = False
+    share: Share | None = None
+    at_start: bool = False
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the first tile begins at start: a multiple of the block, or where tiles are counted from."""
+        shared = self.share is not None and self.share.what != "part"
+        return shared or self.at_start or self.part in ("interior", "tail") or self.start == scalar(0)
+
+    @property
+    def deals_dim(self) -> bool:
+        """Whether all tiles of the dim are dealt out."""
+        return self.share is not None and self.share.what == "dim"
 
     @property
     def tile(self) -> Tile:
@@ -472,6 +508,11 @@ def kept(index: "tuple[Axis | Expr, ...]") -> tuple[Axis, ...]:
 def tile_loops(body: tuple[Stmt, ...]) -> Iterator[For]:
     """The loops over tiles, outer ones before those inside them."""
     return (s for s in statements(body) if isinstance(s, For) and isinstance(s.over, Tile))
+
+
+def groups(kernel: Kernel) -> dict[str, Groups]:
+    """The groups that tiles of a kernel's grid keep within, by tile variable."""
+    return {g.name: g.groups for g in kernel.grid if isinstance(g, Tile) and g.groups is not None}
 
 
 def tiles(kernel: Kernel) -> tuple[Tile, ...]:

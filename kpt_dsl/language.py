@@ -132,10 +132,17 @@ class Tile:
     """One past the last index that holds an element, for the bounds of loops only."""
     size: Value
     """How many lanes the tile has, elements or not, for the bounds of loops only."""
+    group: Value
+    """Of ``kd.tile(dim, starts=…)``: the number of the group that the tile lies in."""
 
 
-def tile(dim: str) -> Tile:
-    """In a loop header: tiles of a dim, of a length that the config chooses. Tiles of one dim share that length."""
+def tile(dim: str, *, starts: "In | None" = None) -> Tile:
+    """In a loop header: tiles of a dim, of a length that the config chooses. Tiles of one dim share that length.
+
+    ``starts``, in ``kd.parallel``: an int32 tensor of one dim, ascending from 0 or more to the dim's extent or less. Group g is
+    the indices from ``starts[g]`` up to ``starts[g + 1]``; no tile reaches from one into another, and what lies in none is not
+    visited. None: the dim is one group, without a number.
+    """
     _never("tile")
 
 
@@ -150,16 +157,31 @@ def sequential(over: "Tile | str", *, start: Any = 0, stop: Any = None, share: A
     ``kd.sequential(kd.tile("N"))`` goes through tiles; ``kd.sequential("N")`` through one index after the other, and its
     variable is a scalar. Both bounds may be computed, also from loaded scalars, and need not be multiples of anything; what
     they name beyond the dim is not visited. What a loop over tiles computes must not depend on how wide they are.
-    ``share``, instead of bounds of a loop over tiles, is the index of an untiled parallel loop: the dim's tiles are dealt out
+    ``share``, of a loop over tiles, is the index of an untiled parallel loop: the tiles that touch [start, stop) are dealt out
     evenly among its indices, a run of whole tiles each (none, where there are fewer tiles), and this index's run is visited.
     So a program makes partial sums over its share.
     """
     _never("sequential")
 
 
+def range(start: int, stop: int | None = None, step: int = 1, /) -> Iterator[Any]:
+    """A loop that is written out, as Python's ``range``: its variable is a plain number, its bounds are known before the kernel
+    runs. Loops in each other make ``MOST_TURNS`` (64) turns at most."""
+    _never("range")
+
+
+MOST_TURNS = 64
+"""Of loops over ``range`` in each other: each turn is a copy of the body."""
+
+
 def size(dim: str) -> Value:
     """The extent of a dim, an int32 scalar."""
     _never("size")
+
+
+def index(dim: str) -> Value:
+    """The indices of a whole dim, 0 up to its extent: int32 of shape (dim)."""
+    _never("index")
 
 
 def group(dim: str, of: str) -> Value:
@@ -222,6 +244,17 @@ def maximum(a: Any, b: Any, *, drop_nan: bool = False) -> Value:
 def minimum(a: Any, b: Any, *, drop_nan: bool = False) -> Value:
     """The smaller of two, element by element. NaN: as in ``maximum``."""
     _never("minimum")
+
+
+def argmax(x: Any, axis: int) -> Value:
+    """Where along an axis the largest element is: its index in the dim, int32, the first of several. A NaN is the largest, as
+    in torch.argmax. Of no elements it is 2**31 - 1, which is no index."""
+    _never("argmax")
+
+
+def argmin(x: Any, axis: int) -> Value:
+    """Where along an axis the smallest element is: as ``argmax``, and a NaN is the smallest."""
+    _never("argmin")
 
 
 def exp(x: Any) -> Value:

@@ -67,8 +67,8 @@ def _loop_over(loop: ir.Each | ir.Tile) -> str:
     match loop:
         case ir.Each(name, dim):
             return f"{name} in {dim}"
-        case ir.Tile(name, dim, block):
-            return f"{name} in tile({dim}, {block})"
+        case ir.Tile(name, dim, block, groups):
+            return f"{name} in tile({dim}, {block}{f', {groups.index} by {groups.tensor}' if groups else ''})"
 
 
 def _add_body(out: _Lines, body: tuple[ir.Stmt, ...], depth: int) -> None:
@@ -88,7 +88,7 @@ def _add_body(out: _Lines, body: tuple[ir.Stmt, ...], depth: int) -> None:
 
 def _loop(loop: ir.For) -> str:
     part = "" if loop.part == "whole" else f"{loop.part} "
-    part += "share " if loop.share else ""
+    part += "share " if loop.share else "at start " if loop.at_start else ""
     carried = f" carrying {', '.join(loop.carried)}" if loop.carried else ""
     span = f"{format_expr(loop.start)} to {format_expr(loop.stop)}"
     return f"for {part}{_loop_over(loop.over)} from {span}{carried}:"

@@ -12,6 +12,7 @@ from kpt.ops.compiling import while_compiling
 from kpt.ops.dispatch import counters
 from kpt.ops.explain import Explanation, explain
 from kpt.ops.flash_attention.op import flash_attention
+from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
 from kpt.ops.fp8_matmul.op import fp8_matmul
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
@@ -34,6 +35,7 @@ __all__ = [
     "quantize_fp8",
     "recording",
     "rms_norm",
+    "scaled_dot_product_attention",
     "warm_up",
     "while_compiling",
 ]

@@ -5,6 +5,7 @@ whose preference holds, and that a gradient is not differentiated again. Knows n
 """
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -22,8 +23,12 @@ def followed(op: Op, dispatch: Ready) -> Ready:
     kind = _Kind(op, dispatch)
 
     def ready(*arguments: Any) -> Any:
-        count, *tensors = _follow(kind, *arguments)
-        return tensors[0] if count is None else tensors[:count]
+        given = _follow(kind, *arguments)
+        form = kind.form
+        assert form is not None
+        if form.alone:
+            return given
+        return list(given[: form.outputs]) if form.listed else given[0]
 
     return ready
 
@@ -31,18 +36,32 @@ def followed(op: Op, dispatch: Ready) -> Ready:
 class _Form(NamedTuple):
     """What is the same for all calls of a kind: found when the first one was made."""
 
+    kind: "_Kind"
     needed: tuple[bool, ...]
     """Which of the gradients that the op has."""
-    positions: tuple[int, ...]
-    """Of what is given back to autograd, where those are."""
     preference: str | None
+    alone: bool
+    """Whether a single tensor is all that autograd sees of a call."""
+    listed: bool
+    """Whether the op gives a list of tensors."""
     outputs: int
-    values: tuple[Any, ...]
-    """What is saved, None in the places of tensors."""
     places: tuple[int, ...]
-    """Where these are."""
+    """Where tensors are in what is saved."""
     others: tuple[int, ...]
     """Those of them that are neither arguments nor outputs."""
+    saved: "_Pick"
+    """Makes what is saved of its tensors and these ``values``, which are the rest."""
+    values: tuple[Any, ...]
+    gradients: "_Pick"
+    """Makes what is given back to autograd of None and the gradients that are needed."""
+
+
+_Pick = Callable[[tuple[Any, ...]], tuple[Any, ...]]
+"""Makes a tuple of a tuple's items, some perhaps several times."""
+
+
+def _pick(positions: Sequence[int]) -> _Pick:
+    return itemgetter(*positions) if len(positions) > 1 else lambda items: tuple([items[i] for i in positions])
 
 
 class _Kind:
@@ -55,74 +74,83 @@ class _Kind:
         self.op, self.gradient, self.dispatch = op, op.gradient, dispatch
         self.form: _Form | None = None
 
-    def formed(self, needed: tuple[bool, ...], arguments: Sequence[Any], given: Sequence[Any], saved: Sequence[Any]) -> _Form:
+    def formed(self, needed: tuple[bool, ...], arguments: Sequence[Any], outputs: Any, saved: Sequence[Any]) -> _Form:
         """Find the form, from the first call."""
-        places = tuple([i for i, value in enumerate(saved) if isinstance(value, torch.Tensor)])
+        given = outputs if isinstance(outputs, list) else [outputs]
+        places = [i for i, value in enumerate(saved) if isinstance(value, torch.Tensor)]
+        rest = [i for i in range(len(saved)) if i not in places]
         known = {*map(id, arguments), *map(id, given)}
+        others = tuple([i for i in places if id(saved[i]) not in known])
+        wanted = [1 + position for position, n in zip(self.op.differentiable, needed, strict=True) if n]
         self.form = _Form(
+            self,
             needed,
-            tuple([1 + position for position, n in zip(self.op.differentiable, needed, strict=True) if n]),
             preferred(),
+            not others and given is not outputs,
+            given is outputs,
             len(given),
-            tuple([None if i in places else value for i, value in enumerate(saved)]),
-            places,
-            tuple([i for i in places if id(saved[i]) not in known]),
+            tuple(places),
+            others,
+            _pick([(places + rest).index(i) for i in range(len(saved))]),
+            tuple([saved[i] for i in rest]),
+            _pick([1 + wanted.index(i) if i in wanted else 0 for i in range(1 + len(arguments))]),
         )
         return self.form
-
-    def gradients(
-        self, form: _Form, tensors: Sequence[torch.Tensor], arriving: Sequence[torch.Tensor | None]
-    ) -> Sequence[torch.Tensor]:
-        """Those that are needed."""
-        saved = list(form.values)
-        for place, tensor in zip(form.places, tensors, strict=True):
-            saved[place] = tensor
-        with _below_autograd():
-            if preferred() == form.preference:
-                return self.gradient.backward(tuple(saved), form.needed, *arriving)
-            with Holding(form.preference):
-                return self.gradient.backward(tuple(saved), form.needed, *arriving)
 
 
 class _Followed(torch.autograd.Function):
     """An op with its gradient. Both passes run below autograd, where a view is a tensor like any other: outputs that autograd
     knows as views could not be modified in place.
 
-    Gives the number of the op's outputs (None for a tensor that is no list), the outputs, and the tensors that are saved
-    besides them and the arguments: as outputs they remember what they were made from, so that ``_Refusal`` finds it.
+    Gives the op's outputs, and the tensors that are saved besides them and the arguments: as outputs they remember what they
+    were made from, so that ``_Refusal`` finds it.
     """
 
     @staticmethod
     def forward(ctx: Any, kind: _Kind, *arguments: Any) -> Any:
         form = kind.form
-        needs = ctx.needs_input_grad
-        needed = tuple([needs[1 + position] for position in kind.op.differentiable]) if form is None else form.needed
+        if form is None:
+            needs = ctx.needs_input_grad
+            needed = tuple([needs[1 + position] for position in kind.op.differentiable])
+        else:
+            needed = form.needed
         with _below_autograd():
             outputs, saved = kind.gradient.forward(kind.dispatch, needed, *arguments)
-        count, given = (len(outputs), outputs) if isinstance(outputs, list) else (None, [outputs])
         if form is None:
-            form = kind.formed(needed, arguments, given, saved)
+            form = kind.formed(needed, arguments, outputs, saved)
         ctx.save_for_backward(*[saved[place] for place in form.places])
         ctx.set_materialize_grads(False)
-        ctx.kind, ctx.form, ctx.arguments = kind, form, len(arguments)
-        return (count, *given, *[saved[place] for place in form.others])
+        ctx.form = form
+        if form.alone:
+            return outputs
+        return (*(outputs if form.listed else (outputs,)), *[saved[place] for place in form.others])
 
     @staticmethod
-    def backward(ctx: Any, _: None, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        kind, form = ctx.kind, ctx.form
-        by_position: list[torch.Tensor | None] = [None] * (1 + ctx.arguments)
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        form: _Form = ctx.form
         arriving = gradients[: form.outputs]
-        if any(g is not None for g in arriving):
-            tensors = ctx.saved_tensors
-            if torch.is_grad_enabled():
-                with torch.no_grad():
-                    wanted = kind.gradients(form, tensors, arriving)
-                wanted = _not_again(kind.op, wanted, (*tensors, *arriving))
-            else:
-                wanted = kind.gradients(form, tensors, arriving)
-            for position, gradient in zip(form.positions, wanted, strict=True):
-                by_position[position] = gradient
-        return tuple(by_position)
+        if not any(g is not None for g in arriving):
+            return form.gradients((None,) * (1 + len(form.needed)))
+        tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                wanted = _gradients(form, tensors, arriving)
+            wanted = _not_again(form.kind.op, wanted, (*tensors, *arriving))
+        else:
+            wanted = _gradients(form, tensors, arriving)
+        return form.gradients((None, *wanted))
+
+
+def _gradients(
+    form: _Form, tensors: tuple[torch.Tensor, ...], arriving: Sequence[torch.Tensor | None]
+) -> Sequence[torch.Tensor]:
+    """Those that are needed."""
+    saved = form.saved(tensors + form.values)
+    with _below_autograd():
+        if preferred() == form.preference:
+            return form.kind.gradient.backward(saved, form.needed, *arriving)
+        with Holding(form.preference):
+            return form.kind.gradient.backward(saved, form.needed, *arriving)
 
 
 _follow: Callable[..., Any] = super(torch.autograd.Function, _Followed).apply

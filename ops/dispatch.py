@@ -24,6 +24,7 @@ from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.eager import PLAIN, has_memory, is_autocasting, is_plain
 from kpt.ops.fingerprint import Foreign, fingerprint
 from kpt.ops.pins import pin, pinned
+from kpt.ops.recent import AGAIN, Recent, same
 from kpt.ops.registry import Op, Ready
 from kpt_dsl.configs import generation
 from kpt_dsl.errors import IndexRangeError, KptError
@@ -81,6 +82,8 @@ class Dispatcher:
         """The op as torch.library knows it; set when it is defined there."""
         self._precision = float32_products if op.multiplies else _nothing
         self._decisions: dict[Any, Decision] = {}
+        self._recent = Recent()
+        """Some of them, which are told without their keys."""
         self._served: Counter[str] = Counter()
         self._fallbacks: Counter[str] = Counter()
         self._logged: set[str] = set()
@@ -88,8 +91,13 @@ class Dispatcher:
 
     def __call__(self, *arguments: Any) -> Any:
         """The public functions' way in: straight to the implementation where nothing would intercept the call."""
+        if is_compiling():
+            return self.through_torch(*arguments)
+        for is_same, key, decision in self._recent.kinds:
+            if is_same(*arguments):
+                return self._serve(key, decision, arguments)
         if not is_plain():
-            return self.through_torch(*arguments) if is_compiling() else self._foreign(arguments)
+            return self._foreign(arguments)
         if not is_autocasting():
             return self._run(arguments, torch.is_grad_enabled())
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
@@ -150,7 +158,12 @@ class Dispatcher:
             return self._below_subclasses(arguments) if grad_mode is None else self._foreign(arguments)
         if decision is None:
             decision = self._decide(key, arguments, {})
-        if key[-1] is not None and grad_mode:
+        elif grad_mode is not None and not decision.calls % AGAIN:
+            self._expect(key, decision, arguments)
+        return self._serve(key, decision, arguments)
+
+    def _serve(self, key: Any, decision: Decision, arguments: tuple[Any, ...]) -> Any:
+        if key[-1] is not None and key[1]:
             hold_for_recomputation(key[-1])
         decision.calls += 1
         try:
@@ -161,6 +174,14 @@ class Dispatcher:
             if isinstance(error, NotMadeError):
                 return self._meanwhile(key, decision, arguments)
             return self._after_failure(key, decision.choice, arguments, error)
+
+    def _expect(self, key: Any, decision: Decision, arguments: tuple[Any, ...]) -> None:
+        """Ask of the calls to come whether they are like this one, before all else."""
+        if decision.choice is None or (is_same := same(arguments, self._precision if self.op.multiplies else None)) is None:
+            return
+        with self._lock:
+            if self._decisions.get(key) is decision:
+                self._recent.keep(is_same, key, decision)
 
     def _decide(
         self, key: Any, arguments: tuple[Any, ...], failed: dict[str, str], pending: "Pending | None" = None
@@ -198,6 +219,7 @@ class Dispatcher:
                     return known
             while len(self._decisions) >= DECISIONS_KEPT:
                 self._forget_oldest()
+            self._recent.drop(self._decisions.get(key))
             self._decisions[key] = decision
         return decision
 
@@ -255,7 +277,7 @@ class Dispatcher:
         pending = behind.ask(self.op, served, arguments, _needs_grad(key[1], arguments), self.drop)
         with self._lock:
             if self._decisions.get(key) is decision:
-                self._decisions.pop(key)  # with its count: what came by here was not served by it
+                self._recent.drop(self._decisions.pop(key))  # with its count: what came by here was not served by it
         meanwhile = self._decide(key, arguments, {served.name: pending.reason or behind.COMPILING}, pending)
         with self._lock:
             if self._decisions.get(key) is meanwhile:
@@ -286,7 +308,6 @@ class Dispatcher:
                 self._let_go(key, before)
             if decision is not None:
                 self._decisions[key] = decision
-
 
     def unlock(self) -> None:
         """In a child that was forked off."""
@@ -329,6 +350,7 @@ class Dispatcher:
         self._decisions.clear()
 
     def _let_go(self, key: Any, decision: Decision) -> None:
+        self._recent.drop(decision)
         _count(decision, self._served, self._fallbacks)
         for tell in _told_of_leaving:
             tell(self.op, key, decision)

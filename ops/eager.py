@@ -33,7 +33,8 @@ is_autocasting = _question("_is_any_autocast_enabled")
 """Whether torch.autocast is on for any device, or may be."""
 dispatch_modes = _question("_len_torch_dispatch_stack")
 """How many modes see every op that runs."""
-_function_modes = _question("_is_torch_function_mode_enabled")
+function_modes = _question("_is_torch_function_mode_enabled")
+"""Whether a mode sees every function that is called."""
 _tracing = _question("_get_tracing_state")
 _functorch_level = _question("_functorch.maybe_current_level")
 
@@ -43,7 +44,7 @@ def is_plain() -> bool:
     return not (
         is_compiling()
         or dispatch_modes()
-        or _function_modes()
+        or function_modes()
         or _tracing() is not None
         or _functorch_level() is not None
         or getattr(forward_ad, "_current_level", 0) >= 0

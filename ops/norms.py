@@ -1,7 +1,6 @@
 """What layer norm and RMS norm, and their gradients, have in common: checks, and how sums over rows are shared out."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import Launch
 from kpt.ops.column_sums import column_sums, partial_column_sums, share_count
+from kpt.ops.devices import multiprocessors
 from kpt.ops.dtypes import FLOATS
 from kpt.ops.registry import SUM, WHOLE, Placed, Sharding
 
@@ -26,9 +26,6 @@ TILE_COLUMNS, TILE_PROGRAMS = 512, 8
 
 MOST_SHARES = 1024
 """Most partial sums of a column that one program adds at once."""
-
-CORES_UNKNOWN = 132
-"""Multiprocessors where there is no device to ask, for instances that are only recorded: those of an H100 or H200."""
 
 CPU_SHARES, CPU_ROWS = 3, 16
 """Shares on a CPU, for its interpreters: few, of that many rows or more, so that each has a tile on every backend."""
@@ -118,18 +115,11 @@ def shares(rows: torch.Tensor, held: bool) -> int:
     count, columns = rows.shape
     if rows.device.type == "cpu":
         return share_count(count // CPU_ROWS, CPU_SHARES)
-    cores = _cores(rows.device)
+    cores = multiprocessors(rows.device)
     programs = cores * TILE_PROGRAMS * TILE_COLUMNS // columns
     if held:
         programs = cores * max(1, min(MOST_PROGRAMS, HELD_COLUMNS // columns))
     return share_count(count, max(1, min(programs, MOST_SHARES)))
-
-
-@lru_cache(maxsize=64)
-def _cores(device: torch.device) -> int:
-    if device.type != "cuda":
-        return CORES_UNKNOWN
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def partial_sums(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -72,6 +72,13 @@ def tiles(start, stop, block):
     if start < stop:
         for first in range(start // block * block, stop, block):
             yield slice(max(first, start), min(first + block, stop))''',
+    "tiles_of_groups": '''\
+def tiles_of_groups(starts, extent, block, *names):
+    """The number of each group, with the slices of its tiles; the names are those of the kernel and of where groups begin."""
+    IndexRangeError.check_groups(*names, starts.tolist(), extent)
+    for group, (start, stop) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
+        for first in range(start, stop, block):
+            yield group, slice(first, min(first + block, stop))''',
     "length": """\
 def length(tile):
     return tile.stop - tile.start""",
@@ -155,7 +162,7 @@ class _Emitter:
         self.tiles = {t.name: t for t in ir.tiles(kernel)}
         # Tiles that start where their block starts; a loop that begins anywhere may cut its first tile.
         self.uncut = {t.name for t in kernel.grid} | {
-            loop.over.name for loop in ir.tile_loops(kernel.body) if loop.start == ir.scalar(0) or loop.share
+            loop.over.name for loop in ir.tile_loops(kernel.body) if loop.aligned
         }
         self.taken = {*_BUILTINS, *_HELPERS, *keyword.kwlist}
         self.names: dict[tuple[str, str], str] = {}
@@ -179,7 +186,7 @@ class _Emitter:
         head = f'"""{kernel.name} on NumPy, in {width}: what the kernel means, tile by tile."""\n\n'
         head += "import math\n\n" if "math." in code else ""
         head += "import ml_dtypes\n" if "ml_dtypes." in code else ""
-        ours = "\nfrom kpt_dsl.errors import IndexRangeError\n" if self.helpers & {"at", "among"} else ""
+        ours = "\nfrom kpt_dsl.errors import IndexRangeError\n" if "IndexRangeError" in code else ""
         return f"{head}import numpy as np\n{ours}\n\n{code}"
 
     def _prologue(self) -> None:
@@ -270,6 +277,10 @@ class _Emitter:
 
     def _header(self, loop: ir.Tile | ir.Each, start: str, stop: str) -> str:
         """The first line of a loop over [start, stop)."""
+        if isinstance(loop, ir.Tile) and loop.groups is not None:
+            names = f"{self.name(loop.groups.index)}, {self.name(loop.name)}"
+            starts, told = self.name(loop.groups.tensor), f'"{self.kernel.name}", "{loop.groups.tensor}"'
+            return f"for {names} in {self.helper('tiles_of_groups')}({starts}, {stop}, {self.block(loop)}, {told}):"
         if isinstance(loop, ir.Tile):
             return f"for {self.name(loop.name)} in {self.helper('tiles')}({start}, {stop}, {self.block(loop)}):"
         bounds = stop if start == "0" else f"{start}, {stop}"

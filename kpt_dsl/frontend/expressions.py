@@ -30,6 +30,7 @@ class TileRef:
 
     dim: str
     tile: ir.Tile | None = None
+    starts: ir.Tensor | None = None
 
 
 def describe(value: Any) -> str:
@@ -71,9 +72,10 @@ _REDUCTIONS: dict[Any, ir.ReduceOp] = {language.sum: "sum", language.max: "max",
 _NAN_DROPPED: dict[Any, Literal["maxnum", "minnum"]] = {
     language.maximum: "maxnum", language.max: "maxnum", language.minimum: "minnum", language.min: "minnum",
 }  # fmt: skip
+_PLACES: dict[Any, Literal["max", "min"]] = {language.argmax: "max", language.argmin: "min"}
 _ELEMENTWISE = {*_UNARY_FUNCTIONS, *_BINARY_FUNCTIONS, language.where}
 """Functions of which an element of the result is made of those at the same place only."""
-_TILE_PARTS = ("index", "count", "before", "start", "stop", "size")
+_TILE_PARTS = ("index", "count", "before", "start", "stop", "size", "group")
 
 
 class Expressions(Names):
@@ -92,6 +94,9 @@ class Expressions(Names):
         self.asked: tuple[Expr, ...] = ()
         """The conditions under which what is being read is asked for: the branches of kd.where around it are taken."""
         self.without_extents: Mapping[str, tuple[str, ...]] = {}
+
+    def named(self, name: str, value: Expr, loc: Loc) -> ir.Var:
+        raise AssertionError("statements know how to assign")
 
     def inline(self, helper: Helper, node: ast.Call) -> Any:
         raise AssertionError("statements know how to inline")
@@ -156,6 +161,11 @@ class Expressions(Names):
                     return ir.Stop(name, type=scalar, loc=loc)
                 case "size":
                     return ir.Block(name, type=scalar, loc=loc)
+                case "group" if base.tile.groups is not None:
+                    return ir.Index(base.tile.groups.index, type=scalar, loc=loc)
+                case "group":
+                    fail(loc, f"{name}.group of a tile that has none",
+                         f'kd.parallel(kd.tile("{base.dim}", starts=cu)) goes through the tiles of groups')  # fmt: skip
             fail(loc, f"a tile has no .{attr}", f"it has {', '.join('.' + p for p in _TILE_PARTS)}")
         if isinstance(base, ir.Tensor) and attr == "dtype":
             return base.dtype
@@ -427,6 +437,10 @@ class Expressions(Names):
         if fn in _REDUCTIONS:
             op = _NAN_DROPPED[fn] if self.drops_nan(given, loc) else _REDUCTIONS[fn]
             return ty.reduce(op, self.value(given["x"], loc), given["axis"], loc)
+        if fn in _PLACES:
+            x = self.value(given["x"], loc)
+            x = self.named(f"{fn.__name__}_of", ty.cast(x, f32, loc) if x.type.dtype.is_float else x, loc)
+            return ty.place(_PLACES[fn], x, given["axis"], loc)
         if fn is language.dot:
             acc = given.get("acc")
             return ty.dot(self.value(given["a"], loc), self.value(given["b"], loc),
@@ -439,15 +453,26 @@ class Expressions(Names):
             return self.filled(given, loc)
         if fn is language.size:
             return ir.Size(self.check_dim(given["dim"], loc), type=ir.Type(i32), loc=loc)
+        if fn is language.index:
+            axis = ir.Axis(self.check_dim(given["dim"], loc))
+            return ir.Lanes(axis, type=ir.Type(i32, (axis,)), loc=loc)
         if fn is language.group:
             parts = [ir.Size(self.check_dim(given[k], loc), type=ir.Type(i32), loc=loc) for k in ("dim", "of")]
             return ty.binary("floordiv", parts[0], parts[1], loc)
         if fn is language.tile:
-            return TileRef(self.check_dim(given["dim"], loc))
+            return TileRef(self.check_dim(given["dim"], loc), starts=self.starts(given.get("starts"), loc))
         if fn is language.choice:
             return self.choose(given["args"], loc)
         fail(loc, f"kd.{getattr(fn, '__name__', fn)} cannot stand here",
              "kd.parallel and kd.sequential head a `for` loop")  # fmt: skip
+
+    @staticmethod
+    def starts(given: Any, loc: Loc) -> ir.Tensor | None:
+        """The tensor that says where groups begin."""
+        if given is None or (isinstance(given, ir.Tensor) and (given.role, given.dtype, len(given.dims)) == ("in", i32, 1)):
+            return given
+        fail(loc, f"starts is {describe(given)}{f' of {given.dtype}' if isinstance(given, ir.Tensor) else ''}",
+             "it takes a kd.In tensor of int32, of one dim: where each group begins, and where the last one ends")  # fmt: skip
 
     @staticmethod
     def drops_nan(given: dict[str, Any], loc: Loc) -> bool:

@@ -9,7 +9,7 @@ import ast
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from kpt_dsl import ir, language
 from kpt_dsl.dtypes import f32, i32
@@ -18,6 +18,7 @@ from kpt_dsl.frontend.expressions import Expressions, TileRef, describe
 from kpt_dsl.frontend.names import Local
 from kpt_dsl.frontend.outside import Values
 from kpt_dsl.frontend.races import check_races
+from kpt_dsl.frontend.shares import deal
 from kpt_dsl.frontend.source import Source, fail
 from kpt_dsl.frontend.tiling import check_tiling
 from kpt_dsl.ir import Expr, Loc
@@ -76,6 +77,7 @@ class _Lowering(Expressions):
         self.added: dict[str, bool] = {}
         self.grid: tuple[ir.Each | ir.Tile, ...] = ()
         self.inlining = 0
+        self.turns = 1  # of the loops over kd.range that are being read
 
     def kernel(self) -> ir.Kernel:
         tree = self.source.tree
@@ -136,8 +138,8 @@ class _Lowering(Expressions):
                     fail(loc, "this value is not used", "assign it, or store it: out[m, :] = value")
                 case _:
                     fail(loc, f"{_words(node)} cannot be used in a kernel",
-                         "a kernel is made of assignments, stores, `for` over kd.parallel / kd.sequential, and `if` on "
-                         "static values")  # fmt: skip
+                         "a kernel is made of assignments, stores, `for` over kd.parallel / kd.sequential / kd.range, and `if` "
+                         "on static values")  # fmt: skip
 
     def static_condition(self, test: ast.expr) -> bool:
         value = self.expr(test)
@@ -219,6 +221,10 @@ class _Lowering(Expressions):
         self.types[unique] = value.type
         return ir.Var(unique, type=value.type, loc=value.loc)
 
+    def named(self, name: str, value: Expr, loc: Loc) -> ir.Var:
+        """What has a value that is read several times."""
+        return value if isinstance(value, ir.Var) else self.emit(self.fresh(self.local.prefix + name), value, loc)
+
     def emit(self, name: str, value: Expr, loc: Loc) -> ir.Var:
         self.types[name] = value.type
         self.block.append(ir.Assign(name, value, loc=loc))
@@ -268,9 +274,12 @@ class _Lowering(Expressions):
             self.parallel(node, call, loc)
         elif fn is language.sequential and isinstance(call, ast.Call):
             self.sequential(node, call, loc)
+        elif fn is language.range and isinstance(call, ast.Call):
+            self.written_out(node, call, loc)
         else:
-            fail(self.source.loc(call), "a kernel loops over kd.parallel(...) or kd.sequential(...) only",
-                 'for tiles of a dim: for n in kd.sequential(kd.tile("N")); for its indices: kd.sequential("N")')  # fmt: skip
+            fail(self.source.loc(call), "a kernel loops over kd.parallel(...), kd.sequential(...) or kd.range(...) only",
+                 'for tiles of a dim: for n in kd.sequential(kd.tile("N")); for its indices: kd.sequential("N"); '
+                 "over numbers that are known: kd.range(4)")  # fmt: skip
 
     def parallel(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
         if self.grid or self.loops or self.inlining:
@@ -296,7 +305,7 @@ class _Lowering(Expressions):
                 self.check_dim(dim, self.source.loc(arg))
                 grid.append(self.new_index(name, dim, loc))
             elif isinstance(dim, TileRef) and dim.tile is None:
-                grid.append(self.new_tile(name, dim.dim))
+                grid.append(self.new_tile(name, dim.dim, dim.starts))
             else:
                 fail(self.source.loc(arg), f"kd.parallel takes dim names and kd.tile(name), not {describe(dim)}",
                      'kd.parallel("B", kd.tile("M"))')  # fmt: skip
@@ -310,24 +319,21 @@ class _Lowering(Expressions):
             fail(loc, "kd.sequential outside the parallel loop", 'wrap it: for m in kd.parallel(kd.tile("M")): ...')
         name = self.loop_variable(node.target)
         arguments = self.arguments(call, language.sequential)
-        given, share = arguments["over"], arguments.get("share")
+        given = arguments["over"]
         tiled = isinstance(given, TileRef) and given.tile is None
+        if tiled and given.starts is not None:
+            fail(loc, "starts of a sequential loop", "groups are dealt out by kd.parallel; for one of them, start=…, stop=…")
         if not tiled and not isinstance(given, str):
             fail(self.source.loc(call), f"kd.sequential takes kd.tile(name), or a dim's name, not {describe(given)}",
                  'kd.sequential(kd.tile("N")) for tiles, kd.sequential("N") for one index after the other')  # fmt: skip
         dim = given.dim if tiled else self.check_dim(given, self.source.loc(call))
         before = dict(self.local.values)
-        if share is None:
-            bounds = [self.bound(arguments, key, dim, loc) for key in ("start", "stop")]
-            over = self.new_tile(name, dim) if tiled else self.new_index(name, dim, loc)
-            low, high = self.clamped(bounds[0], bounds[1], dim, loc)
-        else:
-            if arguments.keys() & {"start", "stop"}:
-                fail(loc, "a loop over a share has no start or stop", "leave them out: the share is its bounds")
-            if not tiled:
-                fail(loc, "share deals out tiles, not single indices", f'write kd.sequential(kd.tile("{dim}"), share=…)')
-            over = self.new_tile(name, dim)
-            low, high = self.dealt(over, share, loc)
+        bounds = [self.bound(arguments, key, dim, loc) for key in ("start", "stop")]
+        over = self.new_tile(name, dim) if tiled else self.new_index(name, dim, loc)
+        low, high = self.clamped(bounds[0], bounds[1], dim, loc)
+        share: ir.Share | None = None
+        if (index := arguments.get("share")) is not None:
+            share, (low, high) = self.share(index, over, low, high, loc)
         self.begins[over.name] = low if isinstance(low, ir.Const) else self.variable(f"{over.name}_begin", low)
         outer, self.block = self.block, []
         self.loops.append(_Loop(frozenset(before)))
@@ -345,7 +351,28 @@ class _Lowering(Expressions):
         begin = self.begins[over.name]
         if isinstance(begin, ir.Var) and begin in ir.every_expr(body):
             low = self.emit(begin.name, low, loc)
-        self.block.append(ir.For(over, low, high, body, tuple(loop.carried), share=share is not None, loc=loc))
+        self.block.append(ir.For(over, low, high, body, tuple(loop.carried), share=share, loc=loc))
+
+    def written_out(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
+        """A loop over numbers that are known: its body once for each."""
+        where, given = self.source.loc(call), self.arguments(call, language.range)
+        for bound in given.values():
+            if not isinstance(bound, int) or isinstance(bound, bool):
+                fail(where, f"kd.range of {describe(bound)}: it takes whole numbers that are known before the kernel runs",
+                     'literals and kd.Static arguments; for all indices of a dim: for n in kd.sequential("N")')  # fmt: skip
+        numbers, name = self.python(range, *given.values(), loc=where), self.loop_variable(node.target)
+        around, self.turns = self.turns, self.turns * max(1, len(numbers))
+        if self.turns > language.MOST_TURNS:
+            fail(where, f"{self.turns} turns of loops over kd.range, each a copy of the body: {language.MOST_TURNS} at most",
+                 'a loop that is not written out: for n in kd.sequential("N")')  # fmt: skip
+        try:
+            for number in numbers:
+                self.local.values[name] = number
+                self.statements(node.body)
+        finally:  # a helper may return in the middle
+            self.turns = around
+        self.local.values.pop(name, None)
+        self.local.ended[name] = loc
 
     def bound(self, arguments: dict[str, Any], key: str, dim: str, loc: Loc) -> Expr:
         """The ``start`` or ``stop`` that a loop was given, else that of the whole dim."""
@@ -362,31 +389,25 @@ class _Lowering(Expressions):
             )
         return bound
 
-    def dealt(self, tile: ir.Tile, index: Any, loc: Loc) -> tuple[Expr, Expr]:
-        """The bounds of one index' share of the tiles of a dim: shares follow each other, and differ by one tile at most."""
-        by = next((g.dim for g in self.grid if isinstance(g, ir.Each) and isinstance(index, ir.Index)
-                   and g.name == index.name), None)  # fmt: skip
-        if by is None:
+    def share(
+        self, index: Any, over: ir.Tile | ir.Each, low: Expr, high: Expr, loc: Loc
+    ) -> tuple[ir.Share, tuple[Expr, Expr]]:
+        """One program's share of what lies in [low, high), and its bounds."""
+        if not isinstance(over, ir.Tile):
+            fail(loc, "share deals out tiles, not single indices",
+                 f'write kd.sequential(kd.tile("{over.dim}"), share=…)')  # fmt: skip
+        dims = {g.name: g.dim for g in self.grid if isinstance(g, ir.Each)}
+        if not isinstance(index, ir.Index) or index.name not in dims:
             fail(loc, f"share must be the index of an untiled parallel loop, but is {describe(index)}",
-                 f'for p in kd.parallel("P"): … kd.sequential(kd.tile("{tile.dim}"), share=p)')  # fmt: skip
-        kind = ir.Type(i32)
-        size, count = (ir.Size(dim, type=kind, loc=loc) for dim in (tile.dim, by))
-        block = ir.Block(tile.name, type=kind, loc=loc)
+                 f'for p in kd.parallel("P"): … kd.sequential(kd.tile("{over.dim}"), share=p)')  # fmt: skip
 
-        def scalar(op: ir.BinaryOp, a: Expr | int, b: Expr | int) -> Expr:
-            return ty.binary(op, a, b, loc)
+        def named(word: str, value: Expr) -> Expr:
+            return self.emit(self.fresh(f"{over.name}_{word}"), value, loc)
 
-        above = scalar("add", size, scalar("sub", block, 1))
-        tiles = self.emit(self.fresh(f"{tile.name}_tiles"), scalar("floordiv", above, block), loc)
-        each, over = scalar("floordiv", tiles, count), scalar("mod", tiles, count)
-
-        def edge(i: Expr) -> Expr:
-            """Where the i-th share begins: the first ``over`` of them have a tile more."""
-            return scalar("mul", scalar("add", scalar("mul", i, each), scalar("min", i, over)), block)
-
-        first = self.emit(self.fresh(f"{tile.name}_first"), edge(index), loc)
-        last = scalar("min", edge(scalar("add", index, 1)), size)
-        return first, self.emit(self.fresh(f"{tile.name}_last"), last, loc)
+        what: Literal["dim", "beginning", "part"]
+        what = "part" if low != ir.scalar(0) else "dim" if isinstance(high, ir.Size) else "beginning"
+        count = ir.Size(dims[index.name], type=index.type, loc=loc)
+        return ir.Share(index.name, what), deal(over, index, count, low, high, named)
 
     def clamped(self, start: Expr, stop: Expr, dim: str, loc: Loc) -> tuple[Expr, Expr]:
         """Bounds between which nothing is outside of the dim, whatever was computed for them; a start may lie behind it."""
@@ -413,10 +434,14 @@ class _Lowering(Expressions):
         self.local.values[name] = ir.Index(unique, type=ir.Type(i32), loc=loc)
         return ir.Each(unique, dim)
 
-    def new_tile(self, name: str, dim: str) -> ir.Tile:
+    def new_tile(self, name: str, dim: str, starts: ir.Tensor | None = None) -> ir.Tile:
         unique = self.fresh(name)
         self.tiles.add(unique)
-        tile = ir.Tile(unique, dim, f"block_{dim}")
+        groups = None
+        if starts is not None:
+            groups = ir.Groups(starts.name, starts.dims[0], self.fresh(f"{unique}_group"))
+            self.tiles.add(groups.index)
+        tile = ir.Tile(unique, dim, f"block_{dim}", groups)
         self.local.ended.pop(name, None)
         self.local.values[name] = TileRef(dim, tile)
         return tile

@@ -46,13 +46,23 @@ class _Races:
             return self.values.get(e.name, e)
         return ir.with_children(e, tuple(self.plain(child) for child in ir.children(e)))
 
+    def is_one(self, bound: Expr, index: str, apart: set[str]) -> bool:
+        """Whether a bound is the same in all programs along ``index`` that store to what is told apart by ``apart`` only."""
+        steps = _names(bound) - {g.name for g in self.kernel.grid if g.name != index}
+        return steps <= apart - {index} and not any(isinstance(x, ir.Var) for x in ir.walk(bound))
+
     def check(self, store: ir.Store, loops: tuple[ir.For, ...]) -> None:
         index = tuple(self.plain(i) if isinstance(i, Expr) else i for i in store.index)
         apart = {name for entry in index for name in _told_apart(entry)}
         for loop in reversed(loops):  # inner ones first: an outer one may deal out what they deal out again
             if loop.over.name in apart:
-                start, stop = _unclamped(self.plain(loop.start)), _unclamped(self.plain(loop.stop))
-                apart |= {name for name in _names(start) & _names(stop) if loop.share or _deals(start, stop, name)}
+                start, stop = self.plain(loop.start), self.plain(loop.stop)
+                if loop.share is not None:
+                    start, stop = _dealt_out(start), _dealt_out(stop)
+                    if self.is_one(start, loop.share.index, apart) and self.is_one(stop, loop.share.index, apart):
+                        apart.add(loop.share.index)
+                start, stop = _unclamped(start), _unclamped(stop)
+                apart |= {name for name in _names(start) & _names(stop) if _deals(start, stop, name)}
         for each in self.kernel.grid:
             if each.name not in apart:
                 tensor = self.kernel.tensor(store.tensor)
@@ -65,11 +75,17 @@ class _Races:
                 )
 
 
+def _dealt_out(bound: Expr) -> Expr:
+    """The end of what is dealt out, of that of a share (``frontend.shares``)."""
+    assert isinstance(bound, ir.Binary)
+    return bound.b
+
+
 def _unclamped(bound: Expr) -> Expr:
     """A bound before it was kept within the dim."""
     match bound:
         case ir.Binary(op="max", a=inner, b=ir.Const(value=0)) | ir.Binary(op="min", a=inner, b=ir.Size()):
-            return inner
+            return _unclamped(inner)
     return bound
 
 

@@ -179,9 +179,21 @@ def where(cond: Expr, a: Expr | Number, b: Expr | Number, loc: Loc) -> Expr:
     return ir.Where(cond, left, right, type=Type(left.type.dtype, shape), loc=loc)
 
 
-def reduce(op: ir.ReduceOp, x: Expr, axis: Any, loc: Loc) -> Expr:
-    """Over one axis, given by its number."""
-    rank, name = len(x.type.shape), f"kd.{op.removesuffix('num')}"
+def place(op: Literal["max", "min"], x: ir.Var, axis: Any, loc: Loc) -> Expr:
+    """The index, in its dim, of the first of the largest or smallest elements along an axis; a NaN is one."""
+    most = reduce(op, x, axis, loc, f"kd.arg{op}")
+    along = [i == axis % len(x.type.shape) for i in range(len(x.type.shape))]
+    dim = x.type.shape[along.index(True)]
+    indices = expand(ir.Lanes(dim, type=Type(i32, (dim,)), loc=loc), tuple(slice(None) if a else None for a in along), loc)
+    found = binary("eq", x, expand(most, tuple(None if a else slice(None) for a in along), loc), loc)
+    if x.type.dtype.is_float:
+        found = binary("or", found, binary("ne", x, x, loc), loc)
+    return reduce("min", where(found, indices, ir.Size(dim.dim, type=Type(i32), loc=loc), loc), axis, loc)
+
+
+def reduce(op: ir.ReduceOp, x: Expr, axis: Any, loc: Loc, name: str = "") -> Expr:
+    """Over one axis, given by its number; ``name``: the word for it, if it is not that of the operation."""
+    rank, name = len(x.type.shape), name or f"kd.{op.removesuffix('num')}"
     if not isinstance(axis, int) or isinstance(axis, bool) or not -rank <= axis < rank:
         fail(loc, f"{name} of {x.type} along axis {axis!r}", f"axis must be a whole number from {-rank} to {rank - 1}"
              if rank else "a scalar has no axis to reduce")  # fmt: skip

@@ -24,7 +24,7 @@ def check(kernel: ir.Kernel, extents: Mapping[str, Interval]) -> ir.Kernel:
 
     Raises IndexRangeError for an index that cannot be, unless no program runs or its load has a condition.
     """
-    if any(not extents[loop.dim][1] for loop in kernel.grid):
+    if any(not extents[loop.dim][1] for loop in kernel.grid) or any(extents[g.dim][1] < 2 for g in ir.groups(kernel).values()):
         return kernel
     return replace(kernel, body=_Check(kernel, extents).block(kernel.body))
 
@@ -69,6 +69,8 @@ class _Check:
         loops = [*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
         self.dim_of = {loop.name: loop.dim for loop in loops if not isinstance(loop, ir.Tile)}
         self.indices = {loop.name: extents[loop.dim][1] for loop in loops if not isinstance(loop, ir.Tile)}
+        self.groups = {g.index: g.dim for g in ir.groups(kernel).values()}
+        self.indices |= dict.fromkeys(self.groups, 2**31 - 1)  # the same for any number of groups: that varies
         self.tiles = {loop.name: extents[loop.dim][1] for loop in loops if isinstance(loop, ir.Tile)}
         assigned = [s for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)]
         count = Counter(s.name for s in assigned)
@@ -121,7 +123,7 @@ class _Check:
         extent, most = self.extents[dim]
         dim_of = x.axis.dim if isinstance(x, ir.Lanes) else self.dim_of.get(x.name) if isinstance(x, ir.Index) else None
         own = dim_of == dim  # of this dim, whatever it is
-        if own or (low >= 0 and high < extent):
+        if own or self.is_edge(x, dim) or (low >= 0 and high < extent):
             return x
         if low == high and extent == most and when is None:
             allowed = f"indices of {dim} go from 0 to {extent - 1}" if extent else f"{dim} has no index"
@@ -129,6 +131,13 @@ class _Check:
             place = at if at != ir.NOWHERE else loc
             raise IndexRangeError(place.explain(f"{self.kernel.name}: {what}", allowed))
         return ir.Checked(x, tensor, dim, type=x.type, loc=at if isinstance(given, ir.Checked) else loc)
+
+    def is_edge(self, x: Expr, dim: str) -> bool:
+        """Whether an index is where a tile's group begins or ends, of the dim that says so of groups."""
+        match x:
+            case ir.Binary(op="add", a=ir.Index(name=name), b=ir.Const(value=0 | 1)) | ir.Index(name=name):
+                return self.groups.get(name) == dim
+        return False
 
     def grows(self, e: Expr, sign: int = 1, through: frozenset[str] = frozenset()) -> bool:
         """Whether a loaded number, an argument or a loop's turns make a bound larger; smaller, where ``sign`` is -1.

@@ -43,12 +43,17 @@ class _Divisors:
     known: dict[str, int] = field(default_factory=dict)
     """Of the variables assigned so far."""
 
+    def __post_init__(self) -> None:
+        self.grouped = ir.groups(self.kernel)
+
     def of(self, e: Expr) -> int:
         match e:
             case ir.Const(value=int(value)):
                 return abs(value)
             case ir.Size(dim=dim):
                 return self.extents[dim]
+            case ir.Start(tile=tile) | ir.Stop(tile=tile) if tile in self.grouped:
+                return NOTHING_KNOWN
             case ir.Start(tile=tile):
                 return self.blocks[tile]
             case ir.Stop(tile=tile):  # the start of the next tile, or the end of the dim

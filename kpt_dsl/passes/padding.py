@@ -116,9 +116,9 @@ class _Guard:
         assigned = frozenset(s.name for s in ir.statements(loop.body) if isinstance(s, ir.Assign))
         if isinstance(loop.over, ir.Tile):
             masked_tiles = frozenset({loop.tile.name})
-            if not whole(loop) and not loop.share and loop.tile.axis not in self.level:
+            if not whole(loop) and not loop.deals_dim and loop.tile.axis not in self.level:
                 self.ragged.add(loop.tile.axis)
-            if loop.start == ir.scalar(0):
+            if loop.start == ir.scalar(0) or loop.at_start:
                 self.beyond[loop.tile.axis] = Beyond(self.plain(loop.stop), assigned)
         self.forget(assigned)
         body = self.block(loop.body, masked_tiles)

@@ -103,6 +103,8 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
         raise Unfit("its loop goes through single indices")
     if loop.start != ir.scalar(0) and counts(loop):
         raise Unfit("its loop has a start of its own and counts elements")
+    if ir.groups(kernel):
+        raise Unfit("its tiles keep within groups")
     if ir.added(kernel):
         raise Unfit("it adds to an output")
     scalars = [s.value for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape]

@@ -102,6 +102,7 @@ def _made_of(kernel: ir.Kernel, expr: Expr) -> list[str]:
         if isinstance(stmt, ir.Assign):
             values.setdefault(stmt.name, []).append(stmt.value)
     tiles = {g.name: g.dim for g in (*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For)))}
+    tiles |= {g.index: g.dim for g in ir.groups(kernel).values()}
     found: dict[str, None] = {}
 
     def visit(top: Expr) -> None:
@@ -126,7 +127,7 @@ class _Walk:
 
     def __init__(self, kernel: ir.Kernel, dims: Mapping[str, Interval], integers: Mapping[str, Interval]) -> None:
         self.kernel, self.dims, self.integers = kernel, dims, integers
-        self.dim_of = {g.name: g.dim for g in kernel.grid}
+        self.dim_of = {g.name: g.dim for g in kernel.grid} | {g.index: g.dim for g in ir.groups(kernel).values()}
         self.known: dict[str, Interval | None] = {}
 
     def block(self, body: tuple[ir.Stmt, ...]) -> Beyond | None:

@@ -21,7 +21,7 @@ _ZERO = ir.scalar(0)
 
 @dataclass(frozen=True)
 class Interior:
-    """The part of a loop that needs no mask: tiles from ``start`` up to ``stop``, both multiples of the block (there are none
+    """The part of a loop that needs no mask: tiles from ``start`` up to ``stop``, where tiles of the loop begin (there are none
     where start is not below stop), with a body from which the masks are gone. ``head``, ``tail``: whether tiles may come before
     it, and after it."""
 
@@ -67,7 +67,7 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
             for bound in (b for b in bounds if _stays_exact(b.value, definitions)):
                 known[node] = fold.truth(True, node)
                 (uppers if bound.upper else lowers).append(bound.value)
-    cut = cut and (padded(axis) or not (loop.share or whole(loop)))
+    cut = cut and (padded(axis) or not (loop.deals_dim or whole(loop)))
     if not known and not cut and not any(axis in m for m in _masked_axes(loop.body)):
         return None
     is_size = isinstance(loop.stop, ir.Size)
@@ -75,10 +75,21 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
     start = fold.largest(loop.start, *lowers) if lowers else loop.start
     body = tuple(_unmasked(fold.rebuild_statement(s, known), axis) for s in loop.body)
     body = fold.without_unused(body, loop.carried)
-    head = start != _ZERO and (bool(lowers) or not loop.share)
+    if loop.at_start:
+        first = loop.start
+        if lowers:
+            first = _counted(loop, fold.round_up, fold.largest(fold.smallest(loop.stop, fold.largest(*lowers)), _ZERO))
+        return Interior(first, _counted(loop, fold.round_down, stop), body, head=bool(lowers), tail=True)
+    head = start != _ZERO and (bool(lowers) or not loop.aligned)
     first = fold.round_up(start, loop.tile.name) if head else start
     tail = bool(uppers) or not is_size or padded(axis)
     return Interior(first, fold.round_down(stop, loop.tile.name) if tail else stop, body, head, tail)
+
+
+def _counted(loop: ir.For, rounded: Callable[[Expr, str], Expr], bound: Expr) -> Expr:
+    """Where a tile of a loop that counts them from its start begins at a bound, which is not negative, nor beyond the loop."""
+    reached = fold.largest(fold.sub(bound, loop.start), _ZERO)
+    return fold.add(loop.start, rounded(reached, loop.tile.name))
 
 
 def _stays_exact(bound: Expr, definitions: dict[str, Expr]) -> bool:
@@ -110,6 +121,8 @@ def _split_loop(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool])
     clear = interior(kernel, loop, padded)
     if clear is None:
         return [replace(loop, part="interior")]
+    if loop.at_start and any(ir.tile_loops(loop.body)):  # beside theirs its own loads are few, and masks of these cheap
+        return [replace(loop, part="tail")]
     loc, taken = loop.loc, {s.name for s in ir.statements(kernel.body) if isinstance(s, ir.Assign)}
     first, last = (ir.Var(_fresh(f"{loop.tile.name}_clear_{end}", taken), type=_I32) for end in ("start", "stop"))
     done: list[ir.Stmt] = []

@@ -160,7 +160,7 @@ def _prepared(instance: Instance, config: "Config", device: int) -> Launch:
 
     chip = present(device)
     source = emit(instance, chip, config)
-    kind = CheckedLaunch if source.abi.places else Launch
+    kind = CheckedLaunch if config.get("checked", False) else Launch
     launch = kind(instance, source, binary(source, chip.arch, chip.warp_lanes, device), device)
     taken = not is_on() and config == with_precision(instance, configs.choose(instance, chip)[0], chip)
     if taken and (left := triton_class.written(instance, chip, config, source)) is not None:
@@ -182,9 +182,12 @@ def interpret_for(chip: "Target", instance: Instance, arrays: Mapping[str, Any],
     arrays = {**arrays, **{name: copied(arrays[name]) for name in overwritten(kernel, views)}}
     source = emit(instance, chip, _checking(instance, config))
     abi: TritonAbi = source.abi
-    programs = abi.tiles(dict(instance.extents.dims))
+    extents = dict(instance.extents.dims)
+    programs = abi.tiles(extents)
     if not programs:
         return
+    for counted in (c for c in abi.grid if c.starts):
+        counted.check(kernel.name, arrays[counted.starts].tolist(), extents)
     if abi.persistent:
         programs = min(programs, INTERPRETED_CORES)
     known = iter(numbers(abi, instance))
@@ -211,7 +214,7 @@ def interpret_for(chip: "Target", instance: Instance, arrays: Mapping[str, Any],
                 values.append(next(known))
     interpret(function(source), programs, values)
     if word := int(report):
-        raise abi.bad_index(word, dict(instance.extents.dims))
+        raise abi.bad_index(word, extents)
 
 
 def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], known: Iterator[int]) -> None:
@@ -235,8 +238,9 @@ def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], k
 
 
 def _checking(instance: Instance, config: "Config") -> "Config":
-    """The config with checks of indices, where the kernel has any to check."""
-    return config | {"checked": True} if indices.checked(instance.lower(config)) else config
+    """The config with checks of indices, and of where groups begin, where the kernel has any to check."""
+    kernel = instance.lower(config)
+    return config | {"checked": True} if indices.checked(kernel) or ir.groups(kernel) else config
 
 
 def with_precision(instance: Instance, config: "Config", chip: "Target") -> "Config":

@@ -16,7 +16,7 @@ from kpt_dsl.buckets import Span
 from kpt_dsl.classes import ClassSpace, options
 from kpt_dsl.dtypes import DType, dtype
 from kpt_dsl.emit import Source
-from kpt_dsl.emit.triton.abi import Descriptor, Extent, Pointer, Stride
+from kpt_dsl.emit.triton.abi import Counted, Descriptor, Extent, Pointer, Stride
 from kpt_dsl.emit.triton.facts import DIVISOR, INT32_MAX, TMA_BYTES, TensorFacts, facts, tiles
 from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.outside import Helper
@@ -205,7 +205,7 @@ class _Writer:
     def _units(self, dim: str) -> set[int]:
         """The lengths of the tiles that cover a dim, and how much of it a program of the grid has."""
         lengths = {int(self.config[tile.block]) for tile in tiles(self.kernel).values() if tile.dim == dim}
-        return lengths.union(block for covered, block in self.abi.grid if covered == dim) - {1}
+        return lengths.union(counted.block for counted in self.abi.grid if counted.dim == dim) - {1}
 
     def _level_loops(self) -> Iterator[str]:
         """Where tiles of loops with bounds of their own may all be whole: which powers of two divide the dims."""
@@ -284,11 +284,14 @@ class _Writer:
         return f"v{len(self.kept) - 1}"
 
     def _programs(self) -> str:
-        counts = [
-            f"-(-{self._of_dim(dim)} // {block})" if block > 1 else str(self._of_dim(dim))
-            for dim, block in self.abi.grid
-        ]
-        return " * ".join(f"({one})" for one in counts) or "1"
+        return " * ".join(f"({self._tiles(counted)})" for counted in self.abi.grid) or "1"
+
+    def _tiles(self, counted: Counted) -> str:
+        extent, block = self._of_dim(counted.dim), counted.block
+        if counted.groups:
+            ends = self._of_dim(counted.groups)
+            return f"({extent} // {block} + {ends} - 1) * ({ends} > 1)"
+        return f"-(-{extent} // {block})" if block > 1 else str(extent)
 
     def _numbers(self) -> Iterator[str]:
         for a in self.abi.arguments:

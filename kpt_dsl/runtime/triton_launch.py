@@ -133,18 +133,25 @@ class Launch:
 
 
 class CheckedLaunch(Launch):
-    """A launch that waits for its kernel, and raises IndexRangeError for the first bad index that this met."""
+    """A launch that waits for its kernel, and raises IndexRangeError for the first bad index that this met; and before it, for
+    groups that do not lie one behind the other."""
 
-    __slots__ = ("_abi", "_extents", "_word")
+    __slots__ = ("_abi", "_extents", "_groups", "_name", "_word")
 
     def __init__(self, instance: "Instance", source: Source, kernel: Any, device: int) -> None:
         super().__init__(instance, source, kernel, device)
         self._abi, self._extents = source.abi, dict(instance.extents.dims)
+        positions = {name: i for i, name in enumerate(instance.kernel.signature.parameters)}
+        self._name = instance.kernel.name
+        self._groups = [(positions[counted.starts], counted) for counted in self._abi.grid if counted.starts]
         self._word = _word(device)
-        self._numbers = [*self._numbers, self._word.data_ptr()]
+        if self._abi.places:
+            self._numbers = [*self._numbers, self._word.data_ptr()]
 
     def __call__(self, *arguments: Any) -> None:
         """Run the kernel on the current stream of its device."""
+        for position, counted in self._groups:
+            counted.check(self._name, arguments[position].tolist(), self._extents)
         super().__call__(*arguments)
         if word := int(self._word):  # which waits
             int(self._word.zero_())  # cleared before a kernel on any other stream is started

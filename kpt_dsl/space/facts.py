@@ -173,7 +173,7 @@ class Facts(Read):
 
     def shared_out(self, scope: Scope) -> bool:
         """Whether a scope is a loop over a program's share of a dim, without products: rows stream through it."""
-        return bool(scope) and self.loops[scope - 1].share and not self.products
+        return bool(scope) and self.loops[scope - 1].share is not None and not self.products
 
     @cached_property
     def streamed(self) -> frozenset[ir.Axis]:

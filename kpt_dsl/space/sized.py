@@ -75,8 +75,9 @@ class Sized(ABC):
         return max(1, math.prod(counts))
 
     def tiles(self, tile: ir.Tile) -> int:
-        """How many tiles cover the dim of a tile variable."""
-        return math.ceil(self.facts.dims[tile.dim] / self.blocks[tile.block])
+        """How many tiles cover the dim of a tile variable; of each group the last is half full, on average."""
+        ends = self.facts.dims[tile.groups.dim] if tile.groups else 0
+        return math.ceil(self.facts.dims[tile.dim] / self.blocks[tile.block]) + max(0, ends - 1) // 2
 
     def most_steps(self, loop: ir.For) -> int:
         """How many turns a loop over its whole dim makes."""

@@ -1,7 +1,8 @@
 """How far a sequential loop runs, on average over the programs of a grid: the part of cost that depends on shapes.
 
 Bounds are scalar expressions of the IR. What only the run will know (a scalar argument, a value loaded from a tensor) is left
-out of ``min`` and ``max``, which gives the longest loop that the known parts allow. Knows no target.
+out of ``min`` and ``max``, which gives the longest loop that the known parts allow. Groups are taken to be of one length. Knows
+no target.
 """
 
 import itertools
@@ -43,12 +44,17 @@ def _spans(
     loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> Iterator[tuple[float, float]]:
     named, bounds = _bounds(loop)
+    grouped = {name: t.groups for name, t in loops.items() if isinstance(t, ir.Tile) and t.groups}
+    # Of groups the first stands for all.
+    lengths = {name: max(1, dims[loops[name].dim] // max(1, dims[groups.dim] - 1)) for name, groups in grouped.items()}
+    ends = {(groups.tensor, groups.index): (0.0, float(lengths[name])) for name, groups in grouped.items()}
     mentioned = sorted(named & loops.keys())
-    choices = [_positions(loops[name], dims, blocks, samples) for name in mentioned]
+    within = [{**dims, loops[name].dim: lengths[name]} if name in lengths else dims for name in mentioned]
+    choices = [_positions(loops[name], extents, blocks, samples) for name, extents in zip(mentioned, within, strict=True)]
     extent = float(dims[loop.over.dim])
     lanes = {name: blocks.get(tile.block, 1) for name, tile in loops.items() if isinstance(tile, ir.Tile)}
     for at in itertools.product(*choices):
-        known = _Known(dims, lanes, dict(zip(mentioned, at, strict=True)))
+        known = _Known(dims, lanes, dict(zip(mentioned, at, strict=True)), ends)
         start, stop = (bound(known) for bound in bounds)
         start = 0.0 if start is None else min(max(0.0, start), extent)
         yield start, max(start, extent if stop is None else min(extent, stop))
@@ -70,6 +76,8 @@ class _Known(NamedTuple):
     dims: Mapping[str, int]
     lanes: Mapping[str, int]
     at: Mapping[str, tuple[float, float]]
+    ends: Mapping[tuple[str, str], tuple[float, float]]
+    """Of the group that tiles are in, by the tensor that says so and the group's index."""
 
 
 _Value = Callable[[_Known], float | None]
@@ -96,6 +104,10 @@ def _value(node: ir.Expr) -> _Value:
             return lambda known: known.at[name][1] if name in known.at else None
         case ir.Block(tile=name):
             return lambda known: known.lanes.get(name)
+        case ir.Load(tensor=tensor, index=(ir.Index(name=name),)):
+            return lambda known: known.ends.get((tensor, name), (None,))[0]
+        case ir.Load(tensor=tensor, index=(ir.Binary(op="add", a=ir.Index(name=name), b=ir.Const(value=1)),)):
+            return lambda known: known.ends.get((tensor, name), (None, None))[1]
         case ir.Cast(x=x):
             return _value(x)
         case ir.Unary(op=op) | ir.Binary(op=op) if op in ("max", "min", *_ARITHMETIC):

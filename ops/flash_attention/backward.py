@@ -40,7 +40,7 @@ def flash_attention_backward(
 ) -> list[torch.Tensor]:
     """The gradients of q, k and v, those that are ``needed`` (one bool for each), in this order.
 
-    ``do``, (B, H, M, D), and ``dlse``, (B, H, M) or None, are the gradients of what ``flash_attention`` gave, ``o`` and
+    ``do``, (B, H, M, E), and ``dlse``, (B, H, M) or None, are the gradients of what ``flash_attention`` gave, ``o`` and
     ``lse``; the other arguments are its. Each gradient has the dtype and the memory order of its input. Two runs give the same
     bits, unless all three are needed and to add up dq in any order was measured to be quicker on this device; under
     ``torch.use_deterministic_algorithms(True)`` they always do. Raises InputError for arguments that do not fit. Dao 2023,
@@ -57,7 +57,7 @@ def _check(
     contract.check(OP, q, k, v, causal, scale, window, key_lengths)
     rows, wide = q.shape[:3], contract.lse_dtype(q.dtype)
     for name, value in (("do", do), ("o", o)):
-        checks.shape(OP, name, value, q.shape, "the shape of q")
+        checks.shape(OP, name, value, (*rows, v.shape[3]), "(batch, heads, queries, head dim of v)")
         checks.same_dtype(OP, "q", q, **{name: value})
     for name, value in (("dlse", dlse), ("lse", lse)):
         if value is not None or name == "lse":
@@ -72,13 +72,13 @@ def _fake(
     do: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: Any, lse: Any, dlse: Any, causal: Any, scale: Any,
     window: Any, key_lengths: Any, needed: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
-    return [reference.empty_output(t) for t, n in zip((q, k, v), needed, strict=True) if n]
+    return [reference.empty_like(t) for t, n in zip((q, k, v), needed, strict=True) if n]
 
 
 def _why_not(
-    do: Any, q: torch.Tensor, k: Any, v: Any, o: Any, lse: Any, dlse: Any, causal: Any, scale: float | None, *_: Any
+    do: Any, q: torch.Tensor, k: Any, v: torch.Tensor, o: Any, lse: Any, dlse: Any, causal: Any, scale: float | None, *_: Any
 ) -> str | None:
-    return contract.why_not(q, scale)
+    return contract.why_not(q, v, scale)
 
 
 def _run(
@@ -88,7 +88,7 @@ def _run(
 ) -> list[torch.Tensor]:  # fmt: skip
     if not any(needed):
         return []
-    dq, dk, dv = (reference.empty_output(t) if n else None for t, n in zip((q, k, v), needed, strict=True))
+    dq, dk, dv = (reference.empty_like(t) if n else None for t, n in zip((q, k, v), needed, strict=True))
     factor, (q, scale) = contract.scale_of(q, scale), contract.positive(q, scale)
     q, k, v, o, do = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v, o, do))
     delta, shift = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
@@ -148,7 +148,7 @@ _dispatch = define(
         shapes=BACKWARD_SHAPES,
         autocast={"cuda": "keep", "cpu": "keep"},
         multiplies=True,
-        flops=lambda do, q, k, *_: contract.flops(q, k, 5),
+        flops=lambda do, q, k, v, *_: contract.flops(q, k, v, 3, 2),
         shardings=lambda size, do, q, k, *_: contract.shardings(size, q, k, 3, (True,) * 7 + (False,) * 5),
     )
 )

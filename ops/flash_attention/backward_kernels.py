@@ -12,7 +12,7 @@ import kpt_dsl as kd
 LOG2E = 1.4426950408889634
 
 
-@kd.kernel(o="B H M D", do="B H M D", lse="B H M", dlse="B H M", delta="B H M", shift="B H M", dq_sum="B H M D")
+@kd.kernel(o="B H M E", do="B H M E", lse="B H M", dlse="B H M", delta="B H M", shift="B H M", dq_sum="B H M D")
 def flash_attention_rows(
     o: kd.In, do: kd.In, lse: kd.In, dlse: kd.In, delta: kd.Out, shift: kd.Out, dq_sum: kd.Out
 ) -> None:  # fmt: skip
@@ -32,7 +32,7 @@ def flash_attention_rows(
 
 
 @kd.kernel(
-    q="B H M D", k="B G N D", v="B G N D", do="B H M D", delta="B H M", shift="B H M", key_lengths="B", dq="B H M D"
+    q="B H M D", k="B G N D", v="B G N E", do="B H M E", delta="B H M", shift="B H M", key_lengths="B", dq="B H M D"
 )
 def flash_attention_dq(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dq: kd.Out,
@@ -71,14 +71,15 @@ def flash_attention_dq(
 
 
 @kd.kernel(
-    q="B H M D", k="B G N D", v="B G N D", do="B H M D", delta="B H M", shift="B H M", key_lengths="B",
-    dk="B H N D", dv="B H N D", dq_sum="B H M D",
+    q="B H M D", k="B G N D", v="B G N E", do="B H M E", delta="B H M", shift="B H M", key_lengths="B",
+    dk="B H N D", dv="B H N E", dq_sum="B H M D",
 )  # fmt: skip
 def flash_attention_dkdv(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dk: kd.Out, dv: kd.Out,
     dq_sum: kd.Out, scale: kd.Float, window: kd.Int, causal: kd.Static,
 ) -> None:  # fmt: skip
-    """The gradients of keys and values, (B, H, N, D), the part of each query head; visible is what is so going forward.
+    """The gradients of keys and values, (B, H, N, D) and (B, H, N, E), the part of each query head; visible is what is so going
+    forward.
 
     Keys from key_lengths[b] on are not masked in the loop: each row of the gradients is that of one key, so theirs are cleared
     at the end. ``dk`` (with ``delta``) or ``dv`` may be None. To ``dq_sum``, float32, the gradient of the queries over scale is
@@ -104,7 +105,7 @@ def flash_attention_dkdv(
         if dk is not None:
             value, acc_k = v[b, g, n, :], kd.zeros([n, "D"])
         if dv is not None:
-            acc_v = kd.zeros([n, "D"])
+            acc_v = kd.zeros([n, "E"])
         for m in kd.sequential(kd.tile("M"), start=first, stop=last):
             query, up = q[b, h, m, :], do[b, h, m, :]
             position = m.index[None, :] + ahead
@@ -142,7 +143,7 @@ def flash_attention_scale(dq_sum: kd.In, dq: kd.Out, scale: kd.Float) -> None:
         dq[b, h, m, :] = dq_sum[b, h, m, :] * scale
 
 
-@kd.kernel(dk_parts="B G R N D", dv_parts="B G R N D", dk="B G N D", dv="B G N D")
+@kd.kernel(dk_parts="B G R N D", dv_parts="B G R N E", dk="B G N D", dv="B G N E")
 def flash_attention_group_sum(dk_parts: kd.In, dv_parts: kd.In, dk: kd.Out, dv: kd.Out) -> None:
     """The gradients of keys and values that R query heads share: the sums of their parts, in the order of the heads.
 
@@ -152,7 +153,7 @@ def flash_attention_group_sum(dk_parts: kd.In, dv_parts: kd.In, dk: kd.Out, dv: 
         if dk is not None:
             acc_k = kd.zeros([n, "D"])
         if dv is not None:
-            acc_v = kd.zeros([n, "D"])
+            acc_v = kd.zeros([n, "E"])
         for r in kd.sequential(kd.tile("R")):
             if dk is not None:
                 acc_k += kd.sum(dk_parts[b, g, r, n, :], axis=0)

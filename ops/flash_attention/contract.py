@@ -24,7 +24,10 @@ def check(op: str, q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any,
     (batch, heads, _, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
     if k.shape[0] != batch or k.shape[3] != head_dim:
         checks.reject(op, "k", checks.shape_of(k), f"the batch and head dim of q, ({batch}, heads, keys, {head_dim})")
-    checks.shape(op, "v", v, (batch, kv_heads, keys, head_dim), "the shape of k")
+    checks.rank(op, "v", v, (4,), "rank 4, (batch, key-value heads, keys, head dim of values)")
+    if v.shape[:3] != k.shape[:3]:
+        accepted = f"the batch, heads and keys of k, ({batch}, {kv_heads}, {keys}, any head dim)"
+        checks.reject(op, "v", checks.shape_of(v), accepted)
     if heads % kv_heads if kv_heads else heads:
         checks.reject(op, "q", f"of {heads} heads", f"a multiple of the {kv_heads} key-value heads of k")
     checks.dtype(op, "q", q.dtype, FLOATS)
@@ -40,19 +43,20 @@ def check(op: str, q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any,
         checks.dtype(op, "key_lengths", key_lengths.dtype, (torch.int32,))
 
 
-def why_not(q: torch.Tensor, scale: float | None) -> str | None:
+def why_not(q: torch.Tensor, v: torch.Tensor, scale: float | None) -> str | None:
     """Why the kernels do not serve a call, or None."""
-    if q.shape[3] > LARGEST_HEAD_DIM:
+    if max(q.shape[3], v.shape[3]) > LARGEST_HEAD_DIM:
         return f"the head dim is above {LARGEST_HEAD_DIM}"
     if scale is not None and math.isnan(scale):
         return "scale is NaN"
     return wide_dtype(q)
 
 
-def flops(q: torch.Tensor, k: torch.Tensor, products: int) -> int:
-    """Of products of all queries with all keys, as PyTorch counts them: what a mask hides is counted as well."""
+def flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, along_keys: int, along_values: int) -> int:
+    """Of so many products of all queries with all keys along the head dim of keys and that of values, as PyTorch counts them:
+    what a mask hides is counted as well."""
     batch, heads, queries, head_dim = q.shape
-    return products * batch * heads * product(queries, k.shape[2], head_dim)
+    return batch * heads * product(queries, k.shape[2], along_keys * head_dim + along_values * v.shape[3])
 
 
 def shardings(size: int, q: torch.Tensor, k: torch.Tensor, outputs: int, tensors: Sequence[bool]) -> Iterator[Sharding]:

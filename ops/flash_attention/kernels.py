@@ -10,12 +10,13 @@ LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 
 
-@kd.kernel(q="B H M D", k="B G N D", v="B G N D", key_lengths="B", o="B H M D", lse="B H M")
+@kd.kernel(q="B H M D", k="B G N D", v="B G N E", key_lengths="B", o="B H M E", lse="B H M")
 def flash_attention_fwd(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
     scale: kd.Positive, window: kd.Int, causal: kd.Static,
 ) -> None:  # fmt: skip
-    """Softmax attention of queries (B, H, M, D) over keys and values (B, G, N, D); ``lse`` is the natural log-sum-exp.
+    """Softmax attention of queries (B, H, M, D) over keys (B, G, N, D) and values (B, G, N, E); ``lse`` is the natural
+    log-sum-exp.
 
     Query i stands at key position i + N - M (aligned bottom right). It sees key j when j < key_lengths[b], and, where
     ``window`` is given, when the two are less than ``window`` apart, and, where ``causal``, when j is not ahead of it.
@@ -34,7 +35,7 @@ def flash_attention_fwd(
         elif window is not None:
             last = kd.minimum(last, m.stop + ahead + window - 1)
         query = q[b, h, m, :]
-        top, total, acc = kd.full([m], -kd.inf), kd.zeros([m]), kd.zeros([m, "D"])
+        top, total, acc = kd.full([m], -kd.inf), kd.zeros([m]), kd.zeros([m, "E"])
         for n in kd.sequential(kd.tile("N"), start=first, stop=last):
             position = m.index[:, None] + ahead
             s = kd.dot(query, k[b, g, n, :].T)

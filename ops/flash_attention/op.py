@@ -7,7 +7,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride
-from kpt.ops.flash_attention import contract, reference
+from kpt.ops.flash_attention import contract, decoding, reference
 from kpt.ops.flash_attention.backward import GRADIENT
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.flash_attention.shapes import DIMS, SHAPES, arguments
@@ -28,13 +28,13 @@ def flash_attention(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention, ``softmax(scale * q @ k.T + mask) @ v``, without the score matrix in memory.
 
-    ``q``: (B, H, M, D); ``k``, ``v``: (B, G, N, D) with H a multiple of G (query head h reads head h // (H // G)); float16,
-    bfloat16, float32 or float64, all alike, any strides (a transposed (B, M, H, D) is not copied). Query i stands at key
-    position i + N - M, so that the last query meets the last key. ``causal``: it sees no key ahead of it. ``window``: it sees
-    keys less than ``window`` positions away. ``key_lengths``: (B,) int32, batch entry b has only its first key_lengths[b] keys
-    (right padding); positions still count from N. ``scale``: 1 / sqrt(D) unless given.
+    ``q``: (B, H, M, D); ``k``: (B, G, N, D) with H a multiple of G (query head h reads head h // (H // G)); ``v``:
+    (B, G, N, E); float16, bfloat16, float32 or float64, all alike, any strides (a transposed (B, M, H, D) is not copied). Query
+    i stands at key position i + N - M, so that the last query meets the last key. ``causal``: it sees no key ahead of it.
+    ``window``: it sees keys less than ``window`` positions away. ``key_lengths``: (B,) int32, batch entry b has only its first
+    key_lengths[b] keys (right padding); positions still count from N. ``scale``: 1 / sqrt(D) unless given.
 
-    Gives o, (B, H, M, D) in the memory order of q; with ``return_lse`` also the natural log-sum-exp of the scaled scores,
+    Gives o, (B, H, M, E) in the memory order of q; with ``return_lse`` also the natural log-sum-exp of the scaled scores,
     (B, H, M), float32 (float64 for float64). A query that sees no key gets zeros, and -inf. Raises InputError for arguments
     that do not fit. Dao 2023, arXiv:2307.08691.
     """
@@ -48,14 +48,14 @@ def _check(q: Any, k: Any, v: Any, causal: Any, scale: Any, window: Any, key_len
 
 
 def _fake(
-    q: torch.Tensor, k: Any, v: Any, causal: bool, scale: Any, window: Any, key_lengths: Any, return_lse: bool
+    q: torch.Tensor, k: Any, v: torch.Tensor, causal: bool, scale: Any, window: Any, key_lengths: Any, return_lse: bool
 ) -> list[torch.Tensor]:
-    o = reference.empty_output(q)
+    o = reference.empty_output(q, v)
     return [o, q.new_empty(q.shape[:3], dtype=contract.lse_dtype(q.dtype))] if return_lse else [o]
 
 
-def _why_not(q: torch.Tensor, k: Any, v: Any, causal: Any, scale: float | None, *_: Any) -> str | None:
-    return contract.why_not(q, scale)
+def _why_not(q: torch.Tensor, k: Any, v: torch.Tensor, causal: Any, scale: float | None, *_: Any) -> str | None:
+    return contract.why_not(q, v, scale)
 
 
 def _run(
@@ -69,12 +69,28 @@ def _run(
     key_lengths: torch.Tensor | None,
     return_lse: bool,
 ) -> list[torch.Tensor]:
-    o = reference.empty_output(q)
+    o = reference.empty_output(q, v)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     q, factor = contract.positive(q, scale)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
-    window = contract.window_of(q, k, window)
-    launch(flash_attention_fwd, q, k, v, key_lengths, o, lse, factor, window, causal)
+    given = (q, k, v, key_lengths, o, lse, factor, contract.window_of(q, k, window), causal)
+    parts = decoding.part_count(q, k)
+
+    def in_parts(launch: Launch) -> None:
+        """Programs share out the keys."""
+        decoding.attend(launch, *given, parts)
+
+    def in_twice_as_many(launch: Launch) -> None:
+        decoding.attend(launch, *given, 2 * parts)
+
+    def whole(launch: Launch) -> None:
+        """Each program sees all keys of its queries."""
+        launch(flash_attention_fwd, *given)
+
+    if parts:
+        launch.quickest(in_parts, in_twice_as_many, whole)
+    else:
+        whole(launch)
     return [o, lse] if return_lse else [o]
 
 
@@ -95,7 +111,7 @@ _dispatch = define(
         autocast={"cuda": "lower", "cpu": "lower"},
         gradient=GRADIENT,
         multiplies=True,
-        flops=lambda q, k, *_: contract.flops(q, k, 2),
+        flops=lambda q, k, v, *_: contract.flops(q, k, v, 1, 1),
         shardings=lambda size, q, k, *_: contract.shardings(size, q, k, 2, (True,) * 3 + (False,) * 5),
     )
 )

@@ -36,17 +36,18 @@ def flash_attention(
     allowed = allowed_keys(queries, keys, q.device, causal, window, key_lengths) if masked or return_lse else None
     if return_lse and allowed is not None:
         o, lse = _with_lse(q, k, v, scale, allowed)
-        return [_laid_out(o, q), lse]
+        return [_laid_out(o, empty_output(q, v)), lse]
     is_causal = bool(causal and allowed is None and queries > 1)
     # PyTorch masks by -inf before it scales, which a scale of 0 or less turns into NaN or +inf: scale the queries instead.
     scaled, scale = (q * scale, 1.0) if scale is not None and scale <= 0 else (q, scale)
     if not q.numel():  # PyTorch 2.11 gives None for it on a GPU
-        return [_laid_out(q * (k.sum() + v.sum()), q)]
+        o = (q.sum(-1, keepdim=True) * (k.sum() + v.sum())).expand(*q.shape[:3], v.shape[3])
+        return [_laid_out(o, empty_output(q, v))]
     scaled, k, v = map(_readable, (scaled, k, v))
     o = F.scaled_dot_product_attention(
         scaled, k, v, attn_mask=allowed, is_causal=is_causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
     )
-    return [_laid_out(o, q)]
+    return [_laid_out(o, empty_output(q, v))]
 
 
 def flash_attention_backward(
@@ -87,7 +88,7 @@ def flash_attention_backward(
     if needed[2]:
         gradients.append(_summed(p.mT @ up, v))
     like = [t for t, n in zip((q, k, v), needed, strict=True) if n]
-    return [_laid_out(gradient, t) for gradient, t in zip(gradients, like, strict=True)]
+    return [_laid_out(gradient, empty_like(t)) for gradient, t in zip(gradients, like, strict=True)]
 
 
 def _readable(t: torch.Tensor) -> torch.Tensor:
@@ -151,13 +152,19 @@ def _with_lse(
     return o.to(q.dtype), lse.masked_fill(blank, -torch.inf).squeeze(-1)
 
 
-def empty_output(q: torch.Tensor) -> torch.Tensor:
+def empty_output(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Room for o: in the memory order of q, contiguous where the last dim of q is not dense."""
-    return torch.empty_like(q, memory_format=torch.preserve_format if q.stride(3) == 1 else torch.contiguous_format)
+    like = q if q.shape[3] == v.shape[3] else q[..., :1].expand(*q.shape[:3], v.shape[3])
+    return empty_like(like, q.stride(3) == 1)
 
 
-def _laid_out(o: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+def empty_like(t: torch.Tensor, ordered: bool | None = None) -> torch.Tensor:
+    """Room in the memory order of a tensor, contiguous where its last dim is not dense, or it is not to be ``ordered``."""
+    ordered = t.stride(3) == 1 if ordered is None else ordered
+    return torch.empty_like(t, memory_format=torch.preserve_format if ordered else torch.contiguous_format)
+
+
+def _laid_out(o: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     if is_transformed():  # what memory there is, is functorch's business, which does not follow writes into it
         return o
-    wanted = empty_output(q)
     return o if o.stride() == wanted.stride() else wanted.copy_(o)

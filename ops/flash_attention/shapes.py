@@ -11,7 +11,7 @@ from kpt.ops.dtypes import torch_dtype
 from kpt.ops.shapes import Shape
 
 DIMS = ("B", "H", "G", "M", "N", "D")
-"""Batch entries, query heads, key-value heads, queries, keys, head dim."""
+"""Batch entries, query heads, key-value heads, queries, keys, head dim (of values too, unless ``value_dim`` is given)."""
 
 _CAUSAL = {"causal": True}
 
@@ -46,12 +46,13 @@ def arguments(
     causal: bool = False,
     window: int | None = None,
     key_lengths: bool = False,
+    value_dim: int | None = None,
 ) -> tuple[Any, ...]:
     """Random arguments of the op; with ``key_lengths``, every batch entry keeps between half and all of its keys."""
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     b, h, g, m, n, d = (dims[name] for name in DIMS)
     lengths = torch.randint((n + 1) // 2, n + 1, (b,), dtype=torch.int32, device=device) if key_lengths else None
-    q, k, v = randn(b, h, m, d), randn(b, g, n, d), randn(b, g, n, d)
+    q, k, v = randn(b, h, m, d), randn(b, g, n, d), randn(b, g, n, value_dim or d)
     return q, k, v, causal, None, window, lengths, False
 
 
@@ -67,9 +68,12 @@ def backward_arguments(
     causal: bool = False,
     window: int | None = None,
     key_lengths: bool = False,
+    value_dim: int | None = None,
 ) -> tuple[Any, ...]:
     """Random arguments of the backward op; probabilities add up to about one."""
-    q, k, v, *_, lengths, _ = arguments(dims, dtype, device, causal=causal, window=window, key_lengths=key_lengths)
-    do, o = torch.randn_like(q), torch.randn_like(q)
+    q, k, v, *_, lengths, _ = arguments(
+        dims, dtype, device, causal=causal, window=window, key_lengths=key_lengths, value_dim=value_dim
+    )
+    do, o = (q.new_empty((*q.shape[:3], v.shape[3])).normal_() for _ in range(2))
     lse = torch.full(q.shape[:3], math.log(dims["N"]) + 0.5, device=device)
     return do, q, k, v, o, lse, None, causal, None, window, lengths, (True, True, True)

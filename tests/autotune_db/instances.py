@@ -23,3 +23,8 @@ def scores(lengths: bool = False, **dims: int) -> Instance:
 
 def scale_rows(**dims: int) -> Instance:
     return Instance.of_shapes(kernels.scale_rows, {"M": 100, "N": 300} | dims, {"x": "f32", "y": "f32"})
+
+
+def group_means(**dims: int) -> Instance:
+    dtypes = {"x": "f32", "cu": "i32", "y": "f32"}
+    return Instance.of_shapes(kernels.group_means, {"T": 100, "D": 8, "C": 8} | dims, dtypes)

@@ -82,3 +82,20 @@ def group_sums(x: kd.In, y: kd.Out) -> None:
     """Groups of H / G rows added up: which row of the output a program adds to is computed."""
     for b, h, n in kd.parallel("B", "H", kd.tile("N")):
         y[b, h // kd.group("H", "G"), n] += x[b, h, n]
+
+
+@kd.kernel(x="T D", cu="C", y="T D")
+def group_means(x: kd.In, cu: kd.In, y: kd.Out) -> None:
+    """Rows less the mean of their group's."""
+    for m in kd.parallel(kd.tile("T", starts=cu)):
+        seen = kd.zeros(["D"])
+        for n in kd.sequential(kd.tile("T"), start=cu[m.group], stop=cu[m.group + 1]):
+            seen += kd.sum(x[n, :], axis=0)
+        y[m, :] = x[m, :] - (seen / (cu[m.group + 1] - cu[m.group]))[None, :]
+
+
+@kd.kernel(x="H T D", cu="C", y="T D")
+def head_sums(x: kd.In, cu: kd.In, y: kd.Out) -> None:
+    """Sums over heads, times the number of the group: added to tiles of groups."""
+    for h, m in kd.parallel("H", kd.tile("T", starts=cu)):
+        y[m, :] += x[h, m, :] * (m.group + 1)

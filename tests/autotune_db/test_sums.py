@@ -35,6 +35,9 @@ SMALL: dict[str, Instance] = {
     "shares of rows": small(kernels.shares_of_rows, M=100, N=70),
     "below the top": small(kernels.below_the_top, M=50, N=40),
     "group sums": small(kernels.group_sums, B=3, H=12, G=4, N=50),
+    "tiles of groups": Instance.of_shapes(
+        kernels.head_sums, {"H": 3, "T": 100, "D": 8, "C": 8}, {"x": "f32", "cu": "i32", "y": "f32"}
+    ),
     "attention": attention(),
     "attention f32": attention("f32", causal=True, window=20),
     "attention with lengths": attention("f16", key_lengths=True),

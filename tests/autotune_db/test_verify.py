@@ -26,6 +26,7 @@ SMALL: dict[str, Instance] = {
     "scores": instances.scores(M=50, N=70),
     "scores with lengths": instances.scores(lengths=True, M=50, N=70),
     "scale rows": instances.scale_rows(),
+    "group means": instances.group_means(),
 }
 
 

@@ -16,7 +16,17 @@ import autotune_db
 import kpt.ops
 from autotune_db import measure
 from benchmarks import __main__ as command
-from benchmarks import attention, attention_backward, linear, linear_training, norms_backward, peers, report, timing
+from benchmarks import (
+    attention,
+    attention_backward,
+    decode,
+    linear,
+    linear_training,
+    norms_backward,
+    peers,
+    report,
+    timing,
+)
 from benchmarks.case import Case, Found, OpCase
 from benchmarks.report import Picture
 from kpt.ops import backends
@@ -28,6 +38,8 @@ CPU = targets.get("cpu")
 TINY: dict[str, Callable[[], Case | OpCase]] = {
     "attention": partial(attention.case, "tiny", 1, 2, 40, 16, True, "cpu"),
     "attention_backward": partial(attention_backward.case, "tiny", 1, 2, 40, 16, True, "cpu"),
+    "decode": partial(decode.case, "tiny", 2, 4, 2, 1, 40, 16, False, "cpu"),
+    "decode, lengths": partial(decode.case, "tiny", 2, 4, 2, 3, 40, 16, True, "cpu"),
     "layer_norm_backward": partial(norms_backward.case, "layer_norm", 40, 24, "cpu"),
     "rms_norm_backward": partial(norms_backward.case, "rms_norm", 40, 24, "cpu"),
     "linear": partial(linear.case, 24, 40, 16, "cpu"),

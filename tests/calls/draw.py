@@ -129,7 +129,8 @@ def _attention(rng: random.Random) -> Drawn:
     if rng.random() < 0.02:
         batch = 0
     found: dict[str, Given | None] = {"q": _given(rng, (batch, kv_heads * group, queries, head_dim), dtype)}
-    found |= {name: _given(rng, (batch, kv_heads, keys, head_dim), dtype) for name in "kv"}
+    width = head_dim if rng.random() < 0.7 else rng.choice((1, 8, 24, 40, 64))
+    found |= {name: _given(rng, (batch, kv_heads, keys, dim), dtype) for name, dim in (("k", head_dim), ("v", width))}
     found["key_lengths"] = Given((batch,), torch.int32, magnitude=keys) if rng.random() < 0.3 else None
     windows = (None, None, None, 1, 2, rng.randrange(1, keys + 1), keys, queries + keys, *LARGEST_WINDOWS)
     flags = {
@@ -138,7 +139,7 @@ def _attention(rng: random.Random) -> Drawn:
         "window": rng.choice(windows),
         "return_lse": rng.random() < 0.3,
     }
-    return found, flags, max(keys, head_dim)
+    return found, flags, max(keys, head_dim, width)
 
 
 def _product(rng: random.Random) -> Drawn:

@@ -149,6 +149,25 @@ def test_loops_that_end_at_another_dim_are_level_where_that_one_is() -> None:
     assert made[-1]
 
 
+@kd.kernel(x="T D", cu="C", y="T D")
+def in_groups(x: kd.In, cu: kd.In, y: kd.Out) -> None:
+    for m in kd.parallel(kd.tile("T", starts=cu)):
+        y[m, :] = x[m, :].to(kd.f32) * cu[m.group]
+
+
+def test_launches_have_a_place_for_each_tile_of_each_group() -> None:
+    made = []
+    for rows, ends in ((1000, 40), (999, 33), (640, 64), (513, 41), (1024, 48)):
+        x = torch.empty(rows, 64)
+        made.append(check(in_groups, x, torch.empty(ends, dtype=torch.int32), torch.empty_like(x)))
+    assert made[-1]
+    without = []
+    for rows in (1000, 1016, 520, 600):  # no group, and no program
+        x = torch.empty(rows, 64)
+        without.append(check(in_groups, x, torch.empty(1, dtype=torch.int32), torch.empty_like(x)))
+    assert any(without)
+
+
 def test_offsets_that_need_more_bits_have_launches_of_their_own() -> None:
     """Of one class 1024 rows of 2**20 elements reach 2 GiB, and 600 do not."""
     for rows in (600, 1024, 700, 1023, 513):

@@ -113,6 +113,17 @@ def test_shared_memory_is_judged_before_compiling(consumers: int, persistent: bo
     assert judged - BARRIER_BYTES <= report.shared_bytes <= judged
 
 
+@pytest.mark.parametrize(("head_dim", "values", "persistent"), [(64, 128, False), (192, 128, False), (64, 128, True)])
+def test_room_for_outputs_that_are_not_like_the_queries(head_dim: int, values: int, persistent: bool) -> None:
+    instance = attention(head_dim, value_dim=values)
+    chosen = config(instance, num_stages=2, block_N=64, persistent=persistent)
+    report = build.compile(instance, H200, chosen)
+    variant = next(v for v in space(instance, H200).variants if v.choices.get("schedule") == WARP_SPECIALISED)
+    judged = WarpSizes.of(variant.facts, H200, chosen).shared_bytes
+    assert report.shared_bytes is not None
+    assert judged - BARRIER_BYTES <= report.shared_bytes <= judged
+
+
 def test_a_kernel_without_the_form_is_refused() -> None:
     lengths = attention(128, key_lengths=True)
     chosen = config(attention(128))

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+import kpt.ops
 import kpt_dsl as kd
+from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt_dsl import build, targets
 from kpt_dsl.emit import emit
 from kpt_dsl.emit.triton.facts import WARP_SPECIALISED
@@ -79,6 +81,19 @@ def test_a_running_maximum_keeps_nan() -> None:
     assert highest.isnan().nonzero().flatten().tolist() == [17, 250]
     torch.testing.assert_close(highest, wanted, equal_nan=True)
     assert (o.isnan().all(1) == wanted.isnan()).all()
+
+
+@pytest.mark.parametrize(("head_dim", "values"), [(64, 32), (32, 64)])
+def test_values_of_another_head_dim(head_dim: int, values: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, d).bfloat16() for n, d in ((199, head_dim), (330, head_dim), (330, values)))
+    arguments = flash_attention_fwd.bind(
+        q, k, v, None, torch.empty(1, 2, 199, values, dtype=torch.bfloat16), torch.empty(1, 2, 199), 0.3, None, True
+    )
+    instance = Instance.bind(flash_attention_fwd, arguments)
+    interpret_for(H200, instance, arguments, warp_specialised(instance))
+    wanted = kpt.ops.flash_attention(*(t.double() for t in (q, k, v)), causal=True, scale=0.3)
+    assert_close(arguments["o"], wanted, "bf16", 330)
 
 
 def test_an_epilogue_keeps_nan_and_truncates() -> None:

@@ -22,7 +22,8 @@ DIMS_BEFORE_TOKENS = (0, 1, 3, 2)  # no unit last stride
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Case):
-    """``lengths``: key lengths as shares of N, None for no key_lengths; ``magnitude`` multiplies the scores' spread."""
+    """``lengths``: key lengths as shares of N, None for no key_lengths; ``magnitude`` multiplies the scores' spread; ``E``: the
+    head dim of values, None where it is D."""
 
     kernel: ClassVar = flash_attention_fwd
     B: int = 1
@@ -31,6 +32,7 @@ class Attention(Case):
     M: int
     N: int
     D: int = 64
+    E: int | None = None
     dtype: str = "f16"
     causal: bool = False
     window: int | None = None
@@ -38,6 +40,11 @@ class Attention(Case):
     magnitude: float = 1.0
     layout: Layout = CONTIGUOUS
     out_layout: Layout = CONTIGUOUS
+
+    @property
+    def width(self) -> int:
+        """The head dim of values."""
+        return self.D if self.E is None else self.E
 
     def arguments(self) -> dict[str, Any]:
         H = self.G * self.groups
@@ -48,9 +55,9 @@ class Attention(Case):
         return {
             "q": place(random(self.seed, (self.B, H, self.M, self.D), self.magnitude), self.dtype, self.layout),
             "k": place(random(self.seed + 1, (self.B, self.G, self.N, self.D)), self.dtype, self.layout),
-            "v": place(random(self.seed + 2, (self.B, self.G, self.N, self.D)), self.dtype, self.layout),
+            "v": place(random(self.seed + 2, (self.B, self.G, self.N, self.width)), self.dtype, self.layout),
             "key_lengths": lengths,
-            "o": empty((self.B, H, self.M, self.D), self.dtype, self.out_layout),
+            "o": empty((self.B, H, self.M, self.width), self.dtype, self.out_layout),
             "lse": empty((self.B, H, self.M), "f32", Layout((0, 1, 2))),
             "scale": 1 / math.sqrt(self.D),
             "window": self.window,
@@ -110,6 +117,7 @@ def attention(draw: st.DrawFn) -> Attention:
     return Attention(
         B=B, G=G, groups=groups, M=M, N=N, dtype=dtype,
         D=draw(st.sampled_from([32, 64, 64, 80, 96, 128, 256])),
+        E=draw(st.sampled_from([None, None, None, 32, 64, 80])),
         causal=draw(st.booleans()),
         window=draw(st.none() | st.none() | _WINDOW),
         lengths=draw(st.none() | _LENGTHS),
@@ -129,5 +137,6 @@ ALWAYS = (
     Attention(M=37, N=199, causal=True, window=16, dtype="bf16"),
     Attention(B=2, M=64, N=128, lengths=(0.0, 0.5), dtype="f32"),
     Attention(M=128, N=128, causal=True, groups=4, layout=Layout(TOKENS_FIRST)),
+    Attention(M=37, N=199, causal=True, D=80, E=32),
 )
 """Cases that every run has."""

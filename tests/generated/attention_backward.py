@@ -54,7 +54,7 @@ class _Gradients(Attention):
 
     def arguments(self) -> dict[str, Any]:
         given = super().arguments()
-        up = place(random(self.seed + 3, given["q"].shape), self.dtype, self.out_layout)
+        up = place(random(self.seed + 3, given["o"].shape), self.dtype, self.out_layout)
         q, k, v = (exact(given[name]) for name in "qkv")
         k, v = (np.repeat(x, self.groups, axis=1) for x in (k, v))
         scores = np.where(self.visible(given["key_lengths"]), q @ k.swapaxes(2, 3) * given["scale"], -np.inf)
@@ -79,7 +79,7 @@ class _Gradients(Attention):
         dp = up @ v.swapaxes(2, 3) - delta
         along = np.sqrt((up * up) @ (v * v).swapaxes(2, 3)) + np.abs(delta)
         off_p = tolerance("f32", self.D) * (1 + np.abs(scores) + np.abs(shift)) * p + rounding("f32", p)
-        off_ds = off_p * np.abs(dp) + p * tolerance("f32", self.D) * along
+        off_ds = off_p * np.abs(dp) + p * tolerance("f32", self.width) * along
         return _Exact(p, p * dp, rounding(self.dtype, p), rounding(self.dtype, p * dp), off_p, off_ds)
 
 
@@ -120,8 +120,11 @@ class KeysValues(_Gradients):
 
     def arguments(self) -> dict[str, Any]:
         given = super().arguments()
-        shape = (self.B, self.G * self.groups, self.N, self.D)
-        made = {n: empty(shape, self.out_dtype, self.out_layout) if n in self.wanted else None for n in ("dk", "dv")}
+        rows = (self.B, self.G * self.groups, self.N)
+        made = {
+            n: empty((*rows, width), self.out_dtype, self.out_layout) if n in self.wanted else None
+            for n, width in (("dk", self.D), ("dv", self.width))
+        }
         cleared = np.zeros(given["q"].shape)
         sums = {"dq_sum": place(cleared, "f32", self.out_layout) if self.summed else None}
         return given | made | sums | ({} if "dk" in self.wanted else {"delta": None})
@@ -292,6 +295,7 @@ _SEEN: tuple[dict[str, Any], ...] = (
         "out_layout": Layout(TOKENS_FIRST),
     },
     {"B": 2, "M": 70, "N": 90, "causal": True, "window": 31, "lengths": (0.3, 0.97), "D": 80, "magnitude": 30.0},
+    {"M": 37, "N": 199, "D": 80, "E": 32, "causal": True},
     {"M": 0, "N": 37},
     {"M": 37, "N": 0},
 )

@@ -98,6 +98,25 @@ def test_a_kernel_without_such_an_index_is_the_same_within(device: Device) -> No
         assert prepared(kernels.sixth, *given) is before
 
 
+@kd.kernel(x="T", cu="C", y="T")
+def in_groups(x: kd.In, cu: kd.In, y: kd.Out) -> None:
+    """No index of its may be of no element, but groups may begin anywhere."""
+    for m in kd.parallel(kd.tile("T", starts=cu)):
+        y[m] = x[m] * (cu[m.group + 1] - cu[m.group])
+
+
+def test_where_groups_begin_is_looked_at_before_a_launch(device: Device) -> None:
+    given = (torch.ones(9), whole(0, 4, 9), torch.empty(9))
+    assert type(prepared(in_groups, *given)) is Launch
+    with kd.checking():
+        launch = prepared(in_groups, *given)
+        launch(*given)
+        assert device.words[0].data_ptr() not in device.launched[0]
+        with pytest.raises(kd.IndexRangeError, match=r"in_groups: cu\[1\] is 4 and cu\[2\] is 3; where groups begin must"):
+            launch(given[0], whole(0, 4, 3), given[2])
+    assert len(device.launched) == 1
+
+
 def test_what_the_word_says_is_raised_once(device: Device) -> None:
     given = arguments(whole(0, 1, 2))
     with kd.checking():

@@ -15,6 +15,7 @@ def snippet(x: kd.In, cu: kd.In, y: kd.Out, z: kd.Out, t: kd.Out, flat: kd.Out) 
 """
 GRID = "for b, h in kd.parallel('B', 'H'):\n    "
 SHARE = "for b in kd.parallel('B'):\n    for n in kd.sequential(kd.tile('N'), "
+RUNS = GRID + "for n in kd.sequential(kd.tile('N'), {}):\n        "
 DEALT = "for n in kd.parallel(kd.tile('N')):\n    for b in kd.sequential({}):\n        "
 KEPT = " = kd.full([n], 1.0)"
 
@@ -31,6 +32,14 @@ RACING = {
     "through a variable": (GRID + "g = h // 2\n    flat[b, g] = 1.0", "h", "H"),
     "runs that overlap": (SHARE + "start=b, stop=b + 2):\n        t[n]" + KEPT, "b", "B"),
     "runs from the beginning": (SHARE + "stop=cu[b]):\n        t[n]" + KEPT, "b", "B"),
+    "a share of runs from the beginning": (RUNS.format("stop=cu[b], share=h") + "t[n]" + KEPT, "b", "B"),
+    "shares of runs that overlap": (RUNS.format("start=b, stop=b + 9, share=h") + "t[n]" + KEPT, "b", "B"),
+    "shares that end apart": (SHARE + "stop=cu[b], share=b):\n        t[n]" + KEPT, "b", "B"),
+    "shares that begin apart": (SHARE + "start=b, share=b):\n        t[n]" + KEPT, "b", "B"),
+    "shares of what a loop carries": ("for b in kd.parallel('B'):\n    last = kd.full([], 9, kd.i32)\n"
+                                      "    for h in kd.sequential('H'):\n        last += cu[b]\n"
+                                      "        for n in kd.sequential(kd.tile('N'), stop=last, share=b):\n"
+                                      "            t[n]" + KEPT, "b", "B"),
     "more than a tile": (DEALT.format("'B', start=n.start, stop=n.stop + 1") + "flat[b, 0] = 1.0", "n", "N"),
 }  # fmt: skip
 
@@ -43,6 +52,9 @@ APART = {
     "looked up": "for b in kd.parallel('B'):\n    y[cu[b], :] = x[b, 0, :]",
     "added": GRID + "t[:] += x[b, h, :]",
     "a share": SHARE + "share=b):\n        t[n]" + KEPT,
+    "a share of some": SHARE + "start=5, stop=kd.size('H'), share=b):\n        t[n]" + KEPT,
+    "a share for each": RUNS.format("stop=cu[b], share=h") + "y[b, n]" + KEPT,
+    "shares of runs that were loaded": RUNS.format("start=cu[b], stop=cu[b + 1], share=h") + "t[n]" + KEPT,
     "runs that were loaded": SHARE + "start=cu[b], stop=cu[b + 1]):\n        t[n]" + KEPT,
     "runs of one length": SHARE + "start=b * 64, stop=(b + 1) * 64):\n        t[n]" + KEPT,
     "single indices of a run": SHARE.replace("kd.tile('N')", "'N'") + "start=cu[b], stop=cu[b + 1]):\n        t[n] = 1.0",

@@ -62,6 +62,86 @@ def test_shares_add_up(rows: int, parts: int, backend: str) -> None:
         np.testing.assert_array_equal(total[p], x[a:b].sum(0))
 
 
+@kd.kernel(x="B N", first="B", last="B", rows="B P", before="B P", total="B P")
+def between(
+    x: kd.In, first: kd.In, last: kd.In, rows: kd.Out, before: kd.Out, total: kd.Out, begins: kd.Static, ends: kd.Static
+) -> None:
+    for b, p in kd.parallel("B", "P"):
+        count, most, seen = kd.full([], 0, kd.i32), kd.full([], -1, kd.i32), kd.full([], 0.0)
+        for n in kd.sequential(
+            kd.tile("N"), start=first[b] if begins else 0, stop=last[b] if ends else kd.size("N"), share=p
+        ):
+            count += n.count
+            most = kd.maximum(most, n.before)
+            seen += kd.sum(x[b, n] + 1.0, axis=0)
+        rows[b, p] = count
+        before[b, p] = most
+        total[b, p] = seen
+
+
+FIRST = (0, 3, 128, 129, -4, 50, 256, 200, 7, 0, 2**31 - 1)
+LAST = (300, 300, 300, 150, 1000, 256, 256, 130, 5, -999, 2**31 - 1)
+
+
+def _shares(first: int, last: int, extent: int, block: int, parts: int) -> list[tuple[int, int]]:
+    """The runs of elements that programs visit: the tiles that touch the bounds, dealt out, and cut by these."""
+    first, last = max(first, 0), min(last, extent)
+    touched = range(first // block, -(-last // block)) if first < last else range(0)
+    each, more = divmod(len(touched), parts)
+    runs = [touched[p * each + min(p, more) :][: each + (p < more)] for p in range(parts)]
+    return [(max(first, r[0] * block), min(last, (r[-1] + 1) * block)) if r else (0, 0) for r in runs]
+
+
+@pytest.mark.parametrize("bounds", ["both", "stop", "start"])
+@pytest.mark.parametrize(("extent", "block", "parts"), [(300, 128, 2), (37, 128, 3), (300, 16, 7), (64, 8, 1)])
+@pytest.mark.parametrize("backend", ["numpy", "triton", "pallas"])
+def test_what_lies_between_bounds_is_dealt_out(backend: str, extent: int, block: int, parts: int, bounds: str) -> None:
+    if backend == "pallas" and (extent != 300 or block < 128):
+        pytest.skip("one of it will do, of tiles that a TPU has")
+    torch = pytest.importorskip("torch")
+    x = torch.arange(len(FIRST) * extent).reshape(-1, extent).remainder(7.0)
+    first, last = torch.tensor(FIRST, dtype=torch.int32), torch.tensor(LAST, dtype=torch.int32)
+    rows, before = torch.full((2, len(FIRST), parts), -9, dtype=torch.int32)
+    total = torch.full((len(FIRST), parts), torch.nan)
+    begins, ends = bounds != "stop", bounds != "start"
+    between(x, first, last, rows, before, total, begins, ends, config={"block_N": block}, backend=backend)
+    for b, (low, high) in enumerate(zip(FIRST, LAST, strict=True)):
+        runs = _shares(low if begins else 0, high if ends else extent, extent, block, parts)
+        assert rows[b].tolist() == [z - a for a, z in runs]
+        starts = [max(a, (z - 1) // block * block) for a, z in runs]
+        assert before[b].tolist() == [s - a if a < z else -1 for s, (a, z) in zip(starts, runs, strict=True)]
+        assert total[b].tolist() == [(x[b, a:z] + 1).sum().item() for a, z in runs]
+
+
+@kd.kernel(x="B N", first="B", last="B", y="B N", z="P")
+def doubled_between(x: kd.In, first: kd.In, last: kd.In, y: kd.Out, z: kd.Out) -> None:
+    for b, p in kd.parallel("B", "P"):
+        for n in kd.sequential(kd.tile("N"), start=first[b], stop=last[b], share=p):
+            y[b, n] = x[b, n] * 2.0
+        z[p] += 1.0
+
+
+@pytest.mark.parametrize("backend", ["numpy", "triton"])
+def test_nothing_beyond_the_bounds_is_stored(backend: str) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.rand(len(FIRST), 300)
+    y, meant = torch.full((2, *x.shape), -1.0)
+    for b, (low, high) in enumerate(zip(FIRST, LAST, strict=True)):
+        meant[b, max(low, 0) : max(low, high, 0)] = 2 * x[b, max(low, 0) : max(low, high, 0)]
+    first, last = torch.tensor(FIRST, dtype=torch.int32), torch.tensor(LAST, dtype=torch.int32)
+    doubled_between(x, first, last, y, torch.zeros(3), config={"block_N": 32}, backend=backend)
+    assert torch.equal(y, meant)
+
+
+def test_a_share_up_to_a_stop_begins_at_a_tile() -> None:
+    """No masked head: what keys a program has of those that count is found without one."""
+    shapes, dtypes = {"B": 2, "N": 4096, "P": 16}, {"first": "i32", "last": "i32", "rows": "i32", "before": "i32"}
+    dtypes |= {"x": "f32", "total": "f32"}
+    texts = [kd.source(between, "nvidia-h200", {"block_N": 64}, shapes=shapes, dtypes=dtypes, begins=begins, ends=True)
+             for begins in (False, True)]  # fmt: skip
+    assert [text.count("for n_start in") for text in texts] == [2, 3]
+
+
 def test_only_a_ragged_last_tile_makes_a_second_loop() -> None:
     def loops(rows: int, block: int) -> int:
         text = kd.source(
@@ -120,5 +200,5 @@ def test_a_tpu_cannot_store_part_of_a_block() -> None:
 
 def test_the_ir_says_that_a_loop_has_a_share() -> None:
     (loop,) = (s for s in _instance(8, 2).lower().body if isinstance(s, ir.For))
-    assert loop.share
+    assert loop.share == ir.Share("p", "dim")
     assert "for share m in tile(M, block_M) from m_first to m_last" in format_kernel(_instance(8, 2).lower())

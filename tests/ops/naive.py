@@ -21,7 +21,7 @@ def attention(
     batch, heads, queries, head_dim = q.shape
     kv_heads, keys = k.shape[1:3]
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    o = torch.zeros_like(q)
+    o = torch.zeros(batch, heads, queries, v.shape[3], dtype=torch.float64)
     lse = torch.full((batch, heads, queries), -math.inf, dtype=torch.float64)
     for b in range(batch):
         for h in range(heads):

@@ -80,6 +80,21 @@ def test_gradients(options: str, heads: str, backend: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("width", [8, 40])
+def test_values_of_another_head_dim(width: int, backend: Any) -> None:
+    q, k, v = (t.requires_grad_() for t in (heads_last(2, 5, 4, 16), randn(2, 2, 7, 16), heads_last(2, 7, 2, width)))
+    do, dlse = randn(2, 4, 5, width), randn(2, 4, 5)
+    with prefer(backend):
+        o, lse = flash_attention(q, k, v, causal=True, return_lse=True)
+        found = torch.autograd.grad((o, lse), (q, k, v), (do, dlse))
+    assert o.stride() == heads_last(2, 5, 4, width).stride()
+    for got, want in zip((o, lse), naive.attention(q, k, v, causal=True), strict=True):
+        assert_close(got, want, "f32", 16)
+    for got, want in zip(found, expected(do, dlse, q, k, v, causal=True), strict=True):
+        assert_close(got, want, "f32", 16)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_half_precision(dtype: str, backend: Any) -> None:
     q, k, v = (randn(1, h, n, 40, dtype=dtype).requires_grad_() for h, n in ((4, 37), (2, 50), (2, 50)))
@@ -327,9 +342,10 @@ def test_autocast_lowers_once(dtype: torch.dtype) -> None:
 DO, Q, KV = torch.zeros(2, 4, 5, 16), torch.zeros(2, 4, 5, 16), torch.zeros(2, 2, 7, 16)
 LSE = torch.zeros(2, 4, 5)
 BAD: list[tuple[str, Callable[[], Any]]] = [
-    ("do is of shape (2, 4, 5, 8); accepted: the shape of q, here (2, 4, 5, 16)",
+    ("do is of shape (2, 4, 5, 8); accepted: (batch, heads, queries, head dim of v), here (2, 4, 5, 16)",
      lambda: flash_attention_backward(DO[..., :8], Q, KV, KV, Q, LSE)),
-    ("do is None (NoneType); accepted: the shape of q", lambda: flash_attention_backward(None, Q, KV, KV, Q, LSE)),  # type: ignore[arg-type]
+    ("do is None (NoneType); accepted: (batch, heads, queries, head dim of v)",
+     lambda: flash_attention_backward(None, Q, KV, KV, Q, LSE)),  # type: ignore[arg-type]
     ("do is of dtype torch.float16; accepted: the dtype of q, torch.float32",
      lambda: flash_attention_backward(DO.half(), Q, KV, KV, Q, LSE)),
     ("do is on meta; accepted: the device of q, cpu", lambda: flash_attention_backward(DO.to("meta"), Q, KV, KV, Q, LSE)),

@@ -50,6 +50,19 @@ def test_attention(queries: int, keys: int, options: dict[str, object]) -> None:
     assert got_lse.dtype == torch.float32
 
 
+@pytest.mark.parametrize("width", [1, 24])
+def test_attention_of_values_of_another_head_dim(width: int) -> None:
+    q, k, v = randn(2, 5, 4, 16).transpose(1, 2), randn(2, 2, 8, 16), randn(2, 2, 8, width)
+    o, lse = naive.attention(q, k, v, window=3)
+    got = kpt.ops.flash_attention(q, k, v, window=3)
+    assert_close(got, o, "f32", 8)
+    assert got.stride() == randn(2, 5, 4, width).transpose(1, 2).stride()
+    got, got_lse = kpt.ops.flash_attention(q, k, v, window=3, return_lse=True)
+    assert_close(got, o, "f32", 8)
+    assert_close(got_lse, lse, "f32", 8)
+    assert kpt.ops.flash_attention(q[:, :, :0], k, v).shape == (2, 4, 0, width)
+
+
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f64"])
 def test_attention_dtypes(dtype: str) -> None:
     q, k, v = randn(1, 2, 9, 32, dtype=dtype), randn(1, 1, 9, 32, dtype=dtype), randn(1, 1, 9, 32, dtype=dtype)

@@ -97,3 +97,10 @@ def test_masks_that_are_left(config: Config, masked: bool) -> None:
     text = emit(attention(causal=True), targets.get("nvidia-h200"), config).text
     assert ("n_valid" in text) is masked
     assert "n_index[None, :] <= position" in text
+
+
+def test_tiles_of_groups_begin_and_end_anywhere(tmp_path: Path) -> None:
+    text = BODY.format(start="m.start", stop="m.stop")
+    assert claimed(settle(lower(tmp_path, text)), (64, 64), (16, 16))
+    grouped = settle(lower(tmp_path, text.replace('kd.tile("M")', 'kd.tile("M", starts=ids)')))
+    assert not claimed(grouped, (64, 64), (16, 16))

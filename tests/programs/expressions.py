@@ -50,6 +50,8 @@ class Expressions(Gathers):
             return self.pick(known)
         if kind == "int" and len(shape) == 1 and self.is_tile(shape[0]) and self.upto(3):
             return Expr(f"{shape[0]}.index", "i32", shape, max(0, self.count(shape[0]) - 1))
+        if kind == "int" and len(shape) == 1 and shape[0] in self.known_dims() and self.upto(3):
+            return Expr(f'kd.index("{shape[0]}")', "i32", shape, max(0, self.count(shape[0]) - 1))
         if kind == "bool" and not self.may("bool tensor", 10):
             return self._compared(shape, 0)
         if not shape and self.upto(1):
@@ -283,6 +285,9 @@ class Expressions(Gathers):
             return None
         if not self.fits(inner):
             return None
+        if kind == "int" and self.count(dim) and self.may("places", 40):
+            x = self.value(inner, self.pick(["float", "int"]), fuel, True)
+            return v.place(x, self.pick(["argmax", "argmin"]), at, self.count(dim)) if dim in self.known_dims() else None
         plain = len(set(map(self.dim_of, inner))) == len(inner)
         x = self.gathered(inner, kind) if plain and self.may("gather", 15) else None
         x = x if x is not None else self.value(inner, kind, fuel, exact)

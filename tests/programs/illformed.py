@@ -14,7 +14,7 @@ INTERPRETED = ("numpy", "triton")
 class Illformed(Products):
     """``illformed`` draws one; it says what is wrong, and who must refuse it."""
 
-    def open_grid(self, needs_tile: bool = False) -> None:
+    def open_grid(self, needs_tile: bool = False, groups: bool = False) -> None:
         raise NotImplementedError
 
     def some_statements(self) -> None:
@@ -23,7 +23,7 @@ class Illformed(Products):
     def illformed(self) -> tuple[str, tuple[str, ...]]:
         wrongs = [
             self.bound_as_value, self.racing, self.literal_beyond, self.loaded_beyond, self.int_beyond, self.int_that_is_none,
-            self.bad_output, self.required_none,
+            self.bad_output, self.required_none, self.descending,
         ]  # fmt: skip
         self.open_grid(needs_tile=True)
         if self.upto(1):
@@ -103,6 +103,15 @@ class Illformed(Products):
         index = self.int_argument(self.pick([self.extents[dim], -1, 10**6]))
         self.stored(self.own, f"{table.name}[{index.text}]")
         return "a kd.Int index is out of range", INTERPRETED
+
+    def descending(self) -> tuple[str, tuple[str, ...]]:
+        tile, ends = self.pick(self.tiles), self.new_dim(turns=True)
+        self.extents[ends] = 3
+        starts = self.new_tensor((ends,), "i32", fill="starts", most=self.extents[tile.dim], odd=True)
+        at, over = next(i for i, line in enumerate(self.lines) if "kd.parallel(" in line), f'kd.tile("{tile.dim}"'
+        self.lines[at] = self.lines[at].replace(f"{over})", f"{over}, starts={starts.name})")
+        self.stored(self.own, "1.0")
+        return "groups do not lie one behind the other", INTERPRETED
 
     def int_that_is_none(self) -> tuple[str, tuple[str, ...]]:
         """What is no int32 for a kd.Int."""

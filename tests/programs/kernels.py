@@ -10,10 +10,10 @@ from tests.programs.scope import Loop
 
 TAGS = (
     "batch", "bool tensor", "bounds", "bytes", "cast", "cast to int", "choice", "empty", "gather", "globals", "global",
-    "helper", "i64", "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index", "loop in a loop",
-    "narrow",
-    "negated", "odd numbers", "one dim twice", "optional", "absent", "product", "products", "shared memory", "smooth", "static",
-    "static function", "store in a loop", "stored as integers", "addition", "tidy", "tile bounds", "huge window",
+    "groups", "helper", "i64", "ill-formed", "index loop", "int index", "large to int", "loaded bound", "loaded index",
+    "loop in a loop", "narrow", "negated", "odd numbers", "one dim twice", "optional", "absent", "packed", "places",
+    "product", "products", "range", "share", "shared memory", "smooth", "static", "static function", "store in a loop",
+    "stored as integers", "addition", "tidy", "tile bounds", "huge window",
 )  # fmt: skip
 """What can be left out with ``--without``."""
 
@@ -36,8 +36,8 @@ class Kernels(Illformed):
         return self.finished(refused, refusing)
 
     # -------------------------------------------------------------- ordinary kernels
-    def open_grid(self, needs_tile: bool = False) -> None:
-        """The parallel loops."""
+    def open_grid(self, needs_tile: bool = False, groups: bool = False) -> None:
+        """The parallel loops. ``groups``: they may leave out what lies in no group."""
         count = self.pick([1, 2, 2, 3])
         loops: list[Loop] = []
         for i in range(count):
@@ -47,16 +47,24 @@ class Kernels(Illformed):
                 self.extents[dim] = min(self.extents[dim], 3)
             loops.append(Loop(dim.lower(), dim, tiled))
         over = [f'kd.tile("{x.dim}")' if x.tiled else f'"{x.dim}"' for x in loops]
+        grouped = next((x for x in loops if x.tiled), None) if groups and self.may("groups", 12) else None
+        if grouped is not None:
+            starts = self.new_tensor((self.new_dim(),), "i32", fill="starts", most=self.extents[grouped.dim])
+            over[loops.index(grouped)] = f'kd.tile("{grouped.dim}", starts={starts.name})'
         self.line(f"for {', '.join(x.name for x in loops)} in kd.parallel({', '.join(over)}):")
         self.loops, self.grid = loops, count
         self.branches = 1 - count
         self.seen = [(x.dim, x.tiled, 0) for x in loops]
+        if grouped is not None:
+            self.assign(v.Expr(f"{grouped.name}.group", "i32", most=float(self.extents[starts.dims[0]])), "group")
 
     def plain(self) -> None:
-        self.open_grid()
+        self.open_grid(groups=True)
         self.some_statements()
         if self.may("addition", 8):
             self.addition()
+        if self.may("share", 12):
+            self.dealt()
         for _ in range(self.pick([1, 1, 2])):
             self.store()
         self.sure_store()
@@ -69,6 +77,8 @@ class Kernels(Illformed):
                 self.two_ways()
             else:
                 self.loop(1)
+        if self.may("range", 10):
+            self.in_range()
         if self.may("huge window", 4):
             self.huge_window()
 

@@ -7,7 +7,7 @@ whole dim (or what bounds leave of it), so that what a config changes does not e
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +109,7 @@ class Tile:
 
     low: int
     high: int
+    number: int = 0
 
     @property
     def index(self) -> Value:
@@ -119,6 +120,7 @@ class Tile:
     size = property(lambda self: Value(self.high - self.low))
     count = size
     before = property(lambda self: Value(0))
+    group = property(lambda self: Value(self.number))
 
 
 @dataclass
@@ -196,12 +198,21 @@ class _Words:
         self.extents, self.choices = call.extents, choices
 
     def parallel(self, *over: Any) -> Iterator[Any]:
-        ranges = [[Tile(0, self.extents[o.dim])] if isinstance(o, _Over) else [Value(i) for i in range(self.extents[o])]
-                  for o in over]  # fmt: skip
+        ranges = [self.tiles(o) if isinstance(o, _Over) else [Value(i) for i in range(self.extents[o])] for o in over]
         if any(isinstance(o, _Over) and not self.extents[o.dim] for o in over):
             return
         for found in product(*ranges):
             yield found if len(over) > 1 else found[0]
+
+    def tiles(self, over: "_Over") -> list[Tile]:
+        """The dim, or what there is of it in each group. Raises IndexError where groups do not lie one behind the other."""
+        extent = self.extents[over.dim]
+        if over.starts is None:
+            return [Tile(0, extent)]
+        starts = over.starts.array.tolist()
+        if len(starts) > 1 and any(a > b for a, b in pairwise([0, *starts, extent])):
+            raise IndexError(f"groups that begin at {starts} of {extent}")
+        return [Tile(a, b, g) for g, (a, b) in enumerate(pairwise(starts)) if a < b]
 
     def sequential(self, over: Any, *, start: Any = 0, stop: Any = None, share: Any = None) -> Iterator[Any]:
         extent = self.extents[over.dim if isinstance(over, _Over) else over]
@@ -233,6 +244,7 @@ class _Words:
 @dataclass(frozen=True)
 class _Over:
     dim: str
+    starts: Memory | None = None
 
 
 def _without(x: Value, axis: int) -> list[Any]:
@@ -268,10 +280,13 @@ def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(
         kernel=lambda **dims: lambda fn: fn, function=lambda fn: fn, inf=math.inf, tile=_Over, parallel=words.parallel,
         sequential=words.sequential, full=words.full, zeros=lambda shape, dtype="f32": words.full(shape, 0, dtype),
-        size=words.size, group=words.group, choice=words.choice, dot=_dot,
+        index=lambda dim: Value(np.arange(call.extents[dim]), axes=(dim,)), size=words.size,
+        group=words.group, choice=words.choice, range=range, dot=_dot,
         where=_lift(np.where), maximum=_lift(np.maximum), minimum=_lift(np.minimum), abs=_lift(np.abs),
         sum=lambda x, axis: Value(x.array.sum(axis=axis), x.wide, _without(x, axis)),
         max=_reduced(np.max, True), min=_reduced(np.min, False),
+        argmax=lambda x, axis: Value(x.array.argmax(axis), axes=_without(x, axis)),
+        argmin=lambda x, axis: Value(x.array.argmin(axis), axes=_without(x, axis)),
         exp=_real(np.exp), exp2=_real(np.exp2), log=_real(np.log), log2=_real(np.log2), sqrt=_real(np.sqrt),
         rsqrt=_real(lambda x: 1 / np.sqrt(x)), tanh=_real(np.tanh), erf=_real(np.vectorize(math.erf, otypes=[np.float64])),
         sigmoid=_real(lambda x: 1 / (1 + np.exp(-x))), floor=_real(np.floor), sin=_real(np.sin), cos=_real(np.cos),

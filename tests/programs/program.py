@@ -41,7 +41,8 @@ _PLAIN = Layout(())
 @dataclass(frozen=True)
 class Tensor:
     """A tensor argument. ``fill``: "steps" of 2**grain from -most to most; "index" of a dim of extent ``most`` (and, where
-    ``odd``, beyond it); "length" from 0 to beyond ``most``. ``odd``: infinities and NaN are among floats, too. ``absent``: None
+    ``odd``, beyond it); "length" from 0 to beyond ``most``; "starts" of groups within ``most``, the first
+    of them beyond it where ``odd``. ``odd``: infinities and NaN are among floats, too. ``absent``: None
     is passed. ``negated``: a view with PyTorch's negative bit. ``over``: an output that lies in this input's memory. ``added``:
     an output that is added to. ``off``: how far float32 may be from it. ``broken``: what makes its elements share memory.
     """
@@ -50,7 +51,7 @@ class Tensor:
     dims: tuple[str, ...]
     dtype: str
     role: Literal["in", "out"] = "in"
-    fill: Literal["steps", "index", "length"] = "steps"
+    fill: Literal["steps", "index", "length", "starts"] = "steps"
     most: int = 8
     grain: int = 0
     odd: bool = False
@@ -76,6 +77,10 @@ class Tensor:
             found = random.integers(low, high, shape)
             if self.odd and found.size:
                 found.reshape(-1)[-1] = random.choice([-1, self.most, self.most + 1000])
+            return found
+        if self.fill == "starts":
+            found = np.sort(random.integers(0, self.most + 1, shape))
+            found[:1] += self.odd * (self.most + 1)
             return found
         if self.fill == "length":
             return random.integers(-1, self.most + 3, shape)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tests.programs import values as v
-from tests.programs.scope import Loop, Variable
+from tests.programs.scope import MOST_TENSORS, Loop, Variable
 from tests.programs.stores import Stores
 from tests.programs.values import Expr
 
@@ -125,6 +125,25 @@ class Statements(Stores):
         self.before.extend({name: other} for other in kinds[1:])
         base.expr = replace(v.plus(base.expr, steps[2]), text=text)
 
+    def in_range(self) -> None:
+        """A loop over numbers that are known: factors, offsets, and what ``if`` asks."""
+        shape = self.shape(self.pick([1, 2, 0]))
+        base = self.assign(self.as_f32(self.value(shape, "float", 1, not self.smooth)))
+        numbers = self.pick([range(3), range(1), range(0), range(1, 6, 2), range(2, -2, -1), range(4, 1)])
+        i, text, total = self.fresh("i"), base.expr.text, base.expr
+        step = self.as_f32(self.value(shape, "float", 1, not self.smooth))
+        factor = Expr(i, "i32", (), max((abs(n) for n in numbers), default=0), literal=True)
+        term = v.times(step, factor)
+        for _ in numbers:
+            total = v.plus(v.plus(total, term), v.number(1.0))
+        if not (term.sound and total.sound):
+            return
+        with self.branch(f"for {i} in kd.{numbers}:"):
+            self.line(f"{text} = {text} + {term.text}")
+            with self.branch(f"if {i} % 2 == 1:"):
+                self.line(f"{text} += 1.0")
+        base.expr = replace(total, text=text)
+
     # -------------------------------------------------------------- loops
     def loop(self, depth: int, around: Sequence[tuple[Variable, str, int]] = ()) -> None:
         """A sequential loop, with what it carries, and maybe another inside it; ``around`` is what loops around it carry."""
@@ -180,6 +199,9 @@ class Statements(Stores):
             if way == 2:
                 return f", stop=kd.minimum({m}.start + {m}.size, {extent})", (m, "{n} <= {m}")
             return f", start=kd.maximum({m}.start - {c}, 0), stop={m}.stop + {c}", (m, f"kd.abs({{n}} - {{m}}) <= {c}")
+        first = self.loaded_bound(extent) if self.may("packed", 30) else None
+        if first is not None:  # runs of a length each
+            return f", start={first}, stop={first} + {self.pick([1, 5, 0, extent])}", None
         start, stop = (self.one_bound(dim, extent) for _ in range(2))
         way = self.upto(2)
         return [f", stop={stop}", f", start={start}", f", start={start}, stop={stop}"][way], None
@@ -188,11 +210,16 @@ class Statements(Stores):
         way = self.upto(3)
         if way == 1:
             return self.int_argument(self.pick([0, extent // 2, extent + 5, -2])).text
+        loaded = self.loaded_bound(extent) if way >= 2 and self.may("loaded bound", 70) else None
+        return loaded or str(self.pick([extent // 2, 1, extent, 0, extent + 3]))
+
+    def loaded_bound(self, extent: int) -> str | None:
+        """One for each index of a loop around, where there is one."""
         indices = [loop for loop in self.indices if self.extents[loop.dim]]
-        if way >= 2 and indices and len(self.tensors) < 6 and self.may("loaded bound", 70):
-            loop = self.pick(indices)
-            return f"{self.new_tensor((loop.dim,), 'i32', fill='length', most=extent).name}[{loop.name}]"
-        return str(self.pick([extent // 2, 1, extent, 0, extent + 3]))
+        if not indices or len(self.tensors) >= 6:
+            return None
+        loop = self.pick(indices)
+        return f"{self.new_tensor((loop.dim,), 'i32', fill='length', most=extent).name}[{loop.name}]"
 
     def carried(self, level: int) -> tuple[Variable, str]:
         """What a loop will carry, as it is before it, and how it is made."""
@@ -343,6 +370,31 @@ class Statements(Stores):
             with self.branch(f'for {tile} in kd.sequential(kd.tile("{dim}")):'):
                 self.line(f"{name} += {total.text}")
         self.variables.append(Variable(replace(total, text=name), len(self.loops)))
+
+    def dealt(self) -> None:
+        """A loop that deals tiles out among the programs along an index. Whose an element is hangs on their length, what is
+        stored for it does not: nothing in it reads that index, or a variable, which may hang on it."""
+        indices = [loop for loop in self.loops[: self.grid] if not loop.tiled]
+        if not indices or len(self.loops) > self.grid or len(self.tensors) >= MOST_TENSORS:
+            return
+        mine = self.pick(indices)
+        others = [loop for loop in self.loops if loop is not mine]
+        dim = self.some_dim(but=[loop.dim for loop in self.loops])
+        if dim not in self.known_dims():
+            self.new_tensor((dim,), "f32", odd=self.odd)
+        name, loops, variables, branches = self.fresh(dim.lower()), self.loops, self.variables, self.branches
+        self.loops, self.variables, self.branches = others, [], branches + 1
+        start, stop = (f", {key}={self.one_bound(dim, self.extents[dim])}" for key in ("start", "stop"))
+        bounds = self.pick([stop, start + stop, start, ""])
+        self.line(f'for {name} in kd.sequential(kd.tile("{dim}"){bounds}, share={mine.name}):')
+        self.loops = [*others, Loop(name, dim, True, None, True)]
+        self.seen.append((dim, True, self.grid))
+        shape = tuple(loop.name for loop in self.loops if loop.tiled)
+        if self.fits(shape):
+            self.put(tuple(loop.dim for loop in self.loops), ", ".join(loop.name for loop in self.loops), shape, "float")
+        else:
+            self.line("pass")
+        self.loops, self.variables, self.branches = loops, variables, branches
 
     def addition(self) -> None:
         """``out[...] += value`` to a place that several programs share."""

@@ -252,6 +252,11 @@ def reduced(x: Expr, op: str, axis: int, count: int, written: int) -> Expr:
     return replace(x, text=text, dtype=dtype, shape=shape, most=most, odd=x.odd or (empty and dtype == "f32"))
 
 
+def place(x: Expr, word: str, axis: int, count: int) -> Expr:
+    """``kd.argmax`` or ``kd.argmin`` along an axis of ``count`` elements."""
+    return Expr(f"kd.{word}({x.text}, axis={axis})", "i32", x.shape[:axis] + x.shape[axis + 1 :], count - 1)
+
+
 def product(a: Expr, b: Expr, acc: Expr | None, count: int) -> Expr | None:
     """``kd.dot(a, b, acc)``; None where the types do not multiply."""
     types = {a.dtype, b.dtype}

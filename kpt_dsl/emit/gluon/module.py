@@ -17,7 +17,7 @@ from kpt_dsl.emit.gluon.partitions import Partitions
 from kpt_dsl.emit.gluon.program import Program
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton import outline
-from kpt_dsl.emit.triton.abi import TritonAbi
+from kpt_dsl.emit.triton.abi import Counted, TritonAbi
 from kpt_dsl.emit.triton.facts import Facts, row_tile
 from kpt_dsl.emit.triton.grid import Grid
 from kpt_dsl.emit.triton.helpers import HELPERS
@@ -77,7 +77,7 @@ class Module(Program):
         out.line("\n\n@gluon.jit")
         out.call(f"def {self.name}(", [a.name for a in arguments], tail="):", packed=True)
         out.paste(entry)
-        grid = tuple((g.dim, self.block(g) if isinstance(g, ir.Tile) else 1) for g in self.kernel.grid)
+        grid = tuple(Counted(g.dim, self.block(g) if isinstance(g, ir.Tile) else 1) for g in self.kernel.grid)
         options = (("num_warps", GROUP_WARPS), ("enable_fp_fusion", True))
         head = Writer()
         imports = (*vocabulary.IMPORTS, *[vocabulary.NAN_IMPORT] * ("tl.PropagateNan" in out.text()), "")
@@ -89,7 +89,7 @@ class Module(Program):
     def _begin(self, partitions: Partitions, out: Writer) -> None:
         """Where the program stands; or, where it has one tile after another, which these are."""
         out.line("program = gl.program_id(0)")
-        grid = Grid(self.kernel, self.axes, int(self.config.get("group", 1)), self.persistent)
+        grid = Grid(self.kernel, self.memory, int(self.config.get("group", 1)), self.persistent)
         wide = replace(self.row, block=f"tile_{self.row.dim}")
         with self.axes.widened(wide, self.block(wide)):
             if not self.persistent:

@@ -117,8 +117,8 @@ class Shared:
         persistent program others are on their way there."""
         if self.held is not None and self.plan.held is not None and not self.persistent:
             load = self.plan.held.value
-            same = ir.kept(store.index) == load.type.shape
-            if same and self.kernel.tensor(store.tensor).dtype == load.type.dtype:
+            lanes, room = ([self.axes.width(a) for a in axes] for axes in (ir.kept(store.index), load.type.shape))
+            if lanes == room and self.kernel.tensor(store.tensor).dtype == load.type.dtype:
                 return Tile(self.held.name, self._descriptor(store.tensor, store.index), store.index, True)
         return self._tile(store.tensor, store.index, "tile")
 

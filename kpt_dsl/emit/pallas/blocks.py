@@ -91,7 +91,7 @@ class Blocks:
         tensor = self.plan.kernel.tensor(store.tensor)
         block = Block(f"{tensor.name}_ref", tensor, canonical(store.index, self.plan))
         loop = None if phase is None or not self.plan.phases[phase].bounded else self.plan.phases[phase].loop
-        if loop is not None and loop.over.name in _stepped(store.index) and not loop.share:
+        if loop is not None and loop.over.name in _stepped(store.index) and not loop.deals_dim:
             raise TargetError(
                 f"{self.plan.kernel.name} stores {tensor.name} in a loop with bounds of its own (line {store.loc.line}); a TPU "
                 f"writes whole blocks, so loop over all of {loop.over.dim}, or over a share of it"

@@ -255,7 +255,7 @@ class Text:
         number = self.tiles[tile]
         start = "0" if number == "0" else f"{number} * block_{self.dim_of[tile]}"
         phase = next((p for p in self.plan.phases if p.name == tile), None)
-        if phase is None or not phase.bounded or phase.loop.start == ir.scalar(0) or phase.loop.share:
+        if phase is None or not phase.bounded or phase.loop.aligned:
             return start, ATOM if number == "0" else _MULTIPLY
         return f"jnp.maximum({start}, {tile}_start)", ATOM
 

@@ -73,12 +73,17 @@ def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> Dims:
 def emit(kernel: ir.Kernel, known: Dims, target: "Target", config: "Config") -> Source:
     """The Pallas source of a kernel for a TPU target, at one shape.
 
-    Raises ConfigError for block sizes that no TPU takes, TargetError for a loop inside a loop, for indices and bounds that
-    depend on what a loop computes, and for int64 numbers that 32 bits might not hold.
+    Raises ConfigError for block sizes that no TPU takes, TargetError for a loop inside a loop, for tiles of groups, for indices
+    and bounds that depend on what a loop computes, and for int64 numbers that 32 bits might not hold.
     """
     dims: Mapping[str, int] = dict(known)
     for node in ir.every_expr(kernel.body):
         _check_width(kernel.name, node)
+    for name, groups in ir.groups(kernel).items():
+        raise TargetError(
+            f"{kernel.name}: tiles {name} begin where {groups.tensor} says, but blocks of a TPU at multiples of their size. One"
+            f" group after the other: kd.sequential(kd.tile(…), start={groups.tensor}[b], stop={groups.tensor}[b + 1])"
+        )
     if empty := [d for t in kernel.tensors for d in t.dims if not dims[d]]:
         raise ConfigError(f"{kernel.name}: dim {empty[0]} is empty; a Pallas kernel needs an element of each dim")
     named = renamed(kernel)

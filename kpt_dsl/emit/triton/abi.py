@@ -3,6 +3,7 @@
 Knows nothing of the tile IR and imports no Triton: the emitter writes one of these, ``build`` and ``runtime`` read it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -116,16 +117,38 @@ Argument = Pointer | Descriptor | Scalar | Extent | Stride | Report
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """Tiles of ``block`` indices of a dim. ``groups``: the dim of ``starts``, which says where groups of these begin; no tile
+    reaches from one into another, so that there may be one more for each."""
+
+    dim: str
+    block: int
+    groups: str = ""
+    starts: str = ""
+
+    def tiles(self, extents: dict[str, int]) -> int:
+        """How many there are, or may be."""
+        if not self.groups:
+            return -(-extents[self.dim] // self.block)
+        groups = extents[self.groups] - 1
+        return extents[self.dim] // self.block + groups if groups > 0 else 0
+
+    def check(self, kernel: str, starts: Sequence[int], extents: dict[str, int]) -> None:
+        """Raises IndexRangeError where groups begin at no places of a dim, or not one behind the other."""
+        IndexRangeError.check_groups(kernel, self.starts, starts, extents[self.dim])
+
+
+@dataclass(frozen=True, slots=True)
 class TritonAbi:
     """How to compile and launch one generated module.
 
-    ``grid``: the dims that programs are counted over, with their blocks; ``persistent``: no more programs than the device
+    ``grid``: what programs are counted over; ``persistent``: no more programs than the device
     runs at a time. ``options`` go to Triton's compiler. ``language``: what the module is written in, "triton" or "gluon".
     ``places``: where indices are checked, numbered from one.
     """
 
     arguments: tuple[Argument, ...]
-    grid: tuple[tuple[str, int], ...]
+    grid: tuple[Counted, ...]
     persistent: bool
     options: tuple[tuple[str, object], ...]
     language: str = "triton"
@@ -158,4 +181,4 @@ class TritonAbi:
 
     def tiles(self, extents: dict[str, int]) -> int:
         """How many tiles the grid has for these extents of dims."""
-        return prod(-(-extents[dim] // block) for dim, block in self.grid)
+        return prod(counted.tiles(extents) for counted in self.grid)

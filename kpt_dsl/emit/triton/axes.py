@@ -98,6 +98,10 @@ class Axes:
         """First index of a tile."""
         return self.names.of(("start", tile), f"{tile}_start")
 
+    def end(self, tile: str) -> str:
+        """Where the group of a tile ends, if it keeps within one."""
+        return self.names.of(("end", tile), f"{tile}_end")
+
     def first(self, tile: str) -> str:
         """First valid index of a tile."""
         low = self._bounds[tile].low

@@ -162,7 +162,8 @@ def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> Facts:
     unit = {a: n for a, n in lanes.items() if a != ir.UNIT}
     if config.get("schedule") == WARP_SPECIALISED and (row := row_tile(kernel)) is not None:
         unit[row.axis] *= int(config["consumers"])
-    ragged = frozenset(a for a, n in unit.items() if dims[a.dim] % n or dims[a.dim] == 0)
+    grouped = ir.groups(kernel)
+    ragged = frozenset(a for a, n in unit.items() if dims[a.dim] % n or dims[a.dim] == 0 or a.tile in grouped)
     varying = {a for a in unit if a.tile is not None and a.dim not in fixed}
     along_grid = {loop.axis for loop in kernel.grid if isinstance(loop, ir.Tile)}
     told = {d for d in fixed if dims.get(d, 1) % DIVISOR == 0}

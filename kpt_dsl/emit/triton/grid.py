@@ -13,6 +13,7 @@ from functools import cached_property
 from kpt_dsl import ir
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton.axes import Axes
+from kpt_dsl.emit.triton.memory import Memory
 
 
 def heavy(kernel: ir.Kernel) -> frozenset[str]:
@@ -41,13 +42,17 @@ def heavy(kernel: ir.Kernel) -> frozenset[str]:
 @dataclass
 class Grid:
     """Writes the order of one kernel's programs. ``group``: rows of tiles in a group, 1 for plain order; ``in_turn``: whether
-    programs take tiles in turn, which differ in length."""
+    programs take tiles in turn, which differ in length. ``memory``: by which the places of groups are read."""
 
     kernel: ir.Kernel
-    axes: Axes
+    memory: Memory
     group: int
     in_turn: bool = False
     _counts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> Axes:
+        return self.memory.expressions.axes
 
     @cached_property
     def _reversed(self) -> frozenset[str]:
@@ -76,9 +81,13 @@ class Grid:
         """How many programs one parallel loop has: a name, written where it is first asked for."""
         if entry.name not in self._counts:
             text = self.axes.extent(entry.dim)
-            if isinstance(entry, ir.Tile) and self.axes.facts.lanes[entry.axis] > 1:
-                name = self.axes.names.new(f"{entry.name}_tiles")
-                out.line(f"{name} = {self.axes.language}.cdiv({text}, {self.axes.lanes(entry.axis)})")
+            if isinstance(entry, ir.Tile) and (entry.groups or self.axes.facts.lanes[entry.axis] > 1):
+                name, block = self.axes.names.new(f"{entry.name}_tiles"), self.axes.lanes(entry.axis)
+                if entry.groups:  # a tile more for each, at most
+                    count = f"{text} // {block} + {self.axes.extent(entry.groups.dim)} - 1"
+                else:
+                    count = f"{self.axes.language}.cdiv({text}, {block})"
+                out.line(f"{name} = {count}")
                 text = name
             self._counts[entry.name] = text
         return self._counts[entry.name]
@@ -112,11 +121,21 @@ class Grid:
         if isinstance(entry, ir.Each):
             out.line(f"{self.axes.names.of(('index', entry.name), entry.name)} = {mine}")
         elif entry.name in self._reversed:
-            out.line(
-                f"{self.axes.start(entry.name)} = ({number} - 1 - {mine}) * {self.axes.lanes(entry.axis)}  # longest first"
-            )
+            self._begin(entry, f"({number} - 1 - {mine})", out, "  # longest first")
         else:
-            out.line(f"{self.axes.start(entry.name)} = {mine} * {self.axes.lanes(entry.axis)}")
+            self._begin(entry, mine, out)
+
+    def _begin(self, entry: ir.Tile, mine: str, out: Writer, why: str = "") -> None:
+        """Write where the tile of one loop begins, and its group, if it keeps within one."""
+        axes, start, block = self.axes, self.axes.start(entry.name), self.axes.lanes(entry.axis)
+        if entry.groups is None:
+            out.line(f"{start} = {mine} * {block}{why}")
+            return
+        self.memory.expressions.helpers.add("tile_of_group")
+        index = axes.names.of(("index", entry.groups.index), entry.groups.index)
+        starts, stride = self.memory.vector(entry.groups.tensor)
+        groups, extent = f"{axes.extent(entry.groups.dim)} - 1", axes.extent(entry.dim)
+        out.call(f"{index}, {start}, {axes.end(entry.name)} = tile_of_group(", [mine, starts, stride, groups, extent, block])
 
     def _write_group(self, program: str, out: Writer) -> str:
         """The tiles of the last two loops; gives what is left of the program's number for the outer loops."""
@@ -132,6 +151,8 @@ class Grid:
         out.line(f"{first} = {plane} // ({size} * {column_tiles}) * {size}")
         out.line(f"{height} = {axes.language}.minimum({row_tiles} - {first}, {size})")
         out.line(f"{within} = {plane} % ({size} * {column_tiles})")
-        out.line(f"{axes.start(rows.name)} = ({first} + {within} % {height}) * {axes.block(rows.name)}")
-        out.line(f"{axes.start(columns.name)} = {within} // {height} * {axes.block(columns.name)}")
+        assert isinstance(rows, ir.Tile)
+        assert isinstance(columns, ir.Tile)
+        self._begin(rows, f"({first} + {within} % {height})", out)
+        self._begin(columns, f"{within} // {height}", out)
         return f"{program} // ({row_tiles} * {column_tiles})"

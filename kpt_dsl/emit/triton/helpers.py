@@ -54,6 +54,24 @@ def f32_to_i64(x):
     beyond = tl.where(x > 0.0, 9223372036854775807, tl.where(x < 0.0, -9223372036854775807 - 1, 0))
     return tl.where(inside, tl.cast(tl.where(inside, x, 0.0), tl.int64), beyond)
 ''',
+    "tile_of_group": '''
+@triton.jit
+def tile_of_group(slot, starts, stride, groups, extent, block: tl.constexpr):
+    """The group, the start and the end of the tile in a slot; there is none where these are no more than each other.
+
+    The slots of group g begin at starts[g] // block + g, which never falls, and are one more than it has tiles, at most.
+    """
+    before = tl.full([], 0, tl.int32)
+    for first in tl.range(0, groups, 1024):
+        g = first + tl.arange(0, 1024)
+        start = tl.load(starts + g.to(tl.int64) * stride, mask=g < groups, other=0)
+        before += tl.sum(((start // block + g <= slot) & (g < groups)).to(tl.int32), axis=0)
+    group = tl.maximum(before - 1, 0)
+    low = tl.load(starts + tl.cast(group, tl.int64) * stride)
+    high = tl.minimum(tl.load(starts + (tl.cast(group, tl.int64) + 1) * stride), extent)
+    start = low + (slot - low // block - group) * block
+    return group, start, tl.where((low >= 0) & (start >= low), high, start)
+''',
     "floor_div": '''
 @triton.jit
 def floor_div(a, b):

@@ -173,6 +173,10 @@ class Memory:
         self.arguments[("pointer", tensor)] = argument
         return name
 
+    def vector(self, tensor: str) -> tuple[str, str]:
+        """The address of a tensor's first element, and the step from one element to the next, of one that has one dim."""
+        return self._pointer(tensor), self._stride(tensor, 0) or "1"
+
     def _scalar_term(self, tensor: str, position: int, entry: ir.Axis | ir.Expr) -> str:
         """How far a scalar index, or the first lane of a tile, is from the tensor's start; empty for zero."""
         if is_tile(entry):

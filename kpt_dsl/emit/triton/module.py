@@ -6,6 +6,7 @@ parts of that are in the modules beside this one. Imports no Triton: text is all
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from kpt_dsl import ir
@@ -13,7 +14,7 @@ from kpt_dsl.emit import Source
 from kpt_dsl.emit.gluon import module as gluon
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton import epilogue, outline
-from kpt_dsl.emit.triton.abi import TritonAbi
+from kpt_dsl.emit.triton.abi import Counted, TritonAbi
 from kpt_dsl.emit.triton.axes import Axes, Bounds, Scope
 from kpt_dsl.emit.triton.checks import Checks
 from kpt_dsl.emit.triton.expressions import Expressions
@@ -26,6 +27,7 @@ from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
 from kpt_dsl.passes.pipeline import counts
 from kpt_dsl.passes.split import split_masks
+from kpt_dsl.passes.starts import at_loaded_starts
 from kpt_dsl.same import remembered
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def emit(kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") ->
     kernel = settle(kernel)
     if config.get("schedule") == WARP_SPECIALISED:
         return gluon.emit(kernel, known, target, config)
-    kernel = split_masks(guard(kernel, known.padded, known.level), known.padded)
+    kernel = split_masks(guard(at_loaded_starts(kernel), known.padded, known.level), known.padded)
     return _Emitter(kernel, known, target, config).source()
 
 
@@ -70,7 +72,7 @@ class _Emitter:
         described = bool(config.get("descriptors", False)) and target.descriptors
         self.checks = Checks.of(kernel, self.expressions) if config.get("checked", False) else None
         self.memory = Memory(kernel, self.expressions, described, frozenset(emulate), relaxed(kernel), self.checks)
-        self.grid = Grid(kernel, self.axes, int(config.get("group", 1)))
+        self.grid = Grid(kernel, self.memory, int(config.get("group", 1)))
         self.loads: dict[ir.Read, str] = {}
         self.policies: dict[tuple[int, ir.Load], str] = {}
         products = any(isinstance(e, ir.Dot) for e in ir.every_expr(kernel.body))
@@ -103,11 +105,13 @@ class _Emitter:
             out.paste(body)
         persistent = bool(self.config.get("persistent", False))
         places = tuple(self.checks.places.values()) if self.checks else ()
-        abi = TritonAbi(arguments, self._grid(), persistent, self._options(), places=places)
+        abi = TritonAbi(arguments, tuple(map(self._counted, self.kernel.grid)), persistent, self._options(), places=places)
         return Source("triton", self.entry, out.text(), abi)
 
-    def _grid(self) -> tuple[tuple[str, int], ...]:
-        return tuple((g.dim, self.facts.lanes[g.axis] if isinstance(g, ir.Tile) else 1) for g in self.kernel.grid)
+    def _counted(self, entry: ir.Each | ir.Tile) -> Counted:
+        lanes = self.facts.lanes[entry.axis] if isinstance(entry, ir.Tile) else 1
+        groups = entry.groups if isinstance(entry, ir.Tile) else None
+        return Counted(entry.dim, lanes, groups.dim, groups.tensor) if groups else Counted(entry.dim, lanes)
 
     def _options(self) -> tuple[tuple[str, object], ...]:
         chosen = [(name, self.config[name]) for name in COMPILER_OPTIONS if name in self.config]
@@ -123,11 +127,14 @@ class _Emitter:
 
     def _program(self, program: str, out: Writer) -> None:
         self.grid.write(program, out)
-        body = Writer(out.depth)
-        scopes = self._in_grid(list(self.kernel.grid), body)
-        for scope in (self.axes.top, *scopes):
-            _define(scope, out)
-        out.paste(body)
+        # Of groups there may be fewer tiles than places for them.
+        there = [f"{self.axes.start(tile)} < {self.axes.end(tile)}" for tile in ir.groups(self.kernel)]
+        with out.block(f"if {' and '.join(there)}:") if there else nullcontext():
+            body = Writer(out.depth)
+            scopes = self._in_grid(list(self.kernel.grid), body)
+            for scope in (self.axes.top, *scopes):
+                _define(scope, out)
+            out.paste(body)
 
     def _in_grid(self, grid: list[ir.Each | ir.Tile], out: Writer) -> list[Scope]:
         """The kernel's body inside the tiles of its grid; gives the scopes of these."""
@@ -141,7 +148,9 @@ class _Emitter:
             return [scope, *self._in_grid(rest, out)]
 
     def _to_the_end(self, tile: ir.Tile) -> Bounds:
-        """The bounds of a parallel tile: its dim's."""
+        """The bounds of a parallel tile: its dim's, or its group's."""
+        if tile.groups is not None:
+            return Bounds(None, self.axes.end(tile.name), ragged=True, beyond=True, natural=False)
         ragged = self.facts.padded(tile.axis)
         return Bounds(None, self.axes.extent(tile.dim), ragged, beyond=ragged, natural=True)
 
@@ -163,7 +172,8 @@ class _Emitter:
             shift = f" + {part * width}" if part else ""
             out.line(f"{self.axes.start(tile.name)} = {self.axes.start(columns.tile)}{shift}")
             inner = Writer(out.depth)
-            with self.axes.tile(tile, self._to_the_end(ir.Tile(columns.tile, columns.dim, "")), width) as scope:
+            whole = next(g for g in self.kernel.grid if isinstance(g, ir.Tile) and g.axis == columns)
+            with self.axes.tile(tile, self._to_the_end(whole), width) as scope:
                 narrowed = [epilogue.narrow(s, {columns: tile.axis}, names) for s in found.parted]
                 self._block(tuple(narrowed), inner)
             _define(scope, out)
@@ -229,12 +239,13 @@ class _Emitter:
         """A loop through tiles."""
         tile, names = loop.tile, self.axes.names
         block = self.axes.lanes(tile.axis)
-        aligned = loop.share or loop.part in ("interior", "tail") or loop.start == ir.scalar(0)
+        aligned = loop.aligned
         low, high = self.expressions.text(loop.start), self.expressions.text(loop.stop)
         ragged = loop.part != "interior"
-        beyond = ragged and self.facts.padded(tile.axis)
+        beyond = ragged and (loop.at_start or self.facts.padded(tile.axis))
         natural = aligned and isinstance(loop.stop, ir.Size) and loop.stop.dim == tile.dim
-        if ragged and not loop.share and not isinstance(loop.stop, ir.Size | ir.Const):
+        named = isinstance(loop.stop, ir.Size | ir.Const) or (loop.at_start and isinstance(loop.stop, ir.Var))
+        if ragged and not loop.share and not named:
             text, high = high, names.new(f"{tile.name}_last")
             out.line(f"{high} = {text}", loop.loc)
         if not aligned:

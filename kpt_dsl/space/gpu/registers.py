@@ -92,7 +92,7 @@ def _operands(sizes: GpuTiles, product: Product) -> int:
     if sizes.is_widened(product):
         return (sizes.lanes(product.m) + sizes.lanes(product.n)) * sizes.lanes(product.k) // 2
     words = 0 if product.loads[0] else sizes.count((product.m, product.k)) * size // 4
-    if target.async_products:
+    if sizes.is_async(product):
         return words
     words += sum(sizes.bytes(load) for load in product.loads if load and load.scope != product.scope) // 4
     return words * target.fragment_copies * _sharing(sizes, product)
@@ -106,7 +106,7 @@ def _read(sizes: GpuTiles, product: Product) -> float:
         return AHEAD * math.isqrt(m * n * sizes.threads) * k  # the rows and columns of each thread's square
     if sizes.is_widened(product):
         return (WIDENED - 1) * _operands(sizes, product)
-    if target.async_products:
+    if sizes.is_async(product):
         return 0.0
     # Without a pipeline every operand is read as soon as it is there.
     deep = k * product.dtype.bytes if sizes.stages == 1 else INSTRUCTION_BYTES
@@ -121,8 +121,12 @@ def _masks(sizes: GpuTiles, product: Product) -> float:
         return 0.0
     inside = (a for a in sizes.facts.arithmetic if a.scope == product.scope and a.axes == (product.m, product.n))
     masks = sum(operation in COMPARISONS for a in inside for operation in a.operations)
-    if product.scope and any(isinstance(e, ir.Load) for e in ir.walk(sizes.facts.loops[product.scope - 1].stop)):
-        masks += 1  # a length that is read at run time leaves padding in the last tile
+    if product.scope:
+        loop = sizes.facts.loops[product.scope - 1]
+        if loop.share is not None:
+            masks += 0 if loop.deals_dim else 1 if loop.aligned else 2
+        elif any(isinstance(e, ir.Load) for e in ir.walk(loop.stop)):
+            masks += 1  # a length that is read at run time leaves padding in the last tile
     return MASK * masks * sizes.count((product.m, product.n))
 
 

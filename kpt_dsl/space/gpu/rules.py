@@ -36,7 +36,8 @@ def knobs(facts: Facts, target: Target) -> Knobs:
         found["num_stages"] = target.stages
     if _shares_operands(facts):
         found["group"] = (1, 4, 8, 16)
-        found["persistent"] = (False, True)
+        if not ir.groups(facts.kernel):  # places that hold no tile would break the flow from one to the next
+            found["persistent"] = (False, True)
     elif facts.products and facts.uneven and len(facts.kernel.grid) > 1 and len(facts.grid_tiles) == 1:
         found["group"] = (1, 4, 8, 16)  # the longest programs of so many heads go first
     if target.descriptors and any(may_describe(facts, access) for access in (*facts.loads, *facts.stores)):

@@ -8,9 +8,6 @@ from kpt_dsl.space.facts import Access, Product, Scope
 from kpt_dsl.space.gpu import registers
 from kpt_dsl.space.gpu.tiles import MIN_PRODUCT_SIDE, GpuTiles
 
-ASYNC_ROWS = 64
-"""Fewest rows of a product that any matrix unit works on by itself; with 64, sm_100 does so at half its speed."""
-
 
 @dataclass(frozen=True)
 class GpuSizes(GpuTiles):
@@ -31,12 +28,6 @@ class GpuSizes(GpuTiles):
         """Most registers of a thread, so that it and a whole block can run."""
         return min(self.target.thread_registers, self.target.registers // self.threads)
 
-    def _is_async(self, product: Product) -> bool:
-        """Whether a product is issued ahead and reads its operands from shared memory meanwhile."""
-        target = self.target
-        large = self.lanes(product.m) >= min(target.mma_rows, ASYNC_ROWS) and self.warps >= target.mma_warps
-        return target.async_products and large and target.matrix_dtype(product.dtype.name) == product.dtype.name
-
     @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block: pipelined operands, operands loaded once, and tiles on their way to be stored."""
@@ -55,7 +46,7 @@ class GpuSizes(GpuTiles):
         held, passing = 0, 0
         once: dict[Access, int] = {}
         for product in (p for p in self.facts.products if p.scope == scope):
-            each = self._is_async(product) or self.target.buffer_per_stage
+            each = self.is_async(product) or self.target.buffer_per_stage
             buffers = self.stages if each else max(1, self.stages - 1)
             for load in product.loads:
                 if load is None:
@@ -75,7 +66,7 @@ class GpuSizes(GpuTiles):
         links = sum(p.scope == product.scope and p.link for p in self.facts.products)
         if self.target.tensor_memory_bytes and links > 1:
             return self.count((product.m, product.k)) * product.dtype.bytes
-        alone = self._is_async(product) or self.warps * MIN_PRODUCT_SIDE <= self.lanes(product.m)
+        alone = self.is_async(product) or self.warps * MIN_PRODUCT_SIDE <= self.lanes(product.m)
         return 0 if alone else self.count((product.m, product.k)) * product.dtype.bytes
 
     @cached_property

@@ -11,6 +11,9 @@ from kpt_dsl.space.sized import Sized, up_to_power
 MIN_PRODUCT_SIDE = 16
 """Least lanes along an axis of a product; along k of 8-bit operands twice as many."""
 
+ASYNC_ROWS = 64
+"""Fewest rows of a product that any matrix unit works on by itself; with 64, sm_100 does so at half its speed."""
+
 
 class InScope(NamedTuple):
     """What the tiles of one scope come to."""
@@ -52,6 +55,12 @@ class GpuTiles(Sized):
     def is_widened(self, product: Product) -> bool:
         """Whether operands are widened before they are multiplied, for the matrix unit does not take them as they are."""
         return self.target.matrix_dtype(product.dtype.name) not in (None, product.dtype.name)
+
+    def is_async(self, product: Product) -> bool:
+        """Whether a product is issued ahead and reads its operands from shared memory meanwhile."""
+        target = self.target
+        large = self.lanes(product.m) >= min(target.mma_rows, ASYNC_ROWS) and self.warps >= target.mma_warps
+        return target.async_products and large and target.matrix_dtype(product.dtype.name) == product.dtype.name
 
     @cached_property
     def largest(self) -> int:

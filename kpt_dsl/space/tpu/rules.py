@@ -132,9 +132,9 @@ def _why_empty_share(sizes: TpuSizes) -> str | None:
     """A program always writes a block of each output: one whose share is empty would write over another's."""
     facts = sizes.facts
     for scope, loop in enumerate(facts.loops, 1):
-        if not loop.share or not any(store.scope == scope for store in facts.stores):
+        if loop.share is None or not any(store.scope == scope for store in facts.stores):
             continue
-        (dim,) = {facts.variables[e.name].dim for e in ir.walk(loop.start) if isinstance(e, ir.Index)}
+        dim = facts.variables[loop.share.index].dim
         if 0 < (tiles := sizes.tiles(loop.tile)) < facts.dims[dim]:
             return f"{loop.tile.block} makes {tiles} tiles of {loop.tile.dim}, too few for {facts.dims[dim]} shares"
     return None

@@ -69,16 +69,24 @@ class WarpSizes(GpuSizes):
 
     @cached_property
     def shared_bytes(self) -> int:
-        """Rings, the tile that consumers hold, and room for what they store where that is no more; a persistent program has the
-        next held tile too, and no room to share."""
+        """Rings, the tile that consumers hold, and room for what they store where that is not like it; a persistent program has
+        the next held tile too, and no room to share."""
         loads: dict[Access, int] = {}
         for product in self.facts.products:
             for load in filter(None, product.loads):
                 loads[load] = self.bytes(load) * (self.stages if load.scope else 1)
-        held = max((self.bytes(load) for load in loads if not load.scope), default=0)
-        stored = sum(self.bytes(s) for s in self.facts.stores if len(s.axes) == 2)
-        room = stored + held if self.config.get("persistent") else max(0, stored - held)
+        held = [load for load in loads if not load.scope]
+        stored = [store for store in self.facts.stores if len(store.axes) == 2]
+        if self.config.get("persistent"):
+            stored += held
+        else:
+            stored = [store for store in stored if self._like(store) not in map(self._like, held)]
+        room = sum(map(self.bytes, stored))
         return sum(loads.values()) + room + BARRIER_BYTES
+
+    def _like(self, access: Access) -> tuple[object, ...]:
+        """What two accesses have in common whose tiles fit into one buffer."""
+        return access.tensor.dtype, *map(self.lanes, access.axes)
 
 
 def row_of(facts: Facts) -> ir.Axis | None:

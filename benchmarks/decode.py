@@ -1,0 +1,69 @@
+"""Attention of few queries over many keys, as in decoding: 32 heads on 8, head dim 128, bf16, through the op, in a CUDA graph.
+
+A call reads every key and value that counts once, and little else: a row's rate is those bytes a second. Where entries have
+lengths of their own, PyTorch gets them as a mask, and reads all.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch.nn.attention import SDPBackend
+
+from benchmarks import peers
+from benchmarks.case import OpCase, Run
+from kpt import ops
+from kpt.ops import registry
+
+TITLE = "Attention of few queries, bf16 (bytes of the keys and values that count)"
+
+HEADS, GROUPS, HEAD_DIM = 32, 8, 128
+
+SHAPES = ((1, 1, 32768), (16, 1, 8192), (64, 1, 2048), (1, 1, 131072), (16, 4, 8192))
+"""Batch entries, queries, keys."""
+
+
+def cases() -> Iterator[tuple[str, Callable[[], OpCase]]]:
+    for batch, queries, keys in SHAPES:
+        for lengths in (False, True):
+            name = f"B{batch} {queries}x{keys}" + (" lengths" if lengths else "")
+            yield name, partial(case, name, batch, HEADS, GROUPS, queries, keys, HEAD_DIM, lengths)
+
+
+def case(
+    name: str, batch: int, heads: int, groups: int, queries: int, keys: int, head_dim: int, lengths: bool, device: str = "cuda"
+) -> OpCase:
+    randn = partial(torch.randn, device=device, dtype=torch.bfloat16)
+    q = randn(batch, heads, queries, head_dim)
+    k, v = (randn(batch, groups, keys, head_dim) for _ in range(2))
+    key_lengths = torch.randint(1, keys + 1, (batch,), dtype=torch.int32, device=device) if lengths else None
+    count = batch * keys if key_lengths is None else int(key_lengths.sum())
+
+    def kpt() -> object:
+        return ops.flash_attention(q, k, v, key_lengths=key_lengths)
+
+    def launches() -> tuple[str, ...]:
+        return tuple(kernel.kernel for kernel in ops.explain("flash_attention", q, k, v, key_lengths=key_lengths).kernels)
+
+    dims = {"B": batch, "H": heads, "G": groups, "M": queries, "N": keys, "D": head_dim}
+    flags = {"key_lengths": True} if lengths else {}
+    problems = registry.get("flash_attention").instances(dims, "bf16", **flags)
+    found, missing = peers.available(_masked(q, k, v, key_lengths) if key_lengths is not None else _dense(q, k, v))
+    work = 2 * count * groups * head_dim * q.element_size()
+    return OpCase(name, tuple(problems), {"kpt": kpt}, work, "GB/s", found, missing=missing, launches=launches)
+
+
+def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Callable[[], Run]]:
+    backends = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}
+    return {name: partial(peers.forward, peers.sdpa(backend, False, gqa=True), q, k, v) for name, backend in backends.items()}
+
+
+def _masked(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_lengths: torch.Tensor
+) -> dict[str, Callable[[], Run]]:
+    seen = (torch.arange(k.shape[2], device=k.device) < key_lengths[:, None])[:, None, None]
+
+    def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
+
+    return {"SDPA with a mask": partial(peers.forward, masked, q, k, v)}

@@ -1,0 +1,63 @@
+"""Attention of few queries, as in decoding: when its own kernels serve, and over how many parts of the keys."""
+
+import torch
+
+from kpt.ops.backends import Launch
+from kpt.ops.devices import multiprocessors
+from kpt.ops.flash_attention.decoding_kernels import flash_attention_join, flash_attention_parts
+
+MOST_QUERIES = 16
+"""Queries up to which the heads of a group share a tile."""
+
+PROGRAMS = 2
+"""Programs on a multiprocessor that wait for memory together."""
+
+FEWEST_KEYS, FEWEST_KEYS_CPU = 256, 16
+"""Keys of a part, or more: below that a second kernel costs more than it saves. On a CPU, for its interpreters: few."""
+
+MOST_PARTS_CPU = 3
+
+
+def part_count(q: torch.Tensor, k: torch.Tensor) -> int:
+    """Over how many parts of the keys to attend; 0: not so, but as attention of many queries does."""
+    (batch, heads, queries, _), (_, groups, keys, _) = q.shape, k.shape
+    if q.device.type == "cpu":
+        fewest, most = FEWEST_KEYS_CPU, MOST_PARTS_CPU
+    else:
+        fewest, most = FEWEST_KEYS, PROGRAMS * multiprocessors(q.device) // (batch * groups)
+    if queries > MOST_QUERIES or keys < 2 * fewest:
+        return 0
+    parts = max(1, min(most, keys // fewest))
+    return 0 if parts == 1 and heads == groups else parts
+
+
+def attend(
+    launch: Launch,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_lengths: torch.Tensor | None,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    window: int | None,
+    causal: bool,
+    parts: int,
+) -> None:
+    """Fill ``o`` and ``lse``, as ``flash_attention_fwd`` does, from ``parts`` parts of the keys."""
+    queries, groups = q.shape[2], k.shape[1]
+    rows, joined = (t.unflatten(1, (groups, -1)) for t in (q, o))
+    rows = rows.flatten(2, 3)
+    flags = (scale, window, None if queries == 1 else queries, causal and queries > 1)
+    if parts == 1 and (queries == 1 or o.stride(1) == queries * o.stride(2)):
+        outputs = (t.unflatten(1, (groups, 1, -1)).flatten(3, 4) for t in (o, lse))
+        launch(flash_attention_parts, rows, k, v, key_lengths, *outputs, *flags)
+        return
+    found = q.new_empty((*rows.shape[:2], parts, rows.shape[2], v.shape[3]), dtype=torch.float32)
+    found_lse = lse.new_empty(found.shape[:-1])
+    launch(flash_attention_parts, rows, k, v, key_lengths, found, found_lse, *flags)
+    apart = (-1, queries)
+    launch(
+        flash_attention_join,
+        found.unflatten(3, apart), found_lse.unflatten(3, apart), joined, lse.unflatten(1, (groups, -1)),
+    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""The kernels of attention for few queries, as in decoding, written once for every device.
+
+Method: Flash-Decoding (Dao, Haziza, Massa, Sizov 2023): programs share out the keys, each with a maximum and a sum of its own,
+and a second kernel puts together what they found, always in the same order. Queries of all heads that share keys are rows of
+one tile, so that keys are read once.
+"""
+
+import kpt_dsl as kd
+from kpt.ops.flash_attention.kernels import LN2, LOG2E
+
+
+@kd.kernel(q="B G S D", k="B G N D", v="B G N E", key_lengths="B", o="B G P S E", lse="B G P S")
+def flash_attention_parts(
+    q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
+    scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static,
+) -> None:  # fmt: skip
+    """What each of P parts of the keys gives: softmax attention over them alone, and its natural log-sum-exp.
+
+    Rows S are the heads of a group by the ``queries`` of each, one where that is None; what they see is as in
+    ``flash_attention_fwd``.
+    """
+    for b, g, p, s in kd.parallel("B", "G", "P", kd.tile("S")):
+        first: kd.Value | int = 0
+        last = kd.size("N")
+        if key_lengths is not None:
+            last = key_lengths[b]
+        ahead = kd.size("N") - (1 if queries is None else queries)
+        if window is not None:
+            first = ahead - window + 1
+        query = q[b, g, s, :]
+        top, total, acc = kd.full([s], -kd.inf), kd.zeros([s]), kd.zeros([s, "E"])
+        for n in kd.sequential(kd.tile("N"), start=first, stop=last, share=p):
+            score = kd.dot(query, k[b, g, n, :].T)
+            if queries is not None:
+                position = s.index[:, None] % queries + ahead
+                if causal:
+                    score = kd.where(n.index[None, :] <= position, score, -kd.inf)
+                if window is not None:
+                    score = kd.where(n.index[None, :] > position - window, score, -kd.inf)
+                    if not causal:
+                        score = kd.where(n.index[None, :] < position + window, score, -kd.inf)
+            # As in flash_attention_fwd.
+            new_top = kd.maximum(top, kd.max(score, axis=1, drop_nan=True) * (scale * LOG2E), drop_nan=True)
+            shift = kd.where(new_top == -kd.inf, 0.0, new_top)
+            weight = kd.exp2(score * (scale * LOG2E) - shift[:, None])
+            fade = kd.exp2(top - shift)
+            total = total * fade + kd.sum(weight, axis=1)
+            acc = kd.dot(weight, v[b, g, n, :], acc * fade[:, None])
+            top = new_top
+        o[b, g, p, s, :] = acc / kd.where(total == 0.0, 1.0, total)[:, None]
+        lse[b, g, p, s] = (top + kd.log2(total)) * LN2
+
+
+@kd.kernel(parts="B G P R M E", parts_lse="B G P R M", o="B G R M E", lse="B G R M")
+def flash_attention_join(parts: kd.In, parts_lse: kd.In, o: kd.Out, lse: kd.Out) -> None:
+    """The attention over all keys, and its log-sum-exp, from those over P parts of them."""
+    for b, g, r, m in kd.parallel("B", "G", "R", "M"):
+        top, total, acc = kd.full([], -kd.inf), kd.zeros([]), kd.zeros(["E"])
+        for p in kd.sequential(kd.tile("P")):
+            found = parts_lse[b, g, p, r, m]
+            new_top = kd.maximum(top, kd.max(found, axis=0))
+            shift = kd.where(new_top == -kd.inf, 0.0, new_top)
+            weight = kd.exp(found - shift)
+            fade = kd.exp(top - shift)
+            total = total * fade + kd.sum(weight, axis=0)
+            acc = acc * fade + kd.sum(parts[b, g, p, r, m, :] * weight[:, None], axis=0)
+            top = new_top
+        o[b, g, r, m, :] = acc / kd.where(total == 0.0, 1.0, total)
+        lse[b, g, r, m] = top + kd.log(total)
