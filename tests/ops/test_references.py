@@ -70,7 +70,7 @@ SCORES = [
 ]
 
 
-@pytest.mark.parametrize("options", SCORES, ids=lambda options: " ".join(options))
+@pytest.mark.parametrize("options", SCORES, ids=" ".join)
 def test_scores_of_attention(options: dict[str, Any]) -> None:
     q, k, v = randn(2, 4, 5, 16), randn(2, 2, 8, 16), randn(2, 2, 8, 24)
     o, lse = naive.attention(q, k, v, **options)
