@@ -19,10 +19,12 @@ WINDOW = "None, a whole number of keys, 1 or more, or a pair (behind, ahead) of 
 
 Window = int | tuple[int, int] | None
 
+_PAIRS = (tuple, list)
+
 
 def sides(op: str, window: Any) -> tuple[Any, Any]:
     """A window as the schema has it: how many positions away what is seen begins to end, and, of a pair, how far ahead."""
-    if not isinstance(window, tuple | list):
+    if not isinstance(window, _PAIRS):
         return window, None
     if len(window) != 2 or not all(_whole(n) and n >= -1 for n in window):
         checks.reject(op, "window", repr(window), WINDOW)
@@ -48,7 +50,7 @@ class Scores(NamedTuple):
     def split(op: str, arguments: Sequence[Any]) -> "tuple[Scores, Any]":
         """From the arguments of a schema, and the one among them that is none of these: ``return_lse``, or ``needed``."""
         causal, scale, window, key_lengths, other, *new = arguments
-        if isinstance(window, tuple | list):
+        if isinstance(window, _PAIRS):
             window, ahead = sides(op, window)
             return Scores(causal, scale, window, key_lengths, *new)._replace(ahead=ahead), other
         return Scores(causal, scale, window, key_lengths, *new), other

@@ -12,6 +12,7 @@ ROWS = (1, 1, 2, 3, 4, 5, 7, 16, 17, 33)
 FLOATS = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.bfloat16, torch.float64)
 LAYOUTS = ("contiguous", "contiguous", "contiguous", "permuted", "gaps", "steps", "misaligned", "expanded", "negated")
 EPS = (1e-5, 1e-6, 1e-3, 1, 0.5)
+COUNTS = (torch.int32, torch.int64)
 LARGEST_WINDOWS = (2**31 - 1, 2**31, 2**63 - 1)
 
 
@@ -62,7 +63,8 @@ def draw(number: int, device: str, backends: tuple[str, ...]) -> Call:
     tensors, flags, length = OPS[op](rng)
     grads = rng.random() < 0.5 and op not in ("fp8_matmul", "quantize_fp8")
     if grads:
-        wants = [n for n, t in tensors.items() if t is not None and t.dtype.is_floating_point and rng.random() < 0.7]
+        floating = [n for n, t in tensors.items() if t is not None and t.dtype.is_floating_point and n != "alibi_slopes"]
+        wants = [n for n in floating if rng.random() < 0.7]
         tensors = {
             n: t if t is None or n not in wants else Given(**{**vars(t), "grad": True}) for n, t in tensors.items()
         }
@@ -131,15 +133,33 @@ def _attention(rng: random.Random) -> Drawn:
     found: dict[str, Given | None] = {"q": _given(rng, (batch, kv_heads * group, queries, head_dim), dtype)}
     width = head_dim if rng.random() < 0.7 else rng.choice((1, 8, 24, 40, 64))
     found |= {name: _given(rng, (batch, kv_heads, keys, dim), dtype) for name, dim in (("k", head_dim), ("v", width))}
-    found["key_lengths"] = Given((batch,), torch.int32, magnitude=keys) if rng.random() < 0.3 else None
+    for name in ("key_lengths", "key_starts"):
+        counts = Given((batch,), rng.choice((torch.int32, torch.int64)), magnitude=keys)
+        found[name] = counts if rng.random() < (0.3 if name == "key_lengths" else 0.1) else None
     windows = (None, None, None, 1, 2, rng.randrange(1, keys + 1), keys, queries + keys, *LARGEST_WINDOWS)
+    pairs = tuple((rng.choice((-1, 0, 1, keys)), rng.choice((-1, 0, 2, keys))) for _ in range(2))
+    found |= _scores(rng, (batch, kv_heads * group, queries, keys), dtype)
     flags = {
         "causal": rng.random() < 0.5,
         "scale": rng.choice((None, None, None, 0.25, 1, 0.0, -0.5)),
-        "window": rng.choice(windows),
+        "window": rng.choice(windows + pairs),
         "return_lse": rng.random() < 0.3,
+        "softcap": rng.choice((0.5, 3, 30.0)) if rng.random() < 0.15 else None,
     }
     return found, flags, max(keys, head_dim, width)
+
+
+def _scores(rng: random.Random, whole: tuple[int, ...], dtype: torch.dtype) -> dict[str, Given | None]:
+    """What may be added to scores, or masks them."""
+    mask = tuple(n if rng.random() < 0.6 else 1 for n in whole)[rng.choice((0, 0, 1, 2)) :]
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    slopes = rng.choice((whole[1:2], whole[:2]))
+    found: dict[str, Given | None] = {
+        "mask": _given(rng, mask, rng.choice((torch.bool, dtype))) if rng.random() < 0.25 else None,
+        "alibi_slopes": Given(slopes, exact, magnitude=-1.0) if rng.random() < 0.15 else None,
+        "sinks": _given(rng, whole[1:2], dtype) if rng.random() < 0.15 else None,
+    }
+    return found
 
 
 def _product(rng: random.Random) -> Drawn:
@@ -178,9 +198,11 @@ OPS: dict[str, Callable[[random.Random], Drawn]] = {
 # ------------------------------------------------------------------ values
 def values(given: Given, generator: torch.Generator) -> torch.Tensor:
     """Numbers for a tensor, on the CPU, contiguous: normal ones, lengths from 0 to ``magnitude``, or positive scales (-1)."""
-    if given.dtype == torch.int32:
-        return torch.randint(0, int(given.magnitude) + 1, given.shape, generator=generator, dtype=torch.int32)
+    if given.dtype in COUNTS:
+        return torch.randint(0, int(given.magnitude) + 1, given.shape, generator=generator, dtype=given.dtype)
     drawn = torch.randn(given.shape, generator=generator)
+    if given.dtype == torch.bool:
+        return drawn > -1.0
     if given.magnitude < 0:
         return drawn.abs() + 0.1
     if given.layout == "expanded" and given.shape and given.shape[0]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import kpt.ops
+from kpt.ops.flash_attention.scores import sides
 from kpt.ops.registry import get
 from tests.calls.draw import Call, draw, laid_out, values
 from tests.tolerances import tolerance
@@ -64,7 +65,7 @@ def trouble(call: Call) -> str | None:
             return None if _may_refuse(call, str(error)) else f"refused: {error}"
         except Exception as error:
             return f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        wide = {n: t if t is None or t.dtype == torch.int32 else _wide(call, n, t) for n, t in numbers.items()}
+        wide = {n: t if t is None or not t.is_floating_point() else _wide(call, n, t) for n, t in numbers.items()}
         try:
             exact = _answer(call, wide, "reference", slopes, exact=True)
             native = _answer(call, numbers, "reference", slopes)
@@ -129,7 +130,11 @@ def _call(call: Call, given: dict[str, Any], flags: dict[str, Any], exact: bool)
     if exact:  # without the checks of dtypes
         return op.reference(*[arguments[n] for n in names])
     if call.mode == "torch.ops":
-        return getattr(torch.ops.kpt, call.op)(*[arguments[n] for n in names])
+        given = [arguments[n] for n in names]
+        if "window" in arguments:
+            given[list(names).index("window")], ahead = sides(call.op, arguments["window"])
+            given.append(ahead)
+        return getattr(torch.ops.kpt, call.op)(*given)
     return op.public(**arguments)
 
 
@@ -164,6 +169,11 @@ def _unwritten(t: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
     """The size of what is summed in a gradient that may cancel to nothing: of one key, of a row of one element."""
     size = {n: 0.0 if t is None or not t.numel() else float(t.double().abs().max()) for n, t in numbers.items()}
+    if call.op == "flash_attention" and name in ("mask", "sinks"):  # sums over what it is broadcast along
+        q, k = call.tensors["q"], call.tensors["k"]
+        assert q is not None
+        assert k is not None
+        return 3.0 * size["v"] * math.sqrt(q.shape[0] * q.shape[1] * q.shape[2] * (k.shape[2] if name == "mask" else 1))
     if call.op == "flash_attention" and name != "v":
         q = call.tensors["q"]
         assert q is not None
@@ -204,7 +214,7 @@ def _compare(call: Call, numbers: dict[str, Any], got: Answer, exact: Answer, na
 
 def _narrow(call: Call) -> str:
     """The narrowest type that values are rounded to on the way."""
-    dtypes = [t.dtype for t in call.tensors.values() if t is not None and t.dtype != torch.int32]
+    dtypes = [t.dtype for t in call.tensors.values() if t is not None and t.dtype in SHORT]
     dtypes += [call.autocast] if call.autocast is not None else []
     if call.op == "fp8_matmul":
         dtypes = [call.flags["out_dtype"]]

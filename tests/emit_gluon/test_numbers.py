@@ -96,6 +96,23 @@ def test_values_of_another_head_dim(head_dim: int, values: int) -> None:
     assert_close(arguments["o"], wanted, "bf16", 330)
 
 
+@pytest.mark.parametrize("options", [{"sinks": True}, {"softcap": True}, {"sinks": True, "softcap": True}], ids=str)
+def test_sinks_and_caps(options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 64).bfloat16() for n in (130, 200, 200))
+    sinks = torch.tensor([2.0, -1.0]) if "sinks" in options else None
+    softcap = 1.5 if "softcap" in options else None
+    arguments = flash_attention_fwd.bind(
+        q, k, v, None, torch.empty_like(q), torch.empty(1, 2, 130), 0.3, None, True, softcap=softcap, sinks=sinks
+    )
+    instance = Instance.bind(flash_attention_fwd, arguments)
+    interpret_for(H200, instance, arguments, warp_specialised(instance))
+    wide = (t.double() for t in (q, k, v))
+    wanted, lse = kpt.ops.flash_attention(*wide, causal=True, scale=0.3, softcap=softcap, sinks=sinks, return_lse=True)
+    assert_close(arguments["o"], wanted, "bf16", 200)
+    assert_close(arguments["lse"], lse, "f32", 200)
+
+
 def test_an_epilogue_keeps_nan_and_truncates() -> None:
     torch.manual_seed(0)
     x, w = torch.randn(200, 128).bfloat16(), torch.randn(264, 128).bfloat16()

@@ -27,10 +27,15 @@ CASES = [
 ]
 
 
+LLAMA = {"B": 4, "H": 16, "G": 4, "M": 4096, "N": 4096, "D": 128}
 WIDE = {"B": 1, "H": 16, "G": 16, "M": 4096, "N": 4096, "D": 192}
 SCORES: list[tuple[str, dict[str, int], dict[str, object], int]] = [
     ("flash_attention", WIDE, {"causal": True, "value_dim": 128}, 0),
     ("flash_attention_backward", WIDE, {"causal": True, "value_dim": 128}, 152),
+    ("flash_attention", LLAMA, {"causal": True, "softcap": 50.0, "sinks": True}, 0),
+    ("flash_attention", LLAMA, {"window": (512, 256), "mask": "added"}, 0),
+    ("flash_attention", LLAMA, {"causal": True, "key_starts": True, "alibi": True, "mask": "seen"}, 0),
+    ("flash_attention_backward", LLAMA, {"causal": True, "softcap": 50.0, "sinks": True, "mask": "added"}, 0),
 ]
 """Attention as some models have it, for which two architectures stand, and bytes a thread that may spill: the gradients of keys
 wider than 128 do on sm_90 (192 bytes of 192 or 256), of which the rule for registers knows nothing."""

@@ -38,18 +38,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "softcap": {"softcap": 1.5, "causal": True},
     "mask of bools": {"mask": hiding(2, 1, M, N) > -1.0, "causal": True},
     "mask of keys": {"mask": randn(N) > -0.4},
-    "alibi": {"alibi_slopes": randn(4).abs(), "causal": True},
-    "alibi of batch entries": {"alibi_slopes": randn(2, 4).abs()},
-    "sinks": {"sinks": randn(4), "causal": True},
+    "alibi": {"alibi_slopes": randn(2).abs(), "causal": True},
+    "alibi of batch entries": {"alibi_slopes": randn(2, 2).abs()},
+    "sinks": {"sinks": randn(2), "causal": True},
     "left padding": {"key_starts": torch.tensor([3, N]), "causal": True},
     "both paddings": {"key_starts": torch.tensor([0, 40]), "key_lengths": torch.tensor([N - 2, 60])},
     "window": {"window": (3, 6)},
     "window ahead": {"window": (-1, 2)},
     "window behind": {"window": (4, -1)},
-    "added mask": {"mask": hiding(4, M, N), "causal": True},
+    "added mask": {"mask": hiding(2, M, N), "causal": True},
     "added to all alike": {"mask": hiding(2, 1, M, 1), "window": 9},
     "everything": {
-        "softcap": 2.0, "mask": hiding(2, 1, M, N), "alibi_slopes": randn(4).abs(), "sinks": randn(4), "scale": -0.3,
+        "softcap": 2.0, "mask": hiding(2, 1, M, N), "alibi_slopes": randn(2).abs(), "sinks": randn(2), "scale": -0.3,
         "key_starts": torch.tensor([1, 2]), "key_lengths": torch.tensor([N, 60]), "window": (25, 13),
     },
 }  # fmt: skip
@@ -63,17 +63,22 @@ def exact(do: torch.Tensor, dlse: torch.Tensor, q: Any, k: Any, v: Any, learned:
     return o, lse, torch.autograd.grad(total, given)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", OPTIONS)
+SLOW = ("triton", "pallas")
+"""Interpreters, which see a few of them."""
+
+SEEN = ("softcap", "mask of bools", "alibi", "both paddings", "window", "everything")
+
+
+@pytest.mark.parametrize(("name", "backend"), [(n, b) for n in OPTIONS for b in BACKENDS if b not in SLOW or n in SEEN])
 def test_values_and_gradients(name: str, backend: Any) -> None:
     options = OPTIONS[name]
-    q, k, v = (t.requires_grad_() for t in (randn(2, 4, M, 16), randn(2, 2, N, 16), randn(2, 2, N, 24)))
+    q, k, v = (t.requires_grad_() for t in (randn(2, 2, M, 16), randn(2, 1, N, 16), randn(2, 1, N, 24)))
     learned = {
         n: t.clone().requires_grad_()
         for n in LEARNED
         if (t := options.get(n)) is not None and t.is_floating_point() and not (n == "mask" and backend == "pallas")
     }
-    do, dlse = randn(2, 4, M, 24), randn(2, 4, M)
+    do, dlse = randn(2, 2, M, 24), randn(2, 2, M)
     with prefer(backend):
         o, lse = flash_attention(q, k, v, **(options | learned), return_lse=True)
         found = torch.autograd.grad((o, lse), (q, k, v, *learned.values()), (do, dlse))
