@@ -21,9 +21,12 @@ def scaled_dot_product_attention(
 ) -> torch.Tensor:
     """``torch.nn.functional.scaled_dot_product_attention``, in names, defaults, shapes, masks and results.
 
-    ``query``: (…, heads, L, D); ``key``: (…, heads, S, D); ``value``: (…, heads, S, E); dims before L and S broadcast, and with
-    ``enable_gqa`` queries may have a multiple of the heads. ``is_causal``: query i sees keys 0 to i (aligned top left, other
+    ``query``: (…, heads, L, D); ``key``: (…, heads, S, D); ``value``: (…, heads, S, E); dims before L and S broadcast, and
+    with ``enable_gqa`` queries may have a multiple of the heads. ``is_causal``: query i sees keys 0 to i (aligned top left, other
     than in ``flash_attention``). Gives (…, heads, L, E).
+
+    ``attn_mask``: of bools (True: seen) or added to the scores. A query whose mask hides all keys gets zeros, also where numbers
+    hide them that are as low as ``torch.finfo(torch.float32).min``.
 
     What ``flash_attention`` computes goes there; PyTorch serves the rest (dropout, more queries than keys where causal), which
     ``kpt.ops.counters()`` shows among the fallbacks of ``flash_attention``. Raises what PyTorch raises.
@@ -31,9 +34,9 @@ def scaled_dot_product_attention(
     reason = _why_not(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if reason is None:
         found = _together(query, key, value, enable_gqa)
-        if found is not None:
-            return _attend(query, key, value, is_causal, scale, *found)
-        reason = "queries, keys and values do not go together"
+        if found is not None and _broadcasts(attn_mask, (*found[0], found[1], query.shape[-2], key.shape[-2])):
+            return _attend(query, key, value, attn_mask, is_causal, scale, *found)
+        reason = "queries, keys, values and mask do not go together"
     if not torch.compiler.is_compiling():
         DISPATCHERS["flash_attention"].count_outside(f"scaled_dot_product_attention: {reason}")
     return F.scaled_dot_product_attention(
@@ -49,7 +52,12 @@ def _why_not(
     if not all(isinstance(t, torch.Tensor) for t in (query, key, value)) or type(causal) is not bool or type(scale) is bool:
         return "an argument is of another type"
     if mask is not None:
-        return "there is a mask"
+        if causal:
+            return "it is causal, and there is a mask"
+        if not isinstance(mask, torch.Tensor) or mask.dtype not in (torch.bool, query.dtype) or mask.device != query.device:
+            return "the mask is neither of bools nor like the queries"
+        if query.ndim > 4 and mask.ndim > 3:
+            return "the mask of more than four dims differs between batch entries"
     if dropout != 0.0:
         return "dropout is on"
     if not (query.dtype == key.dtype == value.dtype and query.device == key.device == value.device):
@@ -70,7 +78,7 @@ def _together(
     tensors = (query, key, value)
     if query.ndim < 3 or not query.ndim == key.ndim == value.ndim or not all(t.numel() for t in tensors):
         return None
-    if query.shape[-1] != key.shape[-1] or key.shape[-1] != value.shape[-1] or key.shape[-2] != value.shape[-2]:
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         return None
     if query.shape[:-3] == key.shape[:-3] == value.shape[:-3]:
         batch: Sequence[int] = query.shape[:-3]
@@ -88,15 +96,21 @@ def _together(
     return batch, max(heads, shared), shared
 
 
+def _broadcasts(mask: torch.Tensor | None, shape: Sequence[int]) -> bool:
+    if mask is None:
+        return True
+    return mask.ndim <= len(shape) and all(n in (1, m) for n, m in zip(reversed(mask.shape), reversed(shape), strict=False))
+
+
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float | None, batch: Sequence[int],
-    heads: int, groups: int,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool,
+    scale: float | None, batch: Sequence[int], heads: int, groups: int,
 ) -> torch.Tensor:  # fmt: skip
     length = query.shape[-2]
     if causal and length != key.shape[-2]:  # what lies behind the last query is seen by none
         key, value = key[..., :length, :], value[..., :length, :]
     q, k, v = (_of_rank_4(t, batch, n) for t, n in ((query, heads), (key, groups), (value, groups)))
-    o = flash_attention(q, k, v, causal=causal, scale=scale)
+    o = flash_attention(q, k, v, causal=causal, scale=scale, mask=mask)
     assert isinstance(o, torch.Tensor)
     return o if query.ndim == 4 else o.reshape(*batch, heads, length, o.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Attention of few queries: its kernels on every backend against plain loops, which calls they serve, and over how many parts."""
+"""Attention of few queries: its kernels on every backend against plain loops, which calls they serve, and in how many parts."""
 
 from typing import Any
 

@@ -30,6 +30,10 @@ SERVED = {
     "causal": ((2, 3, 37, 8), (2, 3, 37, 8), {"is_causal": True}),
     "causal, fewer queries than keys": ((2, 3, 5, 8), (2, 3, 7, 8), {"is_causal": True}),
     "causal, one query": ((2, 3, 1, 8), (2, 3, 7, 8), {"is_causal": True}),
+    "a mask of bools": ((2, 3, 5, 8), (2, 3, 7, 8), {"attn_mask": torch.arange(35).reshape(5, 7) % 3 > 0}),
+    "a mask that is added": ((2, 3, 5, 8), (2, 3, 7, 8), {"attn_mask": torch.arange(70.0).reshape(2, 1, 5, 7).sin()}),
+    "a mask, 3-D": ((3, 5, 8), (3, 7, 8), {"attn_mask": torch.arange(105).reshape(3, 5, 7) % 4 > 0}),
+    "a mask, 5-D": ((2, 2, 3, 5, 8), (2, 2, 3, 7, 8), {"attn_mask": torch.arange(7) > 1}),
     "scale": ((2, 3, 5, 8), (2, 3, 7, 8), {"scale": 0.3}),
     "a scale below zero": ((2, 3, 5, 8), (2, 3, 7, 8), {"scale": -0.3}),
 }
@@ -40,7 +44,7 @@ PYTORCHS = {
     "no keys": ((2, 3, 5, 8), (2, 3, 0, 8), {}),
     "no queries": ((2, 3, 0, 8), (2, 3, 7, 8), {}),
     "ranks that differ": ((3, 5, 8), (2, 3, 7, 8), {}),
-    "a mask": ((2, 3, 5, 8), (2, 3, 7, 8), {"attn_mask": torch.arange(35).reshape(5, 7) % 3 > 0}),
+    "a mask of batch entries, 5-D": ((2, 2, 3, 5, 8), (2, 2, 3, 7, 8), {"attn_mask": torch.arange(28).view(2, 2, 1, 1, 7) > 3}),
 }
 
 
@@ -82,6 +86,8 @@ def test_dropout_follows_the_same_law() -> None:
 REFUSED: dict[str, Any] = {
     "dtypes": lambda f, q, k: f(q, k.double(), k),
     "heads": lambda f, q, k: f(q, k[:, :2], k[:, :2]),
+    "a mask of another dtype": lambda f, q, k: f(q, k, k, torch.ones(5, 7, dtype=torch.float64)),
+    "a mask that does not broadcast": lambda f, q, k: f(q, k, k, torch.ones(4, 7, dtype=torch.bool)),
     "groups": lambda f, q, k: f(q, k[:, :2], k[:, :2], enable_gqa=True),
     "head dims": lambda f, q, k: f(q, k[..., :4], k[..., :4]),
     "a flag that is none": lambda f, q, k: f(q, k, k, is_causal=1),
