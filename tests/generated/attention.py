@@ -23,7 +23,7 @@ DIMS_BEFORE_TOKENS = (0, 1, 3, 2)  # no unit last stride
 @dataclass(frozen=True, kw_only=True)
 class Attention(Case):
     """``lengths``: key lengths as shares of N, None for no key_lengths; ``magnitude`` multiplies the scores' spread; ``E``: the
-    head dim of values, None where it is D."""
+    head dim of values, None where it is D; ``sides``: how far behind and ahead a window goes; ``starts``: as ``lengths``."""
 
     kernel: ClassVar = flash_attention_fwd
     B: int = 1
@@ -37,6 +37,8 @@ class Attention(Case):
     causal: bool = False
     window: int | None = None
     lengths: tuple[float, ...] | None = None
+    sides: tuple[int | None, int] | None = None
+    starts: tuple[float, ...] | None = None
     magnitude: float = 1.0
     layout: Layout = CONTIGUOUS
     out_layout: Layout = CONTIGUOUS
@@ -48,21 +50,26 @@ class Attention(Case):
 
     def arguments(self) -> dict[str, Any]:
         H = self.G * self.groups
-        lengths = None
-        if self.lengths is not None:
-            counts = [round(self.lengths[i % len(self.lengths)] * self.N) for i in range(self.B)]
-            lengths = torch.tensor(counts, dtype=torch.int32)
+        left, right = self.sides or (None, None)
         return {
             "q": place(random(self.seed, (self.B, H, self.M, self.D), self.magnitude), self.dtype, self.layout),
             "k": place(random(self.seed + 1, (self.B, self.G, self.N, self.D)), self.dtype, self.layout),
             "v": place(random(self.seed + 2, (self.B, self.G, self.N, self.width)), self.dtype, self.layout),
-            "key_lengths": lengths,
+            "key_lengths": self._counts(self.lengths),
+            "key_starts": self._counts(self.starts),
+            "left": left,
+            "right": right,
             "o": empty((self.B, H, self.M, self.width), self.dtype, self.out_layout),
             "lse": empty((self.B, H, self.M), "f32", Layout((0, 1, 2))),
             "scale": 1 / math.sqrt(self.D),
             "window": self.window,
             "causal": self.causal,
         }
+
+    def _counts(self, shares: tuple[float, ...] | None) -> torch.Tensor | None:
+        if shares is None:
+            return None
+        return torch.tensor([round(shares[i % len(shares)] * self.N) for i in range(self.B)], dtype=torch.int32)
 
     def visible(self, lengths: Any) -> NDArray[np.bool_]:
         """Which query sees which key, (B, 1, M, N)."""
@@ -73,8 +80,13 @@ class Attention(Case):
             seen &= key <= query
         if self.window is not None:
             seen &= np.abs(query - key) < self.window
+        if self.sides is not None:
+            left, right = self.sides
+            seen &= (key <= query + right) & (left is None or query - key <= left)
         if lengths is not None:
             seen &= key < exact(lengths)[:, None, None, None]
+        if (starts := self._counts(self.starts)) is not None:
+            seen &= key >= exact(starts)[:, None, None, None]
         return seen
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
@@ -120,7 +132,9 @@ def attention(draw: st.DrawFn) -> Attention:
         E=draw(st.sampled_from([None, None, None, 32, 64, 80])),
         causal=draw(st.booleans()),
         window=draw(st.none() | st.none() | _WINDOW),
+        sides=draw(st.none() | st.none() | st.tuples(st.none() | _WINDOW, _WINDOW)),
         lengths=draw(st.none() | _LENGTHS),
+        starts=draw(st.none() | st.none() | _LENGTHS),
         magnitude=draw(st.sampled_from([1.0, 1.0, 0.01, 30.0])),
         layout=draw(layouts(4, TOKENS_FIRST, TOKENS_FIRST, DIMS_BEFORE_TOKENS)),
         out_layout=draw(layouts(4, TOKENS_FIRST)),
@@ -138,5 +152,6 @@ ALWAYS = (
     Attention(B=2, M=64, N=128, lengths=(0.0, 0.5), dtype="f32"),
     Attention(M=128, N=128, causal=True, groups=4, layout=Layout(TOKENS_FIRST)),
     Attention(M=37, N=199, causal=True, D=80, E=32),
+    Attention(B=2, M=130, N=199, sides=(40, 17), starts=(0.0, 0.5)),
 )
 """Cases that every run has."""

@@ -296,6 +296,7 @@ _SEEN: tuple[dict[str, Any], ...] = (
     },
     {"B": 2, "M": 70, "N": 90, "causal": True, "window": 31, "lengths": (0.3, 0.97), "D": 80, "magnitude": 30.0},
     {"M": 37, "N": 199, "D": 80, "E": 32, "causal": True},
+    {"B": 2, "M": 130, "N": 199, "sides": (40, 17), "starts": (0.0, 0.5)},
     {"M": 0, "N": 37},
     {"M": 37, "N": 0},
 )

@@ -121,9 +121,12 @@ def test_opcheck(op: str, flags: dict[str, Any]) -> None:
 
 
 def test_what_is_left_out_of_a_call_of_torchs_op_is_absent() -> None:
-    q = randn(1, 2, 5, 16)
-    (o,) = torch.ops.kpt.flash_attention(q, q, q, True, None, 3, None, False)
-    assert_close(o, flash_attention(q, q, q, causal=True, window=3), "f32", 16)
+    q = randn(1, 2, 5, 16).requires_grad_()
+    with prefer("numpy"):
+        (o,) = torch.ops.kpt.flash_attention(q, q, q, True, None, 3, None, False)
+        wanted = flash_attention(q, q, q, causal=True, window=3)
+    assert torch.equal(o, wanted)
+    assert torch.equal(*(torch.autograd.grad(t.sum(), q)[0] for t in (o, wanted)))
 
 
 @pytest.mark.parametrize("backend", ["numpy", "triton"])
