@@ -22,14 +22,14 @@ def scaled_dot_product_attention(
     """``torch.nn.functional.scaled_dot_product_attention``, in names, defaults, shapes, masks and results.
 
     ``query``: (…, heads, L, D); ``key``: (…, heads, S, D); ``value``: (…, heads, S, E); dims before L and S broadcast, and
-    with ``enable_gqa`` queries may have a multiple of the heads. ``is_causal``: query i sees keys 0 to i (aligned top left, other
-    than in ``flash_attention``). Gives (…, heads, L, E).
+    with ``enable_gqa`` queries may have a multiple of the heads. ``is_causal``: query i sees keys 0 to i (aligned top left,
+    other than in ``flash_attention``). Gives (…, heads, L, E).
 
-    ``attn_mask``: of bools (True: seen) or added to the scores. A query whose mask hides all keys gets zeros, also where numbers
-    hide them that are as low as ``torch.finfo(torch.float32).min``.
+    ``attn_mask``: of bools (True: seen) or added to the scores. A query whose mask hides all keys gets zeros, also where
+    numbers hide them that are as low as ``torch.finfo(torch.float32).min``.
 
-    What ``flash_attention`` computes goes there; PyTorch serves the rest (dropout, more queries than keys where causal), which
-    ``kpt.ops.counters()`` shows among the fallbacks of ``flash_attention``. Raises what PyTorch raises.
+    What ``flash_attention`` computes goes there; PyTorch serves the rest (dropout, more queries than keys where causal),
+    which ``kpt.ops.counters()`` shows among the fallbacks of ``flash_attention``. Raises what PyTorch raises.
     """
     reason = _why_not(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if reason is None:
