@@ -14,7 +14,8 @@ from typing import Any, Literal
 from kpt_dsl import ir, language
 from kpt_dsl.dtypes import f32, i32
 from kpt_dsl.frontend import typing as ty
-from kpt_dsl.frontend.expressions import Expressions, TileRef, describe
+from kpt_dsl.frontend.expressions import Expressions
+from kpt_dsl.frontend.indexing import TileRef, describe
 from kpt_dsl.frontend.names import Local
 from kpt_dsl.frontend.outside import Values
 from kpt_dsl.frontend.races import check_races
