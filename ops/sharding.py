@@ -81,7 +81,7 @@ def _strategy(op: Op, schema: Any) -> Any:
 
 
 def _placements(way: Sharding, given: Sequence[bool], count: int) -> list[Any]:
-    """What is asked of the outputs, then of each argument that is a tensor."""
+    """What is asked of the outputs, then of each argument that is a tensor; those at the end that are None may be left out."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     words: dict[Placed, Callable[[], Any]] = {WHOLE: Replicate, SUM: Partial}
@@ -89,5 +89,5 @@ def _placements(way: Sharding, given: Sequence[bool], count: int) -> list[Any]:
     def placement(placed: Placed) -> Any:
         return Shard(placed) if isinstance(placed, int) else words[placed]()
 
-    inputs = [placement(p) if g else None for p, g in zip(way.inputs, given, strict=True)]
+    inputs = [placement(p) if g else None for p, g in zip(way.inputs, given, strict=False)]
     return [*[placement(p) for p in way.outputs[:count]], *inputs]

@@ -70,6 +70,14 @@ def ways() -> Iterator[Way]:
         yield lambda q, k, v: kpt.ops.flash_attention(q, k, v, causal=True), [q, k, k + 1], cut, cut[0], cut
         yield lambda q, k, v: kpt.ops.flash_attention(q, k, v, return_lse=True)[1], [q, k, k + 1], cut, cut[0], cut
 
+        def scored(q: Any, k: Any, v: Any, mask: Any, sinks: Any) -> Any:
+            return kpt.ops.flash_attention(q, k, v, mask=mask, sinks=sinks)
+
+        given = [Shard(0), WHOLE] if dim == 0 else [WHOLE, Shard(0)]
+        made = [Shard(0), partial] if dim == 0 else [partial, Shard(0)]
+        beside = [randn(2, 1, 5, 7, seed=5), randn(4, seed=6)]
+        yield scored, [q, k, k + 1, *beside], [*cut, *given], cut[0], [*cut, *made]
+
 
 def check_ops(mesh: DeviceMesh) -> None:
     for number, (op, tensors, placements, output, gradients) in enumerate(ways()):
