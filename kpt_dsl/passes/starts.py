@@ -1,7 +1,9 @@
 """Loops that begin at a place that was loaded: their tiles are counted from there, so that only the last one has an edge.
 
 Rounded down to a tile's start, such a loop would have a masked head as well, and two that nest nine copies of a body where four
-do. (Starts that are computed stay rounded down: they mostly fall on tiles, or a mask tells how far off they are.)
+do. Starts that are computed stay rounded down: they mostly fall on tiles, or a mask tells how far off they are. So do loops
+whose tiles lie along the last dim of a tile that is loaded: from any start on, its elements have an address each, where from a
+multiple of the block one does for many.
 """
 
 from dataclasses import replace
@@ -29,7 +31,8 @@ class _Starts:
         done: list[ir.Stmt] = []
         for stmt in body:
             if isinstance(stmt, ir.For):
-                if isinstance(stmt.over, ir.Tile) and not stmt.share and self.is_loaded(stmt.start, frozenset()):
+                loaded = isinstance(stmt.over, ir.Tile) and not stmt.share and self.is_loaded(stmt.start, frozenset())
+                if loaded and not _along_last(stmt):
                     self.tiles.add(stmt.over.name)
                     first, last = self.named(stmt, stmt.start, "first", done), self.named(stmt, stmt.stop, "last", done)
                     stmt = replace(stmt, start=first, stop=last, at_start=True)
@@ -60,3 +63,9 @@ class _Starts:
         self.values[name] = [bound]
         done.append(ir.Assign(name, bound, loc=loop.loc))
         return ir.Var(name, type=bound.type)
+
+
+def _along_last(loop: ir.For) -> bool:
+    """Whether a tile of several axes is loaded whose last one is the loop's."""
+    loads = (e for e in ir.every_expr(loop.body) if isinstance(e, ir.Load))
+    return any(e.index[-1] == loop.tile.axis and len(e.type.shape) > 1 for e in loads)

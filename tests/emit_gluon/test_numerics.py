@@ -78,7 +78,7 @@ def check(case: Case, device: str) -> None:
     if device == "cuda" and isinstance(case, Attention):
         heads = case.G * case.groups * math.ceil(case.M / 192)
         case = replace(case, B=math.ceil(SEVERAL_TURNS / heads))
-    arguments = case.arguments()
+    arguments = case.kernel.defaults | case.arguments()
     expected = case.expected(arguments, cuda=device == "cuda")
     given = {name: to_device(a, device) if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
     instance = Instance.bind(case.kernel, given)
@@ -154,7 +154,7 @@ def assert_found(
         assert right in source.text
         return replace(source, text=source.text.replace(right, wrong))
 
-    arguments = case.arguments()
+    arguments = case.kernel.defaults | case.arguments()
     expected = case.expected(arguments, cuda=False)
     instance = Instance.bind(case.kernel, arguments)
     interpret_for(H200, instance, arguments, config)

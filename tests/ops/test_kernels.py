@@ -20,7 +20,7 @@ from tests.ops.calls import OPS, arguments, served
 from tests.tolerances import assert_close
 
 BACKENDS = ("numpy", "triton", "pallas")
-SEVERAL_WAYS = ("flash_attention_backward",)
+SEVERAL_WAYS = ("flash_attention", "flash_attention_backward")
 """Ops that choose between kernels by what was measured."""
 
 
@@ -146,7 +146,7 @@ def test_instances_are_what_a_call_launches(op: str) -> None:
     spec = get(op)
     launched = [p.kernel.name for p in spec.record(given)]
     with kpt.ops.prefer("numpy"):
-        explained = kpt.ops.explain(op, **dict(zip(_parameters(spec.public), given, strict=True)))
+        explained = kpt.ops.explain(op, **dict(zip(_parameters(spec.public), given, strict=False)))  # a schema may have more
     others = iter(launched)  # of several ways to go, one is explained and all are tuned
     assert all(k.kernel in others for k in explained.kernels)
     assert len(launched) == len(explained.kernels) or op in SEVERAL_WAYS

@@ -178,7 +178,7 @@ class Memory:
 
     def __getitem__(self, index: Any) -> Value:
         found = self.array[self.place(index)].copy()
-        return Value(found * 0 if self._adds(index) else found, self.dtype == "i64", self.axes(index))
+        return Value(np.zeros_like(found) if self._adds(index) else found, self.dtype == "i64", self.axes(index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         place = self.place(index)

@@ -154,14 +154,34 @@ class Expressions:
             case ir.Transpose(x=x):
                 return f"{self.text(x, ATOM)}.T", ATOM
             case ir.Half(x=x, which=which):
-                return f"{self.axes.language}.split({self.text(x)})[{which}]", ATOM
+                return self._one_of_two(x, which), ATOM
             case ir.Join(a=a, b=b):
-                return f"{self.axes.language}.join({self.text(a)}, {self.text(b)})", ATOM
+                return self._join(a, b, e.type.shape[-1]), ATOM
             case ir.Reduce():
                 return self._reduce(e), ATOM
             case ir.Dot(a=a, b=b, acc=acc):
                 return self._dot(a, b, acc), ATOM
         raise AssertionError(f"no text for {type(e).__name__}")
+
+    def _one_of_two(self, x: ir.Expr, which: int) -> str:
+        """Of the elements along the last axis; where a product wants more lanes than two, by halving them."""
+        *others, axis = x.type.shape
+        tl, text, lanes = self.axes.language, self.text(x), self.axes.width(axis)
+        while lanes > 2:
+            lanes //= 2
+            sizes = ", ".join([*map(self.axes.lanes, others), str(lanes), "2"])
+            text, which = f"{tl}.split({tl}.reshape({text}, [{sizes}]))[{which}]", 0
+        return f"{tl}.split({text})[{which}]"
+
+    def _join(self, a: ir.Expr, b: ir.Expr, axis: ir.Axis) -> str:
+        tl = self.axes.language
+        if self.axes.width(axis) == 2:
+            return f"{tl}.join({self.text(a)}, {self.text(b)})"
+        rank = len(a.type.shape)
+        behind = f"[{', '.join([':'] * rank + ['None'])}]" if rank else ""
+        along = f"[{', '.join(['None'] * rank + [':'])}]" if rank else ""
+        first, second = (f"{self.text(x, ATOM)}{behind}" for x in (a, b))
+        return f"{tl}.where({self.axes.index(axis)}{along} == 0, {first}, {second})"
 
     def _unary(self, op: ir.UnaryOp, x: ir.Expr) -> Text:
         if op == "not":
