@@ -72,6 +72,9 @@ def interior(kernel: ir.Kernel, loop: ir.For, padded: Callable[[Axis], bool] = _
         return None
     is_size = isinstance(loop.stop, ir.Size)
     stop = fold.largest(fold.smallest(loop.stop, *uppers), _ZERO) if uppers or not is_size else loop.stop
+    size = ir.Size(axis.dim, type=_I32)
+    # What was loaded may be anything: rounded up to a tile's start, the greatest numbers would not fit in 32 bits.
+    lowers = [fold.smallest(bound, size) if isinstance(bound, ir.Load | ir.Var) else bound for bound in lowers]
     start = fold.largest(loop.start, *lowers) if lowers else loop.start
     body = tuple(_unmasked(fold.rebuild_statement(s, known), axis) for s in loop.body)
     body = fold.without_unused(body, loop.carried)

@@ -21,8 +21,7 @@ V6E = targets.get("tpu-v6e")
 EXTENTS = {"V": 100, "M": 24, "N": 300, "D": 300, "B": 9, "H": 6, "G": 3}
 INTEGERS = {"index": "i32", "first": "i32", "second": "i32", "low": "i32", "high": "i32", "stop": "i32", "counts": "i32",
             "found": "i32", "z": "i32", "flag": "bool", "keep": "bool"}  # fmt: skip
-KERNELS = [k for k in vars(kernels).values() if isinstance(k, kd.Kernel) and k is not kernels.in_groups]
-"""All but the one in groups, which TPUs refuse."""
+KERNELS = [k for k in vars(kernels).values() if isinstance(k, kd.Kernel)]
 
 
 def instance(kernel: kd.Kernel, dtype: str) -> Instance:
