@@ -202,12 +202,12 @@ def values(given: Given, generator: torch.Generator) -> torch.Tensor:
     if given.dtype in COUNTS:
         return torch.randint(0, int(given.magnitude) + 1, given.shape, generator=generator, dtype=given.dtype)
     drawn = torch.randn(given.shape, generator=generator)
+    if given.layout == "expanded" and given.shape and given.shape[0]:
+        drawn = drawn[:1].expand(given.shape)
     if given.dtype == torch.bool:
         return drawn > -1.0
     if given.magnitude < 0:
         return drawn.abs() + 0.1
-    if given.layout == "expanded" and given.shape and given.shape[0]:
-        drawn = drawn[:1].expand(given.shape)
     return (drawn * given.magnitude + given.centre).to(given.dtype)
 
 
