@@ -8,13 +8,13 @@ from kpt.ops.flash_attention.decoding_kernels import flash_attention_join, flash
 from kpt.ops.flash_attention.scores import Scores
 
 MOST_QUERIES = 16
-"""Queries up to which the heads of a group share a tile."""
+"""Queries up to which keys are shared out: rows of all heads of a group then fit in a tile or a few."""
 
 PROGRAMS = 2
-"""Programs on a multiprocessor that wait for memory together."""
+"""Programs on a multiprocessor that wait for memory together, at most (not tuned on any device yet)."""
 
 FEWEST_KEYS, FEWEST_KEYS_CPU = 256, 16
-"""Keys of a part, or more: below that a second kernel costs more than it saves. On a CPU, for its interpreters: few."""
+"""Keys of a part, or more: two tiles of the largest (not tuned on any device yet). On a CPU, for its interpreters: few."""
 
 MOST_PARTS_CPU = 3
 

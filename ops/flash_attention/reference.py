@@ -87,7 +87,7 @@ def flash_attention_backward(
 
 def _more_than_masked(scores: Scores) -> bool:
     """Whether scores are other than what PyTorch's own attention makes of a scale and a mask of bools: what is added may hide
-    all keys of a query, which there is NaN."""
+    all keys of a query, of which that may make their mean."""
     added = scores.mask is not None and scores.mask.dtype != torch.bool
     return added or any(x is not None for x in (scores.softcap, scores.alibi_slopes, scores.sinks))
 

@@ -53,7 +53,8 @@ def wished(sizes: GpuTiles) -> float:
         extra = TEMPORARIES * max(here.made for here in sizes.scopes)
         extra += 0 if sizes.target.async_copies else WORDS_AHEAD * sizes.ahead_bytes
     elif facts.products:
-        extra = max(_masks(sizes, p) + _read(sizes, p) for p in facts.products) + _columns(sizes) + _added(sizes)
+        extra = max(_masks(sizes, p) + _read(sizes, p) + _edges(sizes, p) for p in facts.products)
+        extra += _columns(sizes) + _added(sizes)
     else:  # a row stays while another is made of it
         extra = max(_held(sizes, scope) for scope in range(len(sizes.scopes)))
     return extra / sizes.threads
@@ -121,13 +122,17 @@ def _masks(sizes: GpuTiles, product: Product) -> float:
         return 0.0
     inside = (a for a in sizes.facts.arithmetic if a.scope == product.scope and a.axes == (product.m, product.n))
     masks = sum(operation in COMPARISONS for a in inside for operation in a.operations)
-    if product.scope:
-        loop = sizes.facts.loops[product.scope - 1]
-        if loop.share is not None:
-            masks += 0 if loop.deals_dim else 1 if loop.aligned else 2
-        elif any(isinstance(e, ir.Load) for e in ir.walk(loop.stop)):
-            masks += 1  # a length that is read at run time leaves padding in the last tile
+    if product.scope and any(isinstance(e, ir.Load) for e in ir.walk(sizes.facts.loops[product.scope - 1].stop)):
+        masks += 1  # a length that is read at run time leaves padding in the last tile
     return MASK * masks * sizes.count((product.m, product.n))
+
+
+def _edges(sizes: GpuTiles, product: Product) -> float:
+    """Words that a share between bounds takes whose operands pass through registers: its masked steps have some of their own
+    (compiled for sm_90: 41 to 51 registers)."""
+    loop = sizes.facts.loops[product.scope - 1] if product.scope else None
+    bounded = loop is not None and loop.share is not None and not loop.deals_dim
+    return EDGES * sizes.threads if bounded and not sizes.is_async(product) else 0.0
 
 
 def _added(sizes: GpuTiles) -> float:
