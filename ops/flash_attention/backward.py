@@ -47,6 +47,7 @@ def flash_attention_backward(
     sinks: torch.Tensor | None = None,
     key_starts: torch.Tensor | None = None,
     cache_lengths: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The gradients of q, k, v, sinks and mask, those that are ``needed`` (one bool for each; of the last two False where it is
     left out), in this order.
@@ -60,7 +61,7 @@ def flash_attention_backward(
     window, ahead = sides(OP, window)
     gradients: list[torch.Tensor] = _dispatch(
         do, q, k, v, o, lse, dlse, causal, scale, window, key_lengths, needed, softcap, mask, alibi_slopes, sinks, key_starts,
-        cache_lengths, ahead,
+        cache_lengths, block_table, ahead,
     )  # fmt: skip
     return gradients
 
@@ -95,7 +96,10 @@ def _fake(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others:
 
 
 def _why_not(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others: Any) -> str | None:
-    return contract.why_not(q, v, Scores.split(OP, others)[0])
+    scores = Scores.split(OP, others)[0]
+    if scores.block_table is not None:
+        return "no kernel makes gradients of keys and values in pages"
+    return contract.why_not(q, v, scores)
 
 
 def _run(
@@ -168,7 +172,7 @@ _dispatch = define(
         schema="(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? dlse, bool causal, float? scale, "
         "SymInt? window, Tensor? key_lengths, bool[] needed, float? softcap=None, Tensor? mask=None, "
         "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, Tensor? cache_lengths=None, "
-        "SymInt? ahead=None) -> Tensor[]",
+        "Tensor? block_table=None, SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention_backward,
         public=flash_attention_backward,
         fake=_fake,
@@ -180,7 +184,7 @@ _dispatch = define(
         shapes=BACKWARD_SHAPES,
         autocast={"cuda": "keep", "cpu": "keep"},
         multiplies=True,
-        flops=lambda do, q, k, v, *_: contract.flops(q, k, v, 3, 2),
+        flops=lambda do, q, k, v, o, lse, dlse, *others: contract.flops(q, k, v, Scores.split(OP, others)[0], 3, 2),
         shardings=lambda size, do, q, k, v, o, lse, dlse, *others: _shardings(size, q, k, others),
     )
 )
@@ -189,7 +193,7 @@ _dispatch = define(
 def _shardings(size: int, q: torch.Tensor, k: torch.Tensor, others: Sequence[Any]) -> Any:
     scores, needed = Scores.split(OP, others)
     names = [name for name, n in zip(INPUTS, needed, strict=False) if n]
-    return contract.shardings(size, q, k, scores, names, (True,) * 7)
+    return contract.shardings(size, q, k, scores, names, ("do", "q", "k", "v", "o", "lse", "dlse"))
 
 
 # ------------------------------------------------------------------ from the forward op

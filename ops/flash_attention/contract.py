@@ -8,6 +8,7 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import wide_dtype
 from kpt.ops.dtypes import FLOATS
+from kpt.ops.flash_attention import pages
 from kpt.ops.flash_attention.scores import Scores
 from kpt.ops.flops import product
 from kpt.ops.registry import SUM, WHOLE, Placed, Sharding
@@ -19,20 +20,32 @@ LARGEST_HEAD_DIM = 256
 def check(op: str, q: Any, k: Any, v: Any, scores: Scores) -> None:
     """Raises InputError, in the name of ``op``, for arguments that do not fit."""
     checks.rank(op, "q", q, (4,), "rank 4, (batch, heads, queries, head dim)")
-    checks.rank(op, "k", k, (4,), "rank 4, (batch, key-value heads, keys, head dim)")
-    (batch, heads, _, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
-    if k.shape[0] != batch or k.shape[3] != head_dim:
-        checks.reject(op, "k", checks.shape_of(k), f"the batch and head dim of q, ({batch}, heads, keys, {head_dim})")
-    checks.rank(op, "v", v, (4,), "rank 4, (batch, key-value heads, keys, head dim of values)")
-    if v.shape[:3] != k.shape[:3]:
-        accepted = f"the batch, heads and keys of k, ({batch}, {kv_heads}, {keys}, any head dim)"
-        checks.reject(op, "v", checks.shape_of(v), accepted)
+    paged = scores.block_table is not None
+    lie = "pages, page size, key-value heads" if paged else "batch, key-value heads, keys"
+    checks.rank(op, "k", k, (4,), f"rank 4, ({lie}, head dim)")
+    if paged:
+        pages.check(op, q, k, v, scores.block_table, scores.cache_lengths)
+    else:
+        _check_whole(op, q, k, v)
+    heads, kv_heads = q.shape[1], scores.extents(k)[1]
     if heads % kv_heads if kv_heads else heads:
         checks.reject(op, "q", f"of {heads} heads", f"a multiple of the {kv_heads} key-value heads of k")
     checks.dtype(op, "q", q.dtype, FLOATS)
     checks.same_dtype(op, "q", q, k=k, v=v)
     checks.same_device(op, "q", q, k=k, v=v)
     scores.check(op, q, k)
+
+
+def _check_whole(op: str, q: torch.Tensor, k: torch.Tensor, v: Any) -> None:
+    """Of keys and values in one piece."""
+    batch, kv_heads, keys, _ = k.shape
+    if batch != q.shape[0] or k.shape[3] != q.shape[3]:
+        accepted = f"the batch and head dim of q, ({q.shape[0]}, heads, keys, {q.shape[3]})"
+        checks.reject(op, "k", checks.shape_of(k), accepted)
+    checks.rank(op, "v", v, (4,), "rank 4, (batch, key-value heads, keys, head dim of values)")
+    if v.shape[:3] != k.shape[:3]:
+        accepted = f"the batch, heads and keys of k, ({batch}, {kv_heads}, {keys}, any head dim)"
+        checks.reject(op, "v", checks.shape_of(v), accepted)
 
 
 def why_not(q: torch.Tensor, v: torch.Tensor, scores: Scores) -> str | None:
@@ -43,27 +56,31 @@ def why_not(q: torch.Tensor, v: torch.Tensor, scores: Scores) -> str | None:
     return scores.why_not() or wide_dtype(q, *beside)
 
 
-def flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, along_keys: int, along_values: int) -> int:
+def flops(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, along_keys: int, along_values: int
+) -> int:
     """Of so many products of all queries with all keys along the head dim of keys and that of values, as PyTorch counts them:
     what a mask hides is counted as well."""
     batch, heads, queries, head_dim = q.shape
-    return batch * heads * product(queries, k.shape[2], along_keys * head_dim + along_values * v.shape[3])
+    return batch * heads * product(queries, scores.extents(k)[2], along_keys * head_dim + along_values * v.shape[3])
 
 
 def shardings(
-    size: int, q: torch.Tensor, k: torch.Tensor, scores: Scores, outputs: Sequence[str], tensors: Sequence[bool]
+    size: int, q: torch.Tensor, k: torch.Tensor, scores: Scores, outputs: Sequence[str], tensors: Sequence[str]
 ) -> Iterator[Sharding]:
     """By batch entries and, where each of ``size`` processes then has whole groups of heads, by heads.
 
-    ``outputs``: what is given, by name; what has the name of an argument of the scores is its gradient. ``tensors``: which
-    arguments ahead of the scores' have both dims.
+    ``outputs``: what is given, by name; what has the name of an argument is its gradient. ``tensors``: the arguments ahead of
+    the scores', by name. Pages are shared by all batch entries.
     """
     for dim in (0, 1):
-        if dim and (q.shape[1] % size or k.shape[1] % size):
+        if dim and (q.shape[1] % size or scores.extents(k)[1] % size):
             return
         along = {name: _along(q, scores, name, dim) for name in Scores._fields}
-        given = [SUM if (placed := along.get(name, dim)) == WHOLE else placed for name in outputs]
-        yield Sharding(given, [dim if t else WHOLE for t in tensors] + list(Scores._make(along.values()).around(None)))
+        of_keys: Placed = dim if scores.block_table is None else 2 if dim else WHOLE
+        ahead = {name: of_keys if name in ("k", "v") else dim for name in tensors}
+        given = [SUM if (placed := (ahead | along).get(name, dim)) == WHOLE else placed for name in outputs]
+        yield Sharding(given, [*ahead.values(), *Scores._make(along.values()).around(None)])
 
 
 _RANKS = {"mask": 4, "alibi_slopes": 2, "sinks": 2, "key_lengths": 1, "key_starts": 1, "cache_lengths": 1}
@@ -75,6 +92,8 @@ def _along(q: torch.Tensor, scores: Scores, name: str, dim: int) -> Placed:
     tensor = getattr(scores, name)
     if not isinstance(tensor, torch.Tensor):
         return None
+    if name == "block_table":
+        return WHOLE if dim else 0
     own = dim + tensor.ndim - _RANKS[name]
     return own if 0 <= own < tensor.ndim and tensor.shape[own] == q.shape[dim] else WHOLE
 

@@ -10,6 +10,7 @@ from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_s
 from kpt.ops.flash_attention import contract, decoding, reference
 from kpt.ops.flash_attention.backward import GRADIENT
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
+from kpt.ops.flash_attention.pages import keys_of
 from kpt.ops.flash_attention.scores import Scores, Window, sides
 from kpt.ops.flash_attention.shapes import DIMS, SHAPES, arguments
 from kpt.ops.library import define
@@ -34,6 +35,7 @@ def flash_attention(
     sinks: torch.Tensor | None = None,
     key_starts: torch.Tensor | None = None,
     cache_lengths: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention, ``softmax(scale * q @ k.T + mask) @ v``, without the score matrix in memory.
 
@@ -48,6 +50,10 @@ def flash_attention(
     of its own keys, cache_lengths[b] - 1, and N is only what there is room for. ``mask``: what broadcasts to (B, H, M, N), of
     bools (True: seen) or added to the scores, where -2.4e38 and less hides.
 
+    ``block_table``, (B, W) int32, with cache_lengths: keys lie in pages, ``k`` (pages, page size, G, D) and ``v`` (pages, page
+    size, G, E), and key j of entry b is k[block_table[b, j // page size], j % page size]; N is W times the page size, which may
+    be any. What the table holds behind an entry's length is not looked at. Gradients of pages are PyTorch's.
+
     What becomes of scores, in this order: ``scale``, 1 / sqrt(D) unless given; ``softcap``: cap * tanh(score / cap);
     ``alibi_slopes``: (H,) or (B, H) float32, less the slope times the distance in positions; ``mask``. ``sinks``: (H,), of any
     floating dtype, one more score of each head, of a key that has no value.
@@ -59,7 +65,7 @@ def flash_attention(
     window, ahead = sides(OP, window)
     outputs = _dispatch(
         q, k, v, causal, scale, window, key_lengths, return_lse, softcap, mask, alibi_slopes, sinks, key_starts,
-        cache_lengths, ahead,
+        cache_lengths, block_table, ahead,
     )
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
@@ -86,8 +92,8 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     q, factor = scores.positive(q)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
-    given = (q, k, v, o, lse)
-    parts = decoding.part_count(q, k) if decoding.takes(scores) else 0
+    given, keys = (q, k, v, o, lse), keys_of(k, v, scores.block_table)
+    parts = decoding.part_count(q, keys.like) if decoding.takes(scores) else 0
 
     def in_parts(launch: Launch) -> None:
         """Programs share out the keys."""
@@ -98,7 +104,8 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
 
     def whole(launch: Launch) -> None:
         """Each program sees all keys of its queries."""
-        launch(flash_attention_fwd, q, k, v, scores.lengths, o, lse, *scores.of_kernels(q, k, factor), scores.sinks)
+        last = scores.of_kernels(q, keys.like, factor)
+        launch(flash_attention_fwd, q, *keys.whole, scores.lengths, o, lse, *last, scores.sinks, *keys.pages)
 
     if parts:
         launch.quickest(in_parts, in_twice_as_many, whole)
@@ -112,7 +119,7 @@ _dispatch = define(
         name=OP,
         schema="(Tensor q, Tensor k, Tensor v, bool causal, float? scale, SymInt? window, Tensor? key_lengths, bool return_lse"
         ", float? softcap=None, Tensor? mask=None, Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, "
-        "Tensor? cache_lengths=None, SymInt? ahead=None) -> Tensor[]",
+        "Tensor? cache_lengths=None, Tensor? block_table=None, SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention,
         public=flash_attention,
         fake=_fake,
@@ -126,9 +133,9 @@ _dispatch = define(
         precise=("alibi_slopes", "sinks"),
         gradient=GRADIENT,
         multiplies=True,
-        flops=lambda q, k, v, *_: contract.flops(q, k, v, 1, 1),
+        flops=lambda q, k, v, *others: contract.flops(q, k, v, Scores.split(OP, others)[0], 1, 1),
         shardings=lambda size, q, k, v, *others: contract.shardings(
-            size, q, k, Scores.split(OP, others)[0], ("o", "lse"), (True,) * 3
+            size, q, k, Scores.split(OP, others)[0], ("o", "lse"), ("q", "k", "v")
         ),
     )
 )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from kpt.ops.eager import PLAIN, is_transformed
-from kpt.ops.flash_attention import contract
+from kpt.ops.flash_attention import contract, pages
 from kpt.ops.flash_attention.scores import LOWEST, Scores
 
 FUSED_BYTES = 16
@@ -20,6 +20,9 @@ FUSED_BYTES = 16
 def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> list[torch.Tensor]:
     """[o], or [o, lse]; o as ``empty_output`` lays it out."""
     scores, return_lse = Scores.split("flash_attention", others)
+    if (table := scores.block_table) is not None and scores.lengths is not None:
+        k, v = (pages.gathered(t, table, scores.lengths) for t in (k, v))
+        scores = scores._replace(block_table=None)
     scale = scores.scale
     if q.layout == torch.strided and q.is_nested:  # which has no shape to ask for, nor any mask in PyTorch
         return [F.scaled_dot_product_attention(q, k, v, is_causal=scores.causal, scale=scale)]
@@ -60,6 +63,15 @@ def flash_attention_backward(
     """The needed ones of the gradients of q, k, v, sinks and mask, from the probabilities that the log-sum-exp gives back; each
     laid out as its input."""
     scores, needed = Scores.split("flash_attention_backward", others)
+    if (table := scores.block_table) is not None and (lengths := scores.lengths) is not None:
+        whole = [pages.gathered(t, table, lengths) for t in (k, v)]
+        given = scores._replace(block_table=None).around(needed)
+        gradients = flash_attention_backward(do, q, *whole, o, lse, dlse, *given)
+        shared = [t for t, n in zip((None, k, v, None, None), needed, strict=False) if n]
+        return [
+            g if t is None else _laid_out(pages.scattered(g, t, table, lengths), empty_like(t))
+            for g, t in zip(gradients, shared, strict=True)
+        ]
     wide = contract.lse_dtype(q.dtype)
     k, v = (only_keys(t, scores.lengths, scores.key_starts) for t in (k, v))
     keys, values = (_of_all_heads(t, q).to(wide) for t in (k, v))

@@ -7,6 +7,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.dtypes import FLOATS
+from kpt.ops.flash_attention import pages
 from kpt_dsl.language import SMALLEST_POSITIVE
 
 FARTHEST = 2**31 - 1
@@ -45,6 +46,7 @@ class Scores(NamedTuple):
     sinks: torch.Tensor | None = None
     key_starts: torch.Tensor | None = None
     cache_lengths: torch.Tensor | None = None
+    block_table: torch.Tensor | None = None
     ahead: int | None = None
 
     @staticmethod
@@ -82,7 +84,7 @@ class Scores(NamedTuple):
         if self.mask is not None:
             checks.tensor(op, "mask", self.mask)
             checks.dtype(op, "mask", self.mask.dtype, (torch.bool, *FLOATS))
-            whole = (batch, heads, queries, k.shape[2])
+            whole = (batch, heads, queries, self.extents(k)[2])
             fits = zip(reversed(self.mask.shape), reversed(whole), strict=False)
             if self.mask.ndim > 4 or not all(mine in (1, theirs) for mine, theirs in fits):
                 accepted = f"what broadcasts to (batch, heads, queries, keys), here {whole}"
@@ -111,6 +113,10 @@ class Scores(NamedTuple):
         if self.alibi_slopes is not None and self.alibi_slopes.requires_grad and torch.is_grad_enabled():
             return "no kernel makes the gradient of alibi_slopes"
         return None
+
+    def extents(self, k: torch.Tensor) -> tuple[int, int, int]:
+        """Batch entries, key-value heads and keys of each entry, in pages or not."""
+        return pages.extents(k, self.block_table)
 
     @property
     def lengths(self) -> torch.Tensor | None:

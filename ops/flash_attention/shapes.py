@@ -54,9 +54,11 @@ def arguments(
     sinks: bool = False,
     key_starts: bool = False,
     cache_lengths: bool = False,
+    page: int | None = None,
 ) -> tuple[Any, ...]:
     """Random arguments of the op; with ``key_lengths`` or ``key_starts``, every batch entry keeps between half and all of its
-    keys. A mask is for all heads; one of bools hides a tenth of the keys."""
+    keys. A mask is for all heads; one of bools hides a tenth of the keys. With ``page``, keys lie in pages of so many of a pool
+    that has no others, in any order."""
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     b, h, g, m, n, d = (dims[name] for name in DIMS)
     q, k, v = randn(b, h, m, d), randn(b, g, n, d), randn(b, g, n, value_dim or d)
@@ -71,9 +73,14 @@ def arguments(
         alibi_slopes=torch.rand(h, device=device) if alibi else None,
         sinks=randn(h) if sinks else None,
         key_starts=few(0, n // 4 + 1) if key_starts else None,
-        cache_lengths=few((n + 1) // 2, n + 1) if cache_lengths else None,
+        cache_lengths=few((n + 1) // 2, n + 1) if cache_lengths or page else None,
         ahead=ahead[1],
     )
+    if page is not None:
+        most = -(-n // page)
+        k, v = (randn(b * most, page, g, width) for width in (d, value_dim or d))
+        table = torch.randperm(b * most, dtype=torch.int32, device=device).view(b, most)
+        scores = scores._replace(block_table=table)
     return q, k, v, *scores.around(False)
 
 

@@ -39,6 +39,7 @@ TINY: dict[str, Callable[[], Case | OpCase]] = {
     "attention": partial(attention.case, "tiny", 1, 2, 40, 16, True, "cpu"),
     "attention_backward": partial(attention_backward.case, "tiny", 1, 2, 40, 16, True, "cpu"),
     "decode": partial(decode.case, "tiny", 2, 4, 2, 1, 40, 16, False, "cpu"),
+    "decode, paged": partial(decode.paged, "tiny", 2, 4, 2, 3, 48, 16, 16, "cpu"),
     "decode, lengths": partial(decode.case, "tiny", 2, 4, 2, 3, 40, 16, True, "cpu"),
     "layer_norm_backward": partial(norms_backward.case, "layer_norm", 40, 24, "cpu"),
     "rms_norm_backward": partial(norms_backward.case, "rms_norm", 40, 24, "cpu"),
