@@ -61,6 +61,8 @@ def draw(number: int, device: str, backends: tuple[str, ...]) -> Call:
     op = rng.choice(tuple(OPS))
     backend = rng.choice(backends)
     tensors, flags, length = OPS[op](rng)
+    if op == "flash_attention" and backend != "pallas" and rng.random() < 0.12:  # no TPU looks keys up
+        tensors = _in_pages(rng, tensors)
     grads = rng.random() < 0.5 and op not in ("fp8_matmul", "quantize_fp8")
     if grads:
         without = ("alibi_slopes", *(["mask"] if backend == "pallas" else []))  # no TPU makes the gradient of a mask
@@ -150,6 +152,21 @@ def _attention(rng: random.Random) -> Drawn:
         "softcap": rng.choice((0.5, 3, 30.0)) if rng.random() < 0.15 else None,
     }
     return found, flags, max(keys, head_dim, width)
+
+
+def _in_pages(rng: random.Random, found: dict[str, Given | None]) -> dict[str, Given | None]:
+    """The same call with keys in pages, of which entries may have some in common."""
+    k, v = found["k"], found["v"]
+    assert k is not None
+    assert v is not None
+    batch, kv_heads, keys, _ = k.shape
+    size = rng.choice((1, 3, 16, 32))
+    most = -(-keys // size)
+    pages = rng.choice((1, 5, batch * most + 1))
+    pools = {n: Given((pages, size, kv_heads, t.shape[3]), t.dtype, t.layout) for n, t in (("k", k), ("v", v))}
+    counts = Given((batch,), rng.choice(COUNTS), magnitude=most * size)
+    table = Given((batch, most), torch.int32, magnitude=pages - 1)
+    return found | pools | {"key_lengths": None, "cache_lengths": counts, "block_table": table, "mask": None}
 
 
 def _scores(rng: random.Random, whole: tuple[int, ...], dtype: torch.dtype) -> dict[str, Given | None]:

@@ -98,7 +98,7 @@ def _answer(call: Call, numbers: dict[str, Any], backend: str, slopes: torch.Gen
             leaves[name] = leaf
         given[name] = leaf if exact else _as_laid_out(leaf, t.layout, call.device)
     lengths = next((t for n in ("key_lengths", "cache_lengths") if (t := given.get(n)) is not None), None)
-    if lengths is not None and not exact:
+    if lengths is not None and given.get("block_table") is None and not exact:
         given |= {name: _unwritten(given[name], lengths) for name in "kv"}
     flags = dict(call.flags)
     if exact and "eps" in flags and flags["eps"] is None and call.tensors["input"].dtype != torch.float64:  # type: ignore[union-attr]
