@@ -246,6 +246,15 @@ def test_pages_count_as_many_operations_and_read_no_other_tensors() -> None:
     assert not {"k", "v", "span"} & {a.name for a in source.abi.arguments}
 
 
+def test_stages_are_those_of_keys() -> None:
+    """Not of the table's loads, on which Triton spends every other one."""
+    dims, chip = {"B": 2, "H": 4, "G": 2, "M": 64, "N": 64, "D": 64}, targets.get("nvidia-h200")
+    for flags, stages in (({}, 3), ({"page": 16}, 5)):
+        (instance,) = get("flash_attention").instances(dims, "bf16", window=30, softcap=5.0, **flags)
+        config = {"block_M": 64, "block_N": 64, "num_warps": 4, "num_stages": 3}
+        assert dict(emit(instance, chip, space(instance, chip).canonical(config)).abi.options)["num_stages"] == stages
+
+
 Q, PAGES = torch.zeros(2, 4, 5, 16), torch.zeros(6, 32, 2, 16)
 TABLE, ALL = torch.zeros(2, 3, dtype=torch.int32), torch.tensor([96, 96])
 BAD: list[tuple[str, dict[str, Any]]] = [
