@@ -34,7 +34,7 @@ def part_count(q: torch.Tensor, k: torch.Tensor) -> int:
 
 def takes(scores: Scores) -> bool:
     """Whether the kernels make such scores."""
-    return scores.mask is None and scores.alibi_slopes is None and (scores.ahead is None or scores.causal)
+    return scores.cu_seqlens_q is None and scores.mask is None and scores.alibi_slopes is None and (scores.ahead is None or scores.causal)
 
 
 def attend(
