@@ -129,7 +129,8 @@ class Op:
     follows generated kernels; without one, calls that need gradients go to the reference. ``multiplies``: whether its
     kernels multiply matrices, of float32 as precisely as PyTorch's user asks. ``precise``: floating arguments that
     torch.autocast leaves as they are. ``flops(*arguments)``: how many operations its products take, as PyTorch counts them.
-    ``shardings(*arguments)``: how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
+    ``opaque(*arguments)``: whether the reference reads values that such a call, which is being traced, does not have: then
+    autograd follows the op by its ``Gradient``. ``shardings(*arguments)``: how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Op:
     gradient: Gradient | None = None
     multiplies: bool = False
     flops: Callable[..., int] | None = None
+    opaque: Callable[..., bool] = lambda *_: False
     shardings: Callable[..., "Iterable[Sharding]"] = lambda *_: ()
 
     @cached_property

@@ -111,9 +111,8 @@ def _run(
     needs_q, needs_k, needs_v, needs_sinks, needs_mask = (*needed, False, False)[:5]
     dq = reference.empty_like(q) if needs_q or needs_mask else None
     dk, dv = (reference.empty_like(t) if n else None for t, n in ((k, needs_k), (v, needs_v)))
-    given, of_queries, of_keys = (dq, dk, dv), (), ()
+    made, ends = (dq, dk, dv), packed.ends(launch, OP, q, k, scores)
     if scores.cu_seqlens_q is not None:
-        of_queries, of_keys = packed.ends(launch, OP, q, k, scores)
         do, q, k, v, o, lse = map(packed.batched, (do, q, k, v, o, lse))
         dlse, dq, dk, dv = (None if t is None else packed.batched(t) for t in (dlse, dq, dk, dv))
     factor, (q, scale) = scores.scale_of(q), scores.positive(q)
@@ -129,19 +128,19 @@ def _run(
 
     def apart(launch: Launch) -> None:
         """A kernel for dq and one for dk and dv: seven products."""
-        read = (o, do, lse, dlse, delta) if takes_delta else (None, None, lse, None, None)
-        launch(flash_attention_rows, *read, shift, None, sinks, sinks_parts)
+        given = (o, do, lse, dlse, delta) if takes_delta else (None, None, lse, None, None)
+        launch(flash_attention_rows, *given, shift, None, sinks, sinks_parts)
         if dq is not None:
-            launch(flash_attention_dq, q, k, v, do, delta, shift, scores.key_lengths, dq, *last, dbias, *of_queries)
+            launch(flash_attention_dq, q, k, v, do, delta, shift, scores.key_lengths, dq, *last, dbias, *ends.queries)
         if dk is not None or dv is not None:
             mine = delta if dk is not None else None
-            launch(flash_attention_dkdv, q, k, v, do, mine, shift, scores.key_lengths, *parts, None, *last, *of_keys)
+            launch(flash_attention_dkdv, q, k, v, do, mine, shift, scores.key_lengths, *parts, None, *last, *ends.keys)
 
     def together(launch: Launch) -> None:
         """One kernel for all three, whose programs add to dq in any order: five products."""
         dq_sum = q.new_empty(q.shape, dtype=torch.float32)
         launch(flash_attention_rows, o, do, lse, dlse, delta, shift, dq_sum, sinks, sinks_parts)
-        launch(flash_attention_dkdv, q, k, v, do, delta, shift, scores.key_lengths, *parts, dq_sum, *last, *of_keys)
+        launch(flash_attention_dkdv, q, k, v, do, delta, shift, scores.key_lengths, *parts, dq_sum, *last, *ends.keys)
         launch(flash_attention_scale, dq_sum, dq, scale)
 
     if all(needed[:3]) and not needs_mask and not torch.are_deterministic_algorithms_enabled():
@@ -155,7 +154,7 @@ def _run(
         dq *= factor
     dsinks = None if sinks_parts is None or sinks is None else sinks_parts.sum((0, 2)).to(sinks.dtype)
     dmask = None if dbias is None or scores.mask is None else reference.summed_to(dbias, scores.mask)
-    dq, dk, dv = given
+    dq, dk, dv = made
     return [t for t in (dq if needs_q else None, dk, dv, dsinks, dmask) if t is not None]
 
 

@@ -93,9 +93,8 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
     scores, return_lse = Scores.split(OP, others)
     outputs = [reference.empty_output(q, v), q.new_empty(contract.lse_shape(q), dtype=torch.float32)]
     o, lse = outputs
-    ends: tuple[torch.Tensor, ...] = ()
+    ends = packed.ends(launch, OP, q, k, scores)
     if scores.cu_seqlens_q is not None:
-        ends = packed.ends(launch, OP, q, k, scores).queries
         q, k, v, o, lse = map(packed.batched, (q, k, v, o, lse))
     q, factor = scores.positive(q)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
@@ -111,7 +110,7 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
 
     def whole(launch: Launch) -> None:
         """Each program sees all keys of its queries."""
-        last = *scores.of_kernels(q, k, factor), scores.sinks, *ends
+        last = *scores.of_kernels(q, k, factor), scores.sinks, *ends.queries
         launch(flash_attention_fwd, q, k, v, scores.key_lengths, o, lse, *last)
 
     if parts:
@@ -142,6 +141,7 @@ _dispatch = define(
         gradient=GRADIENT,
         multiplies=True,
         flops=lambda q, k, v, *others: contract.flops(q, k, v, Scores.split(OP, others)[0], 1, 1),
+        opaque=lambda q, k, v, *others: packed.is_traced(Scores.split(OP, others)[0]),
         shardings=lambda size, q, k, v, *others: contract.shardings(
             size, q, k, Scores.split(OP, others)[0], ("o", "lse"), ("q", "k", "v")
         ),

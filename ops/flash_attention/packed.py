@@ -46,15 +46,18 @@ def batched(t: torch.Tensor) -> torch.Tensor:
 
 class Ends(NamedTuple):
     """Where groups end: an entry each, one before all and one behind. ``queries``: the groups of all queries, with the keys
-    that each sees; ``keys``: those of all keys, with the queries that see each. Pairs (query_ends, key_ends) of int32."""
+    that each sees; ``keys``: those of all keys, with the queries that see each. Pairs (query_ends, key_ends) of int32; none
+    where nothing is packed."""
 
-    queries: tuple[torch.Tensor, torch.Tensor]
-    keys: tuple[torch.Tensor, torch.Tensor]
+    queries: tuple[torch.Tensor, ...] = ()
+    keys: tuple[torch.Tensor, ...] = ()
 
 
 def ends(launch: Launch, op: str, q: torch.Tensor, k: torch.Tensor, scores: Scores) -> Ends:
-    """Made on the device, so that nobody waits for it. ``q``, ``k``: packed. Raises IndexRangeError as ``checked`` does where
-    the device is a CPU, and within ``kpt_dsl.checking()``."""
+    """Made on the device, so that nobody waits for it. Raises IndexRangeError as ``checked`` does where the device is a CPU, and
+    within ``kpt_dsl.checking()``."""
+    if scores.cu_seqlens_q is None:
+        return Ends()
     cu_q, cu_k = scores.cu_seqlens()
     if q.device.type == "cpu" or (is_on() and q.device.type != "meta"):
         checked(op, q, k, scores)
@@ -74,7 +77,8 @@ def checked(op: str, q: torch.Tensor, k: torch.Tensor, scores: Scores) -> tuple[
 
 
 def entries(op: str, q: torch.Tensor, k: torch.Tensor, scores: Scores) -> Iterator[tuple[slice, slice, Scores]]:
-    """The queries and keys of each entry, and its scores, as of a dense call; first and last those of no entry, without keys."""
+    """The queries and keys of each entry, and its scores, as of a dense call; first and last queries of no entry, without keys.
+    Raises IndexRangeError as ``checked`` does."""
     cu_q, cu_k = checked(op, q, k, scores)
     plain, slopes, last = scores._replace(cu_seqlens_q=None, cu_seqlens_k=None), scores.alibi_slopes, len(cu_q) - 2
     around = zip(pairwise([0, *cu_q, q.shape[0]]), pairwise([*cu_k[:1], *cu_k, *cu_k[-1:]]), strict=True)
@@ -82,6 +86,12 @@ def entries(op: str, q: torch.Tensor, k: torch.Tensor, scores: Scores) -> Iterat
         if slopes is not None and slopes.ndim == 2:
             plain = plain._replace(alibi_slopes=slopes[min(max(entry, 0), last)] if last >= 0 else None)
         yield slice(*queries), slice(*keys), plain
+
+
+def is_traced(scores: Scores) -> bool:
+    """Whether nobody knows yet where entries end. (A gradient of slopes only the reference's own operations have.)"""
+    known = all(type(cu) is torch.Tensor for cu in (scores.cu_seqlens_q, scores.cu_seqlens_k) if cu is not None)
+    return not known and (scores.alibi_slopes is None or not scores.alibi_slopes.requires_grad)
 
 
 def work(q: torch.Tensor, k: torch.Tensor, scores: Scores) -> int:

@@ -103,8 +103,8 @@ def _packed_backward(
     do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor,
     lse: torch.Tensor, dlse: torch.Tensor | None, scores: Scores, needed: Any,
 ) -> list[torch.Tensor]:  # fmt: skip
-    like = {"q": q, "k": k, "v": v, "sinks": scores.sinks}
-    names = [name for name, n in zip(like, needed, strict=False) if n]
+    like = {"q": q, "k": k, "v": v}
+    names = [name for name, n in zip((*like, "sinks"), needed, strict=False) if n]
     parts: list[list[torch.Tensor]] = []
     ends = []
     for rows, keys, own in packed.entries("flash_attention_backward", q, k, scores):

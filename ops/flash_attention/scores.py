@@ -104,7 +104,7 @@ class Scores(NamedTuple):
         )  # fmt: skip
 
     def extents(self, op: str, q: torch.Tensor) -> tuple[int, int, int]:
-        """Entries, heads, queries of a call. Raises InputError for ``cu_seqlens`` that do not say how many entries there are."""
+        """Entries, heads, queries of a call. Raises InputError for ``cu_seqlens`` that do not say how many entries."""
         given = {"cu_seqlens_q": self.cu_seqlens_q, "cu_seqlens_k": self.cu_seqlens_k}
         for name, value in given.items():
             if value is not None:
