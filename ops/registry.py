@@ -129,8 +129,9 @@ class Op:
     follows generated kernels; without one, calls that need gradients go to the reference. ``multiplies``: whether its
     kernels multiply matrices, of float32 as precisely as PyTorch's user asks. ``precise``: floating arguments that
     torch.autocast leaves as they are. ``flops(*arguments)``: how many operations its products take, as PyTorch counts them.
-    ``opaque(*arguments)``: whether the reference reads values that such a call, which is being traced, does not have: then
-    autograd follows the op by its ``Gradient``. ``shardings(*arguments)``: how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
+    ``shardings(*arguments)``: how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
+    ``opaque(*arguments)``: whether the reference reads values that this call, which is being traced, does not have yet:
+    autograd then follows the op by its ``gradient``.
     """
 
     name: str
@@ -149,8 +150,8 @@ class Op:
     gradient: Gradient | None = None
     multiplies: bool = False
     flops: Callable[..., int] | None = None
-    opaque: Callable[..., bool] = lambda *_: False
     shardings: Callable[..., "Iterable[Sharding]"] = lambda *_: ()
+    opaque: Callable[..., bool] = lambda *_: False
 
     @cached_property
     def implementations(self) -> tuple[Implementation, ...]:

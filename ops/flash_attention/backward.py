@@ -55,10 +55,10 @@ def flash_attention_backward(
     left out), in this order.
 
     ``do``, (B, H, M, E), and ``dlse``, (B, H, M) or None, are the gradients of what ``flash_attention`` gave, ``o`` and
-    ``lse``, packed or not; the other arguments are its. Each gradient has the dtype and the memory order of its input. Two runs give the same
-    bits, unless those of q, k and v are needed and to add up dq in any order was measured to be quicker on this device; under
-    ``torch.use_deterministic_algorithms(True)`` they always do. Raises InputError for arguments that do not fit. Dao 2023,
-    arXiv:2307.08691.
+    ``lse``, packed or not; the other arguments are its. Each gradient has the dtype and the memory order of its input. Two runs
+    give the same bits, unless those of q, k and v are needed and to add up dq in any order was measured to be quicker on this
+    device; under ``torch.use_deterministic_algorithms(True)`` they always do. Raises InputError for arguments that do not fit.
+    Dao 2023, arXiv:2307.08691.
     """
     window, ahead = sides(OP, window)
     gradients: list[torch.Tensor] = _dispatch(

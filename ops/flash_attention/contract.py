@@ -90,7 +90,7 @@ def _along(q: torch.Tensor, scores: Scores, name: str, dim: int) -> Placed:
 
 
 def lse_shape(q: torch.Tensor) -> Sequence[int]:
-    """Of the log-sum-exp, and of what else is one number a query: (batch, heads, queries), or (heads, queries) of packed ones."""
+    """Of the log-sum-exp: (batch, heads, queries), or (heads, queries) of packed ones."""
     return q.shape[:3] if q.ndim == 4 else (q.shape[1], q.shape[0])
 
 

@@ -54,11 +54,11 @@ def flash_attention(
     ``alibi_slopes``: (H,) or (B, H) float32, less the slope times the distance in positions; ``mask``. ``sinks``: (H,), of any
     floating dtype, one more score of each head, of a key that has no value.
 
-    Packed: with ``cu_seqlens_q``, (B + 1,) int32 or int64 on the device, as flash-attn has it, ``q`` is (T, H, D), ``k``
-    (S, G, D), ``v`` (S, G, E): entry b has the queries from cu_seqlens_q[b] up to cu_seqlens_q[b + 1], and sees the keys from
-    cu_seqlens_k[b] up to cu_seqlens_k[b + 1] (unless given, as of the queries), as a batch entry of these alone. o is (T, H, E),
-    its log-sum-exp (H, T). Rows before the first entry and behind the last one see no key. key_lengths, key_starts and mask
-    have no place there. ``max_seqlen_q`` and ``max_seqlen_k`` are taken, and not needed.
+    Packed: with ``cu_seqlens_q``, (B + 1,) int32 or int64 on the device, ``q`` is (T, H, D), ``k`` (S, G, D), ``v`` (S, G, E),
+    o (T, H, E) and its log-sum-exp (H, T), as flash-attn has them. Entry b, of the queries from cu_seqlens_q[b] up to
+    cu_seqlens_q[b + 1] and the keys from cu_seqlens_k[b] up to cu_seqlens_k[b + 1] (unless given, where its queries are), is
+    what a batch entry of these alone would be. Rows before the first entry and behind the last one see no key. There is no
+    key_lengths, key_starts or mask then. ``max_seqlen_q`` and ``max_seqlen_k`` are taken for flash-attn's sake, and not used.
 
     Gives o, (B, H, M, E) in the memory order of q; with ``return_lse`` also the natural log-sum-exp of the scores, (B, H, M),
     float32 (float64 for float64). A query that sees no key gets zeros, and -inf or its sink. There are gradients of q, k, v,
@@ -141,9 +141,9 @@ _dispatch = define(
         gradient=GRADIENT,
         multiplies=True,
         flops=lambda q, k, v, *others: contract.flops(q, k, v, Scores.split(OP, others)[0], 1, 1),
-        opaque=lambda q, k, v, *others: packed.is_traced(Scores.split(OP, others)[0]),
         shardings=lambda size, q, k, v, *others: contract.shardings(
             size, q, k, Scores.split(OP, others)[0], ("o", "lse"), ("q", "k", "v")
         ),
+        opaque=lambda q, k, v, *others: packed.is_traced(Scores.split(OP, others)[0]),
     )
 )

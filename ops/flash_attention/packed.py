@@ -54,8 +54,8 @@ class Ends(NamedTuple):
 
 
 def ends(launch: Launch, op: str, q: torch.Tensor, k: torch.Tensor, scores: Scores) -> Ends:
-    """Made on the device, so that nobody waits for it. Raises IndexRangeError as ``checked`` does where the device is a CPU, and
-    within ``kpt_dsl.checking()``."""
+    """Made on the device, so that nobody waits for it. Raises IndexRangeError as ``checked`` does on CPUs, and within
+    ``kpt_dsl.checking()``."""
     if scores.cu_seqlens_q is None:
         return Ends()
     cu_q, cu_k = scores.cu_seqlens()
