@@ -72,12 +72,13 @@ def _check(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others
     scores, needed = Scores.split(OP, others)
     contract.check(OP, q, k, v, scores)
     rows, wide = contract.lse_shape(q), contract.lse_dtype(q.dtype)
+    of_o, of_lse = ("batch, heads, queries",) * 2 if scores.cu_seqlens_q is None else ("queries, heads", "heads, queries")
     for name, value in (("do", do), ("o", o)):
-        checks.shape(OP, name, value, (*q.shape[:-1], v.shape[-1]), "the shape of q, but of the head dim of v")
+        checks.shape(OP, name, value, (*q.shape[:-1], v.shape[-1]), f"({of_o}, head dim of v)")
         checks.same_dtype(OP, "q", q, **{name: value})
     for name, value in (("dlse", dlse), ("lse", lse)):
         if value is not None or name == "lse":
-            checks.shape(OP, name, value, rows, "(batch, heads, queries), or (heads, queries) of packed ones")
+            checks.shape(OP, name, value, rows, f"({of_lse})")
             checks.dtype(OP, name, value.dtype, (wide,))
     checks.same_device(OP, "q", q, do=do, dlse=dlse, o=o, lse=lse)
     if len(needed) not in (3, 4, 5) or not all(isinstance(n, bool) for n in needed):

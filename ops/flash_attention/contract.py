@@ -23,7 +23,8 @@ def check(op: str, q: Any, k: Any, v: Any, scores: Scores) -> None:
         _check_dense(op, q, k, v)
     else:
         packed.check(op, q, k, v, scores)
-    if (heads := q.shape[1]) % kv_heads if (kv_heads := k.shape[1]) else heads:
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if heads % kv_heads if kv_heads else heads:
         checks.reject(op, "q", f"of {heads} heads", f"a multiple of the {kv_heads} key-value heads of k")
     checks.dtype(op, "q", q.dtype, FLOATS)
     checks.same_dtype(op, "q", q, k=k, v=v)
