@@ -3,17 +3,20 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.library import opcheck
+from torch.nn.functional import pad
 from torch.utils.flop_counter import FlopCounterMode
 
 import kpt
-from kpt.ops import backends, explain, flash_attention, prefer
+from kpt.ops import backends, explain, flash_attention, prefer, recording
 from kpt.ops.flash_attention.backward import flash_attention_backward
 from kpt.ops.registry import get
+from kpt_dsl import targets
 from tests.ops.calls import through_torch
 from tests.tolerances import assert_close
 
@@ -127,6 +130,26 @@ def test_dq_that_is_added_up(monkeypatch: pytest.MonkeyPatch, backend: Any, expe
         assert_close(got, want, "f32", 99)
 
 
+@pytest.mark.parametrize("backend", ["reference", "numpy"])
+@pytest.mark.parametrize("name", ["causal", "scores"])
+def test_the_op_of_gradients(name: str, backend: Any, expected: Callable[[str], Any]) -> None:
+    """With rows of no entry before and behind."""
+    q, k, v, sinks, (do, dlse) = arguments(name)
+    o, lse, wanted = expected(name)
+    do, q, o = (pad(t.detach().float(), (0, 0, 0, 0, 3, 2)) for t in (do, q, o))
+    k, v = (pad(t.detach(), (0, 0, 0, 0, 5, 1)) for t in (k, v))
+    lse, dlse = pad(lse.float(), (3, 2), value=-math.inf), pad(dlse, (3, 2))
+    with prefer(backend):
+        found = flash_attention_backward(
+            do, q, k, v, o, lse, dlse, needed=(True, True, True, sinks is not None), **OPTIONS[name],
+            cu_seqlens_q=ends(QUERIES, 3), cu_seqlens_k=ends(KEYS, 5),
+        )  # fmt: skip
+    rows = [(3, 2), (5, 1), (5, 1)]
+    wanted = [*(pad(t, (0, 0, 0, 0, *around)) for t, around in zip(wanted, rows, strict=False)), *wanted[3:]]
+    for got, want in zip(found, wanted, strict=True):
+        assert_close(got, want, "f32", 99)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_outside_all_entries(backend: Any) -> None:
     """They see no key, no other row sees them, and their gradients are zeros, whatever lies there."""
@@ -219,6 +242,17 @@ def test_compiled(backend: Any) -> None:
             got = torch.autograd.grad(compiled(*given, ends(lengths), max(lengths)), given)
         for g, w in zip(got, wanted, strict=True):
             assert_close(g, w.double(), "f32", 13)
+
+
+def test_calls_are_noted(tmp_path: Path) -> None:
+    """And known again for a GPU, without where entries end."""
+    q = randn(30, 4, 16)
+    with recording() as calls, prefer("numpy"):
+        flash_attention(q, q, q, cu_seqlens_q=ends((10, 20)))
+    calls.save(tmp_path / "calls.json")
+    (call,) = type(calls).load(tmp_path / "calls.json")
+    kernels = [i.kernel.name for i in call.instances(targets.get("nvidia-h200"))]
+    assert kernels == ["flash_attention_ends", "flash_attention_fwd"]
 
 
 def test_products_are_counted_by_entry() -> None:
