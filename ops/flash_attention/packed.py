@@ -46,11 +46,11 @@ def batched(t: torch.Tensor) -> torch.Tensor:
 
 class Ends(NamedTuple):
     """Where groups end: an entry each, one before all and one behind. ``queries``: the groups of all queries, with the keys
-    that each sees; ``keys``: those of all keys, with the queries that see each. Pairs (query_ends, key_ends) of int32; none
-    where nothing is packed."""
+    that each sees; ``keys``: those of all keys, with the queries that see each. Pairs (query_ends, key_ends) of int32, of
+    None where nothing is packed."""
 
-    queries: tuple[torch.Tensor, ...] = ()
-    keys: tuple[torch.Tensor, ...] = ()
+    queries: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+    keys: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
 
 
 def ends(launch: Launch, op: str, q: torch.Tensor, k: torch.Tensor, scores: Scores) -> Ends:
