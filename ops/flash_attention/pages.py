@@ -35,8 +35,10 @@ def extents(k: torch.Tensor, table: torch.Tensor | None) -> tuple[int, int, int]
     return table.shape[0], k.shape[2], table.shape[1] * k.shape[1]
 
 
-def check(op: str, q: torch.Tensor, k: torch.Tensor, v: Any, table: Any, lengths: Any) -> None:
-    """Raises InputError, in the name of ``op``, for pages and tables that do not fit. ``k`` is of rank 4."""
+def check(op: str, q: Any, k: Any, v: Any, table: Any, lengths: Any) -> None:
+    """Raises InputError, in the name of ``op``, for pages and tables that do not fit."""
+    checks.rank(op, "q", q, (4,), "rank 4, (batch, heads, queries, head dim)")
+    checks.rank(op, "k", k, (4,), "rank 4, (pages, page size, key-value heads, head dim)")
     if lengths is None:
         checks.reject(op, "block_table", "given", "one with cache_lengths")
     checks.rank(op, "block_table", table, (2,), "rank 2, (batch, most pages of an entry)")

@@ -123,6 +123,13 @@ def test_lengths_that_exclude_each_other_are_named() -> None:
         flash_attention(q, q, q, cache_lengths=lengths.short())
 
 
+def test_packed_calls_have_no_cache() -> None:
+    q, cu = torch.zeros(5, 2, 16), torch.tensor([0, 5])
+    for name, value in (("cache_lengths", cu[1:]), ("block_table", torch.zeros(1, 1, dtype=torch.int32))):
+        with pytest.raises(kpt.InputError, match=f"{name} is given; accepted: None with cu_seqlens_q"):
+            flash_attention(q, q, q, cu_seqlens_q=cu, **{name: value})
+
+
 def test_lengths_are_read_on_the_device() -> None:
     """Other lengths make no other kernel, so that a CUDA graph follows them."""
     q, k = randn(2, 2, 5, 16), randn(2, 2, 50, 16)
