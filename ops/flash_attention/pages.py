@@ -14,7 +14,7 @@ class Keys(NamedTuple):
     whole: tuple[torch.Tensor | None, torch.Tensor | None]
     """Those in one piece, (B, G, N, D) and (B, G, N, E)."""
     pages: tuple[Any, ...]
-    """Of those in pages what all kernels take last: table, keys, values, what has N elements, page size."""
+    """What kernels take last, None for keys in one piece: table, keys, values, what has N elements, page size."""
     like: torch.Tensor
     """What has the shape of keys in one piece, and other elements."""
 
@@ -22,7 +22,7 @@ class Keys(NamedTuple):
 def keys_of(k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None) -> Keys:
     """Keys and values in one piece, or in pages."""
     if table is None:
-        return Keys((k, v), (), k)
+        return Keys((k, v), (None,) * 5, k)
     batch, groups, keys = extents(k, table)
     like = k[0, :1].transpose(0, 1).expand(batch, groups, keys, k.shape[3])
     return Keys((None, None), (table, k, v, like[0, 0, :, 0], k.shape[1]), like)
