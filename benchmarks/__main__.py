@@ -30,6 +30,7 @@ SUITES = (
     "fp8",
     "norms",
     "norms_backward",
+    "gallery",
     "host",
     "lengths",
     "classes",
