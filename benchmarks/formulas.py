@@ -45,8 +45,8 @@ class Shown:
 
     ``dims``: the realistic size. ``dtypes``: of the tensors that are not bfloat16. ``drawn``: how inputs are made whose
     elements are no normal numbers, of the inputs before them and dims. ``given``: scalars and static arguments. ``added``:
-    outputs that are added to, so cleared before. ``work``: FLOPs of a call, or bytes where memory decides; None: the bytes of all
-    tensors that the caller sees.
+    outputs that are added to, so cleared before. ``work``: FLOPs of a call, or bytes where memory decides; None: the bytes of
+    all tensors that the caller sees.
     """
 
     kernels: tuple[Kernel, ...]

@@ -1,12 +1,16 @@
 """Odd sizes for the kernels of docs/gallery, and what no TPU runs of them."""
 
-Own = dict[str, list[int]]
+from typing import Any
+
+import torch
+
+Own = dict[str, Any]
 
 ROWS = [0, 37, 37, 38, 199]
 SIZES: list[tuple[str, dict[str, int], Own]] = [
     ("add_rms_norm", {"M": 37, "N": 199}, {}),
     ("add_rms_norm", {"M": 1, "N": 760}, {}),
-    ("group_norm", {"B": 2, "G": 3, "C": 5, "S": 760}, {}),
+    ("group_norm", {"B": 1, "G": 2, "C": 5, "S": 760}, {"x": torch.arange(2.0 * 5 * 760).view(1, 2, 5, 760)}),
     ("group_norm", {"B": 1, "G": 1, "C": 1, "S": 37}, {}),
     ("rope_halves", {"B": 2, "T": 37, "H": 3, "R": 2, "P": 20}, {}),
     ("rope_halves", {"B": 1, "T": 199, "H": 1, "R": 2, "P": 1}, {}),
@@ -37,7 +41,13 @@ SIZES: list[tuple[str, dict[str, int], Own]] = [
     ("grouped_product", {"T": 199, "E": 4, "N": 37, "K": 199, "C": 5}, {"cu": ROWS}),
     ("grouped_product", {"T": 1, "E": 2, "N": 37, "K": 37, "C": 3}, {"cu": [0, 0, 1]}),
 ]
-"""Extents, and inputs that are not to be drawn."""
+"""Extents, and inputs that are not to be drawn: in group norm, tiles that differ in their means."""
+
+TILES = {
+    "group_norm": {"block_S": 256},
+    "cross_entropy": {"block_N": 256},
+}
+"""Tiles that rows of these sizes need several of, where the first config has one for all."""
 
 GAPS = {
     "embedding_backward": "several programs add to dtable; on tpu-v6e an output has one writer",

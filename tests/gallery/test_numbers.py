@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.formulas import SHOWN
 from kpt_dsl.errors import TargetError
-from tests.gallery.sizes import GAPS, SIZES, Own
+from tests.gallery.sizes import GAPS, SIZES, TILES, Own
 from tests.language.backends import BACKENDS
 from tests.tolerances import assert_close
 
@@ -14,7 +14,7 @@ NARROW = {"block_scaled_fp8": "bf16"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("name", "dims", "own"), SIZES, ids=str)
+@pytest.mark.parametrize(("name", "dims", "own"), SIZES)
 def test_numbers(name: str, dims: dict[str, int], own: Own, backend: str) -> None:
     torch.manual_seed(0)
     shown = SHOWN[name]
@@ -25,5 +25,5 @@ def test_numbers(name: str, dims: dict[str, int], own: Own, backend: str) -> Non
         with pytest.raises(TargetError, match=GAPS[name]):
             shown.run(arrays, backend=backend)
         return
-    for got, wanted in zip(shown.run(arrays, backend=backend), expected, strict=True):
+    for got, wanted in zip(shown.run(arrays, backend=backend, config=TILES.get(name)), expected, strict=True):
         assert_close(got, wanted, NARROW.get(name, "f32"), max(dims.values()))
