@@ -89,12 +89,13 @@ class Shown:
                     arrays[name] = torch.randn(shape).to(dtype)
         return {name: array.to(device) for name, array in arrays.items()}
 
-    def run(self, arrays: Arrays, **how: Any) -> tuple[Tensor, ...]:
-        """Calls the kernels, and gives the outputs of the last. ``how``: backend and config."""
+    def run(self, arrays: Arrays, backend: str | None = None, config: Mapping[str, Any] | None = None) -> tuple[Tensor, ...]:
+        """Calls the kernels, the first with this config, and gives the outputs of the last."""
         for name in self.added:
             arrays[name].zero_()
         for kernel in self.kernels:
-            kernel(**_named(kernel, {**arrays, **self.given}), **how)
+            kernel(**_named(kernel, {**arrays, **self.given}), backend=backend, config=config)
+            config = None
         return tuple(arrays[name] for name in self.outputs)
 
     @property

@@ -46,6 +46,7 @@ SIZES: list[tuple[str, dict[str, int], Own]] = [
 TILES = {
     "group_norm": {"block_S": 256},
     "cross_entropy": {"block_N": 256},
+    "split_kv_decode": {"block_N": 128},
 }
 """Tiles that rows of these sizes need several of, where the first config has one for all."""
 
