@@ -74,11 +74,11 @@ class Shown:
     def arguments(self, dims: Dims, device: str = "cpu", wide: bool = False, **own: Any) -> Arrays:
         """Every tensor, inputs drawn. ``wide``: float32 for bfloat16. ``own``: inputs not to be drawn."""
         arrays: Arrays = {}
-        for kernel in self.kernels:
-            for name, names in kernel.tensors.items():
+        with torch.device(device):
+            for kernel, (name, names) in ((k, tensor) for k in self.kernels for tensor in k.tensors.items()):
+                shape, dtype = [dims[dim] for dim in names], TORCH[self.dtypes.get(name, "f32" if wide else "bf16")]
                 if name in arrays:
                     continue
-                shape, dtype = [dims[dim] for dim in names], TORCH[self.dtypes.get(name, "f32" if wide else "bf16")]
                 if name in own:
                     arrays[name] = torch.as_tensor(own[name], dtype=dtype)
                 elif kernel.roles[name] == "out":
@@ -87,7 +87,7 @@ class Shown:
                     arrays[name] = self.drawn[name](arrays, dims).to(dtype)
                 else:
                     arrays[name] = torch.randn(shape).to(dtype)
-        return {name: array.to(device) for name, array in arrays.items()}
+        return arrays
 
     def run(self, arrays: Arrays, backend: str | None = None, config: Mapping[str, Any] | None = None) -> tuple[Tensor, ...]:
         """Calls the kernels, the first with this config, and gives the outputs of the last."""
