@@ -34,7 +34,7 @@ SIZES: list[tuple[str, dict[str, int], Own]] = [
     ("block_scaled_fp8", {"M": 1, "J": 1, "N": 128, "G": 1, "K": 128}, {}),
     ("split_kv_decode", {"B": 3, "G": 2, "R": 3, "D": 37, "P": 3, "N": 760}, {"length": [760, 1, 199]}),
     ("split_kv_decode", {"B": 1, "G": 1, "R": 1, "D": 16, "P": 1, "N": 37}, {}),
-    ("packed_attention", {"T": 199, "H": 4, "G": 2, "D": 37, "C": 5}, {"cu": ROWS}),
+    ("packed_attention", {"T": 199, "H": 2, "G": 1, "D": 37, "C": 5}, {"cu": ROWS}),
     ("packed_attention", {"T": 1, "H": 1, "G": 1, "D": 16, "C": 2}, {}),
     ("paged_attention", {"B": 3, "G": 2, "R": 3, "D": 37, "P": 3, "L": 24, "S": 37, "N": 8}, {"length": [296, 1, 199]}),
     ("paged_attention", {"B": 1, "G": 1, "R": 1, "D": 16, "P": 2, "L": 1, "S": 16, "N": 1}, {}),

@@ -22,11 +22,11 @@ def test_for_gpus(name: str, target: str) -> None:
 @pytest.mark.libtpu
 @pytest.mark.parametrize("name", SHOWN)
 def test_for_a_tpu(name: str) -> None:
-    """At extents up to 512, which compile in a second."""
+    """At extents up to 256, which compile in a second."""
     pytest.importorskip("libtpu")
     chip = targets.get("tpu-v6e")
     for instance in SHOWN[name].instances():
-        small = instance.with_dims(**{dim: min(extent, 512) for dim, extent in instance.extents.dims})
+        small = instance.with_dims(**{dim: min(extent, 256) for dim, extent in instance.extents.dims})
         if name in GAPS:
             with pytest.raises(TargetError, match=GAPS[name]):
                 build.compile(small, chip, space(small, chip).first)
