@@ -28,14 +28,13 @@ def case(name: str, dims: Dims, device: str = "cuda") -> OpCase:
     shown = SHOWN[name]
     arrays = shown.arguments(dims, device)
 
-    def on_these(function: Callable[..., object]) -> Run:
-        return partial(function, **shown.read(arrays, function))
-
+    read = shown.read(arrays, shown.formula)
     makers: dict[str, Callable[[], Run]] = {
-        "torch": lambda: on_these(shown.formula),
-        "Inductor": lambda: peers.compiled(shown.formula, lambda fast: partial(fast, **shown.read(arrays, shown.formula))),
+        "torch": lambda: partial(shown.formula, **read),
+        "Inductor": lambda: peers.compiled(shown.formula, lambda fast: partial(fast, **read)),
     }
-    makers |= {name: partial(on_these, function) for name, function in LIBRARIES.get(name, {}).items()}
+    for peer, make in LIBRARIES.get(name, {}).items():
+        makers[peer] = partial(make, **shown.read(arrays, make))
     found, missing = peers.available(makers)
     kpt: dict[str, Run] = {"kpt": partial(shown.run, arrays)}
     return OpCase(name, shown.bound(arrays), kpt, shown.worth(arrays, dims), shown.unit, found, missing=missing)
@@ -54,48 +53,51 @@ def line(name: str) -> str:
 
 
 # ------------------------------------------------------------------ what libraries offer
-def _cross_entropy(x: Tensor, target: Tensor) -> Tensor:
-    return functional.cross_entropy(x, target, reduction="none")
+def _cross_entropy(x: Tensor, target: Tensor) -> Run:
+    return lambda: functional.cross_entropy(x, target, reduction="none")
 
 
-def _block_scaled_fp8(a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor) -> Tensor:
+def _block_scaled_fp8(a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor) -> Run:
     """It wants the scales of the left operand column by column."""
-    right, columns = b.flatten(2).flatten(0, 1), scale_a.T.contiguous().T
-    return torch._scaled_mm(a.flatten(1), right.T, scale_a=columns, scale_b=scale_b.T, out_dtype=torch.bfloat16)
+    left, right, columns = a.flatten(1), b.flatten(2).flatten(0, 1).T, scale_a.T.contiguous().T
+    return lambda: torch._scaled_mm(left, right, scale_a=columns, scale_b=scale_b.T, out_dtype=torch.bfloat16)
 
 
-def _grouped_product(x: Tensor, weight: Tensor, cu: Tensor) -> Tensor:
-    return functional.grouped_mm(x, weight.transpose(1, 2), offs=cu[1:])
+def _grouped_product(x: Tensor, weight: Tensor, cu: Tensor) -> Run:
+    return lambda: functional.grouped_mm(x, weight.transpose(1, 2), offs=cu[1:])
 
 
-def _dense(backend: SDPBackend) -> Callable[..., Tensor]:
-    """Of all keys, as many as there are."""
+def _dense(backend: SDPBackend) -> Callable[..., Run]:
+    """Of all keys: as many count."""
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        with sdpa_kernel(backend):
-            return functional.scaled_dot_product_attention(q.flatten(1, 2)[:, :, None], k, v, scale=scale, enable_gqa=True)
+    def make(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Run:
+        rows = q.flatten(1, 2)[:, :, None]
 
-    return attention
+        def attention() -> Tensor:
+            with sdpa_kernel(backend):
+                return functional.scaled_dot_product_attention(rows, k, v, scale=scale, enable_gqa=True)
+
+        return attention
+
+    return make
 
 
-def _packed_attention(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float) -> object:
-    """Told of the longest sequence only that it is no longer than all."""
+def _packed_attention(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float) -> Run:
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(q, k, v, cu, cu, len(q), len(q), scale=scale, window_size=(-1, 0), enable_gqa=True)
+    longest = int(cu.diff().max())
+    return lambda: varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True)
 
 
-def _paged_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, length: Tensor, scale: float) -> object:
+def _paged_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, length: Tensor, scale: float) -> Run:
     from torch.nn.attention.varlen import varlen_attn
 
-    first = torch.arange(len(length) + 1, dtype=torch.int32, device=length.device)
-    most = table.shape[1] * k.shape[1]
-    return varlen_attn(
-        q.flatten(1, 2), k, v, first, None, 1, most, scale=scale, enable_gqa=True, seqused_k=length, block_table=table
-    )
+    rows, first = q.flatten(1, 2), torch.arange(len(length) + 1, dtype=torch.int32, device=length.device)
+    known = {"scale": scale, "enable_gqa": True, "seqused_k": length, "block_table": table}
+    return lambda: varlen_attn(rows, k, v, first, None, 1, table.shape[1] * k.shape[1], **known)
 
 
-LIBRARIES: dict[str, dict[str, Callable[..., object]]] = {
+LIBRARIES: dict[str, dict[str, Callable[..., Run]]] = {
     "cross_entropy": {"F.cross_entropy": _cross_entropy},
     "block_scaled_fp8": {"torch._scaled_mm": _block_scaled_fp8},
     "grouped_product": {"F.grouped_mm": _grouped_product},
@@ -105,7 +107,7 @@ LIBRARIES: dict[str, dict[str, Callable[..., object]]] = {
     "packed_attention": {"varlen_attn": _packed_attention},
     "paged_attention": {"varlen_attn": _paged_attention},
 }  # fmt: skip
-"""What there is beside formulas, by the name of a kernel, of the same arguments."""
+"""Makers of peers that are no formula, of the same arguments, by the name of a kernel."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A residual addition and the RMS norm of its sum, with gradients."""
+"""A residual addition and the RMS norm of its sum."""
 
 import kpt_dsl as kd
 
