@@ -52,10 +52,10 @@ HOLDING_COST = 0.05
 STEP_BYTES = 64 * 1024
 """Bytes that a step of chained products best reads where device memory bounds them."""
 SMALL_STEP = 0.0125
-"""How much slower such a kernel gets for each halving of them: one query over as many keys as each of 16 entries has, up to 8192,
+"""How much slower such a kernel gets for each halving of them: one query over the up to 8192 keys that each of 16 entries has
 took 85 µs in tiles of 32 keys, 74 in tiles of 64, on an H200."""
 CHAINED = 0.4e-6
-"""Seconds of a step whose products wait for each other and are too small to be issued ahead: one query over 8192 keys, 9 times 8
+"""Seconds of a step whose products wait for each other and are too small to be issued ahead: one query over 8192 keys, 9 x 8
 heads wide, took 115, 85 µs in tiles of 64, 128 keys however deep the pipeline, on an H200."""
 ROWS_AHEAD = 2
 """Steps that a stream is best fetched ahead."""
