@@ -107,7 +107,7 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
     q, factor = scores.positive(q)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
     given, keys = (q, k, v, o, lse), keys_of(k, v, scores.block_table)
-    parts = decoding.part_count(q, keys.like) if decoding.takes(scores) else 0
+    parts = decoding.part_count(q, keys.like, scores)
 
     def in_parts(launch: Launch) -> None:
         """Programs share out the keys."""
