@@ -24,6 +24,9 @@ INSTEAD = {
 }
 """What has no place beside ``cu_seqlens_q``, and what to do about it."""
 
+ALIGNED = 4
+"""Elements of int32 in 16 bytes: what begins at a multiple of them shares binaries."""
+
 
 def check(op: str, q: Any, k: Any, v: Any, scores: Scores) -> None:
     """Raises InputError, in the name of ``op``, for shapes that do not fit."""
@@ -61,9 +64,10 @@ def ends(launch: Launch, op: str, q: torch.Tensor, k: torch.Tensor, scores: Scor
     cu_q, cu_k = scores.cu_seqlens()
     if q.device.type == "cpu" or (is_on() and q.device.type != "meta"):
         checked(op, q, k, scores)
-    rows = [cu_q.new_empty(cu_q.shape[0] + 2, dtype=torch.int32) for _ in range(4)]
-    launch(flash_attention_ends, cu_q, cu_k, *rows, q.shape[0], k.shape[0])
-    query_groups, keys, key_groups, queries = rows
+    count = cu_q.shape[0] + 2
+    rows = cu_q.new_empty((4, -(-count // ALIGNED) * ALIGNED), dtype=torch.int32)
+    query_groups, keys, key_groups, queries = made = [rows[i, :count] for i in range(4)]
+    launch(flash_attention_ends, cu_q, cu_k, *made, q.shape[0], k.shape[0])
     return Ends((query_groups, keys), (queries, key_groups))
 
 
