@@ -31,6 +31,7 @@ SUITES = (
     "fp8",
     "norms",
     "norms_backward",
+    "gallery",
     "host",
     "lengths",
     "classes",

@@ -5,6 +5,7 @@
 Where there are several ways to do a part of it, ``launch.quickest`` takes the one that was measured to be.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.registry import Implementation, KernelChoice, Missing, Ready, Undecided
 from kpt.ops.straight import repeated
 from kpt_dsl import configs
+from kpt_dsl.arrays import ALIGNMENT
 from kpt_dsl.classes import extents, options
 from kpt_dsl.emit import emit
 from kpt_dsl.errors import KptError, TargetError
@@ -66,7 +68,7 @@ def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tupl
     """The op's generated implementations. ``why_not(*arguments)`` says what the kernels themselves cannot do."""
 
     def not_served(*arguments: Any) -> str | None:
-        if any(isinstance(a, torch.Tensor) and a.numel() == 0 for a in arguments):
+        if 0 in [a.numel() for a in arguments if isinstance(a, torch.Tensor)]:
             return "a tensor is empty"
         return why_not(*arguments)
 
@@ -111,6 +113,16 @@ def unit_last_stride(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
+def rooms(
+    beside: torch.Tensor, shape: Sequence[int], count: int, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
+    """So many tensors of a shape where another one is, dense, in one allocation, each aligned as one alone would be."""
+    size = math.prod(shape)
+    step = -(-size // ALIGNMENT) * ALIGNMENT
+    room = beside.new_empty(count * step, dtype=dtype)
+    return [room[i * step :][:size].view(shape) for i in range(count)]
+
+
 def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
     """The tensor as (rows, columns) with dense rows: a view where its strides allow one, else a copy."""
     matrix = tensor if tensor.ndim == 2 and tensor.shape[1] == columns else tensor.reshape(-1, columns)
@@ -124,19 +136,18 @@ def _prepare(run: Run, backend: str, arguments: tuple[Any, ...]) -> Ready:
 
 def kin(run: Hashable, arguments: tuple[Any, ...]) -> Hashable:
     """What a call has in common with others that are served alike, as a rule: lengths change with every call."""
-    return run, *map(_kind, arguments)
+    return run, *[
+        (a.dtype, a.device, tuple([(n - 1).bit_length() for n in a.shape]), None if a.is_contiguous() else _order(a))
+        if isinstance(a, torch.Tensor)
+        else (type(a), tuple(a) if isinstance(a, list) else a)  # as PyTorch's dispatcher hands sequences over
+        for a in arguments
+    ]
 
 
-def _kind(value: Any) -> Hashable:
-    """What an argument has in common with those of other calls of the same classes."""
-    if isinstance(value, torch.Tensor):
-        extents = tuple([(n - 1).bit_length() for n in value.shape])
-        order = None
-        if not value.is_contiguous():
-            steps = value.stride()
-            order = tuple(sorted(range(len(steps)), key=steps.__getitem__))
-        return value.dtype, value.device, extents, order
-    return type(value), tuple(value) if isinstance(value, list) else value  # as PyTorch's dispatcher hands sequences over
+def _order(tensor: torch.Tensor) -> Hashable:
+    """How the dims of a tensor lie in memory."""
+    steps = tensor.stride()
+    return tuple(sorted(range(len(steps)), key=steps.__getitem__))
 
 
 @lru_cache(maxsize=4096)

@@ -4,7 +4,7 @@ Reads devices, dtypes and shapes only, so it answers for tensors without values 
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -110,7 +110,8 @@ def choose(
 
     Raises InputError, or MissingPackageError, where the preferred implementation cannot serve.
     """
-    device = next(a.device.type for a in arguments if isinstance(a, torch.Tensor))
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    device = tensors[0].device.type
     passed: list[PassedOver] = []
     for candidate in op.implementations:
         at_home = candidate.devices is None or device in candidate.devices
@@ -121,30 +122,43 @@ def choose(
             passed.append(
                 PassedOver(candidate.name, f"serves {homes} tensors, and {device} tensors only when preferred")
             )
-        elif reason := _why_not(op, candidate, arguments, needs_grad, failed):
+        elif reason := _why_not(op, candidate, arguments, tensors, needs_grad, failed):
             if prefers is not None:
                 _refuse(op, candidate, reason)
             passed.append(PassedOver(candidate.name, reason, expected=True))
         else:
-            return Choice(candidate, (*passed, *_after(op, candidate.name)))
+            return _chosen(op, candidate, tuple(passed))
     raise AssertionError("the reference serves everything")
 
 
+def _chosen(op: Op, serves: Implementation, passed: tuple[PassedOver, ...]) -> Choice:
+    """One that serves, after what was passed over; calls of new lengths are served like others, as a rule."""
+    alone = _first(op, serves.name)
+    return Choice(serves, (*passed, *alone.passed_over)) if passed else alone
+
+
 @cache
-def _after(op: Op, served: str) -> tuple[PassedOver, ...]:
-    """The implementations that come after one that serves."""
+def _first(op: Op, served: str) -> Choice:
+    """An implementation as the first one that was asked, with those that come after it."""
     names = [candidate.name for candidate in op.implementations]
-    return tuple(PassedOver(name, f"comes after {served}") for name in names[names.index(served) + 1 :])
+    number = names.index(served)
+    after = tuple([PassedOver(name, f"comes after {served}") for name in names[number + 1 :]])
+    return Choice(op.implementations[number], after)
 
 
 def _why_not(
-    op: Op, candidate: Implementation, arguments: tuple[Any, ...], needs_grad: bool, failed: Mapping[str, str]
+    op: Op,
+    candidate: Implementation,
+    arguments: tuple[Any, ...],
+    tensors: Sequence[torch.Tensor],
+    needs_grad: bool,
+    failed: Mapping[str, str],
 ) -> str | None:
     if candidate.name in failed:
         return failed[candidate.name]
     if candidate.package is not None and not _is_installed(candidate.package):
         return f"the package {candidate.package} is not installed"
-    if not candidate.differentiable and not all(has_memory(a) for a in arguments if isinstance(a, torch.Tensor)):
+    if not candidate.differentiable and not all(map(has_memory, tensors)):
         return "a tensor is sparse, nested or of mkldnn"
     if needs_grad and not candidate.differentiable:
         if is_transformed():

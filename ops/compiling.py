@@ -15,6 +15,8 @@ Mode = Literal["wait", "reference"]
 VARIABLE = "KPT_WHILE_COMPILING"
 """The environment variable that says what ``while_compiling`` says, until a program calls that."""
 
+_said = os.environ.get(VARIABLE) or "wait"
+
 _mode: Mode | None = None
 
 told: list[Callable[[], None]] = []
@@ -50,11 +52,8 @@ class while_compiling:
 
 def is_behind() -> bool:
     """Whether PyTorch serves what is not compiled. Raises InputError where the environment has another word."""
-    return _now() == "reference" and not is_on()
-
-
-def _now() -> Mode:
-    return _mode or _checked(os.environ.get(VARIABLE) or "wait", VARIABLE)
+    mode = _mode or _said
+    return mode != "wait" and _checked(mode, VARIABLE) == "reference" and not is_on()
 
 
 def _become(mode: Mode | None) -> None:

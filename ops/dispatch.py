@@ -219,8 +219,9 @@ class Dispatcher:
                     return known
             while len(self._decisions) >= DECISIONS_KEPT:
                 self._forget_oldest()
-            self._recent.drop(self._decisions.get(key))
-            self._decisions[key] = decision
+            if (known := self._decisions.setdefault(key, decision)) is not decision:
+                self._recent.drop(known)
+                self._decisions[key] = decision
         return decision
 
     def _written_out(self, *arguments: Any) -> Any:

@@ -239,9 +239,11 @@ class _Writer:
             self._address(given[i]) if make is None else f"{self._keep(make)}({self._place(given[i])})"
             for i, make in parts.tensors
         ]
-        values += [self._keep(given[i]) for i in parts.scalars]
-        values.append(f"*{self._keep(parts.numbers)}")
-        return f"{self._keep(parts.start)}({parts.programs}, stream, [{', '.join(values)}])"
+        values += [self._keep(value) for value in [*(given[i] for i in parts.scalars), *parts.numbers]]
+        fixed = [self._keep(value) for value in parts.start.fixed]
+        last = ", ".join(values) if parts.start.spread else f"[{', '.join(values)}]"
+        programs = self._keep(parts.programs)
+        return f"{self._keep(parts.start.function)}({programs}, 1, 1, stream, {''.join(f'{v}, ' for v in fixed)}{last})"
 
     def _place(self, tensor: Any) -> str:
         """The tensor whose memory this one begins."""

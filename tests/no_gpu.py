@@ -1,8 +1,9 @@
 """Launches as on an H200 where there is none: kernels are not compiled, and starting one calls a function of the test's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,19 @@ from kpt_dsl.runtime.triton_launch import Start
 H200 = targets.get("nvidia-h200")
 
 
+def started_by(function: Callable[[int, int, Sequence[Any]], object]) -> Start:
+    """A kernel that calls a function with the number of programs, the stream and the values when it is started."""
+    return Start(lambda programs, _, __, stream, values: function(programs, stream, values), (), spread=False)
+
+
 def does_nothing(*_: object) -> None:
-    """A kernel that is started and leaves everything as it is."""
+    """What a kernel does that leaves everything as it is."""
 
 
 @contextmanager
-def pretended(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Start] = lambda _: does_nothing) -> Iterator[list[int]]:
+def pretended(
+    monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Start] = lambda _: started_by(does_nothing)
+) -> Iterator[list[int]]:
     """Tensors of the CPU are launched on as those of device 0. ``start`` gives, for the name of a kernel, what starts it.
 
     Gives a list of the device that is current.

@@ -25,8 +25,20 @@ REGISTER_STEP = 8
 Maker = Callable[[Any], Any]
 """Makes the value of an argument out of a tensor."""
 
-Start = Callable[[int, int, Sequence[Any]], object]
-"""Starts a kernel: number of programs, stream, arguments."""
+
+class Start(NamedTuple):
+    """Starts a kernel: ``function(programs, 1, 1, stream, *fixed, *values)``, or with the values as one list where it does not
+    take them ``spread``."""
+
+    function: Callable[..., object]
+    fixed: tuple[Any, ...]
+    spread: bool
+
+    def __call__(self, programs: int, stream: int, values: Sequence[Any]) -> None:
+        if self.spread:
+            self.function(programs, 1, 1, stream, *self.fixed, *values)
+        else:
+            self.function(programs, 1, 1, stream, *self.fixed, values)
 
 
 class Parts(NamedTuple):
@@ -238,23 +250,17 @@ def starter(kernel: Any) -> Start:
     scratch = getattr(run, "global_scratch_size", 0) or getattr(run, "profile_scratch_size", 0)
     if short is not None and type(run).__name__ == "CudaLauncher" and not scratch:
         return short(run, function, packed)
-    return lambda programs, stream, values: run(programs, 1, 1, stream, function, packed, None, None, None, *values)
+    return Start(run, (function, packed, None, None, None), spread=True)
 
 
 def _short_3_6(run: Any, function: Any, packed: Any) -> Start:
-    launch, cooperative, dependent = run.launch, run.launch_cooperative_grid, run.launch_pdl
-    return lambda programs, stream, values: launch(
-        programs, 1, 1, stream, function, cooperative, dependent, None, None, packed, None, None, None, *values
-    )
+    asked = (run.launch_cooperative_grid, run.launch_pdl)
+    return Start(run.launch, (function, *asked, None, None, packed, None, None, None), spread=True)
 
 
 def _short_3_9(run: Any, function: Any, packed: Any) -> Start:
-    launch, cooperative, dependent = run.launch, run.launch_cooperative_grid, run.launch_pdl
-    annotations, signature = run.arg_annotations, run.kernel_signature
-    return lambda programs, stream, values: launch(
-        programs, 1, 1, stream, function, cooperative, dependent, packed, None, None, None, None, None,
-        annotations, signature, values,
-    )  # fmt: skip
+    asked, none = (run.launch_cooperative_grid, run.launch_pdl), (None,) * 5
+    return Start(run.launch, (function, *asked, packed, *none, run.arg_annotations, run.kernel_signature), spread=False)
 
 
 _SHORT: dict[tuple[int, ...], Callable[[Any, Any, Any], Start]] = {(3, 6): _short_3_6, (3, 9): _short_3_9}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride
+from kpt.ops.backends import Launch, kernel_implementations, record, rooms, unit_last_stride
 from kpt.ops.flash_attention import contract, packed, reference
 from kpt.ops.flash_attention.backward_kernels import (
     flash_attention_dkdv,
@@ -118,7 +118,7 @@ def _run(
         dlse, dq, dk, dv = (None if t is None else packed.batched(t) for t in (dlse, dq, dk, dv))
     factor, (q, scale) = scores.scale_of(q), scores.positive(q)
     q, k, v, o, do = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v, o, do))
-    delta, shift = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
+    delta, shift = rooms(lse, lse.shape, 2)
     sinks_parts = torch.empty_like(delta) if needs_sinks else None
     dbias = _bias_parts(scores.mask, q, k) if needs_mask and scores.mask is not None else None
     takes_delta = dq is not None or dk is not None or needs_sinks

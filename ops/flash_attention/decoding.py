@@ -10,8 +10,9 @@ from kpt.ops.flash_attention.scores import Scores
 MOST_QUERIES = 16
 """Queries up to which keys are shared out: rows of all heads of a group then fit in a tile or a few."""
 
-PROGRAMS = 2
-"""Programs on a multiprocessor that wait for memory together, at most (not tuned on any device yet)."""
+PROGRAMS, PROGRAMS_OF_LENGTHS = 1, 8
+"""Programs a multiprocessor, at most: one of each, deep in flight, reads as fast as several, and spares what joins them; where
+entries of a batch have lengths of their own, several share the work more evenly."""
 
 FEWEST_KEYS, FEWEST_KEYS_CPU = 256, 16
 """Keys of a part, or more: two tiles of the largest (not tuned on any device yet). On a CPU, for its interpreters: few."""
@@ -19,20 +20,24 @@ FEWEST_KEYS, FEWEST_KEYS_CPU = 256, 16
 MOST_PARTS_CPU = 3
 
 
-def part_count(q: torch.Tensor, k: torch.Tensor) -> int:
+def part_count(q: torch.Tensor, k: torch.Tensor, scores: Scores) -> int:
     """Over how many parts of the keys to attend; 0: not so, but as attention of many queries does."""
+    if not _takes(scores):
+        return 0
     (batch, heads, queries, _), (_, groups, keys, _) = q.shape, k.shape
     if q.device.type == "cpu":
         fewest, most = FEWEST_KEYS_CPU, MOST_PARTS_CPU
     else:
-        fewest, most = FEWEST_KEYS, PROGRAMS * multiprocessors(q.device) // (batch * groups)
+        uneven = batch > 1 and (scores.key_lengths is not None or scores.key_starts is not None)
+        programs = PROGRAMS_OF_LENGTHS if uneven else PROGRAMS
+        fewest, most = FEWEST_KEYS, programs * multiprocessors(q.device) // (batch * groups)
     if queries > MOST_QUERIES or keys < 2 * fewest:
         return 0
     parts = max(1, min(most, keys // fewest))
     return 0 if parts == 1 and heads == groups else parts
 
 
-def takes(scores: Scores) -> bool:
+def _takes(scores: Scores) -> bool:
     """Whether the kernels make such scores."""
     given = (scores.mask, scores.alibi_slopes, scores.cu_seqlens_q)
     return all(x is None for x in given) and (scores.ahead is None or scores.causal)

@@ -99,7 +99,7 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
     q, factor = scores.positive(q)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
     given = (q, k, v, o, lse)
-    parts = decoding.part_count(q, k) if decoding.takes(scores) else 0
+    parts = decoding.part_count(q, k, scores)
 
     def in_parts(launch: Launch) -> None:
         """Programs share out the keys."""

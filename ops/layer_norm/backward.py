@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kpt.ops import checks, norms
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
+from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, rooms, wide_dtype
 from kpt.ops.layer_norm import backward_kernels as kernels
 from kpt.ops.layer_norm import reference
 from kpt.ops.layer_norm.shapes import DIMS, TRAINED, backward_arguments
@@ -82,7 +82,8 @@ def _run(
         return gradients
     held = norms.is_held(rows)
     count = norms.shares(rows, held)
-    sums = [norms.partial_sums(rows, count) if wanted else None for wanted in (needs_weight, needs_bias)]
+    room = rooms(rows, (count, width), needs_weight + needs_bias)
+    sums = [room[0] if needs_weight else None, room[-1] if needs_bias else None]
     if held:
         launch(kernels.layer_norm_bwd, slopes, rows, flat, dx, *sums, eps)
     else:

@@ -21,6 +21,7 @@ from kpt_dsl.runtime.triton_launch import CheckedLaunch, Launch
 from kpt_dsl.space import space
 from tests.indices import kernels
 from tests.indices.running import whole
+from tests.no_gpu import started_by
 
 H200 = targets.get("nvidia-h200")
 
@@ -56,7 +57,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     made = Device()
     monkeypatch.setattr(runtime, "present", lambda _: H200)
     monkeypatch.setattr(build, "binary", lambda *_: SimpleNamespace(name="kernel"))
-    monkeypatch.setattr(triton_launch, "starter", lambda _: made.start)
+    monkeypatch.setattr(triton_launch, "starter", lambda _: started_by(made.start))
     monkeypatch.setattr(triton_launch, "_word", made.new_word)
     runtime._prepared.cache_clear()
     yield made

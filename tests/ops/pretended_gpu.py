@@ -24,17 +24,18 @@ def pretended_gpu(patch: pytest.MonkeyPatch) -> Iterator[None]:
         here = tuple(replace(i, devices=None) if i.name == "triton" else i for i in op.implementations)
         patch.setitem(op.__dict__, "implementations", here)
     patch.setattr(behind, "_asked", behind._Asked())
-    _forget()
+    forget_calls()
     try:
         with pretended(patch):
             yield
     finally:
         while_compiling("wait")
         compiling._mode = None
-        _forget()
+        forget_calls()
 
 
-def _forget() -> None:
+def forget_calls() -> None:
+    """Have every op forget how it served calls, and how often."""
     backends._found_out.cache_clear()
     for dispatcher in DISPATCHERS.values():
         dispatcher._forget()

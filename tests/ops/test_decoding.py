@@ -74,9 +74,9 @@ def test_one_part_is_stored_where_it_belongs(queries: int) -> None:
 @pytest.mark.parametrize(
     ("batch", "heads", "groups", "queries", "keys", "parts"),
     [
-        (1, 32, 8, 1, 32768, 33),  # two programs a multiprocessor, of which an H200 has 132
-        (16, 32, 8, 1, 8192, 2),
-        (16, 32, 8, 4, 8192, 2),
+        (1, 32, 8, 1, 32768, 16),  # a program a multiprocessor, of which an H200 has 132
+        (16, 32, 8, 1, 8192, 1),
+        (16, 32, 8, 4, 8192, 1),
         (64, 32, 8, 1, 2048, 1),  # heads that share keys share a tile
         (64, 32, 32, 1, 2048, 0),
         (1, 32, 8, 1, 600, 2),  # no fewer than 256 keys a part
@@ -87,7 +87,16 @@ def test_one_part_is_stored_where_it_belongs(queries: int) -> None:
 def test_how_many_parts(batch: int, heads: int, groups: int, queries: int, keys: int, parts: int) -> None:
     q = torch.empty(batch, heads, queries, 128, device="meta", dtype=torch.bfloat16)
     k = torch.empty(batch, groups, keys, 128, device="meta", dtype=torch.bfloat16)
-    assert decoding.part_count(q, k) == parts
+    assert decoding.part_count(q, k, Scores()) == parts
+
+
+@pytest.mark.parametrize(("batch", "keys", "parts"), [(1, 32768, 16), (16, 8192, 8), (64, 2048, 2), (64, 300, 0)])
+def test_entries_of_different_lengths_are_in_more_parts(batch: int, keys: int, parts: int) -> None:
+    q = torch.empty(batch, 32, 1, 128, device="meta", dtype=torch.bfloat16)
+    k = torch.empty(batch, 8, keys, 128, device="meta", dtype=torch.bfloat16)
+    lengths = torch.empty(batch, device="meta", dtype=torch.int32)
+    assert decoding.part_count(q, k, Scores(key_lengths=lengths)) == parts
+    assert decoding.part_count(q, k, Scores(key_starts=lengths)) == parts
 
 
 @pytest.mark.parametrize("flags", [{"mask": "seen"}, {"alibi": True}], ids=str)

@@ -14,7 +14,8 @@ from kpt.ops.backends import Launches
 from kpt.ops.straight import WATCHED, repeated
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime import runtime
-from tests.no_gpu import pretended
+from kpt_dsl.runtime.triton_launch import Start
+from tests.no_gpu import pretended, started_by
 
 Arguments = tuple[Any, ...]
 
@@ -27,13 +28,13 @@ class Seen:
     refuses: bool = False
     current: list[int] = field(default_factory=list)
 
-    def starter(self, name: str) -> Callable[..., object]:
+    def starter(self, name: str) -> Start:
         def start(programs: int, _: int, values: list[Any]) -> None:
             if self.refuses:
                 raise RuntimeError("out of resources")
             self.started.append((name, programs, list(values)))
 
-        return start
+        return started_by(start)
 
 
 @pytest.fixture

@@ -248,9 +248,9 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch, elsewhere: Elsewhere) -> N
             while_compiling(wrong)  # type: ignore[arg-type]
     monkeypatch.setattr(compiling, "_mode", None)
     assert not compiling.is_behind()
-    monkeypatch.setenv("KPT_WHILE_COMPILING", "reference")
+    monkeypatch.setattr(compiling, "_said", "reference")
     assert compiling.is_behind()
-    monkeypatch.setenv("KPT_WHILE_COMPILING", "never")
+    monkeypatch.setattr(compiling, "_said", "never")
     with pytest.raises(kpt.InputError, match="KPT_WHILE_COMPILING: 'never'"):
         norm(5000)
 

@@ -13,6 +13,7 @@ from kpt.ops import behind, while_compiling
 from kpt_dsl.build import cache
 from kpt_dsl.build import triton as build
 from kpt_dsl.runtime import triton
+from tests.ops.pretended_gpu import forget_calls
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,6 +33,7 @@ def five(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ops]:
     monkeypatch.setattr(behind, "_asked", behind._Asked())
     for known in (build.binary, triton._prepared, triton._made):
         known.cache_clear()
+    forget_calls()
 
     def made(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)

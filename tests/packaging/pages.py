@@ -12,6 +12,7 @@ A page is run like this, in an empty folder:
   something, or needs a device; the prose beside it says so.
 """
 
+import doctest
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 
 FENCE = re.compile(r"^```(\w*)\s*(.*)$")
 TITLE = re.compile(r'title="([^"]+)"')
+LOOSE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ def read(path: Path) -> Page:
     return Page(
         files, tuple(others["diff"]), tuple(others["toml"]), program + "\n" if lines else "", printed, tuple(commands)
     )
+
+
+def misprints(page: Page, output: str) -> list[str]:
+    """What a page's program printed otherwise than the page says."""
+    found = []
+    for line, expected in page.printed.items():
+        got = output.partition(end(line))[0].rpartition("---\n")[2]
+        if not doctest.OutputChecker().check_output(expected + "\n", got, LOOSE):
+            found.append(f"before line {line}, printed:\n{got}")
+    return found
 
 
 def links(path: Path) -> list[str]:

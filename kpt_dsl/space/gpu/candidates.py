@@ -131,10 +131,12 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
     if "descriptors" in knobs and fitting and sizes.compulsory_seconds > DESCRIPTOR_SECONDS:
         # Where a lone program of chained products has registers to spare for addresses, plain copies were seen 3 to 9% faster
         # on an H200.
-        lone_chain = sizes.resident == 1 and any(p.chained for p in facts.products)
+        chain = any(p.chained for p in facts.products)
+        lone_chain = chain and sizes.resident == 1
         by_rule["descriptors"] = not lone_chain or sizes.pressure > ROOM_FOR_ADDRESSES
         deeper = sizes.having({"num_stages": LONE_DEPTH})
-        if lone_chain and sizes.stages < LONE_DEPTH and deeper.shared_bytes <= target.shared_bytes:
+        alone = lone_chain or (chain and sizes.programs <= target.cores)
+        if alone and sizes.stages < LONE_DEPTH and deeper.shared_bytes <= target.shared_bytes:
             by_rule["num_stages"] = LONE_DEPTH
         if "persistent" in knobs and sizes.programs > WAVES * target.cores:
             by_rule["persistent"] = True

@@ -49,6 +49,14 @@ WIDE_LOAD = 16
 """Bytes of the widest load of a thread."""
 HOLDING_COST = 0.05
 """How much slower a kernel gets for each doubling or halving of that."""
+STEP_BYTES = 64 * 1024
+"""Bytes that a step of chained products best reads where device memory bounds them."""
+SMALL_STEP = 0.0125
+"""How much slower such a kernel gets for each halving of them: one query over the up to 8192 keys that each of 16 entries has
+took 85 µs in tiles of 32 keys, 74 in tiles of 64, on an H200."""
+CHAINED = 0.4e-6
+"""Seconds of a step whose products wait for each other and are too small to be issued ahead: one query over 8192 keys, 9 x 8
+heads wide, took 115, 85 µs in tiles of 64, 128 keys however deep the pipeline, on an H200."""
 ROWS_AHEAD = 2
 """Steps that a stream is best fetched ahead."""
 FURTHER_AHEAD = 0.05
@@ -117,6 +125,9 @@ def _roofline(sizes: GpuSizes) -> float:
     memory = _memory_seconds(sizes)
     if sizes.facts.streamed and sizes.stages == 1:  # only the core's other programs load while one computes
         memory += run / sizes.resident
+    if any(p.chained for p in sizes.facts.products) and memory > run:
+        read = max((step.moved for step, _ in steps if step.is_pipelined), default=0)
+        memory *= 1 + SMALL_STEP * max(0.0, math.log2(STEP_BYTES / max(1, read)))
     return _both(run, memory)
 
 
@@ -169,6 +180,8 @@ class _Step(NamedTuple):
         waits, exchanged = _sums(sizes, scope) if scope else (0, 0)
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
         busy += (waits * REDUCTION + exchanged * EXCHANGE) / target.clock_hz
+        if any(p.chained and sizes.lanes(p.m) < target.mma_rows for p in products):
+            busy += CHAINED
         lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
         around = lines * STEP / target.clock_hz
         return _Step(tensor, vector, fetch, busy, moved, around, streams, streams or bool(products and scope))
