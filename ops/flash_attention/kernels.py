@@ -129,7 +129,7 @@ def flash_attention_ends(
     cu_q: kd.In, cu_k: kd.In, query_groups: kd.Out, keys: kd.Out, key_groups: kd.Out, queries: kd.Out,
     query_count: kd.Int, key_count: kd.Int,
 ) -> None:  # fmt: skip
-    """Where the groups of packed queries end and which keys each sees, and, unless None, the same of keys and their queries.
+    """Where the groups of packed queries end and where the keys that each sees do, and the same of keys and their queries.
 
     Beside a group for each entry there are one before all entries and one behind, so that every row is in one: these see none.
     """
@@ -139,6 +139,5 @@ def flash_attention_ends(
         behind = c.index > kd.size("E")
         query_groups[c] = kd.where(behind, query_count, kd.where(c.index == 0, 0, query))
         keys[c] = key
-        if key_groups is not None:
-            key_groups[c] = kd.where(behind, key_count, kd.where(c.index == 0, 0, key))
-            queries[c] = query
+        key_groups[c] = kd.where(behind, key_count, kd.where(c.index == 0, 0, key))
+        queries[c] = query

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch
+from kpt.ops.backends import Launch, rooms
 from kpt.ops.flash_attention.kernels import flash_attention_ends
 from kpt.ops.flash_attention.scores import Scores
 from kpt_dsl.checks import is_on
@@ -25,7 +25,6 @@ INSTEAD = {
     "mask": "None with cu_seqlens_q, which keeps entries apart: causal, window and alibi_slopes count within each",
 }
 """What has no place beside ``cu_seqlens_q``, and what to do about it."""
-
 
 def check(op: str, q: Any, k: Any, v: Any, scores: Scores) -> None:
     """Raises InputError, in the name of ``op``, for shapes that do not fit."""
@@ -63,9 +62,8 @@ def ends(launch: Launch, op: str, q: torch.Tensor, k: torch.Tensor, scores: Scor
     cu_q, cu_k = scores.cu_seqlens()
     if q.device.type == "cpu" or (is_on() and q.device.type != "meta"):
         checked(op, q, k, scores)
-    rows = [cu_q.new_empty(cu_q.shape[0] + 2, dtype=torch.int32) for _ in range(4)]
-    launch(flash_attention_ends, cu_q, cu_k, *rows, q.shape[0], k.shape[0])
-    query_groups, keys, key_groups, queries = rows
+    query_groups, keys, key_groups, queries = made = rooms(cu_q, (cu_q.shape[0] + 2,), 4, torch.int32)
+    launch(flash_attention_ends, cu_q, cu_k, *made, q.shape[0], k.shape[0])
     return Ends((query_groups, keys), (queries, key_groups))
 
 
