@@ -31,8 +31,11 @@ def make(instance: Instance, device: str, seed: int) -> dict[str, Any]:
     random = torch.Generator(device).manual_seed(seed)
     arguments: dict[str, Any] = {**dict.fromkeys(instance.kernel.tensors), **dict(instance.specialisation.statics)}
     dims = dict(instance.extents.dims)
-    grid = (loop for loop in instance.lower({}).grid if isinstance(loop, ir.Tile))
-    starts = {loop.groups.tensor: dims[loop.dim] for loop in grid if loop.groups}
+    kernel = instance.lower({})
+    groups = {loop.groups: dims[loop.dim] for loop in kernel.grid if isinstance(loop, ir.Tile) and loop.groups}
+    # What else is known of each group is where it ends along a dim that is looped over.
+    starts = {t.name: _longest(instance) for t in kernel.tensors for g in groups if t.dims == (g.dim,) and t.role == "in"}
+    starts |= {group.tensor: extent for group, extent in groups.items()}
     for name, strides in instance.extents.strides:
         shape, element = instance.shape(name), instance.specialisation.dtype(name)
         assert element is not None

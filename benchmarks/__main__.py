@@ -25,6 +25,7 @@ SUITES = (
     "attention",
     "attention_backward",
     "decode",
+    "varlen",
     "linear",
     "linear_training",
     "fp8",

@@ -113,11 +113,13 @@ def unit_last_stride(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def rooms(beside: torch.Tensor, shape: Sequence[int], count: int) -> list[torch.Tensor]:
-    """So many float32 tensors of a shape where another one is, dense, in one allocation, each aligned as one alone would be."""
+def rooms(
+    beside: torch.Tensor, shape: Sequence[int], count: int, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
+    """So many tensors of a shape where another one is, dense, in one allocation, each aligned as one alone would be."""
     size = math.prod(shape)
     step = -(-size // ALIGNMENT) * ALIGNMENT
-    room = beside.new_empty(count * step, dtype=torch.float32)
+    room = beside.new_empty(count * step, dtype=dtype)
     return [room[i * step :][:size].view(shape) for i in range(count)]
 
 

@@ -122,7 +122,7 @@ class Dispatcher:
         choice = choose(self.op, arguments, True, preference)
         if preference is not None:
             hold_for_recomputation(preference)
-        if not choice.implementation.differentiable:
+        if not choice.implementation.differentiable or self.op.opaque(*arguments):
             token = _all_or_none.set(True)
             try:
                 # This comes back below autograd, and is counted there.

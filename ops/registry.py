@@ -130,6 +130,8 @@ class Op:
     kernels multiply matrices, of float32 as precisely as PyTorch's user asks. ``precise``: floating arguments that
     torch.autocast leaves as they are. ``flops(*arguments)``: how many operations its products take, as PyTorch counts them.
     ``shardings(*arguments)``: how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
+    ``opaque(*arguments)``: whether the reference reads values that this call, which is being traced, does not have yet:
+    autograd then follows the op by its ``gradient``.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Op:
     multiplies: bool = False
     flops: Callable[..., int] | None = None
     shardings: Callable[..., "Iterable[Sharding]"] = lambda *_: ()
+    opaque: Callable[..., bool] = lambda *_: False
 
     @cached_property
     def implementations(self) -> tuple[Implementation, ...]:

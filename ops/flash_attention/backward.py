@@ -8,7 +8,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch, kernel_implementations, record, rooms, unit_last_stride
-from kpt.ops.flash_attention import contract, reference
+from kpt.ops.flash_attention import contract, packed, reference
 from kpt.ops.flash_attention.backward_kernels import (
     flash_attention_dkdv,
     flash_attention_dq,
@@ -46,20 +46,24 @@ def flash_attention_backward(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     key_starts: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
 ) -> list[torch.Tensor]:
     """The gradients of q, k, v, sinks and mask, those that are ``needed`` (one bool for each; of the last two False where it is
     left out), in this order.
 
     ``do``, (B, H, M, E), and ``dlse``, (B, H, M) or None, are the gradients of what ``flash_attention`` gave, ``o`` and
-    ``lse``; the other arguments are its. Each gradient has the dtype and the memory order of its input. Two runs give the same
-    bits, unless those of q, k and v are needed and to add up dq in any order was measured to be quicker on this device; under
-    ``torch.use_deterministic_algorithms(True)`` they always do. Raises InputError for arguments that do not fit. Dao 2023,
-    arXiv:2307.08691.
+    ``lse``, packed or not; the other arguments are its. Each gradient has the dtype and the memory order of its input. Two runs
+    give the same bits, unless those of q, k and v are needed and to add up dq in any order was measured to be quicker on this
+    device; under ``torch.use_deterministic_algorithms(True)`` they always do. Raises InputError for arguments that do not fit.
+    Dao 2023, arXiv:2307.08691.
     """
     window, ahead = sides(OP, window)
     gradients: list[torch.Tensor] = _dispatch(
         do, q, k, v, o, lse, dlse, causal, scale, window, key_lengths, needed, softcap, mask, alibi_slopes, sinks, key_starts,
-        ahead,
+        cu_seqlens_q, cu_seqlens_k, None, None, ahead,
     )  # fmt: skip
     return gradients
 
@@ -67,13 +71,14 @@ def flash_attention_backward(
 def _check(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others: Any) -> None:
     scores, needed = Scores.split(OP, others)
     contract.check(OP, q, k, v, scores)
-    rows, wide = q.shape[:3], contract.lse_dtype(q.dtype)
+    rows, wide = contract.lse_shape(q), contract.lse_dtype(q.dtype)
+    of_o, of_lse = ("batch, heads, queries",) * 2 if scores.cu_seqlens_q is None else ("queries, heads", "heads, queries")
     for name, value in (("do", do), ("o", o)):
-        checks.shape(OP, name, value, (*rows, v.shape[3]), "(batch, heads, queries, head dim of v)")
+        checks.shape(OP, name, value, (*q.shape[:-1], v.shape[-1]), f"({of_o}, head dim of v)")
         checks.same_dtype(OP, "q", q, **{name: value})
     for name, value in (("dlse", dlse), ("lse", lse)):
         if value is not None or name == "lse":
-            checks.shape(OP, name, value, rows, "(batch, heads, queries)")
+            checks.shape(OP, name, value, rows, f"({of_lse})")
             checks.dtype(OP, name, value.dtype, (wide,))
     checks.same_device(OP, "q", q, do=do, dlse=dlse, o=o, lse=lse)
     if len(needed) not in (3, 4, 5) or not all(isinstance(n, bool) for n in needed):
@@ -107,6 +112,10 @@ def _run(
     needs_q, needs_k, needs_v, needs_sinks, needs_mask = (*needed, False, False)[:5]
     dq = reference.empty_like(q) if needs_q or needs_mask else None
     dk, dv = (reference.empty_like(t) if n else None for t, n in ((k, needs_k), (v, needs_v)))
+    made, ends = (dq, dk, dv), packed.ends(launch, OP, q, k, scores)
+    if scores.cu_seqlens_q is not None:
+        do, q, k, v, o, lse = map(packed.batched, (do, q, k, v, o, lse))
+        dlse, dq, dk, dv = (None if t is None else packed.batched(t) for t in (dlse, dq, dk, dv))
     factor, (q, scale) = scores.scale_of(q), scores.positive(q)
     q, k, v, o, do = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v, o, do))
     delta, shift = rooms(lse, lse.shape, 2)
@@ -123,16 +132,16 @@ def _run(
         given = (o, do, lse, dlse, delta) if takes_delta else (None, None, lse, None, None)
         launch(flash_attention_rows, *given, shift, None, sinks, sinks_parts)
         if dq is not None:
-            launch(flash_attention_dq, q, k, v, do, delta, shift, scores.key_lengths, dq, *last, dbias)
+            launch(flash_attention_dq, q, k, v, do, delta, shift, scores.key_lengths, dq, *last, dbias, *ends.queries)
         if dk is not None or dv is not None:
             mine = delta if dk is not None else None
-            launch(flash_attention_dkdv, q, k, v, do, mine, shift, scores.key_lengths, *parts, None, *last)
+            launch(flash_attention_dkdv, q, k, v, do, mine, shift, scores.key_lengths, *parts, None, *last, *ends.keys)
 
     def together(launch: Launch) -> None:
         """One kernel for all three, whose programs add to dq in any order: five products."""
         dq_sum = q.new_empty(q.shape, dtype=torch.float32)
         launch(flash_attention_rows, o, do, lse, dlse, delta, shift, dq_sum, sinks, sinks_parts)
-        launch(flash_attention_dkdv, q, k, v, do, delta, shift, scores.key_lengths, *parts, dq_sum, *last)
+        launch(flash_attention_dkdv, q, k, v, do, delta, shift, scores.key_lengths, *parts, dq_sum, *last, *ends.keys)
         launch(flash_attention_scale, dq_sum, dq, scale)
 
     if all(needed[:3]) and not needs_mask and not torch.are_deterministic_algorithms_enabled():
@@ -146,6 +155,7 @@ def _run(
         dq *= factor
     dsinks = None if sinks_parts is None or sinks is None else sinks_parts.sum((0, 2)).to(sinks.dtype)
     dmask = None if dbias is None or scores.mask is None else reference.summed_to(dbias, scores.mask)
+    dq, dk, dv = made
     return [t for t in (dq if needs_q else None, dk, dv, dsinks, dmask) if t is not None]
 
 
@@ -166,7 +176,8 @@ _dispatch = define(
         name=OP,
         schema="(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? dlse, bool causal, float? scale, "
         "SymInt? window, Tensor? key_lengths, bool[] needed, float? softcap=None, Tensor? mask=None, "
-        "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, SymInt? ahead=None) -> Tensor[]",
+        "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, Tensor? cu_seqlens_q=None, "
+        "Tensor? cu_seqlens_k=None, SymInt? max_seqlen_q=None, SymInt? max_seqlen_k=None, SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention_backward,
         public=flash_attention_backward,
         fake=_fake,
@@ -178,7 +189,7 @@ _dispatch = define(
         shapes=BACKWARD_SHAPES,
         autocast={"cuda": "keep", "cpu": "keep"},
         multiplies=True,
-        flops=lambda do, q, k, v, *_: contract.flops(q, k, v, 3, 2),
+        flops=lambda do, q, k, v, o, lse, dlse, *others: contract.flops(q, k, v, Scores.split(OP, others)[0], 3, 2),
         shardings=lambda size, do, q, k, v, o, lse, dlse, *others: _shardings(size, q, k, others),
     )
 )
@@ -187,7 +198,7 @@ _dispatch = define(
 def _shardings(size: int, q: torch.Tensor, k: torch.Tensor, others: Sequence[Any]) -> Any:
     scores, needed = Scores.split(OP, others)
     names = [name for name, n in zip(INPUTS, needed, strict=False) if n]
-    return contract.shardings(size, q, k, scores, names, (True,) * 7)
+    return contract.shardings(size, q, k, scores, names, ("do", "q", "k", "v", "o", "lse", "dlse"))
 
 
 # ------------------------------------------------------------------ from the forward op

@@ -8,7 +8,7 @@ where the two make seven: each program then adds to the queries that it meets, i
 """
 
 import kpt_dsl as kd
-from kpt.ops.flash_attention.kernels import ABSENT, LOG2E
+from kpt.ops.flash_attention.kernels import ABSENT, LOG2E, entry_of
 
 
 @kd.kernel(
@@ -39,21 +39,25 @@ def flash_attention_rows(
 
 @kd.kernel(
     q="B H M D", k="B G N D", v="B G N E", do="B H M E", delta="B H M", shift="B H M", key_lengths="B", dq="B H M D",
-    key_starts="B", seen="B H M N", bias="B H M N", slopes="B H", dbias="B H M N",
+    key_starts="B", seen="B H M N", bias="B H M N", slopes="S H", dbias="B H M N", query_ends="C", key_ends="C",
 )  # fmt: skip
 def flash_attention_dq(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dq: kd.Out,
     scale: kd.Float, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
     seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, dbias: kd.Out = ABSENT,
+    query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
 ) -> None:  # fmt: skip
     """The gradient of queries (B, H, M, D); scores, and what is visible, are as in ``flash_attention_fwd``. ``dbias``, the
     gradient of ``bias``, is cleared before: it is written where keys may be seen."""
-    for b, h, m in kd.parallel("B", "H", kd.tile("M")):
+    for b, h, m in kd.parallel("B", "H", kd.tile("M", starts=query_ends)):
         g = h // kd.group("H", "G")
         ahead = kd.size("N") - kd.size("M")
         first: kd.Value | int = 0
         last = kd.size("N")
+        if key_ends is not None:
+            last = key_ends[m.group + 1]
+            ahead = last - query_ends[m.group + 1]
         if key_lengths is not None:
             last = key_lengths[b].to(kd.i32)
         if window is not None:
@@ -62,6 +66,8 @@ def flash_attention_dq(
             first = m.start + ahead - left
         if key_starts is not None:
             first = kd.maximum(first, key_starts[b].to(kd.i32))
+        if key_ends is not None:
+            first = kd.maximum(first, key_ends[m.group])
         if causal:
             last = kd.minimum(last, m.stop + ahead)
         elif window is not None:
@@ -72,7 +78,7 @@ def flash_attention_dq(
         top, mean = shift[b, h, m], delta[b, h, m]
         acc = kd.zeros([m, "D"])
         if slopes is not None:
-            slope = slopes[b, h] / scale
+            slope = slopes[b if key_ends is None else entry_of(m.group, kd.size("S")), h] / scale
         for n in kd.sequential(kd.tile("N"), start=first, stop=last):
             key = k[b, g, n, :]
             position = m.index[:, None] + ahead
@@ -108,26 +114,30 @@ def flash_attention_dq(
 
 @kd.kernel(
     q="B H M D", k="B G N D", v="B G N E", do="B H M E", delta="B H M", shift="B H M", key_lengths="B",
-    dk="B H N D", dv="B H N E", dq_sum="B H M D", key_starts="B", seen="B H M N", bias="B H M N", slopes="B H",
+    dk="B H N D", dv="B H N E", dq_sum="B H M D", key_starts="B", seen="B H M N", bias="B H M N", slopes="S H",
+    query_ends="C", key_ends="C",
 )  # fmt: skip
 def flash_attention_dkdv(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dk: kd.Out, dv: kd.Out,
     dq_sum: kd.Out, scale: kd.Float, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
     seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT,
+    query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
 ) -> None:  # fmt: skip
     """The gradients of keys and values, (B, H, N, D) and (B, H, N, E), the part of each query head; scores, and what is
     visible, are as in ``flash_attention_fwd``.
 
     Keys from key_lengths[b] on, and before key_starts[b], are not masked in the loop: each row of the gradients is that of one
     key, so theirs are cleared at the end. ``dk`` (with ``delta``) or ``dv`` may be None. To ``dq_sum``, float32, the gradient
-    of the queries over scale is added; it takes ``dk``.
+    of the queries over scale is added; it takes ``dk``. Packed, groups are as in ``flash_attention_fwd``.
     """
-    for b, h, n in kd.parallel("B", "H", kd.tile("N")):
+    for b, h, n in kd.parallel("B", "H", kd.tile("N", starts=key_ends)):
         g = h // kd.group("H", "G")
         ahead = kd.size("N") - kd.size("M")
         first: kd.Value | int = 0
         last = kd.size("M")
+        if query_ends is not None:
+            ahead = key_ends[n.group + 1] - query_ends[n.group + 1]
         if causal:
             first = n.start - ahead
         elif window is not None:
@@ -138,6 +148,9 @@ def flash_attention_dkdv(
             last = n.stop - ahead + window - 1
         if left is not None:
             last = n.stop - ahead + left
+        if query_ends is not None:
+            first = kd.maximum(first, query_ends[n.group])
+            last = kd.minimum(last, query_ends[n.group + 1])
         if key_lengths is not None:
             first = kd.where(n.start < key_lengths[b].to(kd.i32), first, kd.size("M"))
         if key_starts is not None:
@@ -153,7 +166,7 @@ def flash_attention_dkdv(
         if dv is not None:
             acc_v = kd.zeros([n, "E"])
         if slopes is not None:
-            slope = slopes[b, h] / scale
+            slope = slopes[b if query_ends is None else entry_of(n.group, kd.size("S")), h] / scale
         for m in kd.sequential(kd.tile("M"), start=first, stop=last):
             query, up = q[b, h, m, :], do[b, h, m, :]
             position = m.index[None, :] + ahead

@@ -39,7 +39,8 @@ def part_count(q: torch.Tensor, k: torch.Tensor, scores: Scores) -> int:
 
 def _takes(scores: Scores) -> bool:
     """Whether the kernels make such scores."""
-    return scores.mask is None and scores.alibi_slopes is None and (scores.ahead is None or scores.causal)
+    given = (scores.mask, scores.alibi_slopes, scores.cu_seqlens_q)
+    return all(x is None for x in given) and (scores.ahead is None or scores.causal)
 
 
 def attend(

@@ -15,15 +15,22 @@ LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 
 
+@kd.function
+def entry_of(group: kd.Value, entries: kd.Value) -> kd.Value:
+    """The packed entry that a group is; the nearest one for those before and behind all entries, which see no key."""
+    return kd.minimum(kd.maximum(group - 1, 0), entries - 1)
+
+
 @kd.kernel(
     q="B H M D", k="B G N D", v="B G N E", key_lengths="B", o="B H M E", lse="B H M",
-    key_starts="B", seen="B H M N", bias="B H M N", slopes="B H", sinks="H",
+    key_starts="B", seen="B H M N", bias="B H M N", slopes="S H", sinks="H", query_ends="C", key_ends="C",
 )  # fmt: skip
 def flash_attention_fwd(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
     scale: kd.Positive, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
     seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, sinks: kd.In = ABSENT,
+    query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
 ) -> None:  # fmt: skip
     """Softmax attention of queries (B, H, M, D) over keys (B, G, N, D) and values (B, G, N, E); ``lse`` is the natural
     log-sum-exp.
@@ -34,12 +41,18 @@ def flash_attention_fwd(
 
     A score is capped, then loses ``slopes`` times the distance, then gets ``bias``; it is kept over ``scale``, which must be
     positive: the running maximum is taken of scaled scores. ``sinks`` are scores of no value, one a head.
+
+    Packed, with B = 1: group c of the queries, from query_ends[c] up to query_ends[c + 1], sees keys from key_ends[c] up to
+    key_ends[c + 1] (``flash_attention_ends``), and the last of them meets the last of these.
     """
-    for b, h, m in kd.parallel("B", "H", kd.tile("M")):
+    for b, h, m in kd.parallel("B", "H", kd.tile("M", starts=query_ends)):
         g = h // kd.group("H", "G")
         ahead = kd.size("N") - kd.size("M")
         first: kd.Value | int = 0
         last = kd.size("N")
+        if key_ends is not None:
+            last = key_ends[m.group + 1]
+            ahead = last - query_ends[m.group + 1]
         if key_lengths is not None:
             last = key_lengths[b].to(kd.i32)
         if window is not None:
@@ -48,6 +61,8 @@ def flash_attention_fwd(
             first = m.start + ahead - left
         if key_starts is not None:
             first = kd.maximum(first, key_starts[b].to(kd.i32))
+        if key_ends is not None:
+            first = kd.maximum(first, key_ends[m.group])
         if causal:
             last = kd.minimum(last, m.stop + ahead)
         elif window is not None:
@@ -59,7 +74,7 @@ def flash_attention_fwd(
         if sinks is not None:
             top, total = kd.full([m], sinks[h] * LOG2E), kd.full([m], 1.0)
         if slopes is not None:
-            slope = slopes[b, h] / scale
+            slope = slopes[b if key_ends is None else entry_of(m.group, kd.size("S")), h] / scale
         for n in kd.sequential(kd.tile("N"), start=first, stop=last):
             position = m.index[:, None] + ahead
             s = kd.dot(query, k[b, g, n, :].T)
@@ -92,3 +107,22 @@ def flash_attention_fwd(
             top = new_top
         o[b, h, m, :] = acc / kd.where(total == 0.0, 1.0, total)[:, None]
         lse[b, h, m] = (top + kd.log2(total)) * LN2
+
+
+@kd.kernel(cu_q="E", cu_k="E", query_groups="C", keys="C", key_groups="C", queries="C")
+def flash_attention_ends(
+    cu_q: kd.In, cu_k: kd.In, query_groups: kd.Out, keys: kd.Out, key_groups: kd.Out, queries: kd.Out,
+    query_count: kd.Int, key_count: kd.Int,
+) -> None:  # fmt: skip
+    """Where the groups of packed queries end and where the keys that each sees do, and the same of keys and their queries.
+
+    Beside a group for each entry there are one before all entries and one behind, so that every row is in one: these see none.
+    """
+    for c in kd.parallel(kd.tile("C")):
+        entry = kd.minimum(kd.maximum(c.index - 1, 0), kd.size("E") - 1)
+        query, key = cu_q[entry].to(kd.i32), cu_k[entry].to(kd.i32)
+        behind = c.index > kd.size("E")
+        query_groups[c] = kd.where(behind, query_count, kd.where(c.index == 0, 0, query))
+        keys[c] = key
+        key_groups[c] = kd.where(behind, key_count, kd.where(c.index == 0, 0, key))
+        queries[c] = query

@@ -7,7 +7,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride
-from kpt.ops.flash_attention import contract, decoding, reference
+from kpt.ops.flash_attention import contract, decoding, packed, reference
 from kpt.ops.flash_attention.backward import GRADIENT
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.flash_attention.scores import Scores, Window, sides
@@ -33,6 +33,10 @@ def flash_attention(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     key_starts: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention, ``softmax(scale * q @ k.T + mask) @ v``, without the score matrix in memory.
 
@@ -50,14 +54,22 @@ def flash_attention(
     ``alibi_slopes``: (H,) or (B, H) float32, less the slope times the distance in positions; ``mask``. ``sinks``: (H,), of any
     floating dtype, one more score of each head, of a key that has no value.
 
+    Packed: with ``cu_seqlens_q``, (B + 1,) int32 or int64 on the device, ``q`` is (T, H, D), ``k`` (S, G, D), ``v`` (S, G, E),
+    o (T, H, E) and its log-sum-exp (H, T), as flash-attn has them. Entry b, of the queries from cu_seqlens_q[b] up to
+    cu_seqlens_q[b + 1] and the keys from cu_seqlens_k[b] up to cu_seqlens_k[b + 1] (unless given, where its queries are), is
+    what a batch entry of these alone would be. Rows before the first entry and behind the last one see no key. There is no
+    key_lengths, key_starts or mask then. ``max_seqlen_q`` and ``max_seqlen_k`` are taken for flash-attn's sake, and not used.
+
     Gives o, (B, H, M, E) in the memory order of q; with ``return_lse`` also the natural log-sum-exp of the scores, (B, H, M),
     float32 (float64 for float64). A query that sees no key gets zeros, and -inf or its sink. There are gradients of q, k, v,
-    sinks and a mask that is added. Raises InputError for arguments that do not fit. Dao 2023, arXiv:2307.08691.
+    sinks and a mask that is added. Raises InputError for arguments that do not fit, and on CPUs and within
+    ``kpt_dsl.checking()`` IndexRangeError, one of these, for ``cu_seqlens`` that descend. Dao 2023, arXiv:2307.08691.
     """
     window, ahead = sides(OP, window)
     outputs = _dispatch(
-        q, k, v, causal, scale, window, key_lengths, return_lse, softcap, mask, alibi_slopes, sinks, key_starts, ahead
-    )
+        q, k, v, causal, scale, window, key_lengths, return_lse, softcap, mask, alibi_slopes, sinks, key_starts,
+        cu_seqlens_q, cu_seqlens_k, None, None, ahead,
+    )  # fmt: skip
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
 
@@ -70,7 +82,7 @@ def _check(q: Any, k: Any, v: Any, *others: Any) -> None:
 def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> list[torch.Tensor]:
     _, return_lse = Scores.split(OP, others)
     o = reference.empty_output(q, v)
-    return [o, q.new_empty(q.shape[:3], dtype=contract.lse_dtype(q.dtype))] if return_lse else [o]
+    return [o, q.new_empty(contract.lse_shape(q), dtype=contract.lse_dtype(q.dtype))] if return_lse else [o]
 
 
 def _why_not(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> str | None:
@@ -79,8 +91,11 @@ def _why_not(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) ->
 
 def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> list[torch.Tensor]:
     scores, return_lse = Scores.split(OP, others)
-    o = reference.empty_output(q, v)
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    outputs = [reference.empty_output(q, v), q.new_empty(contract.lse_shape(q), dtype=torch.float32)]
+    o, lse = outputs
+    ends = packed.ends(launch, OP, q, k, scores)
+    if scores.cu_seqlens_q is not None:
+        q, k, v, o, lse = map(packed.batched, (q, k, v, o, lse))
     q, factor = scores.positive(q)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
     given = (q, k, v, o, lse)
@@ -95,13 +110,14 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
 
     def whole(launch: Launch) -> None:
         """Each program sees all keys of its queries."""
-        launch(flash_attention_fwd, q, k, v, scores.key_lengths, o, lse, *scores.of_kernels(q, k, factor), scores.sinks)
+        last = *scores.of_kernels(q, k, factor), scores.sinks, *ends.queries
+        launch(flash_attention_fwd, q, k, v, scores.key_lengths, o, lse, *last)
 
     if parts:
         launch.quickest(in_parts, in_twice_as_many, whole)
     else:
         whole(launch)
-    return [o, lse] if return_lse else [o]
+    return outputs[: 1 + return_lse]
 
 
 _dispatch = define(
@@ -109,6 +125,7 @@ _dispatch = define(
         name=OP,
         schema="(Tensor q, Tensor k, Tensor v, bool causal, float? scale, SymInt? window, Tensor? key_lengths, bool return_lse"
         ", float? softcap=None, Tensor? mask=None, Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, "
+        "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, SymInt? max_seqlen_q=None, SymInt? max_seqlen_k=None, "
         "SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention,
         public=flash_attention,
@@ -123,9 +140,10 @@ _dispatch = define(
         precise=("alibi_slopes", "sinks"),
         gradient=GRADIENT,
         multiplies=True,
-        flops=lambda q, k, v, *_: contract.flops(q, k, v, 1, 1),
+        flops=lambda q, k, v, *others: contract.flops(q, k, v, Scores.split(OP, others)[0], 1, 1),
         shardings=lambda size, q, k, v, *others: contract.shardings(
-            size, q, k, Scores.split(OP, others)[0], ("o", "lse"), (True,) * 3
+            size, q, k, Scores.split(OP, others)[0], ("o", "lse"), ("q", "k", "v")
         ),
+        opaque=lambda q, k, v, *others: packed.is_traced(Scores.split(OP, others)[0]),
     )
 )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from kpt.ops.eager import PLAIN, is_transformed
-from kpt.ops.flash_attention import contract
+from kpt.ops.flash_attention import contract, packed
 from kpt.ops.flash_attention.scores import LOWEST, Scores
 
 FUSED_BYTES = 16
@@ -21,6 +21,8 @@ def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: 
     """[o], or [o, lse]; o as ``empty_output`` lays it out."""
     scores, return_lse = Scores.split("flash_attention", others)
     scale = scores.scale
+    if scores.cu_seqlens_q is not None:
+        return _packed(q, k, v, scores, return_lse)
     if q.layout == torch.strided and q.is_nested:  # which has no shape to ask for, nor any mask in PyTorch
         return [F.scaled_dot_product_attention(q, k, v, is_causal=scores.causal, scale=scale)]
     queries, keys = q.shape[2], k.shape[2]
@@ -60,6 +62,8 @@ def flash_attention_backward(
     """The needed ones of the gradients of q, k, v, sinks and mask, from the probabilities that the log-sum-exp gives back; each
     laid out as its input."""
     scores, needed = Scores.split("flash_attention_backward", others)
+    if scores.cu_seqlens_q is not None:
+        return _packed_backward(do, q, k, v, o, lse, dlse, scores, needed)
     wide = contract.lse_dtype(q.dtype)
     k, v = (only_keys(t, scores.key_lengths, scores.key_starts) for t in (k, v))
     keys, values = (_of_all_heads(t, q).to(wide) for t in (k, v))
@@ -83,6 +87,41 @@ def flash_attention_backward(
     like = {"q": q, "k": k, "v": v, "sinks": scores.sinks, "mask": scores.mask}
     wanted = [(found[name], t) for (name, t), n in zip(like.items(), needed, strict=False) if n and t is not None]
     return [_laid_out(gradient, empty_like(t)) for gradient, t in wanted]
+
+
+def _packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, return_lse: bool) -> list[torch.Tensor]:
+    """Each entry as a dense call."""
+    found = [
+        flash_attention(*(packed.batched(t) for t in (q[rows], k[keys], v[keys])), *own.around(return_lse))
+        for rows, keys, own in packed.entries("flash_attention", q, k, scores)
+    ]
+    o, *lse = (torch.cat(parts, 2)[0] for parts in zip(*found, strict=True))
+    return [_laid_out(o.transpose(0, 1), empty_output(q, v)), *lse]
+
+
+def _packed_backward(
+    do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor,
+    lse: torch.Tensor, dlse: torch.Tensor | None, scores: Scores, needed: Any,
+) -> list[torch.Tensor]:  # fmt: skip
+    like = {"q": q, "k": k, "v": v}
+    names = [name for name, n in zip((*like, "sinks"), needed, strict=False) if n]
+    parts: list[list[torch.Tensor]] = []
+    ends = []
+    for rows, keys, own in packed.entries("flash_attention_backward", q, k, scores):
+        of_rows = (None if t is None else packed.batched(t[:, rows]) for t in (lse, dlse))
+        given = (packed.batched(t) for t in (do[rows], q[rows], k[keys], v[keys], o[rows]))
+        parts.append(flash_attention_backward(*given, *of_rows, *own.around(needed)))
+        ends.append(keys.stop)
+    totals = []
+    for name, found in zip(names, zip(*parts, strict=True), strict=True):
+        if name == "sinks":
+            totals.append(torch.stack(found).sum(0))
+            continue
+        total = torch.cat(found, 2)[0].transpose(0, 1)
+        if name != "q":
+            total = F.pad(total, (0, 0, 0, 0, ends[0], k.shape[0] - ends[-1]))
+        totals.append(_laid_out(total, empty_like(like[name])))
+    return totals
 
 
 def _more_than_masked(scores: Scores) -> bool:
@@ -218,8 +257,8 @@ def _with_lse(
 
 def empty_output(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Room for o: in the memory order of q, contiguous where the last dim of q is not dense."""
-    like = q if q.shape[3] == v.shape[3] else q[..., :1].expand(*q.shape[:3], v.shape[3])
-    return empty_like(like, q.stride(3) == 1)
+    like = q if q.shape[-1] == v.shape[-1] else q[..., :1].expand(*q.shape[:-1], v.shape[-1])
+    return empty_like(like, q.stride(-1) == 1)
 
 
 def empty_like(t: torch.Tensor, ordered: bool | None = None) -> torch.Tensor:

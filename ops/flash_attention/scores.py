@@ -44,6 +44,10 @@ class Scores(NamedTuple):
     alibi_slopes: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
     key_starts: torch.Tensor | None = None
+    cu_seqlens_q: torch.Tensor | None = None
+    cu_seqlens_k: torch.Tensor | None = None
+    max_seqlen_q: int | None = None
+    max_seqlen_k: int | None = None
     ahead: int | None = None
 
     @staticmethod
@@ -61,7 +65,7 @@ class Scores(NamedTuple):
 
     def check(self, op: str, q: torch.Tensor, k: torch.Tensor) -> None:
         """Raises InputError, in the name of ``op``, for what does not fit."""
-        batch, heads, queries, _ = q.shape
+        batch, heads, queries = self.extents(op, q)
         checks.flag(op, "causal", self.causal)
         for name, value in (("scale", self.scale), ("softcap", self.softcap)):
             if value is not None:
@@ -96,8 +100,32 @@ class Scores(NamedTuple):
             checks.dtype(op, "sinks", self.sinks.dtype, FLOATS)
         checks.same_device(
             op, "q", q, key_lengths=self.key_lengths, key_starts=self.key_starts, mask=self.mask,
-            alibi_slopes=self.alibi_slopes, sinks=self.sinks,
+            alibi_slopes=self.alibi_slopes, sinks=self.sinks, cu_seqlens_q=self.cu_seqlens_q, cu_seqlens_k=self.cu_seqlens_k,
         )  # fmt: skip
+
+    def extents(self, op: str, q: torch.Tensor) -> tuple[int, int, int]:
+        """Entries, heads, queries of a call. Raises InputError for ``cu_seqlens`` that do not say how many entries."""
+        given = {"cu_seqlens_q": self.cu_seqlens_q, "cu_seqlens_k": self.cu_seqlens_k}
+        for name, value in given.items():
+            if value is not None:
+                checks.rank(op, name, value, (1,), "(entries + 1,)")
+                checks.dtype(op, name, value.dtype, (torch.int32, torch.int64))
+        if self.cu_seqlens_q is None:
+            if self.cu_seqlens_k is not None:
+                checks.reject(op, "cu_seqlens_k", "given", "None without cu_seqlens_q")
+            batch, heads, queries, _ = q.shape
+            return batch, heads, queries
+        count = self.cu_seqlens_q.shape[0]
+        if not count:
+            checks.reject(op, "cu_seqlens_q", "empty", "(entries + 1,), where each entry begins and the last one ends")
+        if self.cu_seqlens_k is not None and self.cu_seqlens_k.shape[0] != count:
+            checks.reject(op, "cu_seqlens_k", checks.shape_of(self.cu_seqlens_k), f"the shape of cu_seqlens_q, ({count},)")
+        return count - 1, q.shape[1], q.shape[0]
+
+    def cu_seqlens(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a packed call: where the queries and the keys of each entry begin, and the last one's end."""
+        assert self.cu_seqlens_q is not None
+        return self.cu_seqlens_q, self.cu_seqlens_q if self.cu_seqlens_k is None else self.cu_seqlens_k
 
     def why_not(self) -> str | None:
         """Why kernels do not make these scores, or None."""
@@ -111,7 +139,7 @@ class Scores(NamedTuple):
 
     def scale_of(self, q: torch.Tensor) -> float:
         """What products are multiplied with: 1 / sqrt(D) unless given."""
-        default: float = q.shape[3] ** -0.5
+        default: float = q.shape[-1] ** -0.5
         return default if self.scale is None else self.scale
 
     def positive(self, q: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -139,7 +167,7 @@ class Scores(NamedTuple):
             whole = self.mask.expand(*q.shape[:3], k.shape[2])
             seen, bias = (whole, None) if self.mask.dtype == torch.bool else (None, whole)
         if self.alibi_slopes is not None:
-            slopes = self.alibi_slopes.expand(*q.shape[:2])
+            slopes = self.alibi_slopes if self.alibi_slopes.ndim == 2 else self.alibi_slopes.expand(*q.shape[:2])
         return scale, window, causal, *apart, self.key_starts, self.softcap, seen, bias, slopes
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from kpt.ops.dtypes import torch_dtype
+from kpt.ops.flash_attention.contract import lse_shape
 from kpt.ops.flash_attention.scores import Scores, Window, sides
 from kpt.ops.shapes import Shape
 
@@ -53,12 +54,16 @@ def arguments(
     alibi: bool = False,
     sinks: bool = False,
     key_starts: bool = False,
+    packed: bool = False,
 ) -> tuple[Any, ...]:
     """Random arguments of the op; with ``key_lengths`` or ``key_starts``, every batch entry keeps between half and all of its
-    keys. A mask is for all heads; one of bools hides a tenth of the keys."""
+    keys. A mask is for all heads; one of bools hides a tenth of the keys. ``packed``: B entries of random lengths, M queries
+    and N keys each on average."""
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     b, h, g, m, n, d = (dims[name] for name in DIMS)
-    q, k, v = randn(b, h, m, d), randn(b, g, n, d), randn(b, g, n, value_dim or d)
+    shapes = (h, m, d), (g, n, d), (g, n, value_dim or d)
+    q, k, v = (randn(b * rows, heads, width) if packed else randn(b, heads, rows, width) for heads, rows, width in shapes)
+    ends = torch.cat([torch.zeros(1, device=device), torch.rand(b, device=device).cumsum(0)]) if packed else None
     rows = randn(b, 1, m, n)
     few, ahead = partial(torch.randint, size=(b,), dtype=torch.int32, device=device), sides("flash_attention", window)
     scores = Scores(
@@ -70,6 +75,8 @@ def arguments(
         alibi_slopes=torch.rand(h, device=device) if alibi else None,
         sinks=randn(h) if sinks else None,
         key_starts=few(0, n // 4 + 1) if key_starts else None,
+        cu_seqlens_q=None if ends is None else (ends / ends[-1] * (b * m)).to(torch.int32),
+        cu_seqlens_k=None if ends is None else (ends / ends[-1] * (b * n)).to(torch.int32),
         ahead=ahead[1],
     )
     return q, k, v, *scores.around(False)
@@ -84,8 +91,8 @@ def backward_arguments(dims: Mapping[str, int], dtype: str, device: str, **flags
     """Random arguments of the backward op; probabilities add up to about one."""
     q, k, v, *others = arguments(dims, dtype, device, **flags)
     scores, _ = Scores.split("flash_attention", others)
-    do, o = (q.new_empty((*q.shape[:3], v.shape[3])).normal_() for _ in range(2))
-    lse = torch.full(q.shape[:3], math.log(dims["N"]) + 0.5, device=device)
+    do, o = (q.new_empty((*q.shape[:-1], v.shape[-1])).normal_() for _ in range(2))
+    lse = torch.full(lse_shape(q), math.log(dims["N"]) + 0.5, device=device)
     added = scores.mask is not None and scores.mask.is_floating_point()
     needed = (True, True, True, scores.sinks is not None, added)
     return do, q, k, v, o, lse, None, *scores.around(needed if any(needed[3:]) else needed[:3])

@@ -26,6 +26,7 @@ from benchmarks import (
     peers,
     report,
     timing,
+    varlen,
 )
 from benchmarks.case import Case, Found, OpCase
 from benchmarks.report import Picture
@@ -40,6 +41,8 @@ TINY: dict[str, Callable[[], Case | OpCase]] = {
     "attention_backward": partial(attention_backward.case, "tiny", 1, 2, 40, 16, True, "cpu"),
     "decode": partial(decode.case, "tiny", 2, 4, 2, 1, 40, 16, False, "cpu"),
     "decode, lengths": partial(decode.case, "tiny", 2, 4, 2, 3, 40, 16, True, "cpu"),
+    "varlen": partial(varlen.packed, "tiny", (5, 1, 34), 4, 2, 16, False, "cpu"),
+    "varlen, dense": partial(varlen.dense, "tiny", (17, 17), 4, 2, 16, True, "cpu"),
     "layer_norm_backward": partial(norms_backward.case, "layer_norm", 40, 24, "cpu"),
     "rms_norm_backward": partial(norms_backward.case, "rms_norm", 40, 24, "cpu"),
     "linear": partial(linear.case, 24, 40, 16, "cpu"),
@@ -77,6 +80,15 @@ def test_a_peer_that_is_not_here_is_named() -> None:
     assert "FA CuTe" in row["missing"]
     assert "FA CuTe" in timing.line(row)
     assert "SDPA flash" in row["rate"]
+
+
+def test_where_no_peer_does_it() -> None:
+    """PyTorch has no gradients of packed attention on a CPU."""
+    with kpt.ops.prefer("numpy"):
+        row = timed(varlen.packed("tiny", (5, 1, 34), 4, 2, 16, True, "cpu"))
+    assert row["rate"].keys() == {"kpt"}
+    assert {"FlexAttention", "varlen_attn", "SDPA jagged", "flash-attn"} == row["missing"].keys()
+    assert len(row["configs"]) == 8
 
 
 def test_a_peer_that_fails_is_missing_and_costs_nothing_else() -> None:
@@ -151,7 +163,7 @@ def test_a_wrong_gradient_is_not_timed() -> None:
 
 
 @pytest.mark.parametrize(
-    "suite", [attention, attention_backward, linear, linear_training, norms_backward], ids=lambda s: s.__name__
+    "suite", [attention, attention_backward, linear, linear_training, norms_backward, varlen], ids=lambda s: s.__name__
 )
 def test_names_of_cases_are_known_before_they_are_made(suite: Any) -> None:
     names = [name for name, _ in suite.cases()]

@@ -61,6 +61,8 @@ def draw(number: int, device: str, backends: tuple[str, ...]) -> Call:
     op = rng.choice(tuple(OPS))
     backend = rng.choice(backends)
     tensors, flags, length = OPS[op](rng)
+    if backend == "pallas" and tensors.get("cu_seqlens_q") is not None:  # no TPU does it
+        backend = "numpy"
     grads = rng.random() < 0.5 and op not in ("fp8_matmul", "quantize_fp8")
     if grads:
         without = ("alibi_slopes", *(["mask"] if backend == "pallas" else []))  # no TPU makes the gradient of a mask
@@ -123,6 +125,8 @@ def _linear(rng: random.Random) -> Drawn:
 
 
 def _attention(rng: random.Random) -> Drawn:
+    if rng.random() < 0.15:
+        return _packed(rng)
     dtype = rng.choice(FLOATS)
     batch, kv_heads, group = rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 4))
     queries, head_dim = rng.choice((1, 2, 5, 16, 17, 33, 64, 65)), rng.choice((1, 4, 8, 16, 24, 32, 64, 72))
@@ -137,17 +141,42 @@ def _attention(rng: random.Random) -> Drawn:
     for name in ("key_lengths", "key_starts"):
         counts = Given((batch,), rng.choice((torch.int32, torch.int64)), magnitude=keys)
         found[name] = counts if rng.random() < (0.3 if name == "key_lengths" else 0.1) else None
-    windows = (None, None, None, 1, 2, rng.randrange(1, keys + 1), keys, queries + keys, *LARGEST_WINDOWS)
+    found |= _scores(rng, (batch, kv_heads * group, queries, keys), dtype) | dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"))
+    return found, _attention_flags(rng, queries, keys), max(keys, head_dim, width)
+
+
+def _packed(rng: random.Random) -> Drawn:
+    """Entries of any lengths behind one another, some of none, with rows of no entry before and behind."""
+    dtype, entries = rng.choice(FLOATS), rng.choice((0, 1, 1, 2, 3, 7))
+    kv_heads, group, head_dim = rng.choice((1, 1, 2)), rng.choice((1, 1, 2, 3)), rng.choice((1, 8, 16, 24, 64))
+    queries, keys, width = rng.choice((0, 1, 17, 64, 90)), rng.choice((1, 20, 70, 100)), rng.choice((head_dim, 8, 40))
+    alike = rng.random() < 0.5
+    if alike:
+        keys = queries
+    found: dict[str, Given | None] = {"q": _given(rng, (queries, kv_heads * group, head_dim), dtype)}
+    found |= {name: _given(rng, (keys, kv_heads, dim), dtype) for name, dim in (("k", head_dim), ("v", width))}
+    found |= _scores(rng, (entries, kv_heads * group, queries, keys), dtype)
+    found |= dict.fromkeys(("key_lengths", "key_starts", "mask"))
+    ends = {
+        name: Given((entries + 1,), rng.choice(COUNTS), "ascending", magnitude=rows)
+        for name, rows in (("cu_seqlens_q", queries), ("cu_seqlens_k", keys))
+    }
+    found |= ends | ({"cu_seqlens_k": None} if alike else {})
+    return found, _attention_flags(rng, queries, keys), max(keys, head_dim, width)
+
+
+def _attention_flags(rng: random.Random, queries: int, keys: int) -> dict[str, Any]:
+    windows = (None, None, None, 1, 2, rng.randrange(1, keys + 2), keys + 1, queries + keys + 1, *LARGEST_WINDOWS)
     pairs = tuple((rng.choice((-1, 0, 1, keys)), rng.choice((-1, 0, 2, keys))) for _ in range(2))
-    found |= _scores(rng, (batch, kv_heads * group, queries, keys), dtype)
-    flags = {
+    return {
         "causal": rng.random() < 0.5,
         "scale": rng.choice((None, None, None, 0.25, 1, 0.0, -0.5)),
         "window": rng.choice(windows + pairs),
         "return_lse": rng.random() < 0.3,
         "softcap": rng.choice((0.5, 3, 30.0)) if rng.random() < 0.15 else None,
+        "max_seqlen_q": None,
+        "max_seqlen_k": None,
     }
-    return found, flags, max(keys, head_dim, width)
 
 
 def _scores(rng: random.Random, whole: tuple[int, ...], dtype: torch.dtype) -> dict[str, Given | None]:
@@ -200,7 +229,8 @@ OPS: dict[str, Callable[[random.Random], Drawn]] = {
 def values(given: Given, generator: torch.Generator) -> torch.Tensor:
     """Numbers for a tensor, on the CPU, contiguous: normal ones, lengths from 0 to ``magnitude``, or positive scales (-1)."""
     if given.dtype in COUNTS:
-        return torch.randint(0, int(given.magnitude) + 1, given.shape, generator=generator, dtype=given.dtype)
+        counts = torch.randint(0, int(given.magnitude) + 1, given.shape, generator=generator, dtype=given.dtype)
+        return counts.sort().values if given.layout == "ascending" else counts
     drawn = torch.randn(given.shape, generator=generator)
     if given.layout == "expanded" and given.shape and given.shape[0]:
         drawn = drawn[:1].expand(given.shape)

@@ -173,12 +173,13 @@ def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
         q, k = call.tensors["q"], call.tensors["k"]
         assert q is not None
         assert k is not None
-        return 3.0 * size["v"] * math.sqrt(q.shape[0] * q.shape[1] * q.shape[2] * (k.shape[2] if name == "mask" else 1))
+        rows = math.prod(q.shape[:-1])
+        return 3.0 * size["v"] * math.sqrt(rows * (k.shape[2] if name == "mask" else 1))
     if call.op == "flash_attention" and name != "v":
         q = call.tensors["q"]
         assert q is not None
-        scale = q.shape[3] ** -0.5 if call.flags["scale"] is None else abs(call.flags["scale"])
-        return 3.0 * size["v"] * scale * size["k" if name == "q" else "q"] * math.sqrt(q.shape[3])
+        scale = q.shape[-1] ** -0.5 if call.flags["scale"] is None else abs(call.flags["scale"])
+        return 3.0 * size["v"] * scale * size["k" if name == "q" else "q"] * math.sqrt(q.shape[-1])
     if call.op == "linear_act" and call.flags["activation"] != "none":  # slopes change with the pre-activation
         z = size["x"] * size["weight"] * math.sqrt(call.length)
         return 3.0 * z * {"x": size["weight"], "weight": size["x"], "bias": 1.0}[name]

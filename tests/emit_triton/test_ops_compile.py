@@ -37,6 +37,8 @@ SCORES: list[tuple[str, dict[str, int], dict[str, object], int]] = [
     ("flash_attention", LLAMA, {"causal": True, "key_starts": True, "alibi": True, "mask": "seen"}, 0),
     ("flash_attention_backward", LLAMA, {"causal": True, "softcap": 50.0, "sinks": True, "mask": "added"}, 0),
     ("flash_attention", {"B": 1, "H": 32, "G": 8, "M": 1, "N": 32768, "D": 128}, {"key_starts": True, "sinks": True}, 0),
+    ("flash_attention", LLAMA, {"causal": True, "packed": True, "alibi": True}, 0),
+    ("flash_attention_backward", LLAMA, {"causal": True, "packed": True}, 0),
 ]
 """Attention as some models have it, for which two architectures stand, and bytes a thread that may spill: the gradients of keys
 wider than 128 do on sm_90 (192 bytes of 192 or 256), of which the rule for registers knows nothing."""

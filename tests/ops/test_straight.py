@@ -108,6 +108,10 @@ CALLS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "linear backward": ("linear_act_backward", drawn("linear_act_backward", {"M": 300, "N": 128, "K": 64}, activation="silu")),
     "attention": ("flash_attention", drawn("flash_attention", ATTENTION, causal=True)),
     "attention backward": ("flash_attention_backward", drawn("flash_attention_backward", ATTENTION, causal=True)),
+    "attention of entries": ("flash_attention", drawn("flash_attention", ATTENTION, causal=True, packed=True)),
+    "attention of entries backward": (
+        "flash_attention_backward", drawn("flash_attention_backward", ATTENTION, causal=True, packed=True),
+    ),
     "packed attention": ("flash_attention", lambda: (*packed(), True, None, None, None, True)),
     "rows of something wider": (
         "rms_norm", lambda: (torch.randn(3, 40, 300, dtype=torch.bfloat16)[..., :256], (256,), torch.ones(256), 1e-3),
