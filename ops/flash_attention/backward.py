@@ -50,6 +50,8 @@ def flash_attention_backward(
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    cache_lengths: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The gradients of q, k, v, sinks and mask, those that are ``needed`` (one bool for each; of the last two False where it is
     left out), in this order.
@@ -63,7 +65,7 @@ def flash_attention_backward(
     window, ahead = sides(OP, window)
     gradients: list[torch.Tensor] = _dispatch(
         do, q, k, v, o, lse, dlse, causal, scale, window, key_lengths, needed, softcap, mask, alibi_slopes, sinks, key_starts,
-        cu_seqlens_q, cu_seqlens_k, None, None, ahead,
+        cu_seqlens_q, cu_seqlens_k, None, None, cache_lengths, block_table, ahead,
     )  # fmt: skip
     return gradients
 
@@ -99,7 +101,10 @@ def _fake(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others:
 
 
 def _why_not(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others: Any) -> str | None:
-    return contract.why_not(q, v, Scores.split(OP, others)[0])
+    scores = Scores.split(OP, others)[0]
+    if scores.block_table is not None:
+        return "no kernel makes gradients of keys and values in pages"
+    return contract.why_not(q, v, scores)
 
 
 def _run(
@@ -132,16 +137,16 @@ def _run(
         given = (o, do, lse, dlse, delta) if takes_delta else (None, None, lse, None, None)
         launch(flash_attention_rows, *given, shift, None, sinks, sinks_parts)
         if dq is not None:
-            launch(flash_attention_dq, q, k, v, do, delta, shift, scores.key_lengths, dq, *last, dbias, *ends.queries)
+            launch(flash_attention_dq, q, k, v, do, delta, shift, scores.lengths, dq, *last, dbias, *ends.queries)
         if dk is not None or dv is not None:
             mine = delta if dk is not None else None
-            launch(flash_attention_dkdv, q, k, v, do, mine, shift, scores.key_lengths, *parts, None, *last, *ends.keys)
+            launch(flash_attention_dkdv, q, k, v, do, mine, shift, scores.lengths, *parts, None, *last, *ends.keys)
 
     def together(launch: Launch) -> None:
         """One kernel for all three, whose programs add to dq in any order: five products."""
         dq_sum = q.new_empty(q.shape, dtype=torch.float32)
         launch(flash_attention_rows, o, do, lse, dlse, delta, shift, dq_sum, sinks, sinks_parts)
-        launch(flash_attention_dkdv, q, k, v, do, delta, shift, scores.key_lengths, *parts, dq_sum, *last, *ends.keys)
+        launch(flash_attention_dkdv, q, k, v, do, delta, shift, scores.lengths, *parts, dq_sum, *last, *ends.keys)
         launch(flash_attention_scale, dq_sum, dq, scale)
 
     if all(needed[:3]) and not needs_mask and not torch.are_deterministic_algorithms_enabled():
@@ -177,7 +182,8 @@ _dispatch = define(
         schema="(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? dlse, bool causal, float? scale, "
         "SymInt? window, Tensor? key_lengths, bool[] needed, float? softcap=None, Tensor? mask=None, "
         "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, Tensor? cu_seqlens_q=None, "
-        "Tensor? cu_seqlens_k=None, SymInt? max_seqlen_q=None, SymInt? max_seqlen_k=None, SymInt? ahead=None) -> Tensor[]",
+        "Tensor? cu_seqlens_k=None, SymInt? max_seqlen_q=None, SymInt? max_seqlen_k=None, Tensor? cache_lengths=None, "
+        "Tensor? block_table=None, SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention_backward,
         public=flash_attention_backward,
         fake=_fake,

@@ -8,7 +8,7 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import wide_dtype
 from kpt.ops.dtypes import FLOATS
-from kpt.ops.flash_attention import packed
+from kpt.ops.flash_attention import packed, pages
 from kpt.ops.flash_attention.scores import Scores
 from kpt.ops.flops import product
 from kpt.ops.registry import SUM, WHOLE, Placed, Sharding
@@ -19,11 +19,13 @@ LARGEST_HEAD_DIM = 256
 
 def check(op: str, q: Any, k: Any, v: Any, scores: Scores) -> None:
     """Raises InputError, in the name of ``op``, for arguments that do not fit."""
-    if scores.cu_seqlens_q is None:
-        _check_dense(op, q, k, v)
-    else:
+    if scores.cu_seqlens_q is not None:
         packed.check(op, q, k, v, scores)
-    heads, kv_heads = q.shape[1], k.shape[1]
+    elif scores.block_table is not None:
+        pages.check(op, q, k, v, scores.block_table, scores.cache_lengths)
+    else:
+        _check_dense(op, q, k, v)
+    heads, kv_heads = q.shape[1], scores.key_extents(k)[1]
     if heads % kv_heads if kv_heads else heads:
         checks.reject(op, "q", f"of {heads} heads", f"a multiple of the {kv_heads} key-value heads of k")
     checks.dtype(op, "q", q.dtype, FLOATS)
@@ -55,7 +57,8 @@ def why_not(q: torch.Tensor, v: torch.Tensor, scores: Scores) -> str | None:
 def flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, along_keys: int, along_values: int) -> int:
     """Of so many products of all queries with all keys along the head dim of keys and that of values, as PyTorch counts them:
     what a mask hides is counted as well."""
-    pairs = q.shape[0] * q.shape[2] * k.shape[2] if scores.cu_seqlens_q is None else packed.work(q, k, scores)
+    dense = scores.cu_seqlens_q is None
+    pairs = q.shape[0] * q.shape[2] * scores.key_extents(k)[2] if dense else packed.work(q, k, scores)
     return q.shape[1] * product(pairs, 1, along_keys * q.shape[-1] + along_values * v.shape[-1])
 
 
@@ -64,20 +67,25 @@ def shardings(
 ) -> Iterator[Sharding]:
     """By batch entries, unless they are packed, and, where each of ``size`` processes then has whole groups of heads, by heads.
 
-    ``outputs``: what is given, by name; what has the name of an argument of the scores is its gradient. ``tensors``: the
-    arguments ahead of the scores'.
+    ``outputs``: what is given, by name; what has the name of an argument is its gradient. ``tensors``: the arguments ahead of
+    the scores'. Pages are shared by all batch entries.
     """
     is_packed = scores.cu_seqlens_q is not None
     for dim in (1,) if is_packed else (0, 1):
-        if dim and (q.shape[1] % size or k.shape[1] % size):
+        if dim and (q.shape[1] % size or scores.key_extents(k)[1] % size):
             return
         along = {name: _along(q, scores, name, dim) for name in Scores._fields}
-        own = dict.fromkeys((*outputs, *tensors), dim) | dict.fromkeys(("lse", "dlse"), dim - is_packed)
+        own: dict[str, Placed] = {**dict.fromkeys((*outputs, *tensors), dim), **dict.fromkeys(("lse", "dlse"), dim - is_packed)}
+        if scores.block_table is not None:
+            own |= dict.fromkeys(("k", "v"), 2 if dim else WHOLE)
         given = [SUM if (placed := along.get(name, own[name])) == WHOLE else placed for name in outputs]
         yield Sharding(given, [own[name] for name in tensors] + list(Scores._make(along.values()).around(None)))
 
 
-_RANKS = {"mask": 4, "alibi_slopes": 2, "sinks": 2, "key_lengths": 1, "key_starts": 1, "cu_seqlens_q": 1, "cu_seqlens_k": 1}
+_RANKS = {
+    "mask": 4, "alibi_slopes": 2, "sinks": 2, "key_lengths": 1, "key_starts": 1, "cache_lengths": 1, "cu_seqlens_q": 1,
+    "cu_seqlens_k": 1,
+}  # fmt: skip
 """How many dims the tensors of the scores stand for, batch entries first, then heads, of which the first may be left out."""
 
 
@@ -86,6 +94,8 @@ def _along(q: torch.Tensor, scores: Scores, name: str, dim: int) -> Placed:
     tensor = getattr(scores, name)
     if not isinstance(tensor, torch.Tensor):
         return None
+    if name == "block_table":
+        return WHOLE if dim else 0
     own = dim + tensor.ndim - _RANKS[name]
     return own if 0 <= own < tensor.ndim and tensor.shape[own] == q.shape[dim] else WHOLE
 

@@ -5,6 +5,7 @@ import torch
 from kpt.ops.backends import Launch
 from kpt.ops.devices import multiprocessors
 from kpt.ops.flash_attention.decoding_kernels import flash_attention_join, flash_attention_parts
+from kpt.ops.flash_attention.pages import keys_of
 from kpt.ops.flash_attention.scores import Scores
 
 MOST_QUERIES = 16
@@ -28,7 +29,7 @@ def part_count(q: torch.Tensor, k: torch.Tensor, scores: Scores) -> int:
     if q.device.type == "cpu":
         fewest, most = FEWEST_KEYS_CPU, MOST_PARTS_CPU
     else:
-        uneven = batch > 1 and (scores.key_lengths is not None or scores.key_starts is not None)
+        uneven = batch > 1 and (scores.lengths is not None or scores.key_starts is not None)
         programs = PROGRAMS_OF_LENGTHS if uneven else PROGRAMS
         fewest, most = FEWEST_KEYS, programs * multiprocessors(q.device) // (batch * groups)
     if queries > MOST_QUERIES or keys < 2 * fewest:
@@ -55,18 +56,19 @@ def attend(
     parts: int,
 ) -> None:
     """Fill ``o`` and ``lse``, as ``flash_attention_fwd`` does, from ``parts`` parts of the keys."""
-    queries, groups = q.shape[2], k.shape[1]
+    keys = keys_of(k, v, scores.block_table)
+    queries, groups = q.shape[2], keys.like.shape[1]
     rows = q.unflatten(1, (groups, -1)).flatten(2, 3)
-    causal, window, *_ = scores.sides(q, k)
-    flags = (scale, window, None if queries == 1 else queries, causal and queries > 1, scores.softcap)
-    keys = (k, v, scores.key_lengths, scores.key_starts)
+    causal, window, *_ = scores.sides(q, keys.like)
+    flags = (scale, window, None if queries == 1 else queries, causal and queries > 1, scores.softcap, scores.own_end)
+    given = (*keys.whole, scores.lengths, scores.key_starts)
     if parts == 1 and scores.sinks is None and (queries == 1 or o.stride(1) == queries * o.stride(2)):
         outputs = (t.unflatten(1, (groups, 1, -1)).flatten(3, 4) for t in (o, lse))
-        launch(flash_attention_parts, rows, *keys, *outputs, *flags)
+        launch(flash_attention_parts, rows, *given, *outputs, *flags, *keys.pages)
         return
     found = q.new_empty((*rows.shape[:2], parts, rows.shape[2], v.shape[3]), dtype=torch.float32)
     found_lse = lse.new_empty(found.shape[:-1])
-    launch(flash_attention_parts, rows, *keys, found, found_lse, *flags)
+    launch(flash_attention_parts, rows, *given, found, found_lse, *flags, *keys.pages)
     sinks = None if scores.sinks is None else scores.sinks.unflatten(0, (groups, -1))
     apart = (t.unflatten(3, (-1, queries)) for t in (found, found_lse))
     launch(flash_attention_join, *apart, sinks, *(t.unflatten(1, (groups, -1)) for t in (o, lse)))

@@ -6,25 +6,31 @@ one tile, so that keys are read once.
 """
 
 import kpt_dsl as kd
-from kpt.ops.flash_attention.kernels import LN2, LOG2E
+from kpt.ops.flash_attention.kernels import ABSENT, LN2, LOG2E
 
 
-@kd.kernel(q="B G S D", k="B G N D", v="B G N E", key_lengths="B", key_starts="B", o="B G P S E", lse="B G P S")
+@kd.kernel(
+    q="B G S D", k="B G N D", v="B G N E", key_lengths="B", key_starts="B", o="B G P S E", lse="B G P S",
+    table="B W", k_pages="R Z G D", v_pages="R Z G E", span="N",
+)  # fmt: skip
 def flash_attention_parts(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, key_starts: kd.In, o: kd.Out, lse: kd.Out,
-    scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static, softcap: kd.Positive,
+    scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static, softcap: kd.Positive, own_end: kd.Static,
+    table: kd.In = ABSENT, k_pages: kd.In = ABSENT, v_pages: kd.In = ABSENT, span: kd.In = ABSENT, page: kd.Static = ABSENT,
 ) -> None:  # fmt: skip
     """What each of P parts of the keys gives: softmax attention over them alone, and its natural log-sum-exp.
 
-    Rows S are the heads of a group by the ``queries`` of each, one where that is None; what they see is as in
-    ``flash_attention_fwd``.
+    Rows S are the heads of a group by the ``queries`` of each, one where that is None; what they see, and keys and values in
+    pages, here R of them, are as in ``flash_attention_fwd``.
     """
     for b, g, p, s in kd.parallel("B", "G", "P", kd.tile("S")):
         first: kd.Value | int = 0
         last = kd.size("N")
         if key_lengths is not None:
             last = key_lengths[b].to(kd.i32)
-        ahead = kd.size("N") - (1 if queries is None else queries)
+        if own_end:
+            last = kd.minimum(last, kd.size("N"))
+        ahead = (last if own_end else kd.size("N")) - (1 if queries is None else queries)
         if window is not None:
             first = ahead - window + 1
         if key_starts is not None:
@@ -32,7 +38,10 @@ def flash_attention_parts(
         query = q[b, g, s, :]
         top, total, acc = kd.full([s], -kd.inf), kd.zeros([s]), kd.zeros([s, "E"])
         for n in kd.sequential(kd.tile("N"), start=first, stop=last, share=p):
-            score = kd.dot(query, k[b, g, n, :].T)
+            if page is None:
+                score = kd.dot(query, k[b, g, n, :].T)
+            else:
+                score = kd.dot(query, k_pages[table[b, n.index // page], n.index % page, g, :].T)
             if softcap is not None:
                 score = (2.0 * kd.sigmoid(score * (2.0 * scale / softcap)) - 1.0) * (softcap / scale)
             if queries is not None:
@@ -49,7 +58,10 @@ def flash_attention_parts(
             weight = kd.exp2(score * (scale * LOG2E) - shift[:, None])
             fade = kd.exp2(top - shift)
             total = total * fade + kd.sum(weight, axis=1)
-            acc = kd.dot(weight, v[b, g, n, :], acc * fade[:, None])
+            if page is None:
+                acc = kd.dot(weight, v[b, g, n, :], acc * fade[:, None])
+            else:
+                acc = kd.dot(weight, v_pages[table[b, n.index // page], n.index % page, g, :], acc * fade[:, None])
             top = new_top
         o[b, g, p, s, :] = acc / kd.where(total == 0.0, 1.0, total)[:, None]
         lse[b, g, p, s] = (top + kd.log2(total)) * LN2

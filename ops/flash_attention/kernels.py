@@ -24,26 +24,32 @@ def entry_of(group: kd.Value, entries: kd.Value) -> kd.Value:
 @kd.kernel(
     q="B H M D", k="B G N D", v="B G N E", key_lengths="B", o="B H M E", lse="B H M",
     key_starts="B", seen="B H M N", bias="B H M N", slopes="S H", sinks="H", query_ends="C", key_ends="C",
+    table="B W", k_pages="P Z G D", v_pages="P Z G E", span="N",
 )  # fmt: skip
 def flash_attention_fwd(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
     scale: kd.Positive, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
-    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, sinks: kd.In = ABSENT,
+    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, own_end: kd.Static = ABSENT, sinks: kd.In = ABSENT,
     query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
+    table: kd.In = ABSENT, k_pages: kd.In = ABSENT, v_pages: kd.In = ABSENT, span: kd.In = ABSENT, page: kd.Static = ABSENT,
 ) -> None:  # fmt: skip
     """Softmax attention of queries (B, H, M, D) over keys (B, G, N, D) and values (B, G, N, E); ``lse`` is the natural
     log-sum-exp.
 
     Query i stands at key position i + N - M (aligned bottom right). It sees key j when key_starts[b] <= j < key_lengths[b] and
     seen[b, h, i, j], and, where ``window`` is given, when the two are less than ``window`` apart, and, where ``causal``, when
-    j is not ahead of it. ``left`` and ``right`` are the most that it may be behind and ahead.
+    j is not ahead of it. ``left`` and ``right`` are the most that it may be behind and ahead. Where ``own_end``, each entry's
+    last query stands at the last of its own keys, key_lengths[b] - 1, which is in N.
 
     A score is capped, then loses ``slopes`` times the distance, then gets ``bias``; it is kept over ``scale``, which must be
     positive: the running maximum is taken of scaled scores. ``sinks`` are scores of no value, one a head.
 
     Packed, with B = 1: group c of the queries, from query_ends[c] up to query_ends[c + 1], sees keys from key_ends[c] up to
     key_ends[c + 1] (``flash_attention_ends``), and the last of them meets the last of these.
+
+    In place of ``k`` and ``v``, a call may have pages of ``page`` of each, (P, page, G, D) and (P, page, G, E): entry b has the
+    pages table[b, 0], table[b, 1], ... of them. Of ``span`` only the extent is read, which is N.
     """
     for b, h, m in kd.parallel("B", "H", kd.tile("M", starts=query_ends)):
         g = h // kd.group("H", "G")
@@ -55,6 +61,9 @@ def flash_attention_fwd(
             ahead = last - query_ends[m.group + 1]
         if key_lengths is not None:
             last = key_lengths[b].to(kd.i32)
+        if own_end:
+            last = kd.minimum(last, kd.size("N"))
+            ahead = last - kd.size("M")
         if window is not None:
             first = m.start + ahead - window + 1
         if left is not None:
@@ -77,7 +86,10 @@ def flash_attention_fwd(
             slope = slopes[b if key_ends is None else entry_of(m.group, kd.size("S")), h] / scale
         for n in kd.sequential(kd.tile("N"), start=first, stop=last):
             position = m.index[:, None] + ahead
-            s = kd.dot(query, k[b, g, n, :].T)
+            if page is None:
+                s = kd.dot(query, k[b, g, n, :].T)
+            else:
+                s = kd.dot(query, k_pages[table[b, n.index // page], n.index % page, g, :].T)
             if softcap is not None:  # cap * tanh(scale * s / cap)
                 s = (2.0 * kd.sigmoid(s * (2.0 * scale / softcap)) - 1.0) * (softcap / scale)
             if slopes is not None:
@@ -103,7 +115,10 @@ def flash_attention_fwd(
             p = kd.exp2(s * (scale * LOG2E) - shift[:, None])
             fade = kd.exp2(top - shift)
             total = total * fade + kd.sum(p, axis=1)
-            acc = kd.dot(p, v[b, g, n, :], acc * fade[:, None])
+            if page is None:
+                acc = kd.dot(p, v[b, g, n, :], acc * fade[:, None])
+            else:
+                acc = kd.dot(p, v_pages[table[b, n.index // page], n.index % page, g, :], acc * fade[:, None])
             top = new_top
         o[b, h, m, :] = acc / kd.where(total == 0.0, 1.0, total)[:, None]
         lse[b, h, m] = (top + kd.log2(total)) * LN2

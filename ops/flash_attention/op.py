@@ -10,6 +10,7 @@ from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_s
 from kpt.ops.flash_attention import contract, decoding, packed, reference
 from kpt.ops.flash_attention.backward import GRADIENT
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
+from kpt.ops.flash_attention.pages import keys_of
 from kpt.ops.flash_attention.scores import Scores, Window, sides
 from kpt.ops.flash_attention.shapes import DIMS, SHAPES, arguments
 from kpt.ops.library import define
@@ -37,6 +38,8 @@ def flash_attention(
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    cache_lengths: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention, ``softmax(scale * q @ k.T + mask) @ v``, without the score matrix in memory.
 
@@ -47,8 +50,13 @@ def flash_attention(
     Which keys a query sees: ``causal``: none ahead of it. ``window``: those less than ``window`` positions away, or, of a pair
     (behind, ahead), at most so many positions away, -1 for no limit. ``key_lengths``, ``key_starts``: (B,) int32 or int64,
     batch entry b has only the keys from key_starts[b] (left padding) up to key_lengths[b] (right padding); positions still
-    count from N. ``mask``: what broadcasts to (B, H, M, N), of bools (True: seen) or added to the scores, where -2.4e38 and
-    less hides.
+    count from N. ``cache_lengths``, in place of key_lengths: such lengths, where the last query of entry b stands at the last
+    of its own keys, cache_lengths[b] - 1, and N is only what there is room for. ``mask``: what broadcasts to (B, H, M, N), of
+    bools (True: seen) or added to the scores, where -2.4e38 and less hides.
+
+    ``block_table``, (B, W) int32, with cache_lengths: keys lie in pages, ``k`` (pages, page size, G, D) and ``v`` (pages, page
+    size, G, E), and key j of entry b is k[block_table[b, j // page size], j % page size]; N is W times the page size, which may
+    be any. What the table holds behind an entry's length is not looked at. Gradients of pages are PyTorch's.
 
     What becomes of scores, in this order: ``scale``, 1 / sqrt(D) unless given; ``softcap``: cap * tanh(score / cap);
     ``alibi_slopes``: (H,) or (B, H) float32, less the slope times the distance in positions; ``mask``. ``sinks``: (H,), of any
@@ -68,7 +76,7 @@ def flash_attention(
     window, ahead = sides(OP, window)
     outputs = _dispatch(
         q, k, v, causal, scale, window, key_lengths, return_lse, softcap, mask, alibi_slopes, sinks, key_starts,
-        cu_seqlens_q, cu_seqlens_k, None, None, ahead,
+        cu_seqlens_q, cu_seqlens_k, None, None, cache_lengths, block_table, ahead,
     )  # fmt: skip
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
@@ -98,8 +106,8 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
         q, k, v, o, lse = map(packed.batched, (q, k, v, o, lse))
     q, factor = scores.positive(q)
     q, k, v = (t if t.stride(3) == 1 else unit_last_stride(t) for t in (q, k, v))
-    given = (q, k, v, o, lse)
-    parts = decoding.part_count(q, k, scores)
+    given, keys = (q, k, v, o, lse), keys_of(k, v, scores.block_table)
+    parts = decoding.part_count(q, keys.like, scores)
 
     def in_parts(launch: Launch) -> None:
         """Programs share out the keys."""
@@ -110,8 +118,8 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
 
     def whole(launch: Launch) -> None:
         """Each program sees all keys of its queries."""
-        last = *scores.of_kernels(q, k, factor), scores.sinks, *ends.queries
-        launch(flash_attention_fwd, q, k, v, scores.key_lengths, o, lse, *last)
+        last = *scores.of_kernels(q, keys.like, factor), scores.sinks, *ends.queries
+        launch(flash_attention_fwd, q, *keys.whole, scores.lengths, o, lse, *last, *keys.pages)
 
     if parts:
         launch.quickest(in_parts, in_twice_as_many, whole)
@@ -126,7 +134,7 @@ _dispatch = define(
         schema="(Tensor q, Tensor k, Tensor v, bool causal, float? scale, SymInt? window, Tensor? key_lengths, bool return_lse"
         ", float? softcap=None, Tensor? mask=None, Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, "
         "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, SymInt? max_seqlen_q=None, SymInt? max_seqlen_k=None, "
-        "SymInt? ahead=None) -> Tensor[]",
+        "Tensor? cache_lengths=None, Tensor? block_table=None, SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention,
         public=flash_attention,
         fake=_fake,

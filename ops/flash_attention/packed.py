@@ -20,6 +20,8 @@ from kpt_dsl.errors import IndexRangeError
 INSTEAD = {
     "key_lengths": "None with cu_seqlens_q: the keys of an entry end where cu_seqlens_k says",
     "key_starts": "None with cu_seqlens_q: the keys of an entry begin where cu_seqlens_k says",
+    "cache_lengths": "None with cu_seqlens_q: the keys of an entry end where cu_seqlens_k says",
+    "block_table": "None with cu_seqlens_q: packed keys lie in one piece",
     "mask": "None with cu_seqlens_q, which keeps entries apart: causal, window and alibi_slopes count within each",
 }
 """What has no place beside ``cu_seqlens_q``, and what to do about it."""

@@ -7,6 +7,7 @@ import torch
 
 from kpt.ops import checks
 from kpt.ops.dtypes import FLOATS
+from kpt.ops.flash_attention import pages
 from kpt_dsl.language import SMALLEST_POSITIVE
 
 FARTHEST = 2**31 - 1
@@ -48,6 +49,8 @@ class Scores(NamedTuple):
     cu_seqlens_k: torch.Tensor | None = None
     max_seqlen_q: int | None = None
     max_seqlen_k: int | None = None
+    cache_lengths: torch.Tensor | None = None
+    block_table: torch.Tensor | None = None
     ahead: int | None = None
 
     @staticmethod
@@ -76,14 +79,16 @@ class Scores(NamedTuple):
             checks.reject(op, "window", repr(self.window), WINDOW)
         if self.ahead is not None and not (_whole(self.ahead) and self.ahead >= 0):
             checks.reject(op, "ahead", repr(self.ahead), "None, or a whole number of keys")
-        for name in ("key_lengths", "key_starts"):
+        for name in ("key_lengths", "key_starts", "cache_lengths"):
             if (value := getattr(self, name)) is not None:
                 checks.shape(op, name, value, (batch,), "(batch,)")
                 checks.dtype(op, name, value.dtype, (torch.int32, torch.int64))
+        if self.cache_lengths is not None and self.key_lengths is not None:
+            checks.reject(op, "cache_lengths", "given", "one of key_lengths and cache_lengths")
         if self.mask is not None:
             checks.tensor(op, "mask", self.mask)
             checks.dtype(op, "mask", self.mask.dtype, (torch.bool, *FLOATS))
-            whole = (batch, heads, queries, k.shape[2])
+            whole = (batch, heads, queries, self.key_extents(k)[2])
             fits = zip(reversed(self.mask.shape), reversed(whole), strict=False)
             if self.mask.ndim > 4 or not all(mine in (1, theirs) for mine, theirs in fits):
                 accepted = f"what broadcasts to (batch, heads, queries, keys), here {whole}"
@@ -100,7 +105,8 @@ class Scores(NamedTuple):
             checks.dtype(op, "sinks", self.sinks.dtype, FLOATS)
         checks.same_device(
             op, "q", q, key_lengths=self.key_lengths, key_starts=self.key_starts, mask=self.mask,
-            alibi_slopes=self.alibi_slopes, sinks=self.sinks, cu_seqlens_q=self.cu_seqlens_q, cu_seqlens_k=self.cu_seqlens_k,
+            alibi_slopes=self.alibi_slopes, sinks=self.sinks, cache_lengths=self.cache_lengths,
+            cu_seqlens_q=self.cu_seqlens_q, cu_seqlens_k=self.cu_seqlens_k,
         )  # fmt: skip
 
     def extents(self, op: str, q: torch.Tensor) -> tuple[int, int, int]:
@@ -137,6 +143,20 @@ class Scores(NamedTuple):
             return "no kernel makes the gradient of alibi_slopes"
         return None
 
+    def key_extents(self, k: torch.Tensor) -> tuple[int, int, int]:
+        """Batch entries, key-value heads and keys of each entry, in pages or not."""
+        return pages.extents(k, self.block_table)
+
+    @property
+    def lengths(self) -> torch.Tensor | None:
+        """How many keys each batch entry has."""
+        return self.key_lengths if self.cache_lengths is None else self.cache_lengths
+
+    @property
+    def own_end(self) -> bool | None:
+        """True where the last query stands at the last key of its own batch entry; None: at key N - 1."""
+        return None if self.cache_lengths is None else True
+
     def scale_of(self, q: torch.Tensor) -> float:
         """What products are multiplied with: 1 / sqrt(D) unless given."""
         default: float = q.shape[-1] ** -0.5
@@ -168,7 +188,7 @@ class Scores(NamedTuple):
             seen, bias = (whole, None) if self.mask.dtype == torch.bool else (None, whole)
         if self.alibi_slopes is not None:
             slopes = self.alibi_slopes if self.alibi_slopes.ndim == 2 else self.alibi_slopes.expand(*q.shape[:2])
-        return scale, window, causal, *apart, self.key_starts, self.softcap, seen, bias, slopes
+        return scale, window, causal, *apart, self.key_starts, self.softcap, seen, bias, slopes, self.own_end
 
 
 def _whole(value: Any) -> bool:

@@ -54,11 +54,13 @@ def arguments(
     alibi: bool = False,
     sinks: bool = False,
     key_starts: bool = False,
+    cache_lengths: bool = False,
+    page: int | None = None,
     packed: bool = False,
 ) -> tuple[Any, ...]:
     """Random arguments of the op; with ``key_lengths`` or ``key_starts``, every batch entry keeps between half and all of its
-    keys. A mask is for all heads; one of bools hides a tenth of the keys. ``packed``: B entries of random lengths, M queries
-    and N keys each on average."""
+    keys. A mask is for all heads; one of bools hides a tenth of the keys. With ``page``, keys lie in pages of so many of a pool
+    that has no others, in any order. ``packed``: B entries of random lengths, M queries and N keys each on average."""
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     b, h, g, m, n, d = (dims[name] for name in DIMS)
     shapes = (h, m, d), (g, n, d), (g, n, value_dim or d)
@@ -75,10 +77,16 @@ def arguments(
         alibi_slopes=torch.rand(h, device=device) if alibi else None,
         sinks=randn(h) if sinks else None,
         key_starts=few(0, n // 4 + 1) if key_starts else None,
+        cache_lengths=few((n + 1) // 2, n + 1) if cache_lengths or page else None,
         cu_seqlens_q=None if ends is None else (ends / ends[-1] * (b * m)).to(torch.int32),
         cu_seqlens_k=None if ends is None else (ends / ends[-1] * (b * n)).to(torch.int32),
         ahead=ahead[1],
     )
+    if page is not None:
+        most = -(-n // page)
+        k, v = (randn(b * most, page, g, width) for width in (d, value_dim or d))
+        table = torch.randperm(b * most, dtype=torch.int32, device=device).view(b, most)
+        scores = scores._replace(block_table=table)
     return q, k, v, *scores.around(False)
 
 

@@ -40,6 +40,7 @@ TINY: dict[str, Callable[[], Case | OpCase]] = {
     "attention": partial(attention.case, "tiny", 1, 2, 40, 16, True, "cpu"),
     "attention_backward": partial(attention_backward.case, "tiny", 1, 2, 40, 16, True, "cpu"),
     "decode": partial(decode.case, "tiny", 2, 4, 2, 1, 40, 16, False, "cpu"),
+    "decode, paged": partial(decode.paged, "tiny", 2, 4, 2, 3, 48, 16, 16, "cpu"),
     "decode, lengths": partial(decode.case, "tiny", 2, 4, 2, 3, 40, 16, True, "cpu"),
     "varlen": partial(varlen.packed, "tiny", (5, 1, 34), 4, 2, 16, False, "cpu"),
     "varlen, dense": partial(varlen.dense, "tiny", (17, 17), 4, 2, 16, True, "cpu"),

@@ -63,6 +63,8 @@ def draw(number: int, device: str, backends: tuple[str, ...]) -> Call:
     tensors, flags, length = OPS[op](rng)
     if backend == "pallas" and tensors.get("cu_seqlens_q") is not None:  # no TPU does it
         backend = "numpy"
+    if op == "flash_attention" and tensors.get("cu_seqlens_q") is None and backend != "pallas" and rng.random() < 0.12:
+        tensors = _in_pages(rng, tensors)  # no TPU looks keys up
     grads = rng.random() < 0.5 and op not in ("fp8_matmul", "quantize_fp8")
     if grads:
         without = ("alibi_slopes", *(["mask"] if backend == "pallas" else []))  # no TPU makes the gradient of a mask
@@ -141,6 +143,8 @@ def _attention(rng: random.Random) -> Drawn:
     for name in ("key_lengths", "key_starts"):
         counts = Given((batch,), rng.choice((torch.int32, torch.int64)), magnitude=keys)
         found[name] = counts if rng.random() < (0.3 if name == "key_lengths" else 0.1) else None
+    if found["key_lengths"] is not None and rng.random() < 0.4:
+        found["cache_lengths"], found["key_lengths"] = found["key_lengths"], None
     found |= _scores(rng, (batch, kv_heads * group, queries, keys), dtype) | dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"))
     return found, _attention_flags(rng, queries, keys), max(keys, head_dim, width)
 
@@ -177,6 +181,21 @@ def _attention_flags(rng: random.Random, queries: int, keys: int) -> dict[str, A
         "max_seqlen_q": None,
         "max_seqlen_k": None,
     }
+
+
+def _in_pages(rng: random.Random, found: dict[str, Given | None]) -> dict[str, Given | None]:
+    """The same call with keys in pages, of which entries may have some in common."""
+    k, v = found["k"], found["v"]
+    assert k is not None
+    assert v is not None
+    batch, kv_heads, keys, _ = k.shape
+    size = rng.choice((1, 3, 16, 32))
+    most = -(-keys // size)
+    pages = rng.choice((1, 5, batch * most + 1))
+    pools = {n: Given((pages, size, kv_heads, t.shape[3]), t.dtype, t.layout) for n, t in (("k", k), ("v", v))}
+    counts = Given((batch,), rng.choice(COUNTS), magnitude=most * size)
+    table = Given((batch, most), torch.int32, magnitude=pages - 1)
+    return found | pools | {"key_lengths": None, "cache_lengths": counts, "block_table": table, "mask": None}
 
 
 def _scores(rng: random.Random, whole: tuple[int, ...], dtype: torch.dtype) -> dict[str, Given | None]:

@@ -37,6 +37,8 @@ SCORES: list[tuple[str, dict[str, int], dict[str, object], int]] = [
     ("flash_attention", LLAMA, {"causal": True, "key_starts": True, "alibi": True, "mask": "seen"}, 0),
     ("flash_attention_backward", LLAMA, {"causal": True, "softcap": 50.0, "sinks": True, "mask": "added"}, 0),
     ("flash_attention", {"B": 1, "H": 32, "G": 8, "M": 1, "N": 32768, "D": 128}, {"key_starts": True, "sinks": True}, 0),
+    ("flash_attention", LLAMA, {"causal": True, "page": 16}, 0),
+    ("flash_attention", {"B": 1, "H": 32, "G": 8, "M": 4, "N": 32768, "D": 128}, {"causal": True, "page": 64}, 0),
     ("flash_attention", LLAMA, {"causal": True, "packed": True, "alibi": True}, 0),
     ("flash_attention_backward", LLAMA, {"causal": True, "packed": True}, 0),
 ]

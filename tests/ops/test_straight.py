@@ -112,6 +112,10 @@ CALLS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "attention of entries backward": (
         "flash_attention_backward", drawn("flash_attention_backward", ATTENTION, causal=True, packed=True),
     ),
+    "attention in pages": ("flash_attention", drawn("flash_attention", ATTENTION, causal=True, page=16)),
+    "decoding in pages": (
+        "flash_attention", drawn("flash_attention", ATTENTION | {"M": 1, "N": 8192}, causal=True, page=16),
+    ),
     "packed attention": ("flash_attention", lambda: (*packed(), True, None, None, None, True)),
     "rows of something wider": (
         "rms_norm", lambda: (torch.randn(3, 40, 300, dtype=torch.bfloat16)[..., :256], (256,), torch.ones(256), 1e-3),

@@ -39,7 +39,8 @@ __all__ = ["emit", "facts"]
 IMPORTS = ("import triton", "import triton.language as tl")
 
 COMPILER_OPTIONS = ("num_warps", "num_stages", "waves_per_eu", "matrix_instr_nonkdim", "kpack")
-"""Knobs of a config that go to Triton's compiler as they are."""
+"""Knobs of a config that go to Triton's compiler: as they are, but for the stages of products whose operands are looked up.
+There Triton deals stages out to the loads of the places as well, so that it takes two of them for each one of the knob."""
 
 
 @remembered(1024)
@@ -114,8 +115,10 @@ class _Emitter:
         return Counted(entry.dim, lanes, groups.dim, groups.tensor) if groups else Counted(entry.dim, lanes)
 
     def _options(self) -> tuple[tuple[str, object], ...]:
-        chosen = [(name, self.config[name]) for name in COMPILER_OPTIONS if name in self.config]
-        return (*chosen, ("enable_fp_fusion", True))
+        chosen = {name: self.config[name] for name in COMPILER_OPTIONS if name in self.config}
+        if "num_stages" in chosen and any(map(_looks_up, ir.every_expr(self.kernel.body))):
+            chosen["num_stages"] = 2 * int(chosen["num_stages"]) - 1
+        return (*chosen.items(), ("enable_fp_fusion", True))
 
     # ------------------------------------------------------------------ one program
     def _persistent(self, out: Writer) -> None:
@@ -331,3 +334,11 @@ def _innermost_first(e: ir.Expr) -> Iterator[ir.Expr]:
 def _define(scope: Scope, out: Writer) -> None:
     for name, text in scope.definitions.items():
         out.line(f"{name} = {text}")
+
+
+def _looks_up(e: ir.Expr) -> bool:
+    """Whether it is a product of what is gathered from places that were loaded."""
+    if not isinstance(e, ir.Dot):
+        return False
+    places = (i for side in (e.a, e.b) for g in ir.walk(side) if isinstance(g, ir.Gather) for i in g.index)
+    return any(isinstance(x, ir.Read) for i in places if isinstance(i, ir.Expr) for x in ir.walk(i))
