@@ -1,8 +1,8 @@
-"""Attention masks of Transformers models as kpt says them: causal or not, a window, and how many keys a batch entry has.
+"""Attention masks of Transformers models as kpt says them: causal or not, a window, and which keys a batch entry has.
 
 Transformers describes a mask by a function of (batch, head, query, key) built from its own parts. The parts that kpt knows are
-recognised; whatever else comes (left padding, packed sequences, chunks, a user's own function, a static cache) gets the mask
-that PyTorch's attention takes. Without a mask function of one's own, Transformers drops padding silently.
+recognised; whatever else comes (packed sequences, chunks, a user's own function) gets the mask that PyTorch's attention takes.
+Without a mask function of one's own, Transformers drops padding silently.
 
 A causal mask is never None here, though PyTorch's may be: a layer that got None would have to guess where its queries stand.
 """
@@ -17,63 +17,62 @@ from transformers import masking_utils as masks
 from kpt.ops.flash_attention.reference import allowed_keys
 from kpt.ops.replace import traced_mask
 
-_REASON = "_kpt_reason"
-"""The attribute of a mask of PyTorch's that says why it is not one of ours."""
+Context = tuple[tuple[str, ...], int, bool, int | None, bool]
+"""What a mask is beside its tensors: the names of those, then seen, causal, window, implied."""
 
 
-Context = tuple[int, bool, int | None, bool, bool]
-"""What a mask is beside its tensor: seen, causal, window, limited, implied."""
+NOTHING = ("nothing",)
+"""The tensors of a mask without any: a subclass has to hold something."""
 
 
 class AttentionMask(torch.Tensor):
-    """A boolean mask (B, 1, queries, keys) that says what it is and holds nothing.
+    """A boolean mask (B, 1, queries, keys) that says what it is and holds next to nothing.
 
-    Only the first ``seen`` keys are there for anyone (a static cache has room behind them); the last query stands at the last
-    of them. ``causal``, ``window`` and, where ``limited``, ``lengths``, (B,) int32, say which of them a query sees.
-    ``implied``: PyTorch's would be None, so that a layer which is not causal sees all keys in spite of it.
+    Only the first ``seen`` keys are there for anyone; the last query stands at the last of them. ``causal``, ``window`` and,
+    where there are any, ``lengths`` and ``starts``, (B,) int32, and ``tokens``, (B, seen) of bools, say which of them a query
+    sees. ``implied``: PyTorch's would be None, so that a layer which is not causal sees all keys in spite of it.
 
     A tensor, since Transformers and model code may look at its shape, slice it or move it: its last queries are a mask again,
-    whatever else is made of it is an ordinary tensor of its values. torch.compile follows it by what it flattens to.
+    whatever else is made of it is an ordinary tensor of its values. torch.compile follows it by what it flattens to; what
+    changes from token to token is in tensors, so that a graph serves them all.
     """
 
+    held: tuple[str, ...]
     seen: int
     causal: bool
     window: int | None
-    limited: bool
     implied: bool
-    lengths: torch.Tensor
+    lengths: torch.Tensor | None
+    starts: torch.Tensor | None
+    tokens: torch.Tensor | None
 
     @staticmethod
-    def __new__(
-        cls,
-        shape: Sequence[int],
-        seen: int,
-        causal: bool,
-        window: int | None,
-        limited: bool,
-        implied: bool,
-        lengths: torch.Tensor,
-    ) -> "AttentionMask":
-        mask: AttentionMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=lengths.device)
-        mask.seen, mask.causal, mask.window = seen, causal, window
-        mask.limited, mask.implied, mask.lengths = limited, implied, lengths
+    def __new__(cls, shape: Sequence[int], context: Context, tensors: dict[str, torch.Tensor]) -> "AttentionMask":
+        device = next(iter(tensors.values())).device
+        mask: AttentionMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
+        mask.held, mask.seen, mask.causal, mask.window, mask.implied = context
+        mask.lengths = mask.starts = mask.tokens = None
+        for name, tensor in tensors.items():
+            setattr(mask, name, tensor)
         return mask
 
     def materialized(self) -> torch.Tensor:
         """The mask as an ordinary tensor, True where a query sees a key."""
         batch, _, queries, keys = self.shape
-        lengths = self.lengths if self.limited else None
-        allowed = allowed_keys(queries, self.seen, self.device, self.causal, self.window, lengths)
+        limits = (self.lengths, self.starts)
+        allowed = allowed_keys(queries, self.seen, self.device, self.causal, self.window, *limits)
+        if self.tokens is not None:
+            allowed = allowed & self.tokens[:, None, None]
         return torch.nn.functional.pad(allowed, (0, keys - self.seen)).expand(batch, 1, queries, keys)
 
     def __tensor_flatten__(self) -> tuple[list[str], Context]:
-        return ["lengths"], (self.seen, self.causal, self.window, self.limited, self.implied)
+        return list(self.held), (self.held, self.seen, self.causal, self.window, self.implied)
 
     @staticmethod
     def __tensor_unflatten__(
         inner: dict[str, torch.Tensor], context: Context, shape: Sequence[int], _: Any
     ) -> "AttentionMask":
-        return AttentionMask(shape, *context, inner["lengths"])
+        return AttentionMask(shape, context, inner)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # PyTorch declares no signature
@@ -86,8 +85,9 @@ class AttentionMask(torch.Tensor):
             queries = args[0].shape[2]
         if queries is not None:
             batch, _, _, keys = args[0].shape
-            _, context = args[0].__tensor_flatten__()
-            return cls.__tensor_unflatten__({"lengths": args[0].lengths}, context, (batch, 1, queries, keys), None)
+            names, context = args[0].__tensor_flatten__()
+            inner = {name: getattr(args[0], name) for name in names}
+            return cls.__tensor_unflatten__(inner, context, (batch, 1, queries, keys), None)
         args, kwargs = tree_map_only(cls, cls.materialized, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -110,80 +110,135 @@ def _mask(
     causal: bool,
     window: int | None,
     implied: bool,
-    lengths: torch.Tensor | None,
     device: torch.device,
+    lengths: torch.Tensor | None = None,
+    starts: torch.Tensor | None = None,
+    tokens: torch.Tensor | None = None,
 ) -> AttentionMask:
     """A mask, made where torch.compile may see it as one operation."""
-    limited = lengths is not None
-    inner = torch.empty(0, dtype=torch.int32, device=device) if lengths is None else lengths
-    return AttentionMask(shape, seen, causal, window, limited, implied, inner)
+    given = {"lengths": lengths, "starts": starts, "tokens": tokens}
+    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
+    if not tensors:
+        tensors = dict.fromkeys(NOTHING, torch.empty(0, dtype=torch.int32, device=device))
+    return AttentionMask(shape, (tuple(tensors), seen, causal, window, implied), tensors)
 
 
-def why_not_ours(mask: torch.Tensor) -> str:
-    """Why a mask that a layer got is one of PyTorch's."""
-    return getattr(mask, _REASON, None) or "the mask is the model's or the user's own"
-
-
-class Inexpressible(Exception):
-    """A mask that kpt cannot say; the text says why."""
+class _Inexpressible(Exception):
+    """A mask that kpt has no shorter words for than its values."""
 
 
 def attention_mask(**description: Any) -> torch.Tensor | None:
     """The mask of one forward pass; registered with Transformers' AttentionMaskInterface, which names the arguments.
 
-    None where nothing is masked and PyTorch's would be None: the layer itself says then whether it is causal, for both.
+    An ``AttentionMask`` where kpt has words for it, else the mask that PyTorch's attention takes. None where nothing is masked
+    and PyTorch's would be None: the layer itself says then whether it is causal, for both.
     """
-    tracing = torch.compiler.is_compiling()
-    try:
-        return _expressed(**description)
-    except Inexpressible as inexpressible:
-        reason = str(inexpressible)
-    mask: torch.Tensor | None = masks.sdpa_mask(**description | {"allow_is_causal_skip": False})
-    if mask is None:
-        return None
-    if tracing and description.get("attention_mask") is None:
+    pattern = _pattern(description["mask_function"], description.get("local_size"))
+    if pattern is not None:
+        try:
+            return _expressed(*pattern, **description)
+        except _Inexpressible:
+            pass
+    elif torch.compiler.is_compiling():
         any_size = description.get("local_size") is None and not description.get("use_vmap")
-        found = traced_mask.pattern(mask, any_size)
-        if found is not None:
-            made: AttentionMask = _mask(tuple(mask.shape), mask.shape[3], *found, False, None, mask.device)
-            return made
-    setattr(mask, _REASON, reason)
+        bare = masks.sdpa_mask(**description | {"allow_is_causal_skip": False, "attention_mask": None})
+        pattern = traced_mask.pattern(bare, any_size)
+        if pattern is not None:  # of all keys
+            own = {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False, "q_offset": bare.shape[3] - bare.shape[2], "kv_offset": 0}
+            padding = _counted(description.get("attention_mask"), description.get("kv_offset", 0), bare.shape[3])
+            return _expressed(*pattern, **description | own | {"attention_mask": padding})
+    mask: torch.Tensor | None = masks.sdpa_mask(**description | {"allow_is_causal_skip": False})
     return mask
 
 
 def _expressed(
+    causal: bool,
+    window: int | None,
     *,
     batch_size: int,
     q_length: int,
     kv_length: int,
-    mask_function: Callable[..., Any],
     q_offset: int | torch.Tensor = 0,
     kv_offset: int = 0,
     attention_mask: torch.Tensor | None = None,
-    local_size: int | None = None,
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool = False,
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> AttentionMask | None:
-    causal, window = _pattern(mask_function, local_size)
-    seen = kv_length
+    device, shape, seen = torch.device(device), (batch_size, 1, q_length, kv_length), kv_length
     if causal or window is not None:
-        if isinstance(q_offset, torch.Tensor):
+        position = q_offset - kv_offset
+        if causal and q_length == 1 and (isinstance(position, torch.Tensor) or position + 1 < kv_length):
+            limits = _of_one_query(position, window, batch_size, kv_length, device)
+            return _mask(shape, kv_length, False, None, False, device, **_within(limits, attention_mask, kv_offset, kv_length))
+        if isinstance(position, torch.Tensor):
             if not _may_read():
-                raise Inexpressible("where a static cache stands is unknown while compiling or capturing")
-            q_offset = int(q_offset)
-        seen = q_offset - kv_offset + q_length
+                raise _Inexpressible
+            position = int(position)
+        seen = position + q_length
         if not q_length <= seen <= kv_length:
-            raise Inexpressible("the last query stands at none of the keys")
-    lengths = None if attention_mask is None else _key_lengths(attention_mask, kv_offset, seen)
-    if allow_is_bidirectional_skip and not causal and window is None and lengths is None:
+            raise _Inexpressible
+    limits = _within({}, attention_mask, kv_offset, seen)
+    if allow_is_bidirectional_skip and not causal and window is None and not limits:
         return None
     all_within = window is None or kv_length < window
-    implied = allow_is_causal_skip and causal and all_within and lengths is None and q_length in (1, seen)
-    shape = (batch_size, 1, q_length, kv_length)
-    made: AttentionMask = _mask(shape, seen, causal, window, implied, lengths, torch.device(device))
+    implied = allow_is_causal_skip and causal and all_within and not limits and q_length in (1, seen)
+    made: AttentionMask = _mask(shape, seen, causal, window, implied, device, **limits)
     return made
+
+
+Limits = dict[str, torch.Tensor]
+"""What of ``lengths``, ``starts`` and ``tokens`` a mask has."""
+
+
+def _of_one_query(
+    position: int | torch.Tensor, window: int | None, batch: int, keys: int, device: torch.device
+) -> Limits:
+    """Of one query in a cache that has room for ``keys``: it sees those up to its position, which is the device's affair."""
+    if not isinstance(position, torch.Tensor):
+        position = torch.full((), position, dtype=torch.int32, device=device)
+    lengths = (position + 1).to(device, torch.int32).expand(batch).contiguous()
+    return {"lengths": lengths} if window is None or keys <= window else {"lengths": lengths, "starts": lengths - window}
+
+
+def _within(limits: Limits, padding: torch.Tensor | None, kv_offset: int, seen: int) -> Limits:
+    """Limits, and those of padding, (B, all keys), True where there is a token."""
+    if padding is None:
+        return limits
+    found = dict(limits)
+    for name, tensor in _of_padding(_counted(padding, kv_offset, seen)).items():
+        narrower = torch.maximum if name == "starts" else torch.minimum
+        found[name] = narrower(found[name], tensor) if name in found else tensor
+    return found
+
+
+def _counted(padding: torch.Tensor | None, kv_offset: int, seen: int) -> torch.Tensor | None:
+    """Which of the keys seen have a token, (B, seen); what a mask does not reach has none."""
+    if padding is None:
+        return None
+    missing = seen + kv_offset - padding.shape[-1]
+    return torch.nn.functional.pad(padding, (0, max(0, missing)))[:, kv_offset : kv_offset + seen].bool()
+
+
+def _of_padding(tokens: torch.Tensor) -> Limits:
+    """From where to where the tokens of each batch entry reach, as far as that hides keys, and which they are where there are
+    holes between.
+
+    Reads the device once to see that nothing is padding, twice where something is; where nothing can be read, all is said.
+    """
+    may_read = _may_read()
+    if may_read and bool(tokens.all()):
+        return {}
+    seen = tokens.shape[1]
+    starts = tokens.to(torch.uint8).argmax(-1).to(torch.int32)
+    lengths = (tokens * torch.arange(1, seen + 1, dtype=torch.int32, device=tokens.device)).amax(-1)
+    said = [True, True, True]
+    if may_read:
+        holes = tokens.sum(-1, dtype=torch.int32) != lengths - starts
+        said = torch.stack([(lengths < seen).any(), starts.any(), holes.any()]).tolist()
+    tensors = {"lengths": lengths, "starts": starts, "tokens": tokens}
+    return {name: tensor for (name, tensor), needed in zip(tensors.items(), said, strict=True) if needed}
 
 
 def _may_read() -> bool:
@@ -193,18 +248,18 @@ def _may_read() -> bool:
     )
 
 
-def _pattern(mask_function: Callable[..., Any], local_size: int | None) -> tuple[bool, int | None]:
-    """(causal, window) of a mask function."""
+def _pattern(mask_function: Callable[..., Any], local_size: int | None) -> tuple[bool, int | None] | None:
+    """(causal, window) of a mask function, or None where it is another or, while compiling, cannot be looked into."""
     if mask_function is masks.causal_mask_function:
         return True, None
     if mask_function is masks.bidirectional_mask_function:
         return False, None
-    if local_size is not None and not torch.compiler.is_compiling():  # which cannot look into functions
+    if local_size is not None and not torch.compiler.is_compiling():
         if _same_function(mask_function, masks.sliding_window_causal_mask_function(local_size)):
             return True, local_size
         if _same_function(mask_function, masks.sliding_window_bidirectional_mask_function(local_size)):
             return False, local_size + 1  # Transformers counts the distance itself in
-    raise Inexpressible("the mask is neither full, causal nor a sliding window")
+    return None
 
 
 def _same_function(a: Any, b: Any) -> bool:
@@ -215,18 +270,3 @@ def _same_function(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(_same_function(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and isinstance(a, int) and a == b
-
-
-def _key_lengths(padding: torch.Tensor, kv_offset: int, seen: int) -> torch.Tensor | None:
-    """How many keys each batch entry has; None where all have all. ``padding``: (B, keys seen), True where there is a token."""
-    if not _may_read():
-        raise Inexpressible("the values of a padding mask are unknown while compiling or capturing")
-    missing = seen + kv_offset - padding.shape[-1]
-    padding = torch.nn.functional.pad(padding, (0, max(0, missing)))[:, kv_offset : kv_offset + seen].bool()
-    lengths = padding.sum(-1, dtype=torch.int32)
-    on_the_right = padding == (torch.arange(seen, device=padding.device) < lengths[:, None])
-    # One wait for the device, a forward pass.
-    expressible, full = torch.stack([on_the_right.all(), padding.all()]).tolist()
-    if not expressible:
-        raise Inexpressible("padding is not on the right")
-    return None if full else lengths
