@@ -260,7 +260,7 @@ def cases(model: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
         given = {} if mask is None else {"attention_mask": mask}
         with torch.no_grad():
             output = subject(input_ids=ids, **given, **decoder, **more)
-        seen = None if mask is None or decoder else mask.bool()
+        seen = None if mask is None else mask.bool()
         return _of_tokens(output, seen)
 
     for case, mask in masks.items():
