@@ -27,16 +27,19 @@ def why_not(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    queries: torch.Size,
+    keys: torch.Size,
     mask: torch.Tensor | None,
     dropout: float,
     asked: list[str],
     keywords: dict[str, Any],
     causal: bool,
 ) -> str | None:
-    """Why kpt's op does not compute a call, or None. ``asked``: those of the keywords that are not None."""
+    """Why kpt's op does not compute a call, or None. ``queries`` and ``keys``: the shapes, which take long to ask for twice;
+    ``asked``: those of the keywords that are not None."""
     if dropout:
         return "dropout is on"
-    queries, keys, values = query.shape, key.shape, value.shape
+    values = value.shape
     if keys != values and keys[:3] != values[:3] or queries[0] != keys[0] or queries[3] != keys[3]:
         return "queries, keys and values differ in batch, length or head dim"
     dtype = key.dtype
@@ -80,6 +83,8 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    queries: torch.Size,
+    keys: torch.Size,
     mask: torch.Tensor | None,
     scaling: float | None,
     asked: list[str],
@@ -89,20 +94,21 @@ def attend(
     """A call that kpt's op computes: (B, heads, length, head dim) in, (B, length, heads, head dim) out. ``causal`` is what
     holds where there is no mask."""
     window = lengths = starts = values = softcap = sinks = bias = None
-    seen, keys = key.shape[2], key.shape[2]
+    seen = keys[2]
     if mask is None:
         if causal:
-            seen = query.shape[2]
+            seen = queries[2]
     elif isinstance(mask, AttentionMask):
         seen, causal, window = mask.seen, mask.causal, mask.window
         if mask.held != NOTHING:
-            device = query.device
-            lengths, starts, values = (None if t is None else t.to(device) for t in (mask.lengths, mask.starts, mask.tokens))
+            lengths, starts, values = mask.lengths, mask.starts, mask.tokens
+            if mask.device != query.device:  # of a model that is spread over several
+                lengths, starts, values = (None if t is None else t.to(query.device) for t in (lengths, starts, values))
             if values is not None:
                 values = values[:, None, None]
     else:
         causal, values = False, mask
-    if seen != keys:
+    if seen != keys[2]:
         key, value = key[:, :, :seen], value[:, :, :seen]
     if asked:
         softcap, sinks, bias = (keywords.get(name) for name in ("softcap", "s_aux", "position_bias"))

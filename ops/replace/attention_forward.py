@@ -33,13 +33,13 @@ def attention_forward(
     asked = [name for name, value in keywords.items() if value is not None]
     if asked:
         refuse_unknown(module, asked, SDPA)
-    queries = query.shape[2]
-    if _sees_all(module, queries, attention_mask, is_causal):
+    queries, keys = query.shape, key.shape
+    if _sees_all(module, queries[2], attention_mask, is_causal):
         attention_mask = None
-    causal = queries > 1 and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    reason = why_not(query, key, value, attention_mask, dropout, asked, keywords, causal)
+    causal = queries[2] > 1 and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    reason = why_not(query, key, value, queries, keys, attention_mask, dropout, asked, keywords, causal)
     if reason is None:
-        return attend(query, key, value, attention_mask, scaling, asked, keywords, causal)
+        return attend(query, key, value, queries, keys, attention_mask, scaling, asked, keywords, causal)
     count(module, reason)
     if _would_be_none(attention_mask, query, key, causal):
         attention_mask = None

@@ -40,14 +40,15 @@ def own_attention_forward(
     asked = [name for name, value in keywords.items() if value is not None]
     if asked:
         refuse_unknown(module, asked, EAGER)
+    queries, keys = query.shape, key.shape
     if keywords.get("output_attentions"):
         reason: str | None = "attention weights are asked for"
     elif scaling is None:
         reason = "the layer passes no scaling"
     else:
-        reason = why_not(query, key, value, attention_mask, dropout, asked, keywords, False)
+        reason = why_not(query, key, value, queries, keys, attention_mask, dropout, asked, keywords, False)
     if reason is None:
-        return attend(query, key, value, attention_mask, scaling, asked, keywords, False)
+        return attend(query, key, value, queries, keys, attention_mask, scaling, asked, keywords, False)
     count(module, reason)
     function = own_function(type(module))
     assert function is not None, "it was there when the model was replaced"
