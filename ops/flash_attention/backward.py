@@ -46,6 +46,7 @@ def flash_attention_backward(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     key_starts: torch.Tensor | None = None,
+    cache_lengths: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The gradients of q, k, v, sinks and mask, those that are ``needed`` (one bool for each; of the last two False where it is
     left out), in this order.
@@ -59,7 +60,7 @@ def flash_attention_backward(
     window, ahead = sides(OP, window)
     gradients: list[torch.Tensor] = _dispatch(
         do, q, k, v, o, lse, dlse, causal, scale, window, key_lengths, needed, softcap, mask, alibi_slopes, sinks, key_starts,
-        ahead,
+        cache_lengths, ahead,
     )  # fmt: skip
     return gradients
 
@@ -123,16 +124,16 @@ def _run(
         given = (o, do, lse, dlse, delta) if takes_delta else (None, None, lse, None, None)
         launch(flash_attention_rows, *given, shift, None, sinks, sinks_parts)
         if dq is not None:
-            launch(flash_attention_dq, q, k, v, do, delta, shift, scores.key_lengths, dq, *last, dbias)
+            launch(flash_attention_dq, q, k, v, do, delta, shift, scores.lengths, dq, *last, dbias)
         if dk is not None or dv is not None:
             mine = delta if dk is not None else None
-            launch(flash_attention_dkdv, q, k, v, do, mine, shift, scores.key_lengths, *parts, None, *last)
+            launch(flash_attention_dkdv, q, k, v, do, mine, shift, scores.lengths, *parts, None, *last)
 
     def together(launch: Launch) -> None:
         """One kernel for all three, whose programs add to dq in any order: five products."""
         dq_sum = q.new_empty(q.shape, dtype=torch.float32)
         launch(flash_attention_rows, o, do, lse, dlse, delta, shift, dq_sum, sinks, sinks_parts)
-        launch(flash_attention_dkdv, q, k, v, do, delta, shift, scores.key_lengths, *parts, dq_sum, *last)
+        launch(flash_attention_dkdv, q, k, v, do, delta, shift, scores.lengths, *parts, dq_sum, *last)
         launch(flash_attention_scale, dq_sum, dq, scale)
 
     if all(needed[:3]) and not needs_mask and not torch.are_deterministic_algorithms_enabled():
@@ -166,7 +167,8 @@ _dispatch = define(
         name=OP,
         schema="(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? dlse, bool causal, float? scale, "
         "SymInt? window, Tensor? key_lengths, bool[] needed, float? softcap=None, Tensor? mask=None, "
-        "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, SymInt? ahead=None) -> Tensor[]",
+        "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, Tensor? cache_lengths=None, "
+        "SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention_backward,
         public=flash_attention_backward,
         fake=_fake,

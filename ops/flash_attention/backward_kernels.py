@@ -45,7 +45,7 @@ def flash_attention_dq(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dq: kd.Out,
     scale: kd.Float, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
-    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, dbias: kd.Out = ABSENT,
+    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, own_end: kd.Static = ABSENT, dbias: kd.Out = ABSENT,
 ) -> None:  # fmt: skip
     """The gradient of queries (B, H, M, D); scores, and what is visible, are as in ``flash_attention_fwd``. ``dbias``, the
     gradient of ``bias``, is cleared before: it is written where keys may be seen."""
@@ -56,6 +56,9 @@ def flash_attention_dq(
         last = kd.size("N")
         if key_lengths is not None:
             last = key_lengths[b].to(kd.i32)
+        if own_end:
+            last = kd.minimum(last, kd.size("N"))
+            ahead = last - kd.size("M")
         if window is not None:
             first = m.start + ahead - window + 1
         if left is not None:
@@ -114,7 +117,7 @@ def flash_attention_dkdv(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dk: kd.Out, dv: kd.Out,
     dq_sum: kd.Out, scale: kd.Float, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
-    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT,
+    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, own_end: kd.Static = ABSENT,
 ) -> None:  # fmt: skip
     """The gradients of keys and values, (B, H, N, D) and (B, H, N, E), the part of each query head; scores, and what is
     visible, are as in ``flash_attention_fwd``.
@@ -128,6 +131,8 @@ def flash_attention_dkdv(
         ahead = kd.size("N") - kd.size("M")
         first: kd.Value | int = 0
         last = kd.size("M")
+        if own_end:
+            ahead = kd.minimum(key_lengths[b].to(kd.i32), kd.size("N")) - kd.size("M")
         if causal:
             first = n.start - ahead
         elif window is not None:

@@ -66,7 +66,7 @@ def shardings(
         yield Sharding(given, [dim if t else WHOLE for t in tensors] + list(Scores._make(along.values()).around(None)))
 
 
-_RANKS = {"mask": 4, "alibi_slopes": 2, "sinks": 2, "key_lengths": 1, "key_starts": 1}
+_RANKS = {"mask": 4, "alibi_slopes": 2, "sinks": 2, "key_lengths": 1, "key_starts": 1, "cache_lengths": 1}
 """How many dims the tensors of the scores stand for, batch entries first, then heads, of which the first may be left out."""
 
 

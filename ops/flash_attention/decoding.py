@@ -52,8 +52,8 @@ def attend(
     queries, groups = q.shape[2], k.shape[1]
     rows = q.unflatten(1, (groups, -1)).flatten(2, 3)
     causal, window, *_ = scores.sides(q, k)
-    flags = (scale, window, None if queries == 1 else queries, causal and queries > 1, scores.softcap)
-    keys = (k, v, scores.key_lengths, scores.key_starts)
+    flags = (scale, window, None if queries == 1 else queries, causal and queries > 1, scores.softcap, scores.own_end)
+    keys = (k, v, scores.lengths, scores.key_starts)
     if parts == 1 and scores.sinks is None and (queries == 1 or o.stride(1) == queries * o.stride(2)):
         outputs = (t.unflatten(1, (groups, 1, -1)).flatten(3, 4) for t in (o, lse))
         launch(flash_attention_parts, rows, *keys, *outputs, *flags)

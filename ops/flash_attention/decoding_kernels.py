@@ -12,7 +12,7 @@ from kpt.ops.flash_attention.kernels import LN2, LOG2E
 @kd.kernel(q="B G S D", k="B G N D", v="B G N E", key_lengths="B", key_starts="B", o="B G P S E", lse="B G P S")
 def flash_attention_parts(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, key_starts: kd.In, o: kd.Out, lse: kd.Out,
-    scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static, softcap: kd.Positive,
+    scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static, softcap: kd.Positive, own_end: kd.Static,
 ) -> None:  # fmt: skip
     """What each of P parts of the keys gives: softmax attention over them alone, and its natural log-sum-exp.
 
@@ -24,7 +24,9 @@ def flash_attention_parts(
         last = kd.size("N")
         if key_lengths is not None:
             last = key_lengths[b].to(kd.i32)
-        ahead = kd.size("N") - (1 if queries is None else queries)
+        if own_end:
+            last = kd.minimum(last, kd.size("N"))
+        ahead = (last if own_end else kd.size("N")) - (1 if queries is None else queries)
         if window is not None:
             first = ahead - window + 1
         if key_starts is not None:

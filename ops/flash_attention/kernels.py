@@ -23,14 +23,15 @@ def flash_attention_fwd(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
     scale: kd.Positive, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
-    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, sinks: kd.In = ABSENT,
+    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, own_end: kd.Static = ABSENT, sinks: kd.In = ABSENT,
 ) -> None:  # fmt: skip
     """Softmax attention of queries (B, H, M, D) over keys (B, G, N, D) and values (B, G, N, E); ``lse`` is the natural
     log-sum-exp.
 
     Query i stands at key position i + N - M (aligned bottom right). It sees key j when key_starts[b] <= j < key_lengths[b] and
     seen[b, h, i, j], and, where ``window`` is given, when the two are less than ``window`` apart, and, where ``causal``, when
-    j is not ahead of it. ``left`` and ``right`` are the most that it may be behind and ahead.
+    j is not ahead of it. ``left`` and ``right`` are the most that it may be behind and ahead. Where ``own_end``, each entry's
+    last query stands at the last of its own keys, key_lengths[b] - 1, which is in N.
 
     A score is capped, then loses ``slopes`` times the distance, then gets ``bias``; it is kept over ``scale``, which must be
     positive: the running maximum is taken of scaled scores. ``sinks`` are scores of no value, one a head.
@@ -42,6 +43,9 @@ def flash_attention_fwd(
         last = kd.size("N")
         if key_lengths is not None:
             last = key_lengths[b].to(kd.i32)
+        if own_end:
+            last = kd.minimum(last, kd.size("N"))
+            ahead = last - kd.size("M")
         if window is not None:
             first = m.start + ahead - window + 1
         if left is not None:

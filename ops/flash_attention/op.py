@@ -33,6 +33,7 @@ def flash_attention(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     key_starts: torch.Tensor | None = None,
+    cache_lengths: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention, ``softmax(scale * q @ k.T + mask) @ v``, without the score matrix in memory.
 
@@ -43,8 +44,9 @@ def flash_attention(
     Which keys a query sees: ``causal``: none ahead of it. ``window``: those less than ``window`` positions away, or, of a pair
     (behind, ahead), at most so many positions away, -1 for no limit. ``key_lengths``, ``key_starts``: (B,) int32 or int64,
     batch entry b has only the keys from key_starts[b] (left padding) up to key_lengths[b] (right padding); positions still
-    count from N. ``mask``: what broadcasts to (B, H, M, N), of bools (True: seen) or added to the scores, where -2.4e38 and
-    less hides.
+    count from N. ``cache_lengths``, in place of key_lengths: such lengths, where the last query of entry b stands at the last
+    of its own keys, cache_lengths[b] - 1, and N is only what there is room for. ``mask``: what broadcasts to (B, H, M, N), of
+    bools (True: seen) or added to the scores, where -2.4e38 and less hides.
 
     What becomes of scores, in this order: ``scale``, 1 / sqrt(D) unless given; ``softcap``: cap * tanh(score / cap);
     ``alibi_slopes``: (H,) or (B, H) float32, less the slope times the distance in positions; ``mask``. ``sinks``: (H,), of any
@@ -56,7 +58,8 @@ def flash_attention(
     """
     window, ahead = sides(OP, window)
     outputs = _dispatch(
-        q, k, v, causal, scale, window, key_lengths, return_lse, softcap, mask, alibi_slopes, sinks, key_starts, ahead
+        q, k, v, causal, scale, window, key_lengths, return_lse, softcap, mask, alibi_slopes, sinks, key_starts,
+        cache_lengths, ahead,
     )
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
@@ -95,7 +98,7 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
 
     def whole(launch: Launch) -> None:
         """Each program sees all keys of its queries."""
-        launch(flash_attention_fwd, q, k, v, scores.key_lengths, o, lse, *scores.of_kernels(q, k, factor), scores.sinks)
+        launch(flash_attention_fwd, q, k, v, scores.lengths, o, lse, *scores.of_kernels(q, k, factor), scores.sinks)
 
     if parts:
         launch.quickest(in_parts, in_twice_as_many, whole)
@@ -109,7 +112,7 @@ _dispatch = define(
         name=OP,
         schema="(Tensor q, Tensor k, Tensor v, bool causal, float? scale, SymInt? window, Tensor? key_lengths, bool return_lse"
         ", float? softcap=None, Tensor? mask=None, Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, "
-        "SymInt? ahead=None) -> Tensor[]",
+        "Tensor? cache_lengths=None, SymInt? ahead=None) -> Tensor[]",
         reference=reference.flash_attention,
         public=flash_attention,
         fake=_fake,

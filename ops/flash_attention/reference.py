@@ -25,9 +25,9 @@ def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: 
         return [F.scaled_dot_product_attention(q, k, v, is_causal=scores.causal, scale=scale)]
     queries, keys = q.shape[2], k.shape[2]
     causal, *window = scores.sides(q, k)
-    k, v = (only_keys(t, scores.key_lengths, scores.key_starts) for t in (k, v))
+    k, v = (only_keys(t, scores.lengths, scores.key_starts) for t in (k, v))
     # PyTorch's own is_causal aligns top left; a single query sees every key.
-    hidden = any(x is not None for x in (*window, scores.key_lengths, scores.key_starts, scores.mask))
+    hidden = any(x is not None for x in (*window, scores.lengths, scores.key_starts, scores.mask))
     masked = hidden or (causal and queries > 1 and queries != keys)
     of_their_own = _more_than_masked(scores)
     allowed = _allowed(q, k, scores) if masked or return_lse or of_their_own else None
@@ -61,7 +61,7 @@ def flash_attention_backward(
     laid out as its input."""
     scores, needed = Scores.split("flash_attention_backward", others)
     wide = contract.lse_dtype(q.dtype)
-    k, v = (only_keys(t, scores.key_lengths, scores.key_starts) for t in (k, v))
+    k, v = (only_keys(t, scores.lengths, scores.key_starts) for t in (k, v))
     keys, values = (_of_all_heads(t, q).to(wide) for t in (k, v))
     queries, up = q.to(wide), do.to(wide)
     made, slope = _scores(queries, keys, scores)
@@ -105,7 +105,7 @@ def _scores(queries: torch.Tensor, keys: torch.Tensor, scores: Scores) -> tuple[
         squashed = (made / scores.softcap).tanh()
         made, slope = squashed * scores.softcap, 1 - squashed * squashed
     if scores.alibi_slopes is not None:
-        distance = _ahead(queries.shape[2], keys.shape[2], queries.device).abs()
+        distance = _ahead(queries.shape[2], keys.shape[2], queries.device, scores.cache_lengths).abs()
         made = made - scores.alibi_slopes.to(made.dtype)[..., None, None] * distance
     if scores.mask is not None and scores.mask.dtype != torch.bool:
         made = made + scores.mask.to(made.dtype).masked_fill(scores.mask <= LOWEST, 0.0)
@@ -114,8 +114,10 @@ def _scores(queries: torch.Tensor, keys: torch.Tensor, scores: Scores) -> tuple[
 
 def _allowed(q: torch.Tensor, k: torch.Tensor, scores: Scores) -> torch.Tensor:
     """Which keys each query sees, broadcastable to (B, H, M, N)."""
-    causal, window, *apart = scores.sides(q, k)
-    allowed = allowed_keys(q.shape[2], k.shape[2], q.device, causal, window, scores.key_lengths, scores.key_starts, *apart)
+    causal, window, left, right = scores.sides(q, k)
+    allowed = allowed_keys(
+        q.shape[2], k.shape[2], q.device, causal, window, scores.lengths, scores.key_starts, left, right, bool(scores.own_end)
+    )
     if scores.mask is None:
         return allowed
     return allowed & (scores.mask if scores.mask.dtype == torch.bool else scores.mask > LOWEST)
@@ -164,10 +166,12 @@ def _counted(
     return counted
 
 
-def _ahead(queries: int, keys: int, device: torch.device) -> torch.Tensor:
-    """How many positions each query stands ahead of each key, (M, N). Query i stands at key i + N - M."""
+def _ahead(queries: int, keys: int, device: torch.device, ends: torch.Tensor | None = None) -> torch.Tensor:
+    """How many positions each query stands ahead of each key, (M, N). Query i stands at key i + N - M; with ``ends``, at
+    i + ends[b] - M of its batch entry, (B, 1, M, N)."""
     j = torch.arange(keys, device=device)
-    return torch.arange(queries, device=device)[:, None] + (keys - queries) - j
+    end = keys if ends is None else ends.clamp(max=keys)[:, None, None, None]
+    return torch.arange(queries, device=device)[:, None] + (end - queries) - j
 
 
 def allowed_keys(
@@ -180,10 +184,11 @@ def allowed_keys(
     key_starts: torch.Tensor | None = None,
     left: int | None = None,
     right: int | None = None,
+    own_end: bool = False,
 ) -> torch.Tensor:
     """Which keys each query sees, True where it does, broadcastable to (B, H, M, N): those at most ``left`` behind it and
-    ``right`` ahead among them."""
-    ahead = _ahead(queries, keys, device)
+    ``right`` ahead among them. ``own_end``: the last query stands at the last of each entry's own keys."""
+    ahead = _ahead(queries, keys, device, key_lengths if own_end else None)
     allowed = torch.ones_like(ahead, dtype=torch.bool)
     if causal:
         allowed = allowed & (ahead >= 0)

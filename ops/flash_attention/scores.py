@@ -44,6 +44,7 @@ class Scores(NamedTuple):
     alibi_slopes: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
     key_starts: torch.Tensor | None = None
+    cache_lengths: torch.Tensor | None = None
     ahead: int | None = None
 
     @staticmethod
@@ -72,10 +73,12 @@ class Scores(NamedTuple):
             checks.reject(op, "window", repr(self.window), WINDOW)
         if self.ahead is not None and not (_whole(self.ahead) and self.ahead >= 0):
             checks.reject(op, "ahead", repr(self.ahead), "None, or a whole number of keys")
-        for name in ("key_lengths", "key_starts"):
+        for name in ("key_lengths", "key_starts", "cache_lengths"):
             if (value := getattr(self, name)) is not None:
                 checks.shape(op, name, value, (batch,), "(batch,)")
                 checks.dtype(op, name, value.dtype, (torch.int32, torch.int64))
+        if self.cache_lengths is not None and self.key_lengths is not None:
+            checks.reject(op, "cache_lengths", "given", "one of key_lengths and cache_lengths")
         if self.mask is not None:
             checks.tensor(op, "mask", self.mask)
             checks.dtype(op, "mask", self.mask.dtype, (torch.bool, *FLOATS))
@@ -96,7 +99,7 @@ class Scores(NamedTuple):
             checks.dtype(op, "sinks", self.sinks.dtype, FLOATS)
         checks.same_device(
             op, "q", q, key_lengths=self.key_lengths, key_starts=self.key_starts, mask=self.mask,
-            alibi_slopes=self.alibi_slopes, sinks=self.sinks,
+            alibi_slopes=self.alibi_slopes, sinks=self.sinks, cache_lengths=self.cache_lengths,
         )  # fmt: skip
 
     def why_not(self) -> str | None:
@@ -108,6 +111,16 @@ class Scores(NamedTuple):
         if self.alibi_slopes is not None and self.alibi_slopes.requires_grad and torch.is_grad_enabled():
             return "no kernel makes the gradient of alibi_slopes"
         return None
+
+    @property
+    def lengths(self) -> torch.Tensor | None:
+        """How many keys each batch entry has."""
+        return self.key_lengths if self.cache_lengths is None else self.cache_lengths
+
+    @property
+    def own_end(self) -> bool | None:
+        """True where the last query stands at the last key of its own batch entry; None: at key N - 1."""
+        return None if self.cache_lengths is None else True
 
     def scale_of(self, q: torch.Tensor) -> float:
         """What products are multiplied with: 1 / sqrt(D) unless given."""
@@ -140,7 +153,7 @@ class Scores(NamedTuple):
             seen, bias = (whole, None) if self.mask.dtype == torch.bool else (None, whole)
         if self.alibi_slopes is not None:
             slopes = self.alibi_slopes.expand(*q.shape[:2])
-        return scale, window, causal, *apart, self.key_starts, self.softcap, seen, bias, slopes
+        return scale, window, causal, *apart, self.key_starts, self.softcap, seen, bias, slopes, self.own_end
 
 
 def _whole(value: Any) -> bool:

@@ -53,6 +53,7 @@ def arguments(
     alibi: bool = False,
     sinks: bool = False,
     key_starts: bool = False,
+    cache_lengths: bool = False,
 ) -> tuple[Any, ...]:
     """Random arguments of the op; with ``key_lengths`` or ``key_starts``, every batch entry keeps between half and all of its
     keys. A mask is for all heads; one of bools hides a tenth of the keys."""
@@ -70,6 +71,7 @@ def arguments(
         alibi_slopes=torch.rand(h, device=device) if alibi else None,
         sinks=randn(h) if sinks else None,
         key_starts=few(0, n // 4 + 1) if key_starts else None,
+        cache_lengths=few((n + 1) // 2, n + 1) if cache_lengths else None,
         ahead=ahead[1],
     )
     return q, k, v, *scores.around(False)

@@ -137,6 +137,8 @@ def _attention(rng: random.Random) -> Drawn:
     for name in ("key_lengths", "key_starts"):
         counts = Given((batch,), rng.choice((torch.int32, torch.int64)), magnitude=keys)
         found[name] = counts if rng.random() < (0.3 if name == "key_lengths" else 0.1) else None
+    if found["key_lengths"] is not None and rng.random() < 0.4:
+        found["cache_lengths"], found["key_lengths"] = found["key_lengths"], None
     windows = (None, None, None, 1, 2, rng.randrange(1, keys + 1), keys, queries + keys, *LARGEST_WINDOWS)
     pairs = tuple((rng.choice((-1, 0, 1, keys)), rng.choice((-1, 0, 2, keys))) for _ in range(2))
     found |= _scores(rng, (batch, kv_heads * group, queries, keys), dtype)

@@ -97,8 +97,9 @@ def _answer(call: Call, numbers: dict[str, Any], backend: str, slopes: torch.Gen
         if t.grad:
             leaves[name] = leaf
         given[name] = leaf if exact else _as_laid_out(leaf, t.layout, call.device)
-    if call.tensors.get("key_lengths") is not None and not exact:
-        given |= {name: _unwritten(given[name], given["key_lengths"]) for name in "kv"}
+    lengths = next((t for n in ("key_lengths", "cache_lengths") if (t := given.get(n)) is not None), None)
+    if lengths is not None and not exact:
+        given |= {name: _unwritten(given[name], lengths) for name in "kv"}
     flags = dict(call.flags)
     if exact and "eps" in flags and flags["eps"] is None and call.tensors["input"].dtype != torch.float64:  # type: ignore[union-attr]
         flags["eps"] = torch.finfo(torch.float32).eps
@@ -128,9 +129,9 @@ def _call(call: Call, given: dict[str, Any], flags: dict[str, Any], exact: bool)
     arguments = {**given, **flags}
     names = inspect.signature(op.public).parameters
     if exact:  # without the checks of dtypes
-        return op.reference(*[arguments[n] for n in names])
+        return op.reference(*[arguments.get(n) for n in names])
     if call.mode == "torch.ops":
-        given = [arguments[n] for n in names]
+        given = [arguments.get(n) for n in names]
         if "window" in arguments:
             given[list(names).index("window")], ahead = sides(call.op, arguments["window"])
             given.append(ahead)

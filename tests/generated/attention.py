@@ -23,7 +23,8 @@ DIMS_BEFORE_TOKENS = (0, 1, 3, 2)  # no unit last stride
 @dataclass(frozen=True, kw_only=True)
 class Attention(Case):
     """``lengths``: key lengths as shares of N, None for no key_lengths; ``magnitude`` multiplies the scores' spread; ``E``: the
-    head dim of values, None where it is D; ``sides``: how far behind and ahead a window goes; ``starts``: as ``lengths``."""
+    head dim of values, None where it is D; ``sides``: how far behind and ahead a window goes; ``starts``: as ``lengths``;
+    ``own_end``: the last query stands at the last of the ``lengths``."""
 
     kernel: ClassVar = flash_attention_fwd
     B: int = 1
@@ -39,6 +40,7 @@ class Attention(Case):
     lengths: tuple[float, ...] | None = None
     sides: tuple[int | None, int] | None = None
     starts: tuple[float, ...] | None = None
+    own_end: bool = False
     magnitude: float = 1.0
     layout: Layout = CONTIGUOUS
     out_layout: Layout = CONTIGUOUS
@@ -64,6 +66,7 @@ class Attention(Case):
             "scale": 1 / math.sqrt(self.D),
             "window": self.window,
             "causal": self.causal,
+            "own_end": self.own_end or None,
         }
 
     def _counts(self, shares: tuple[float, ...] | None) -> torch.Tensor | None:
@@ -73,7 +76,8 @@ class Attention(Case):
 
     def visible(self, lengths: Any) -> NDArray[np.bool_]:
         """Which query sees which key, (B, 1, M, N)."""
-        query = np.arange(self.M)[:, None] + self.N - self.M
+        ends = exact(lengths)[:, None, None, None].astype(int) if self.own_end else self.N
+        query = np.arange(self.M)[:, None] + ends - self.M
         key = np.arange(self.N)[None, :]
         seen = np.ones((self.B, 1, self.M, self.N), bool)
         if self.causal:
@@ -126,6 +130,7 @@ def attention(draw: st.DrawFn) -> Attention:
         M, N = min(M, 70), min(N, 128)
     if apart is not None:
         N = max(1, M + apart)
+    lengths = draw(st.none() | _LENGTHS)
     return Attention(
         B=B, G=G, groups=groups, M=M, N=N, dtype=dtype,
         D=draw(st.sampled_from([32, 64, 64, 80, 96, 128, 256])),
@@ -133,7 +138,8 @@ def attention(draw: st.DrawFn) -> Attention:
         causal=draw(st.booleans()),
         window=draw(st.none() | st.none() | _WINDOW),
         sides=draw(st.none() | st.none() | st.tuples(st.none() | _WINDOW, _WINDOW)),
-        lengths=draw(st.none() | _LENGTHS),
+        lengths=lengths,
+        own_end=lengths is not None and draw(st.booleans()),
         starts=draw(st.none() | st.none() | _LENGTHS),
         magnitude=draw(st.sampled_from([1.0, 1.0, 0.01, 30.0])),
         layout=draw(layouts(4, TOKENS_FIRST, TOKENS_FIRST, DIMS_BEFORE_TOKENS)),
@@ -153,5 +159,6 @@ ALWAYS = (
     Attention(M=128, N=128, causal=True, groups=4, layout=Layout(TOKENS_FIRST)),
     Attention(M=37, N=199, causal=True, D=80, E=32),
     Attention(B=2, M=130, N=199, sides=(40, 17), starts=(0.0, 0.5)),
+    Attention(B=2, M=37, N=199, lengths=(0.1, 0.97), own_end=True, causal=True, window=40),
 )
 """Cases that every run has."""

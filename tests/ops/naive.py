@@ -20,6 +20,7 @@ def attention(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     key_starts: Sequence[int] | None = None,
+    cache_lengths: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(o, lse) in float64, one query at a time."""
     q, k, v = q.double(), k.double(), v.double()
@@ -37,12 +38,13 @@ def attention(
         for h in range(heads):
             g = h // (heads // kv_heads)
             for i in range(queries):
-                position = i + keys - queries
+                end = keys if cache_lengths is None else min(keys, int(cache_lengths[b]))
+                position = i + end - queries
                 seen = [
                     j
                     for j in range(
                         0 if key_starts is None else max(0, int(key_starts[b])),
-                        keys if key_lengths is None else min(keys, int(key_lengths[b])),
+                        end if key_lengths is None else min(keys, int(key_lengths[b])),
                     )
                     if (not causal or j <= position)
                     and (behind < 0 or position - j <= behind)
