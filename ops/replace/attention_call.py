@@ -93,7 +93,7 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """A call that kpt's op computes: (B, heads, length, head dim) in, (B, length, heads, head dim) out. ``causal`` is what
     holds where there is no mask."""
-    window = lengths = starts = values = softcap = sinks = bias = None
+    window = lengths = starts = cached = values = softcap = sinks = bias = None
     seen = keys[2]
     if mask is None:
         if causal:
@@ -101,9 +101,9 @@ def attend(
     elif isinstance(mask, AttentionMask):
         seen, causal, window = mask.seen, mask.causal, mask.window
         if mask.held != NOTHING:
-            lengths, starts, values = mask.lengths, mask.starts, mask.tokens
+            lengths, starts, cached, values = given = mask.lengths, mask.starts, mask.cached, mask.tokens
             if mask.device != query.device:  # of a model that is spread over several
-                lengths, starts, values = (None if t is None else t.to(query.device) for t in (lengths, starts, values))
+                lengths, starts, cached, values = (None if t is None else t.to(query.device) for t in given)
             if values is not None:
                 values = values[:, None, None]
     else:
@@ -116,7 +116,7 @@ def attend(
             values = _biased(values, bias[..., :seen])
     o = flash_attention(
         query, key, value, causal=causal, scale=scaling, window=window, key_lengths=lengths, softcap=softcap, mask=values,
-        sinks=sinks, key_starts=starts,
+        sinks=sinks, key_starts=starts, cache_lengths=cached,
     )  # fmt: skip
     assert isinstance(o, torch.Tensor)
     return o.transpose(1, 2).contiguous(), None

@@ -28,9 +28,10 @@ NOTHING = ("nothing",)
 class AttentionMask(torch.Tensor):
     """A boolean mask (B, 1, queries, keys) that says what it is and holds next to nothing.
 
-    Only the first ``seen`` keys are there for anyone; the last query stands at the last of them. ``causal``, ``window`` and,
-    where there are any, ``lengths`` and ``starts``, (B,) int32, and ``tokens``, (B, seen) of bools, say which of them a query
-    sees. ``implied``: PyTorch's would be None, so that a layer which is not causal sees all keys in spite of it.
+    Only the first ``seen`` keys are there for anyone; the last query stands at the last of them, or, in a cache that has room,
+    at the last of ``cached``. ``causal``, ``window`` and, where there are any, ``lengths``, ``starts``, ``cached``, (B,) int32,
+    and ``tokens``, (B, seen) of bools, say which of them a query sees. ``implied``: PyTorch's would be None, so that a layer
+    which is not causal sees all keys in spite of it.
 
     A tensor, since Transformers and model code may look at its shape, slice it or move it: its last queries are a mask again,
     whatever else is made of it is an ordinary tensor of its values. torch.compile follows it by what it flattens to; what
@@ -44,6 +45,7 @@ class AttentionMask(torch.Tensor):
     implied: bool
     lengths: torch.Tensor | None
     starts: torch.Tensor | None
+    cached: torch.Tensor | None
     tokens: torch.Tensor | None
 
     @staticmethod
@@ -51,7 +53,7 @@ class AttentionMask(torch.Tensor):
         device = next(iter(tensors.values())).device
         mask: AttentionMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
         mask.held, mask.seen, mask.causal, mask.window, mask.implied = context
-        mask.lengths = mask.starts = mask.tokens = None
+        mask.lengths = mask.starts = mask.cached = mask.tokens = None
         for name, tensor in tensors.items():
             setattr(mask, name, tensor)
         return mask
@@ -59,8 +61,11 @@ class AttentionMask(torch.Tensor):
     def materialized(self) -> torch.Tensor:
         """The mask as an ordinary tensor, True where a query sees a key."""
         batch, _, queries, keys = self.shape
-        limits = (self.lengths, self.starts)
-        allowed = allowed_keys(queries, self.seen, self.device, self.causal, self.window, *limits)
+        own_end = self.cached is not None
+        lengths = self.cached if own_end else self.lengths
+        allowed = allowed_keys(
+            queries, self.seen, self.device, self.causal, self.window, lengths, self.starts, own_end=own_end
+        )
         if self.tokens is not None:
             allowed = allowed & self.tokens[:, None, None]
         return torch.nn.functional.pad(allowed, (0, keys - self.seen)).expand(batch, 1, queries, keys)
@@ -113,10 +118,11 @@ def _mask(
     device: torch.device,
     lengths: torch.Tensor | None = None,
     starts: torch.Tensor | None = None,
+    cached: torch.Tensor | None = None,
     tokens: torch.Tensor | None = None,
 ) -> AttentionMask:
     """A mask, made where torch.compile may see it as one operation."""
-    given = {"lengths": lengths, "starts": starts, "tokens": tokens}
+    given = {"lengths": lengths, "starts": starts, "cached": cached, "tokens": tokens}
     tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
     if not tensors:
         tensors = dict.fromkeys(NOTHING, torch.empty(0, dtype=torch.int32, device=device))
@@ -144,9 +150,12 @@ def attention_mask(**description: Any) -> torch.Tensor | None:
         bare = masks.sdpa_mask(**description | {"allow_is_causal_skip": False, "attention_mask": None})
         pattern = traced_mask.pattern(bare, any_size)
         if pattern is not None:  # of all keys
-            own = {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False, "q_offset": bare.shape[3] - bare.shape[2], "kv_offset": 0}
-            padding = _counted(description.get("attention_mask"), description.get("kv_offset", 0), bare.shape[3])
-            return _expressed(*pattern, **description | own | {"attention_mask": padding})
+            plain = {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
+            placed = {"q_offset": bare.shape[3] - bare.shape[2], "kv_offset": 0}
+            padding = description.get("attention_mask")
+            if padding is not None:
+                padding = _counted(padding, description.get("kv_offset", 0), bare.shape[3])
+            return _expressed(*pattern, **description | plain | placed | {"attention_mask": padding})
     mask: torch.Tensor | None = masks.sdpa_mask(**description | {"allow_is_causal_skip": False})
     return mask
 
@@ -166,79 +175,64 @@ def _expressed(
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> AttentionMask | None:
-    device, shape, seen = torch.device(device), (batch_size, 1, q_length, kv_length), kv_length
+    device, seen, cached = torch.device(device), kv_length, None
     if causal or window is not None:
         position = q_offset - kv_offset
-        if causal and q_length == 1 and (isinstance(position, torch.Tensor) or position + 1 < kv_length):
-            limits = _of_one_query(position, window, batch_size, kv_length, device)
-            return _mask(shape, kv_length, False, None, False, device, **_within(limits, attention_mask, kv_offset, kv_length))
-        if isinstance(position, torch.Tensor):
-            if not _may_read():
+        has_room = isinstance(position, torch.Tensor) or position + q_length < kv_length
+        if has_room and (q_length == 1 or not _may_read()):
+            # Where it stands changes from token to token, and is the device's affair.
+            cached = _of_all(position + q_length, batch_size, device)
+        else:
+            seen = q_length + (int(position) if isinstance(position, torch.Tensor) else position)
+            if not q_length <= seen <= kv_length:
                 raise _Inexpressible
-            position = int(position)
-        seen = position + q_length
-        if not q_length <= seen <= kv_length:
-            raise _Inexpressible
-    limits = _within({}, attention_mask, kv_offset, seen)
+    limits = {} if attention_mask is None else _of_padding(_counted(attention_mask, kv_offset, seen), cached)
+    if cached is not None:
+        limits["cached"] = cached
     if allow_is_bidirectional_skip and not causal and window is None and not limits:
         return None
     all_within = window is None or kv_length < window
     implied = allow_is_causal_skip and causal and all_within and not limits and q_length in (1, seen)
+    shape = (batch_size, 1, q_length, kv_length)
     made: AttentionMask = _mask(shape, seen, causal, window, implied, device, **limits)
     return made
 
 
-Limits = dict[str, torch.Tensor]
-"""What of ``lengths``, ``starts`` and ``tokens`` a mask has."""
+def _of_all(length: int | torch.Tensor, batch: int, device: torch.device) -> torch.Tensor:
+    """(B,) int32 on the device, without asking it."""
+    if isinstance(length, torch.Tensor):
+        return length.to(device, torch.int32).expand(batch).contiguous()
+    return torch.full((batch,), length, dtype=torch.int32, device=device)
 
 
-def _of_one_query(
-    position: int | torch.Tensor, window: int | None, batch: int, keys: int, device: torch.device
-) -> Limits:
-    """Of one query in a cache that has room for ``keys``: it sees those up to its position, which is the device's affair."""
-    if not isinstance(position, torch.Tensor):
-        position = torch.full((), position, dtype=torch.int32, device=device)
-    lengths = (position + 1).to(device, torch.int32).expand(batch).contiguous()
-    return {"lengths": lengths} if window is None or keys <= window else {"lengths": lengths, "starts": lengths - window}
-
-
-def _within(limits: Limits, padding: torch.Tensor | None, kv_offset: int, seen: int) -> Limits:
-    """Limits, and those of padding, (B, all keys), True where there is a token."""
-    if padding is None:
-        return limits
-    found = dict(limits)
-    for name, tensor in _of_padding(_counted(padding, kv_offset, seen)).items():
-        narrower = torch.maximum if name == "starts" else torch.minimum
-        found[name] = narrower(found[name], tensor) if name in found else tensor
-    return found
-
-
-def _counted(padding: torch.Tensor | None, kv_offset: int, seen: int) -> torch.Tensor | None:
-    """Which of the keys seen have a token, (B, seen); what a mask does not reach has none."""
-    if padding is None:
-        return None
+def _counted(padding: torch.Tensor, kv_offset: int, seen: int) -> torch.Tensor:
+    """Which of the keys seen have a token, (B, seen), of ``padding``, (B, all keys), True where there is one; what it does not
+    reach has none."""
     missing = seen + kv_offset - padding.shape[-1]
     return torch.nn.functional.pad(padding, (0, max(0, missing)))[:, kv_offset : kv_offset + seen].bool()
 
 
-def _of_padding(tokens: torch.Tensor) -> Limits:
-    """From where to where the tokens of each batch entry reach, as far as that hides keys, and which they are where there are
-    holes between.
+def _of_padding(tokens: torch.Tensor, cached: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What of ``lengths``, ``starts`` and ``tokens`` a mask has for its padding: from where to where the tokens of each batch
+    entry reach, as far as that hides keys, and which they are where there are holes between.
 
     Reads the device once to see that nothing is padding, twice where something is; where nothing can be read, all is said.
     """
     may_read = _may_read()
-    if may_read and bool(tokens.all()):
+    if cached is None and may_read and bool(tokens.all()):
         return {}
     seen = tokens.shape[1]
+    ends = torch.arange(1, seen + 1, dtype=torch.int32, device=tokens.device)
+    lengths = (tokens * ends).amax(-1) if cached is None else cached
+    hidden = (~tokens & (ends <= lengths[:, None])).sum(-1, dtype=torch.int32)
+    if cached is not None and may_read and not bool(hidden.any()):
+        return {}
     starts = tokens.to(torch.uint8).argmax(-1).to(torch.int32)
-    lengths = (tokens * torch.arange(1, seen + 1, dtype=torch.int32, device=tokens.device)).amax(-1)
     said = [True, True, True]
     if may_read:
-        holes = tokens.sum(-1, dtype=torch.int32) != lengths - starts
-        said = torch.stack([(lengths < seen).any(), starts.any(), holes.any()]).tolist()
-    tensors = {"lengths": lengths, "starts": starts, "tokens": tokens}
-    return {name: tensor for (name, tensor), needed in zip(tensors.items(), said, strict=True) if needed}
+        said = torch.stack([(lengths < seen).any(), starts.any(), (hidden != starts).any()]).tolist()
+    found = {"lengths": lengths, "starts": starts, "tokens": tokens}
+    return {n: t for (n, t), needed in zip(found.items(), said, strict=True) if needed and t is not cached}
 
 
 def _may_read() -> bool:
