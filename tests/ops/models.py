@@ -68,3 +68,9 @@ def gemma4() -> Any:
     from tests.architectures import build
 
     return build("gemma4_text").model
+
+
+def gpt_oss() -> Any:
+    from tests.architectures import build
+
+    return build("gpt_oss").model

@@ -1,19 +1,21 @@
 """Replaced attention under torch.compile: one graph, the same answers, and what kpt can tell of a mask while it is traced."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
 import kpt
-from tests.ops.models import HOLES, IDS, RIGHT, attended, bert, gemma4, llama, mistral, passed_by
+from tests.ops.models import HOLES, IDS, LEFT, RIGHT, attended, bert, gemma4, gpt_oss, llama, mistral, passed_by, transformers
 from tests.tolerances import assert_close
 
 
-@pytest.mark.parametrize("build", [bert, llama, mistral, gemma4])
-@pytest.mark.parametrize("mask", [None, RIGHT, HOLES], ids=["none", "right", "holes"])
+@pytest.mark.parametrize("build", [bert, llama, mistral, gemma4, gpt_oss])
+@pytest.mark.parametrize("mask", [None, HOLES], ids=["none", "holes"])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_compiles_into_one_graph(build: Any, mask: torch.Tensor | None, use_cache: bool) -> None:
+    """Nobody knows the values of a mask that is traced, so that any may come."""
     options = {"attention_mask": mask, **({} if build is bert else {"use_cache": use_cache})}
     subject = build()
     tokens = torch.ones_like(IDS, dtype=torch.bool) if mask is None else mask.bool()
@@ -62,3 +64,27 @@ def test_layers_that_are_compiled_alone_take_our_masks() -> None:
         got = subject(IDS, attention_mask=RIGHT).last_hidden_state
     assert_close(got[RIGHT.bool()], expected[RIGHT.bool()], "f32", 64)
     assert attended() > before
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_static_cache_is_followed_without_being_read(queries: int) -> None:
+    subject = llama()
+    replaced = copy.deepcopy(subject)
+    kpt.replace_modules(replaced, only=["attention"])
+    torch._dynamo.reset()
+    compiled = torch.compile(replaced, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        caches = [transformers.StaticCache(config=subject.config, max_cache_len=12) for _ in range(2)]
+        for model, cache in zip((subject, replaced), caches, strict=True):
+            model(IDS[:, :3], attention_mask=LEFT[:, :3], past_key_values=cache)
+        before, outside = attended(), passed_by()
+        for end in range(3 + queries, 10, queries):
+            given = {"attention_mask": LEFT[:, :end], "position_ids": torch.arange(end - queries, end)[None]}
+            expected, got = (
+                model(IDS[:, end - queries : end], past_key_values=cache, **given).last_hidden_state
+                for model, cache in zip((subject, compiled), caches, strict=True)
+            )
+            tokens = LEFT[:, end - queries : end].bool()
+            assert_close(got[tokens], expected[tokens], "f32", 256)
+    assert attended() > before
+    assert passed_by() == outside
