@@ -1,7 +1,7 @@
 """The attention of Transformers models: which configs run kpt's, and how Transformers comes to know it.
 
-Restoring needs no memory: kpt's attention has a name for each function in whose place it runs, PyTorch's ("sdpa") and, of models
-that do not offer that, their own ("eager").
+Restoring needs no memory: kpt's attention has a name for each function in whose place it runs, PyTorch's ("sdpa") and, of
+models that do not offer that, their own ("eager").
 """
 
 from collections.abc import Iterator, Sequence
@@ -122,8 +122,8 @@ _WIDTHS = ("head_dim", "qk_head_dim", "v_head_dim")
 
 
 def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, required: bool) -> None:
-    """Let every config of the model that runs sdpa, or its own where it does not offer that, run kpt's attention, where nothing in
-    its modules' code speaks against it.
+    """Let every config of the model that runs sdpa, or its own function where it does not offer that, run kpt's attention,
+    where nothing in its modules' code speaks against it.
 
     Raises MissingPackageError where ``required`` and Transformers is missing or too old.
     """

@@ -40,7 +40,7 @@ def why_not(
     if dropout:
         return "dropout is on"
     values = value.shape
-    if keys != values and keys[:3] != values[:3] or queries[0] != keys[0] or queries[3] != keys[3]:
+    if (keys != values and keys[:3] != values[:3]) or queries[0] != keys[0] or queries[3] != keys[3]:
         return "queries, keys and values differ in batch, length or head dim"
     dtype = key.dtype
     same = query.dtype == dtype and dtype == value.dtype
@@ -137,9 +137,9 @@ def refuse_unknown(module: nn.Module, asked: list[str], former: str) -> None:
     name, number = model_of(module)
     where = f"{path_of(module)} ({type(module).__name__})" if number else type(module).__name__
     raise InputError(
-        f"attention of {name}: {where} passes {', '.join(unknown)}, which neither kpt's attention nor {WHOSE[former]} understands: "
-        "without it the model may compute something else. If it came from you, leave it out; if the model needs it, "
-        'kpt.restore_modules(model), then kpt.replace_modules(model, only=["layer_norm", "rms_norm", "linear_act"])'
+        f"attention of {name}: {where} passes {', '.join(unknown)}, which neither kpt's attention nor {WHOSE[former]} "
+        "understands: without it the model may compute something else. If it came from you, leave it out; if the model needs "
+        'it, kpt.restore_modules(model), then kpt.replace_modules(model, only=["layer_norm", "rms_norm", "linear_act"])'
     )
 
 

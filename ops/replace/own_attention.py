@@ -77,7 +77,7 @@ def own_function(kind: type[nn.Module]) -> Callable[..., Any] | None:
 
 
 def why_not_shown(module: nn.Module) -> str | None:
-    """Why the function of a layer's own code was not seen to compute what kpt's op does; None where it was, or is not called."""
+    """Why a layer's own function was not seen to compute what kpt's op does; None where it was, or none is called."""
     said = findings(type(module), EAGER)
     if not said.attends:
         return None
@@ -100,7 +100,7 @@ def _why_not(function: Callable[..., Any], scores: tuple[tuple[str, str], ...], 
     k, v = (drawn(2, heads // groups, keys, 8) for _ in range(2))
     seen = torch.ones(2, 1, queries, keys, dtype=torch.bool, device="cpu").tril(keys - queries)
     seen[1, ..., :4] = False  # all keys of the first query
-    given = {"softcap": 0.8, "s_aux": drawn(heads), "position_bias": drawn(1, heads, queries, keys)}
+    given: dict[str, Any] = {"softcap": 0.8, "s_aux": drawn(heads), "position_bias": drawn(1, heads, queries, keys)}
     for passed in (True, False) if scores else (True,):
         values = {name: given[name] if passed else None for name, _ in scores}
         layer = SimpleNamespace(training=False, num_key_value_groups=groups, is_causal=True)

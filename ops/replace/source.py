@@ -1,9 +1,9 @@
 """What the code of a model's modules says of their attention: read before replacing, as Transformers itself reads it.
 
 Code that asks whether its attention is called "sdpa" (or "eager", where it runs that) computes something else under another
-name: the sparse models apply their selection themselves there, and hand it on elsewhere. Code that names a keyword which nobody understands needs an
-attention function of its own. Code that works out its mask from the one that it is given does otherwise where it is given none,
-as PyTorch's may be, and kpt's causal one never is.
+name: the sparse models apply their selection themselves there, and hand it on elsewhere. Code that names a keyword which nobody
+understands needs an attention function of its own. Code that works out its mask from the one that it is given does otherwise
+where it is given none, as PyTorch's may be, and kpt's causal one never is.
 """
 
 import ast
@@ -99,7 +99,9 @@ def _of_code(code: ast.AST, names: dict[str, Any], former: str) -> Findings:
         pytorchs += [name for name in passed if name in PYTORCHS]
         scores += [(name, _of_self(value)) for name, value in keywords if name in SCORES]
         attends = attends or bool(calls)
-    return Findings(*(tuple(dict.fromkeys(found)) for found in (refusals, pytorchs, scores)), attends)
+    return Findings(
+        tuple(dict.fromkeys(refusals)), tuple(dict.fromkeys(pytorchs)), tuple(dict.fromkeys(scores)), attends
+    )
 
 
 def _calls_of_attention(function: ast.FunctionDef) -> Iterator[ast.Call]:

@@ -254,7 +254,7 @@ def test_code_that_passes_its_mask_on(body: str) -> None:
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "gemma3_text", "llama"])
 def test_what_pytorch_serves_is_called_as_before(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With dropout, for one. To the last bit: a router of experts under autocast takes another one for a difference in the last."""
+    """With dropout. To the last bit: a router of experts under autocast takes another one for a difference in the last."""
     attend, calls = torch.nn.functional.scaled_dot_product_attention, []
 
     def recorded(*tensors: torch.Tensor, attn_mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor:

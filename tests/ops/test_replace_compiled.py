@@ -7,7 +7,20 @@ import pytest
 import torch
 
 import kpt
-from tests.ops.models import HOLES, IDS, LEFT, RIGHT, attended, bert, gemma4, gpt_oss, llama, mistral, passed_by, transformers
+from tests.ops.models import (
+    HOLES,
+    IDS,
+    LEFT,
+    RIGHT,
+    attended,
+    bert,
+    gemma4,
+    gpt_oss,
+    llama,
+    mistral,
+    passed_by,
+    transformers,
+)
 from tests.tolerances import assert_close
 
 

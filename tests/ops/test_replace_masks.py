@@ -5,11 +5,11 @@ import random
 import pytest
 import torch
 
-from tests.ops.models import transformers
+pytest.importorskip("transformers")
 
-masks = transformers.masking_utils
+from transformers import masking_utils as masks
 
-from kpt.ops.replace import attention_mask as ours  # after the skip where Transformers is missing
+from kpt.ops.replace import attention_mask as ours
 
 PADDINGS = ("none", "full", "left", "right", "both", "holes", "nothing", "short")
 
@@ -37,8 +37,8 @@ def test_a_mask_says_what_pytorchs_holds(kind: str, may_read: bool, monkeypatch:
     monkeypatch.setattr(ours, "_may_read", lambda: may_read)
     draw = random.Random(f"{kind} {may_read}")
     for _ in range(40):
-        queries, past, room, kv_offset = draw.choice([1, 1, 2, 5]), draw.randint(0, 6), draw.choice([0, 0, 1, 4]), draw.randint(0, 2)
-        keys, window = past + queries + room, draw.choice([None, 1, 3, 20])
+        queries, past, room = draw.choice([1, 1, 2, 5]), draw.randint(0, 6), draw.choice([0, 0, 1, 4])
+        keys, kv_offset, window = past + queries + room, draw.randint(0, 2), draw.choice([None, 1, 3, 20])
         function, causal = masks.causal_mask_function, True
         if window is not None:
             causal = draw.random() < 0.7
@@ -59,9 +59,12 @@ def test_a_mask_says_what_pytorchs_holds(kind: str, may_read: bool, monkeypatch:
 
 def test_what_a_mask_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than hides keys: what is not said costs kernels nothing."""
-    full, left, right, holes = (torch.tensor([[1] * 5, row]).bool() for row in ([1] * 5, [0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 0, 1, 0]))
+    rows = [1] * 5, [0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 0, 1, 0]
+    full, left, right, holes = (torch.tensor([[1] * 5, row]).bool() for row in rows)
 
-    def held(mask: torch.Tensor | None, queries: int = 5, room: int = 0, position: int | torch.Tensor | None = None) -> set[str]:
+    def held(
+        mask: torch.Tensor | None, queries: int = 5, room: int = 0, position: torch.Tensor | None = None
+    ) -> set[str]:
         made = ours.attention_mask(
             batch_size=2, q_length=queries, kv_length=5 + room, attention_mask=mask,
             q_offset=5 - queries if position is None else position, mask_function=masks.causal_mask_function,

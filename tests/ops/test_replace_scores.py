@@ -1,21 +1,24 @@
 """Soft caps, sinks and position bias of Transformers models, and models that run an attention function of their own code."""
 
+import contextlib
 import copy
 from typing import Any
 
 import pytest
 import torch
 
+pytest.importorskip("transformers")
+
+from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
+
 import kpt
 from kpt.ops import prefer
+from kpt.ops.replace import own_attention
+from kpt.ops.replace.attention_forward import attention_forward
 from tests.architectures import build
 from tests.ops.calls import served
 from tests.ops.models import HOLES, IDS, LEFT, attended, passed_by, transformers
 from tests.tolerances import assert_close
-
-from kpt.ops.replace import own_attention  # after the skip where Transformers is missing
-from kpt.ops.replace.attention_forward import attention_forward
-from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 
 OWN = ("gemma2", "gpt_oss")
 
@@ -152,8 +155,6 @@ def test_a_position_bias_and_a_mask_are_one(kind: str, bias: bool) -> None:
 def test_what_does_not_fit_is_pytorchs(more: dict[str, Any], why: str) -> None:
     layer, q = torch.nn.Module(), torch.randn(2, 4, 5, 16)
     before = passed_by(f"Module: {why}")
-    try:
+    with contextlib.suppress(RuntimeError):  # PyTorch's own
         attention_forward(layer, q, q, q, None, is_causal=False, **more)
-    except RuntimeError:  # PyTorch's own
-        pass
     assert passed_by(f"Module: {why}") == before + 1
