@@ -94,6 +94,8 @@ class _Config:
             for refusal in findings(type(module), former).refusals:
                 return f"{path} ({type(module).__name__}) {refusal}"
         if former == EAGER:
+            if getattr(self.config, "output_attentions", False):
+                return "it asks for attention weights"
             from kpt.ops.replace.own_attention import why_not_shown
 
             for path, module in self.modules.items():
