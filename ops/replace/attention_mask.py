@@ -147,10 +147,10 @@ def attention_mask(**description: Any) -> torch.Tensor | None:
             pass
     elif torch.compiler.is_compiling():
         any_size = description.get("local_size") is None and not description.get("use_vmap")
-        bare = masks.sdpa_mask(**description | {"allow_is_causal_skip": False, "attention_mask": None})
+        plain = {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
+        bare = masks.sdpa_mask(**description | plain | {"attention_mask": None})
         pattern = traced_mask.pattern(bare, any_size)
         if pattern is not None:  # of all keys
-            plain = {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
             placed = {"q_offset": bare.shape[3] - bare.shape[2], "kv_offset": 0}
             padding = description.get("attention_mask")
             if padding is not None:

@@ -74,3 +74,9 @@ def gpt_oss() -> Any:
     from tests.architectures import build
 
     return build("gpt_oss").model
+
+
+def modernbert() -> Any:
+    from tests.architectures import build
+
+    return build("modernbert")

@@ -18,18 +18,21 @@ from tests.ops.models import (
     gpt_oss,
     llama,
     mistral,
+    modernbert,
     passed_by,
     transformers,
 )
 from tests.tolerances import assert_close
 
+DECODERS = (llama, mistral, gemma4, gpt_oss)
+CALLS = [(bert, {}), (modernbert, {}), *((build, {"use_cache": cached}) for build in DECODERS for cached in (True, False))]
 
-@pytest.mark.parametrize("build", [bert, llama, mistral, gemma4, gpt_oss])
+
+@pytest.mark.parametrize(("build", "options"), CALLS)
 @pytest.mark.parametrize("mask", [None, HOLES], ids=["none", "holes"])
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_compiles_into_one_graph(build: Any, mask: torch.Tensor | None, use_cache: bool) -> None:
+def test_compiles_into_one_graph(build: Any, options: dict[str, Any], mask: torch.Tensor | None) -> None:
     """Nobody knows the values of a mask that is traced, so that any may come."""
-    options = {"attention_mask": mask, **({} if build is bert else {"use_cache": use_cache})}
+    options = {"attention_mask": mask, **options}
     subject = build()
     tokens = torch.ones_like(IDS, dtype=torch.bool) if mask is None else mask.bool()
     torch._dynamo.reset()
