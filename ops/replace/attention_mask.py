@@ -191,8 +191,9 @@ def _expressed(
         limits["cached"] = cached
     if allow_is_bidirectional_skip and not causal and window is None and not limits:
         return None
-    all_within = window is None or kv_length < window
-    implied = allow_is_causal_skip and causal and all_within and not limits and q_length in (1, seen)
+    implied = False
+    if allow_is_causal_skip and causal and not limits and q_length in (1, seen) and (window is None or kv_length < window):
+        implied = True  # by a branch, which torch.compile guards: a comparison of sizes is no constant to it
     shape = (batch_size, 1, q_length, kv_length)
     made: AttentionMask = _mask(shape, seen, causal, window, implied, device, **limits)
     return made
