@@ -96,6 +96,8 @@ class _Config:
         if former == EAGER:
             if getattr(self.config, "output_attentions", False):
                 return "it asks for attention weights"
+            if not any(findings(type(m), EAGER).attends for m in self.modules.values()):
+                return "none of its layers calls an attention function that it looks up"
             from kpt.ops.replace.own_attention import why_not_shown
 
             for path, module in self.modules.items():
@@ -204,9 +206,10 @@ def _register() -> None:
     if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST:
         raise MissingPackageError(f"{need}, found {transformers.__version__}: pip install -U transformers")
     from kpt.ops.replace.attention_forward import attention_forward
-    from kpt.ops.replace.attention_mask import attention_mask
+    from kpt.ops.replace.attention_mask import attention_mask, own_attention_mask
     from kpt.ops.replace.own_attention import own_attention_forward
 
-    for former, forward in ((SDPA, attention_forward), (EAGER, own_attention_forward)):
+    served = (SDPA, attention_forward, attention_mask), (EAGER, own_attention_forward, own_attention_mask)
+    for former, forward, mask in served:
         transformers.AttentionInterface.register(NAMES[former], forward)
-        transformers.AttentionMaskInterface.register(NAMES[former], attention_mask)
+        transformers.AttentionMaskInterface.register(NAMES[former], mask)

@@ -17,8 +17,8 @@ from transformers import masking_utils as masks
 from kpt.ops.flash_attention.reference import allowed_keys
 from kpt.ops.replace import traced_mask
 
-Context = tuple[tuple[str, ...], int, bool, int | None, bool]
-"""What a mask is beside its tensors: the names of those, then seen, causal, window, implied."""
+Context = tuple[tuple[str, ...], torch.dtype, int, bool, int | None, bool]
+"""What a mask is beside its tensors: the names of those, its dtype, then seen, causal, window, implied."""
 
 
 NOTHING = ("nothing",)
@@ -26,7 +26,8 @@ NOTHING = ("nothing",)
 
 
 class AttentionMask(torch.Tensor):
-    """A boolean mask (B, 1, queries, keys) that says what it is and holds next to nothing.
+    """A mask (B, 1, queries, keys) that says what it is and holds next to nothing: of bools, as PyTorch's attention takes it,
+    or floating, added to scores, as attention functions of models' own code take it.
 
     Only the first ``seen`` keys are there for anyone; the last query stands at the last of them, or, in a cache that has room,
     at the last of ``cached``. ``causal``, ``window`` and, where there are any, ``lengths``, ``starts``, ``cached``, (B,) int32,
@@ -51,15 +52,15 @@ class AttentionMask(torch.Tensor):
     @staticmethod
     def __new__(cls, shape: Sequence[int], context: Context, tensors: dict[str, torch.Tensor]) -> "AttentionMask":
         device = next(iter(tensors.values())).device
-        mask: AttentionMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
-        mask.held, mask.seen, mask.causal, mask.window, mask.implied = context
+        mask: AttentionMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=context[1], device=device)
+        mask.held, _, mask.seen, mask.causal, mask.window, mask.implied = context
         mask.lengths = mask.starts = mask.cached = mask.tokens = None
         for name, tensor in tensors.items():
             setattr(mask, name, tensor)
         return mask
 
     def materialized(self) -> torch.Tensor:
-        """The mask as an ordinary tensor, True where a query sees a key."""
+        """The mask as an ordinary tensor."""
         batch, _, queries, keys = self.shape
         own_end = self.cached is not None
         lengths = self.cached if own_end else self.lengths
@@ -68,10 +69,11 @@ class AttentionMask(torch.Tensor):
         )
         if self.tokens is not None:
             allowed = allowed & self.tokens[:, None, None]
-        return torch.nn.functional.pad(allowed, (0, keys - self.seen)).expand(batch, 1, queries, keys)
+        allowed = torch.nn.functional.pad(allowed, (0, keys - self.seen)).expand(batch, 1, queries, keys)
+        return allowed if self.dtype == torch.bool else added(allowed, self.dtype)
 
     def __tensor_flatten__(self) -> tuple[list[str], Context]:
-        return list(self.held), (self.held, self.seen, self.causal, self.window, self.implied)
+        return list(self.held), (self.held, self.dtype, self.seen, self.causal, self.window, self.implied)
 
     @staticmethod
     def __tensor_unflatten__(
@@ -97,6 +99,11 @@ class AttentionMask(torch.Tensor):
         return func(*args, **kwargs)
 
 
+def added(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask of bools as Transformers adds it to scores."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
 def _last_queries(
     mask: torch.Tensor, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1
 ) -> int | None:
@@ -111,6 +118,7 @@ def _last_queries(
 @torch._dynamo.allow_in_graph  # type: ignore[untyped-decorator]  # PyTorch leaves it untyped
 def _mask(
     shape: Sequence[int],
+    dtype: torch.dtype,
     seen: int,
     causal: bool,
     window: int | None,
@@ -126,7 +134,7 @@ def _mask(
     tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
     if not tensors:
         tensors = dict.fromkeys(NOTHING, torch.empty(0, dtype=torch.int32, device=device))
-    return AttentionMask(shape, (tuple(tensors), seen, causal, window, implied), tensors)
+    return AttentionMask(shape, (tuple(tensors), dtype, seen, causal, window, implied), tensors)
 
 
 class _Inexpressible(Exception):
@@ -139,6 +147,16 @@ def attention_mask(**description: Any) -> torch.Tensor | None:
     An ``AttentionMask`` where kpt has words for it, else the mask that PyTorch's attention takes. None where nothing is masked
     and PyTorch's would be None: the layer itself says then whether it is causal, for both.
     """
+    return _described(masks.sdpa_mask, description | {"dtype": torch.bool})
+
+
+def own_attention_mask(**description: Any) -> torch.Tensor | None:
+    """As ``attention_mask``, for models that run a function of their own code: their masks are added, and what else of their
+    code looks at one finds what it found."""
+    return _described(masks.eager_mask, description)
+
+
+def _described(otherwise: Callable[..., torch.Tensor | None], description: dict[str, Any]) -> torch.Tensor | None:
     pattern = _pattern(description["mask_function"], description.get("local_size"))
     if pattern is not None:
         try:
@@ -156,8 +174,7 @@ def attention_mask(**description: Any) -> torch.Tensor | None:
             if padding is not None:
                 padding = _counted(padding, description.get("kv_offset", 0), bare.shape[3])
             return _expressed(*pattern, **description | plain | placed | {"attention_mask": padding})
-    mask: torch.Tensor | None = masks.sdpa_mask(**description | {"allow_is_causal_skip": False})
-    return mask
+    return otherwise(**description | {"allow_is_causal_skip": False})
 
 
 def _expressed(
@@ -172,6 +189,7 @@ def _expressed(
     attention_mask: torch.Tensor | None = None,
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool = False,
+    dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> AttentionMask | None:
@@ -195,7 +213,7 @@ def _expressed(
     if allow_is_causal_skip and causal and not limits and q_length in (1, seen) and (window is None or kv_length < window):
         implied = True  # by a branch, which torch.compile guards: a comparison of sizes is no constant to it
     shape = (batch_size, 1, q_length, kv_length)
-    made: AttentionMask = _mask(shape, seen, causal, window, implied, device, **limits)
+    made: AttentionMask = _mask(shape, dtype, seen, causal, window, implied, device, **limits)
     return made
 
 

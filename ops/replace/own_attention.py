@@ -17,6 +17,7 @@ from torch import nn
 from kpt.ops.flash_attention import reference
 from kpt.ops.flash_attention.scores import Scores
 from kpt.ops.replace.attention_call import attend, count, refuse_unknown, why_not
+from kpt.ops.replace.attention_mask import added
 from kpt.ops.replace.keywords import EAGER
 from kpt.ops.replace.source import findings
 
@@ -53,17 +54,10 @@ def own_attention_forward(
     function = own_function(type(module))
     assert function is not None, "it was there when the model was replaced"
     output: tuple[torch.Tensor, torch.Tensor | None] = function(
-        module, query, key, value, _added(attention_mask, query.dtype), scaling=scaling, dropout=dropout,
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
         **({} if is_causal is None else {"is_causal": is_causal}), **keywords,
     )  # fmt: skip
     return output
-
-
-def _added(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """A mask as Transformers makes it for "eager"."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def own_function(kind: type[nn.Module]) -> Callable[..., Any] | None:
@@ -107,7 +101,7 @@ def _why_not(function: Callable[..., Any], scores: tuple[tuple[str, str], ...], 
         vars(layer).update({attribute: values[name] for name, attribute in scores if attribute})
         try:
             with torch.no_grad():
-                got = function(layer, q, k, v, _added(seen, q.dtype), scaling=0.7, dropout=0.0, **values)[0]
+                got = function(layer, q, k, v, added(seen, q.dtype), scaling=0.7, dropout=0.0, **values)[0]
         except Exception as error:
             if not passed:  # it never comes without
                 continue

@@ -70,6 +70,13 @@ def test_a_model_that_reads_its_mask_is_left_alone() -> None:
     assert "self_attn (DogeAttention) works out a mask of its own" in verdict.note
 
 
+def test_a_model_whose_layers_look_no_function_up_is_left_alone() -> None:
+    """Its code adds masks to scores itself; that of its images does look up."""
+    verdict = judge("git")
+    assert set(verdict.cases.values()) == {"equal"}, verdict
+    assert "none of its layers calls an attention function that it looks up" in verdict.note
+
+
 def test_the_selection_of_these_tests_matters() -> None:
     """As other libraries do it: the name alone is changed, and the selection dropped."""
     subject = build("deepseek_v32")

@@ -55,6 +55,9 @@ def test_a_mask_says_what_pytorchs_holds(kind: str, may_read: bool, monkeypatch:
             expected = expected & (torch.arange(keys) < past + queries)
         assert type(made) is ours.AttentionMask, described
         assert torch.equal(made & True, expected), described
+        own, lowest = ours.own_attention_mask(**described, dtype=torch.float16), torch.finfo(torch.float16).min
+        assert type(own) is ours.AttentionMask
+        assert torch.equal(own + 0, torch.zeros(expected.shape, dtype=torch.float16).masked_fill(~expected, lowest))
 
 
 def test_what_a_mask_holds(monkeypatch: pytest.MonkeyPatch) -> None:
