@@ -46,6 +46,24 @@ def test_compiles_into_one_graph(build: Any, options: dict[str, Any], mask: torc
         assert passed_by() == outside
 
 
+def test_graphs_of_any_size_with_a_mask_and_without() -> None:
+    subject = llama()
+    replaced = copy.deepcopy(subject)
+    kpt.replace_modules(replaced, only=["attention"])
+    torch._dynamo.reset()
+    compiled = torch.compile(replaced, fullgraph=True, backend="eager", dynamic=True)
+    before, outside = attended(), passed_by()
+    for mask in (HOLES, None):
+        for length in (9, 7):
+            given = {"input_ids": IDS[:, :length], "attention_mask": None if mask is None else mask[:, :length]}
+            with torch.no_grad():
+                expected, got = (each(**given).last_hidden_state for each in (subject, compiled))
+            tokens = slice(None) if mask is None else mask[:, :length].bool()
+            assert_close(got[tokens], expected[tokens], "f32", 256)
+    assert attended() > before
+    assert passed_by() == outside
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_training_compiles_and_is_served_without_a_cache(dynamic: bool) -> None:
     """Where Transformers takes every batch for a packed one, for it cannot look at the positions."""
