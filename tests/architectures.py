@@ -318,7 +318,9 @@ def _of_tokens(output: Any, seen: torch.Tensor | None) -> list[torch.Tensor]:
     for name in ("logits", "last_hidden_state", "encoder_last_hidden_state"):
         value = getattr(output, name, None)
         if isinstance(value, torch.Tensor):
-            found.append(value[seen] if seen is not None and value.shape[:2] == seen.shape else value)
+            placed = seen is not None and value.ndim == 3
+            more = value.shape[1] - seen.shape[1] if placed else -1  # what a model puts behind the tokens
+            found.append(value if more < 0 else value[torch.nn.functional.pad(seen, (0, more), value=True)])
     return found
 
 
