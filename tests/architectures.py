@@ -260,7 +260,7 @@ def cases(model: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
         given = {} if mask is None else {"attention_mask": mask}
         with torch.no_grad():
             output = subject(input_ids=ids, **given, **decoder, **more)
-        seen = None if mask is None or decoder else mask.bool()
+        seen = None if mask is None else mask.bool()
         return _of_tokens(output, seen)
 
     for case, mask in masks.items():
@@ -318,7 +318,9 @@ def _of_tokens(output: Any, seen: torch.Tensor | None) -> list[torch.Tensor]:
     for name in ("logits", "last_hidden_state", "encoder_last_hidden_state"):
         value = getattr(output, name, None)
         if isinstance(value, torch.Tensor):
-            found.append(value[seen] if seen is not None and value.shape[:2] == seen.shape else value)
+            placed = seen is not None and value.ndim == 3
+            more = value.shape[1] - seen.shape[1] if placed else -1  # what a model puts behind the tokens
+            found.append(value if more < 0 else value[torch.nn.functional.pad(seen, (0, more), value=True)])
     return found
 
 

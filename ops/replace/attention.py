@@ -1,6 +1,7 @@
 """The attention of Transformers models: which configs run kpt's, and how Transformers comes to know it.
 
-Restoring needs no memory: only models that run "sdpa" are replaced, so "sdpa" is what they go back to.
+Restoring needs no memory: kpt's attention has a name for each function in whose place it runs, PyTorch's ("sdpa") and, of
+models that do not offer that, their own ("eager").
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from kpt.ops.flash_attention.contract import LARGEST_HEAD_DIM
+from kpt.ops.replace.keywords import EAGER, SDPA
 from kpt.ops.replace.report import Change, Skipped
 from kpt.ops.replace.rules import ATTENTION, PLACE
-from kpt.ops.replace.source import NAME, REPLACES, findings
+from kpt.ops.replace.source import NAMES, findings
 from kpt_dsl.errors import MissingPackageError
 
 OLDEST = (5, 4)
@@ -68,44 +70,64 @@ class _Config:
         """Of the config, by the first module that has it."""
         return f"{next(iter(self.modules))}.config"
 
+    @property
+    def former(self) -> str | None:
+        """The attention function in whose place kpt's may run, or None."""
+        found: str = self.config._attn_implementation
+        if found == SDPA:
+            return SDPA
+        own = found == EAGER and any(not getattr(m, "_supports_sdpa", True) for m in self._models)
+        return EAGER if own else None
+
+    @property
+    def _models(self) -> list[Any]:
+        return [m for m in self.modules.values() if hasattr(m, "_can_set_attn_implementation")]
+
     def why_not(self) -> str | None:
         """Why it keeps the attention that it runs, or None."""
-        found = self.config._attn_implementation
-        models: list[Any] = [m for m in self.modules.values() if hasattr(m, "_can_set_attn_implementation")]
-        if found != REPLACES:
-            for lacking in [m for m in models if not getattr(m, "_supports_sdpa", True)]:
-                return f'it runs "{found}"; {type(lacking).__name__} does not offer "{REPLACES}"'
-            return f'it runs "{found}"; load it with attn_implementation="{REPLACES}"'
-        if not all(m._can_set_attn_implementation() for m in models):
+        former = self.former
+        if former is None:
+            return f'it runs "{self.config._attn_implementation}"; load it with attn_implementation="{SDPA}"'
+        if not all(m._can_set_attn_implementation() for m in self._models):
             return "the model does not go through Transformers' AttentionInterface"
         for path, module in self.modules.items():
-            for refusal in findings(type(module)).refusals:
+            for refusal in findings(type(module), former).refusals:
                 return f"{path} ({type(module).__name__}) {refusal}"
+        if former == EAGER:
+            if getattr(self.config, "output_attentions", False):
+                return "it asks for attention weights"
+            if not any(findings(type(m), EAGER).attends for m in self.modules.values()):
+                return "none of its layers calls an attention function that it looks up"
+            from kpt.ops.replace.own_attention import why_not_shown
+
+            for path, module in self.modules.items():
+                if (reason := why_not_shown(module)) is not None:
+                    return f"{path} ({type(module).__name__}) {reason}"
         return None
 
-    def unserved(self) -> tuple[str, ...]:
-        """What of its attention is known to stay PyTorch's."""
+    def unserved(self, former: str) -> tuple[str, ...]:
+        """What of its attention is known to stay with the former function."""
         found: dict[str, None] = {}
         for module in self.modules.values():
             kind = type(module).__name__
-            for keyword in findings(type(module)).pytorchs:
+            for keyword in findings(type(module), former).pytorchs:
                 found[f"{kind} where it passes {keyword}"] = None
-            keys, values, width = (getattr(module, name, None) for name in ("qk_head_dim", "v_head_dim", "head_dim"))
-            if isinstance(keys, int) and isinstance(values, int) and keys != values:
-                found[f"{kind}, whose values are {values} wide and keys {keys}"] = None
-            elif isinstance(width, int) and width > LARGEST_HEAD_DIM:
+            width = max((w for n in _WIDTHS if isinstance(w := getattr(module, n, None), int)), default=0)
+            if width > LARGEST_HEAD_DIM:
                 found[f"{kind}, whose heads are {width} wide, above {LARGEST_HEAD_DIM}"] = None
         settings = vars(self.config)  # not by attribute: a config of unlike layers refuses some
         for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
             if settings.get(name):
                 found[f"training, where {name} is {settings[name]}"] = None
-        if settings.get("attention_chunk_size"):
-            found[f"layers of chunked attention, attention_chunk_size {settings['attention_chunk_size']}"] = None
         return tuple(found)
 
 
+_WIDTHS = ("head_dim", "qk_head_dim", "v_head_dim")
+
+
 def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, required: bool) -> None:
-    """Let every config of the model that runs sdpa run kpt's attention, where nothing in its modules' code speaks against it.
+    """Let every config of the model that runs sdpa, or its own function where it does not offer that, run kpt's attention,
+    where nothing in its modules' code speaks against it.
 
     Raises MissingPackageError where ``required`` and Transformers is missing or too old.
     """
@@ -120,13 +142,13 @@ def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, 
         return
     owner = Owner(type(model).__name__)
     for found in configs:
-        if found.config._attn_implementation == NAME:
+        if found.config._attn_implementation in NAMES.values():
             continue
-        reason = found.why_not()
-        if reason is not None:
-            skipped.append(Skipped(found.path, ATTENTION, reason))
+        reason, former = found.why_not(), found.former
+        if former is None or reason is not None:
+            skipped.append(Skipped(found.path, ATTENTION, str(reason)))
             continue
-        if not _set(found.config, NAME):
+        if not _set(found.config, NAMES[former]):
             reason = (
                 f"{type(found.config).__name__} does not keep the name of its attention as Transformers' configs do"
             )
@@ -134,16 +156,17 @@ def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, 
             continue
         for path, module in found.modules.items():
             setattr(module, PLACE, Place(owner, path))
-        changes.append(Change(found.path, ATTENTION, REPLACES, NAME, found.unserved()))
+        changes.append(Change(found.path, ATTENTION, former, NAMES[former], found.unserved(former)))
 
 
 def restore(model: nn.Module, changes: list[Change]) -> None:
-    """Let every config that runs kpt's attention run sdpa again."""
+    """Let every config that runs kpt's attention run what it ran before."""
     for found in _configs(model):
         for module in found.modules.values():
             vars(module).pop(PLACE, None)
-        if found.config._attn_implementation == NAME and _set(found.config, REPLACES):
-            changes.append(Change(found.path, ATTENTION, NAME, REPLACES))
+        for former, name in NAMES.items():
+            if found.config._attn_implementation == name and _set(found.config, former):
+                changes.append(Change(found.path, ATTENTION, name, former))
 
 
 def _configs(model: nn.Module) -> Sequence[_Config]:
@@ -183,7 +206,10 @@ def _register() -> None:
     if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST:
         raise MissingPackageError(f"{need}, found {transformers.__version__}: pip install -U transformers")
     from kpt.ops.replace.attention_forward import attention_forward
-    from kpt.ops.replace.attention_mask import attention_mask
+    from kpt.ops.replace.attention_mask import attention_mask, own_attention_mask
+    from kpt.ops.replace.own_attention import own_attention_forward
 
-    transformers.AttentionInterface.register(NAME, attention_forward)
-    transformers.AttentionMaskInterface.register(NAME, attention_mask)
+    served = (SDPA, attention_forward, attention_mask), (EAGER, own_attention_forward, own_attention_mask)
+    for former, forward, mask in served:
+        transformers.AttentionInterface.register(NAMES[former], forward)
+        transformers.AttentionMaskInterface.register(NAMES[former], mask)

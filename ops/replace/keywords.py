@@ -1,7 +1,7 @@
 """The keywords that attention layers of Transformers pass to their attention function, beyond its arguments.
 
 An allow-list: a keyword may change what attention means, as the selection of DeepSeek-V3.2 does, and who drops one that it does
-not know computes something else. PyTorch's function drops them too, so what is in neither set is refused.
+not know computes something else. PyTorch's function drops them too, so what is in no set is refused.
 """
 
 from collections.abc import Iterable
@@ -33,10 +33,23 @@ HARMLESS = frozenset(
 )
 """Keywords that do not change what attention computes."""
 
-PYTORCHS = frozenset({"position_bias", "cache", "softcap"})
-"""Keywords that PyTorch's attention function in Transformers serves, or refuses itself: calls with one of them go there."""
+PYTORCHS = frozenset({"cache"})
+"""Those of a cache in pages, which PyTorch's attention function in Transformers fills itself: calls with one go there."""
+
+SCORES = frozenset({"position_bias", "softcap", "s_aux"})
+"""What kpt's op makes of scores: what is added, a soft cap, sinks."""
+
+SDPA, EAGER = "sdpa", "eager"
+"""The attention functions in whose place kpt's may be: PyTorch's in Transformers, and that of a model's own code."""
+
+WHOSE = {SDPA: "PyTorch's", EAGER: "its own"}
+
+_UNDERSTOOD = {
+    SDPA: HARMLESS | PYTORCHS | (SCORES - {"s_aux"}),  # it drops sinks, and computes something else
+    EAGER: HARMLESS | SCORES,
+}
 
 
-def not_understood(names: Iterable[str]) -> list[str]:
-    """Those that neither kpt's nor PyTorch's attention function knows."""
-    return [name for name in names if name not in HARMLESS and name not in PYTORCHS]
+def not_understood(names: Iterable[str], former: str = SDPA) -> list[str]:
+    """Those that kpt's attention in the place of a former function does not know, or that one drops."""
+    return [name for name in names if name not in _UNDERSTOOD[former]]

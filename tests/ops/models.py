@@ -68,3 +68,15 @@ def gemma4() -> Any:
     from tests.architectures import build
 
     return build("gemma4_text").model
+
+
+def gpt_oss() -> Any:
+    from tests.architectures import build
+
+    return build("gpt_oss").model
+
+
+def modernbert() -> Any:
+    from tests.architectures import build
+
+    return build("modernbert")

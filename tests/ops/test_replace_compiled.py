@@ -1,20 +1,38 @@
 """Replaced attention under torch.compile: one graph, the same answers, and what kpt can tell of a mask while it is traced."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
 import kpt
-from tests.ops.models import IDS, LEFT, RIGHT, attended, bert, gemma4, llama, mistral, passed_by
+from tests.ops.models import (
+    HOLES,
+    IDS,
+    LEFT,
+    RIGHT,
+    attended,
+    bert,
+    gemma4,
+    gpt_oss,
+    llama,
+    mistral,
+    modernbert,
+    passed_by,
+    transformers,
+)
 from tests.tolerances import assert_close
 
+DECODERS = (llama, mistral, gemma4, gpt_oss)
+CALLS = [(bert, {}), (modernbert, {}), *((build, {"use_cache": cached}) for build in DECODERS for cached in (True, False))]
 
-@pytest.mark.parametrize("build", [bert, llama, mistral, gemma4])
-@pytest.mark.parametrize("mask", [None, RIGHT, LEFT], ids=["none", "right", "left"])
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_compiles_into_one_graph(build: Any, mask: torch.Tensor | None, use_cache: bool) -> None:
-    options = {"attention_mask": mask, **({} if build is bert else {"use_cache": use_cache})}
+
+@pytest.mark.parametrize(("build", "options"), CALLS)
+@pytest.mark.parametrize("mask", [None, HOLES], ids=["none", "holes"])
+def test_compiles_into_one_graph(build: Any, options: dict[str, Any], mask: torch.Tensor | None) -> None:
+    """Nobody knows the values of a mask that is traced, so that any may come."""
+    options = {"attention_mask": mask, **options}
     subject = build()
     tokens = torch.ones_like(IDS, dtype=torch.bool) if mask is None else mask.bool()
     torch._dynamo.reset()
@@ -24,12 +42,26 @@ def test_compiles_into_one_graph(build: Any, mask: torch.Tensor | None, use_cach
         compiled = torch.compile(subject, fullgraph=True, backend="eager")
         before, outside = attended(), passed_by()
         assert_close(compiled(IDS, **options).last_hidden_state[tokens], expected[tokens], "f32", 256)
-        if mask is None:
-            assert attended() > before
-            assert passed_by() == outside
-        else:
-            assert attended() == before, "nobody knows the values of a mask that is traced"
-            assert passed_by() > outside
+        assert attended() > before
+        assert passed_by() == outside
+
+
+def test_graphs_of_any_size_with_a_mask_and_without() -> None:
+    subject = llama()
+    replaced = copy.deepcopy(subject)
+    kpt.replace_modules(replaced, only=["attention"])
+    torch._dynamo.reset()
+    compiled = torch.compile(replaced, fullgraph=True, backend="eager", dynamic=True)
+    before, outside = attended(), passed_by()
+    for mask in (HOLES, None):
+        for length in (9, 7):
+            given = {"input_ids": IDS[:, :length], "attention_mask": None if mask is None else mask[:, :length]}
+            with torch.no_grad():
+                expected, got = (each(**given).last_hidden_state for each in (subject, compiled))
+            tokens = slice(None) if mask is None else mask[:, :length].bool()
+            assert_close(got[tokens], expected[tokens], "f32", 256)
+    assert attended() > before
+    assert passed_by() == outside
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -66,3 +98,27 @@ def test_layers_that_are_compiled_alone_take_our_masks() -> None:
         got = subject(IDS, attention_mask=RIGHT).last_hidden_state
     assert_close(got[RIGHT.bool()], expected[RIGHT.bool()], "f32", 64)
     assert attended() > before
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_static_cache_is_followed_without_being_read(queries: int) -> None:
+    subject = llama()
+    replaced = copy.deepcopy(subject)
+    kpt.replace_modules(replaced, only=["attention"])
+    torch._dynamo.reset()
+    compiled = torch.compile(replaced, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        caches = [transformers.StaticCache(config=subject.config, max_cache_len=12) for _ in range(2)]
+        for model, cache in zip((subject, replaced), caches, strict=True):
+            model(IDS[:, :3], attention_mask=LEFT[:, :3], past_key_values=cache)
+        before, outside = attended(), passed_by()
+        for end in range(3 + queries, 10, queries):
+            given = {"attention_mask": LEFT[:, :end], "position_ids": torch.arange(end - queries, end)[None]}
+            expected, got = (
+                model(IDS[:, end - queries : end], past_key_values=cache, **given).last_hidden_state
+                for model, cache in zip((subject, compiled), caches, strict=True)
+            )
+            tokens = LEFT[:, end - queries : end].bool()
+            assert_close(got[tokens], expected[tokens], "f32", 256)
+    assert attended() > before
+    assert passed_by() == outside
