@@ -26,6 +26,7 @@ SUITES = (
     "attention_backward",
     "decode",
     "varlen",
+    "features",
     "linear",
     "linear_training",
     "fp8",

@@ -83,17 +83,15 @@ def _dense(backend: SDPBackend) -> Callable[..., Run]:
 
 
 def _packed_attention(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float) -> Run:
-    from torch.nn.attention.varlen import varlen_attn
-
+    varlen_attn, causal = peers.varlen_attn(causal=True)
     longest = int(cu.diff().max())
-    return lambda: varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True)
+    return lambda: varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, **causal)
 
 
 def _paged_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, length: Tensor, scale: float) -> Run:
-    from torch.nn.attention.varlen import varlen_attn
-
+    varlen_attn, grouped = peers.varlen_attn(causal=False)
     rows, first = q.flatten(1, 2), torch.arange(len(length) + 1, dtype=torch.int32, device=length.device)
-    known = {"scale": scale, "enable_gqa": True, "seqused_k": length, "block_table": table}
+    known = {"scale": scale, "seqused_k": length, "block_table": table, **grouped}
     return lambda: varlen_attn(rows, k, v, first, None, 1, table.shape[1] * k.shape[1], **known)
 
 

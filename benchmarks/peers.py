@@ -3,6 +3,7 @@
 A peer is made by a function that may fail: ``available`` names those that do as missing, with the reason.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,16 @@ def forward_backward(function: Callable[..., Tensor], gradient: Tensor, *inputs:
     """The forward, then the backward. Gives a gradient for every input."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     return lambda: torch.autograd.grad(function(*leaves), leaves, gradient)
+
+
+def varlen_attn(causal: bool) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """PyTorch's attention of packed entries, and what to tell it, by its release, of causality and of heads that share keys.
+    Raises ImportError where this release has none."""
+    from torch.nn.attention.varlen import varlen_attn as found
+
+    names = inspect.signature(found).parameters
+    told: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+    return found, (told if causal else {}) | ({"enable_gqa": True} if "enable_gqa" in names else {})
 
 
 def compiled(function: Callable[..., Any], example: Callable[[Callable[..., Any]], Run]) -> Run:

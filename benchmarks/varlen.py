@@ -133,10 +133,10 @@ def _flex(ends: torch.Tensor, tensors: Tensors, backward: bool) -> Run:
 
 
 def _varlen_attn(ends: torch.Tensor, longest: int) -> peers.Attention:
-    from torch.nn.attention.varlen import varlen_attn
+    varlen_attn, causal = peers.varlen_attn(causal=True)
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        o = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(-1, 0), enable_gqa=True)
+        o = varlen_attn(q, k, v, ends, ends, longest, longest, **causal)
         assert isinstance(o, torch.Tensor)
         return o
 
