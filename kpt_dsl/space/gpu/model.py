@@ -236,7 +236,8 @@ def _side_by_side(sizes: GpuSizes, tensor: float, vector: float, programs: int) 
     attention of head dim 64 runs 1.5 times as fast in three of 4 warps a core as in one of 8.
     """
     if sizes.target.async_products:
-        company = max(programs, 2 if sizes.warps > PARTITIONS else 1) - 1
+        chained = any(p.chained for p in sizes.facts.products)
+        company = max(programs, 2 if sizes.warps > PARTITIONS and not chained else 1) - 1
         exposed = max(OVERLAP, 1 - COMPANY * company)
     else:
         exposed = 1.0 if programs * sizes.warps <= PARTITIONS else OVERLAP

@@ -25,6 +25,9 @@ PROGRAM_SECONDS = 4e-6
 """What a program spends before its first product and after its last one."""
 HIDDEN_SECONDS = 1e-6
 """How much of it goes on beside the tile before where programs are persistent (head dim 64, causal, on an H100)."""
+MUCH_VECTOR, MUCH_COST = 1.4, 2.0
+"""From so much vector work for products' on, and by how much of the rest, a step gets slower, whose code is there once a
+consumer: causal attention with a soft cap, head dim 128, took 2437 µs with three and 1680 pipelined, on an H200."""
 WIDE = 128
 """Columns of an accumulator from which products are long enough to hide what large code costs."""
 
@@ -68,6 +71,7 @@ def seconds(sizes: WarpSizes) -> float:
         tensor += times * sum(product_seconds(sizes, p) for p in facts.products if p.scope == scope)
         vector += times * sizes.scopes[scope].work / (target.vector_flops_per_s / 2 / target.cores)
     busy = max(tensor, vector) + min(1.0, EXPOSED / sizes.consumers) * min(tensor, vector)
+    busy *= 1 + MUCH_COST * max(0.0, vector / tensor - MUCH_VECTOR)
     busy += sum(sizes.steps[1:]) * STEP_SECONDS
     rounds = sizes.programs / target.cores
     rounds = rounds + 0.5 if facts.uneven and rounds > 1 else math.ceil(rounds)
