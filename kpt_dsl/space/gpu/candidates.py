@@ -82,8 +82,9 @@ def _overfull(sizes: GpuSizes) -> bool:
 def _is_spare(sizes: GpuSizes, deeper: GpuSizes) -> bool:
     """Whether a deeper pipeline takes room that nobody else wants: causal attention with slopes, head dim 128, took 1433 µs two
     stages deep and 1216 three, packed 7430 and 6415, on an H200. Where scores have more to load, they take it."""
-    scores = {(p.m, p.n) for p in sizes.facts.products if not p.carried}
-    return deeper.resident == sizes.resident and not any(load.axes in scores for load in sizes.facts.loads)
+    scores = [(p.m, p.n) for p in sizes.facts.products if p.link]
+    more = any(load.axes in scores for load in sizes.facts.loads)
+    return len(scores) == 1 and deeper.resident == sizes.resident and not more
 
 
 def _threads(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
