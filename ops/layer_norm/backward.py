@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from kpt.ops import checks, norms
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, rooms, wide_dtype
+from kpt.ops import checks, fakes, norms
+from kpt.ops.backends import Launch, as_matrix, generated, rooms
 from kpt.ops.layer_norm import backward_kernels as kernels
 from kpt.ops.layer_norm import reference
 from kpt.ops.layer_norm.shapes import DIMS, TRAINED, backward_arguments
 from kpt.ops.library import define
-from kpt.ops.registry import Gradient, Op, Ready
+from kpt.ops.registry import Gradient, Op
 
 OP = "layer_norm_backward"
 INPUTS = ("input", "weight", "bias")
@@ -44,16 +43,6 @@ def layer_norm_backward(
 def _check(dy: Any, x: Any, normalized_shape: Any, weight: Any, bias: Any, eps: Any, needed: Any) -> None:
     norms.check_norm_backward(OP, dy, x, normalized_shape, needed, INPUTS, weight=weight, bias=bias)
     checks.number(OP, "eps", eps)
-
-
-def _fake(
-    dy: Any, x: torch.Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: Any, needed: Sequence[bool]
-) -> list[torch.Tensor]:
-    return [t.new_empty(t.shape) for t, wanted in zip((x, weight, bias), needed, strict=True) if wanted]
-
-
-def _why_not(dy: Any, x: torch.Tensor, _: Any, weight: Any, bias: Any, *__: Any) -> str | None:
-    return wide_dtype(x, weight, bias)
 
 
 def _run(
@@ -96,42 +85,18 @@ def _run(
 
 _dispatch = define(
     Op(
-        name=OP,
-        schema="(Tensor dy, Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps,"
-        " bool[] needed) -> Tensor[]",
-        reference=reference.layer_norm_backward,
         public=layer_norm_backward,
-        fake=_fake,
+        reference=reference.layer_norm_backward,
+        fake=fakes.gradients_of(1, 3, 4),
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run),
         dims=DIMS,
         arguments=backward_arguments,
-        record=partial(record, _run),
         shapes=TRAINED,
         autocast={"cuda": "keep", "cpu": "keep"},
         shardings=lambda _, dy, x, shape, *rest: norms.backward_shardings(x, shape, 2, rest[-1]),
     )
 )
 
-
-def _forward(
-    dispatch: Ready,
-    needed: Sequence[bool],
-    x: torch.Tensor,
-    normalized_shape: Sequence[int],
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> tuple[torch.Tensor, tuple[Any, ...]]:
-    needs_x, needs_weight, needs_bias = needed
-    kept = (weight if needs_x or needs_weight else None, bias if needs_bias else None)
-    return dispatch(x, normalized_shape, weight, bias, eps), (x, normalized_shape, *kept, eps)
-
-
-def _backward(saved: tuple[Any, ...], needed: Sequence[bool], dy: torch.Tensor) -> list[torch.Tensor]:
-    gradients: list[torch.Tensor] = _dispatch(dy, *saved, needed)
-    return gradients
-
-
-GRADIENT = Gradient(INPUTS, _forward, _backward)
+GRADIENT = Gradient.of_arguments(INPUTS, _dispatch)
 """Saves the input and the parameters themselves: the statistics of a row cost nothing beside reading it."""

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from kpt.ops import checks, norms
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
+from kpt.ops import checks, fakes, norms
+from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.library import define
-from kpt.ops.registry import Gradient, Op, Ready
+from kpt.ops.registry import Gradient, Op
 from kpt.ops.rms_norm import backward_kernels as kernels
 from kpt.ops.rms_norm import reference
 from kpt.ops.rms_norm.shapes import DIMS, TRAINED, backward_arguments
@@ -44,16 +43,6 @@ def _check(dy: Any, x: Any, normalized_shape: Any, weight: Any, eps: Any, needed
     norms.check_norm_backward(OP, dy, x, normalized_shape, needed, INPUTS, any_dtype=True, weight=weight)
     if eps is not None:
         checks.number(OP, "eps", eps)
-
-
-def _fake(
-    dy: Any, x: torch.Tensor, normalized_shape: Any, weight: Any, eps: Any, needed: Sequence[bool]
-) -> list[torch.Tensor]:
-    return [t.new_empty(t.shape) for t, wanted in zip((x, weight), needed, strict=True) if wanted]
-
-
-def _why_not(dy: Any, x: torch.Tensor, _: Any, weight: Any, *__: Any) -> str | None:
-    return wide_dtype(x, weight)
 
 
 def _run(
@@ -91,39 +80,18 @@ def _run(
 
 _dispatch = define(
     Op(
-        name=OP,
-        schema="(Tensor dy, Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps, bool[] needed)"
-        " -> Tensor[]",
-        reference=reference.rms_norm_backward,
         public=rms_norm_backward,
-        fake=_fake,
+        reference=reference.rms_norm_backward,
+        fake=fakes.gradients_of(1, 3),
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run),
         dims=DIMS,
         arguments=backward_arguments,
-        record=partial(record, _run),
         shapes=TRAINED,
         autocast={"cuda": "keep", "cpu": "keep"},
         shardings=lambda _, dy, x, shape, *rest: norms.backward_shardings(x, shape, 1, rest[-1]),
     )
 )
 
-
-def _forward(
-    dispatch: Ready,
-    needed: Sequence[bool],
-    x: torch.Tensor,
-    normalized_shape: Sequence[int],
-    weight: torch.Tensor | None,
-    eps: float | None,
-) -> tuple[torch.Tensor, tuple[Any, ...]]:
-    return dispatch(x, normalized_shape, weight, eps), (x, normalized_shape, weight, eps)
-
-
-def _backward(saved: tuple[Any, ...], needed: Sequence[bool], dy: torch.Tensor) -> list[torch.Tensor]:
-    gradients: list[torch.Tensor] = _dispatch(dy, *saved, needed)
-    return gradients
-
-
-GRADIENT = Gradient(INPUTS, _forward, _backward)
+GRADIENT = Gradient.of_arguments(INPUTS, _dispatch)
 """Saves the input and the weight themselves: the root mean square of a row costs nothing beside reading it."""

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from kpt.ops import checks
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
+from kpt.ops import checks, fakes
+from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.library import define
 from kpt.ops.norms import as_shape, check_norm, shardings
 from kpt.ops.registry import Op
@@ -41,14 +40,6 @@ def _check(x: Any, normalized_shape: Any, weight: Any, eps: Any) -> None:
         checks.number("rms_norm", "eps", eps)
 
 
-def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _why_not(x: torch.Tensor, _: Any, weight: torch.Tensor | None, eps: float | None) -> str | None:
-    return wide_dtype(x, weight)
-
-
 def _run(
     launch: Launch, x: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None, eps: float | None
 ) -> torch.Tensor:
@@ -63,16 +54,13 @@ def _run(
 
 _dispatch = define(
     Op(
-        name="rms_norm",
-        schema="(Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps) -> Tensor",
-        reference=reference.rms_norm,
         public=rms_norm,
-        fake=_fake,
+        reference=reference.rms_norm,
+        fake=fakes.like_first,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run),
         dims=DIMS,
         arguments=arguments,
-        record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "float32"},
         gradient=GRADIENT,
