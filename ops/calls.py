@@ -203,7 +203,8 @@ def _call(entry: Any, place: str) -> Call:
     try:
         op = get(str(entry.get("op")))
         arguments = [_value(a) for a in entry["arguments"]]
-        arguments += [None] * (len(_parameters(op)) - len(arguments))  # what an earlier kpt did not have
+        schema = DISPATCHERS[op.name].through_torch._schema
+        arguments += [a.default_value for a in schema.arguments[len(arguments) :]]  # what an earlier kpt did not have
         call = Call(op.name, tuple(arguments), often, str(entry.get("served", "")))
         op.check(*call.arguments)
     except (KptError, TypeError, RuntimeError, KeyError) as error:

@@ -11,12 +11,12 @@ def like_first(x: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def gradients_of(*positions: int) -> Callable[..., list[torch.Tensor]]:
-    """Those of the arguments at some positions that are needed, which the last argument says; contiguous."""
+def gradients_of(*positions: int, needed: int = -1) -> Callable[..., list[torch.Tensor]]:
+    """Those of the arguments at some positions that are needed, which another says, as a rule the last; contiguous."""
 
     def fake(*arguments: Any) -> list[torch.Tensor]:
-        needed: Sequence[bool] = arguments[-1]
-        wanted = [arguments[p] for p, n in zip(positions, needed, strict=True) if n]
+        which: Sequence[bool] = arguments[needed]
+        wanted = [arguments[p] for p, n in zip(positions, which, strict=True) if n]
         return [t.new_empty(t.shape) for t in wanted]
 
     return fake

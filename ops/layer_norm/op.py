@@ -13,8 +13,8 @@ from kpt.ops.layer_norm.backward import GRADIENT
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.layer_norm.shapes import DIMS, SHAPES, arguments
 from kpt.ops.library import define
-from kpt.ops.norms import as_shape, check_norm, shardings
-from kpt.ops.registry import Op
+from kpt.ops.norms import ROWS, as_shape, check_norm, shardings
+from kpt.ops.registry import WHOLE, Op
 
 
 def layer_norm(
@@ -63,6 +63,6 @@ _dispatch = define(
         shapes=SHAPES,
         autocast={"cuda": "float32"},
         gradient=GRADIENT,
-        shardings=lambda _, x, shape, *__: shardings(x, shape, 2),
+        shardings=lambda _, x, shape, *__: shardings(x, shape, (ROWS,), (ROWS, None, WHOLE, WHOLE, None)),
     )
 )
