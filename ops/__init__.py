@@ -6,6 +6,8 @@
 Knows nothing of the command line and of tuning; imports neither Triton nor JAX before a kernel runs.
 """
 
+from kpt.ops.add_layer_norm.op import add_layer_norm
+from kpt.ops.add_rms_norm.op import add_rms_norm
 from kpt.ops.calls import Call, Calls, recording
 from kpt.ops.choice import prefer
 from kpt.ops.compiling import while_compiling
@@ -25,6 +27,8 @@ __all__ = [
     "Calls",
     "Explanation",
     "Warmed",
+    "add_layer_norm",
+    "add_rms_norm",
     "counters",
     "explain",
     "flash_attention",

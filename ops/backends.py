@@ -64,8 +64,15 @@ BACKENDS = (
 )
 
 
-def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tuple[Implementation, ...]:
-    """The op's generated implementations. ``why_not(*arguments)`` says what the kernels themselves cannot do."""
+def wide_dtype(*arguments: Any) -> str | None:
+    """Why kernels pass over floating tensors of these dtypes, or None."""
+    floating = [a.dtype for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point()]
+    found = next((dtype for dtype in floating if dtype not in KERNEL_FLOATS), None)
+    return None if found is None else f"kernels do not compute on {found}"
+
+
+def generated(run: Run, why_not: Callable[..., str | None] = wide_dtype) -> tuple[Implementation, ...]:
+    """An op's generated implementations. ``why_not(*arguments)`` says what the kernels themselves cannot do."""
 
     def not_served(*arguments: Any) -> str | None:
         if 0 in [a.numel() for a in arguments if isinstance(a, torch.Tensor)]:
@@ -81,31 +88,19 @@ def kernel_implementations(run: Run, why_not: Callable[..., str | None]) -> tupl
             describe=partial(_describe, run, backend.name),
             package=backend.package,
             missing=partial(_missing, run, backend.name),
+            record=partial(_record, run),
         )
         for backend in BACKENDS
     )
 
 
-def record(
-    run: Run, arguments: tuple[Any, ...], target: Target | None = None, first: bool = False
-) -> list[Instance]:
-    """The kernel instances of a call, without running anything; tensors may be on the meta device.
-
-    Of several ways those of the ``first``, or of all; with a target, beside the first way's only those of ways that it can go.
-    """
-
+def _record(run: Run, arguments: tuple[Any, ...], target: Target | None, first: bool) -> list[Instance]:
     def go(ways: Sequence[Way]) -> list[int]:
         return [n for n, way in enumerate(ways) if not n or not (first or (target and not _runs(way, target)))]
 
     recorder = _Recorder(go)
     run(recorder, *arguments)
     return [instance for instance, _ in recorder.bound()]
-
-
-def wide_dtype(*tensors: torch.Tensor | None) -> str | None:
-    """Why kernels pass over tensors of these dtypes, or None."""
-    found = next((t.dtype for t in tensors if t is not None and t.dtype not in KERNEL_FLOATS), None)
-    return None if found is None else f"kernels do not compute on {found}"
 
 
 def unit_last_stride(tensor: torch.Tensor) -> torch.Tensor:

@@ -47,8 +47,9 @@ class Call:
         return op.record(self.arguments, target)
 
     def __str__(self) -> str:
-        given = zip(_parameters(get(self.op)), self.arguments, strict=True)
-        return f"{self.op}({', '.join(f'{name}={_in_words(a)}' for (_, name), a in given if a is not None)})"
+        given = zip(_schema(self.op), self.arguments, strict=True)
+        said = [(p.name, a) for p, a in given if isinstance(a, torch.Tensor) or a not in (None, p.default_value)]
+        return f"{self.op}({', '.join(f'{name}={_in_words(a)}' for name, a in said)})"
 
 
 @dataclass
@@ -168,20 +169,21 @@ def _decisions() -> Iterator[tuple[Op, Any, Decision]]:
 # ------------------------------------------------------------------ from fingerprints, to and from JSON
 def _arguments(op: Op, fingerprint: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments that a fingerprint was taken of."""
-    return tuple(_argument(kind, part) for (kind, _), part in zip(_parameters(op), fingerprint, strict=True))
+    parts = zip(_schema(op.name), fingerprint, strict=True)
+    return tuple(_argument(isinstance(p.type, torch.ListType), part) for p, part in parts)
 
 
-def _parameters(op: Op) -> list[tuple[str, str]]:
-    """The kinds and the names of an op's arguments, as its schema has them."""
-    parts = [part.rpartition(" ") for part in op.schema.partition(")")[0].removeprefix("(").split(", ")]
-    return [(kind, name.partition("=")[0]) for kind, _, name in parts]
+def _schema(op: str) -> Sequence[Any]:
+    """An op's parameters, as torch.library has them."""
+    parameters: Sequence[Any] = DISPATCHERS[op].through_torch._schema.arguments
+    return parameters
 
 
-def _argument(kind: str, part: tuple[Any, ...]) -> Any:
+def _argument(listed: bool, part: tuple[Any, ...]) -> Any:
     if isinstance(part[0], torch.Size):
         shape, strides, dtype, *_ = part
         return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-    if "[]" not in kind:
+    if not listed:
         return part[1]
     return part if isinstance(part[0], int) else tuple(part[len(part) // 2 :])
 
@@ -203,7 +205,7 @@ def _call(entry: Any, place: str) -> Call:
     try:
         op = get(str(entry.get("op")))
         arguments = [_value(a) for a in entry["arguments"]]
-        arguments += [None] * (len(_parameters(op)) - len(arguments))  # what an earlier kpt did not have
+        arguments += [p.default_value for p in _schema(op.name)[len(arguments) :]]  # what an earlier kpt did not have
         call = Call(op.name, tuple(arguments), often, str(entry.get("served", "")))
         op.check(*call.arguments)
     except (KptError, TypeError, RuntimeError, KeyError) as error:

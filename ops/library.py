@@ -25,12 +25,12 @@ def define(op: Op) -> Dispatcher:
     dispatcher = DISPATCHERS[op.name] = Dispatcher(op)
     _LIBRARY.define(f"{op.name}{op.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     dispatcher.through_torch = getattr(torch.ops.kpt, op.name).default
-    count = len(dispatcher.through_torch._schema.arguments)
-    _LIBRARY.impl(op.name, _of_all(count, dispatcher.below_autograd), "CompositeExplicitAutograd")
-    _LIBRARY.impl(op.name, _of_all(count, partial(_autograd, dispatcher)), "Autograd")
-    torch.library.register_fake(f"kpt::{op.name}", _of_all(count, _checked_fake(op)), lib=_LIBRARY)
+    defaults = tuple([a.default_value for a in dispatcher.through_torch._schema.arguments])
+    _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.below_autograd), "CompositeExplicitAutograd")
+    _LIBRARY.impl(op.name, _of_all(defaults, partial(_autograd, dispatcher)), "Autograd")
+    torch.library.register_fake(f"kpt::{op.name}", _of_all(defaults, _checked_fake(op)), lib=_LIBRARY)
     # Under vmap, PyTorch's own operations: they have rules for batches, where a kernel would run sample by sample.
-    _LIBRARY.impl(op.name, _of_all(count, dispatcher.with_autograd), "FuncTorchBatchedDecomposition")
+    _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.with_autograd), "FuncTorchBatchedDecomposition")
     sharding.enter(dispatcher.through_torch, op)
     if op.flops is not None:
         flops.enter(getattr(torch.ops.kpt, op.name), op.flops)
@@ -39,11 +39,11 @@ def define(op: Op) -> Dispatcher:
     return dispatcher
 
 
-def _of_all(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with all arguments of a schema: PyTorch leaves out those at the end that are None by default."""
+def _of_all(defaults: tuple[Any, ...], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with all arguments of a schema: PyTorch leaves out those at the end that are what they are by default."""
 
     def of_all(*arguments: Any) -> Any:
-        return function(*arguments, *(None,) * (count - len(arguments)))
+        return function(*arguments, *defaults[len(arguments) :])
 
     return of_all
 

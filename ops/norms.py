@@ -1,6 +1,6 @@
 """What layer norm and RMS norm, and their gradients, have in common: checks, and how sums over rows are shared out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from kpt.ops.backends import Launch
 from kpt.ops.column_sums import column_sums, partial_column_sums, share_count
 from kpt.ops.devices import multiprocessors
 from kpt.ops.dtypes import FLOATS
-from kpt.ops.registry import SUM, WHOLE, Placed, Sharding
+from kpt.ops.registry import SUM, Placed, Sharding
 
 HELD_BYTES = 32 * 1024
 """Longest row whose gradients one program makes while the sums of its share stay in registers beside it: 16384 elements in half
@@ -26,6 +26,9 @@ TILE_COLUMNS, TILE_PROGRAMS = 512, 8
 
 MOST_SHARES = 1024
 """Most partial sums of a column that one program adds at once."""
+
+ROWS: Placed = 0
+"""Stands for a dim of the rows where it is said how tensors are dealt out: one way a dim."""
 
 CPU_SHARES, CPU_ROWS = 3, 16
 """Shares on a CPU, for its interpreters: few, of that many rows or more, so that each has a tile on every backend."""
@@ -71,17 +74,21 @@ def check_norm_backward(
     normalized_shape: Any,
     needed: Any,
     inputs: Sequence[str],
+    added: Any,
     any_dtype: bool = False,
     **parameters: Any,
 ) -> None:
-    """Raises InputError unless ``check_norm`` passes, dy is like x, and ``needed`` has a bool for each of the ``inputs``.
+    """Raises InputError unless ``check_norm`` passes, dy and what is ``added`` are like x, and ``needed`` has a bool for each
+    of the ``inputs``.
 
     The gradient of a parameter is needed only where there is the parameter.
     """
     check_norm(op, x, normalized_shape, any_dtype, **parameters)
-    checks.shape(op, "dy", dy, x.shape, "the shape of input")
-    checks.same_dtype(op, "input", x, dy=dy)
-    checks.same_device(op, "input", x, dy=dy)
+    for name, like_x in (("dy", dy), ("added", added)):
+        if like_x is not None or name == "dy":
+            checks.shape(op, name, like_x, x.shape, "the shape of input")
+            checks.same_dtype(op, "input", x, **{name: like_x})
+            checks.same_device(op, "input", x, **{name: like_x})
     if not isinstance(needed, Sequence) or len(needed) != len(inputs) or not all(isinstance(n, bool) for n in needed):
         checks.reject(op, "needed", repr(needed), f"{len(inputs)} bools, for {', '.join(inputs)}")
     for name, wanted in zip(inputs[1:], needed[1:], strict=True):
@@ -89,20 +96,38 @@ def check_norm_backward(
             checks.reject(op, name, "None", f"a tensor, as the gradient of {name} is needed")
 
 
-def shardings(x: torch.Tensor, normalized_shape: Sequence[int], parameters: int) -> Iterator[Sharding]:
-    """Of a norm: its rows, beside whole parameters. The last argument is eps."""
+def check_sum(op: str, x: Any, residual: Any) -> None:
+    """Raises InputError unless what is added is like x."""
+    checks.shape(op, "residual", residual, x.shape, "the shape of input")
+    checks.same_dtype(op, "input", x, residual=residual)
+    checks.same_device(op, "input", x, residual=residual)
+
+
+def gradients_of_sum(
+    needed: Sequence[bool], gradients: Callable[[Sequence[bool]], list[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """The needed gradients of input, residual and parameters. ``gradients`` gives those needed of their sum and the parameters;
+    the sum's is that of both, as it is of what PyTorch adds."""
+    needs_x, needs_residual, *of_parameters = needed
+    needs_sum = needs_x or needs_residual
+    found = gradients((needs_sum, *of_parameters))
+    return found[:needs_sum] * (needs_x + needs_residual) + found[needs_sum:]
+
+
+def shardings(
+    x: torch.Tensor, normalized_shape: Sequence[int], outputs: Sequence[Placed], inputs: Sequence[Placed]
+) -> Iterator[Sharding]:
+    """Of a norm: the dims of its rows, in the place of each ``ROWS``."""
     for dim in range(x.ndim - len(normalized_shape)):
-        yield Sharding((dim,), (dim, None, *[WHOLE] * parameters, None))
+        yield Sharding(*[[dim if p == ROWS else p for p in placed] for placed in (outputs, inputs)])
 
 
 def backward_shardings(
-    x: torch.Tensor, normalized_shape: Sequence[int], parameters: int, needed: Sequence[bool]
+    x: torch.Tensor, normalized_shape: Sequence[int], needed: Sequence[bool], inputs: Sequence[Placed]
 ) -> Iterator[Sharding]:
     """Of a norm's gradients: its rows; what the rows of a process give to a parameter's is a part of the sum."""
-    for dim in range(x.ndim - len(normalized_shape)):
-        outputs: list[Placed] = [dim, *[SUM] * parameters]
-        given = (dim, dim, None, *[WHOLE] * parameters, None, None)
-        yield Sharding([o for o, n in zip(outputs, needed, strict=True) if n], given)
+    outputs = [placed for placed, n in zip((ROWS, SUM, SUM), needed, strict=False) if n]
+    return shardings(x, normalized_shape, outputs, inputs)
 
 
 def is_held(rows: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
 
 import torch
 
@@ -61,6 +61,7 @@ class Implementation:
     ``why_not(*arguments)``: why it passes a call over, or None. ``prepare(arguments)``: the call, ready to run.
     ``describe(arguments)``: the kernels that a call runs, with their configs. ``package``: what must be installed.
     ``missing(arguments, run)``: what has to be compiled first for ``run``, which calls what it is given as this implementation.
+    ``record(arguments, target, first)``: the kernel instances of such a call, as ``Op.record`` gives them.
     ``differentiable``: autograd can follow it by itself; one that it cannot follow serves calls that need gradients where the
     op has a ``Gradient``.
     """
@@ -72,6 +73,7 @@ class Implementation:
     describe: Callable[[tuple[Any, ...]], tuple[KernelChoice, ...]] = lambda _: ()
     package: str | None = None
     missing: Callable[[tuple[Any, ...], Callable[[Ready], Any]], "Missing"] = lambda *_: Missing()
+    record: Callable[..., "list[Instance]"] = lambda *_: []
     differentiable: bool = False
 
 
@@ -100,6 +102,19 @@ class Gradient:
     forward: Callable[..., tuple[Any, tuple[Any, ...]]]
     backward: Callable[..., Sequence[torch.Tensor]]
 
+    @classmethod
+    def of_arguments(cls, inputs: tuple[str, ...], backward: Ready) -> "Gradient":
+        """That of an op whose arguments are all that is saved: ``backward`` takes (*output gradients, *arguments, needed)."""
+
+        def forward(dispatch: Ready, needed: Sequence[bool], *arguments: Any) -> tuple[Any, tuple[Any, ...]]:
+            return dispatch(*arguments), arguments
+
+        def gradients(saved: tuple[Any, ...], needed: Sequence[bool], *arriving: Any) -> Sequence[torch.Tensor]:
+            wanted: Sequence[torch.Tensor] = backward(*arriving, *saved, needed)
+            return wanted
+
+        return cls(inputs, forward, gradients)
+
 
 Placed = int | Literal["whole", "sum"] | None
 """Of one tensor, in a group of processes: cut along this dim, whole in each, or to be added up; None: no tensor."""
@@ -121,29 +136,27 @@ class Sharding(NamedTuple):
 class Op:
     """An op: the contract (schema, reference, fake, checks) and what serves it, in order of preference.
 
-    ``reference`` is native PyTorch: schema, oracle and last fallback at once. ``public`` is the function that people call;
-    its parameters are the schema's, in order; the schema may have more, None unless it gives them. ``fake(*arguments)``
+    ``public`` is the function that people call: its name is the op's, its annotated parameters are the schema's, in order, all
+    of them positional and given. Where annotations do not say it, ``schema`` does; it may have more arguments at the end, None
+    unless ``public`` gives them. ``reference`` is native PyTorch: oracle and last fallback at once. ``fake(*arguments)``
     gives outputs without values, with the strides that every implementation keeps. ``check(*arguments)`` raises InputError.
     ``autocast``: device type -> what torch.autocast casts floating inputs to there. ``arguments(dims, dtype, device,
-    **flags)`` makes inputs; ``record(arguments, target)``: the kernel instances of such a call. ``gradient``: how autograd
-    follows generated kernels; without one, calls that need gradients go to the reference. ``multiplies``: whether its
-    kernels multiply matrices, of float32 as precisely as PyTorch's user asks. ``precise``: floating arguments that
-    torch.autocast leaves as they are. ``flops(*arguments)``: how many operations its products take, as PyTorch counts them.
+    **flags)`` makes inputs. ``gradient``: how autograd follows generated kernels; without one, calls that need gradients go
+    to the reference. ``multiplies``: whether its kernels multiply matrices, of float32 as precisely as PyTorch's user asks.
+    ``precise``: floating arguments that torch.autocast leaves as they are. ``flops(*arguments)``: how many operations its
+    products take, as PyTorch counts them.
     ``shardings(*arguments)``: how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
     ``opaque(*arguments)``: whether the reference reads values that this call, which is being traced, does not have yet:
     autograd then follows the op by its ``gradient``.
     """
 
-    name: str
-    schema: str
-    reference: Callable[..., Any]
     public: Callable[..., Any]
+    reference: Callable[..., Any]
     fake: Callable[..., Any]
     check: Callable[..., None]
     kernels: tuple[Implementation, ...]
     dims: tuple[str, ...]
     arguments: Callable[..., tuple[Any, ...]]
-    record: Callable[..., "list[Instance]"]
     shapes: tuple[Shape, ...] = ()
     autocast: Mapping[str, AutocastPolicy] = field(default_factory=dict)
     precise: tuple[str, ...] = ()
@@ -152,6 +165,16 @@ class Op:
     flops: Callable[..., int] | None = None
     shardings: Callable[..., "Iterable[Sharding]"] = lambda *_: ()
     opaque: Callable[..., bool] = lambda *_: False
+    schema: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.schema:
+            object.__setattr__(self, "schema", _schema(self.public))
+
+    @cached_property
+    def name(self) -> str:
+        """As people call it."""
+        return self.public.__name__
 
     @cached_property
     def implementations(self) -> tuple[Implementation, ...]:
@@ -173,6 +196,16 @@ class Op:
         names = list(inspect.signature(self.public).parameters)
         return tuple(names.index(name) for name in arguments)
 
+    def record(
+        self, arguments: tuple[Any, ...], target: "Target | None" = None, first: bool = False
+    ) -> "list[Instance]":
+        """The kernel instances of a call, without running anything; tensors may be on the meta device.
+
+        Of several ways those of the ``first``, or of all; with a target, beside the first way's only those of ways that it can
+        go.
+        """
+        return self.kernels[0].record(arguments, target, first)
+
     def instances(
         self, dims: Mapping[str, int], dtype: str, target: "Target | None" = None, **flags: Any
     ) -> "list[Instance]":
@@ -189,6 +222,24 @@ class Op:
         if unknown := set(flags) - set(known):
             raise InputError(f"{self.name} has no flags {sorted(unknown)}; it has {', '.join(known) or 'none'}")
         return self.record(self.arguments(dims, dtype, "meta", **flags), target)
+
+
+def _schema(public: Callable[..., Any]) -> str:
+    """What torch.library reads of a function's annotations, as if all parameters were positional and had no default."""
+    signature = inspect.signature(public)
+    parameters = [
+        p.replace(
+            kind=inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty,
+            annotation=str if get_origin(p.annotation) is Literal else p.annotation,
+        )
+        for p in signature.parameters.values()
+    ]
+
+    def prototype() -> None: ...
+
+    prototype.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return torch.library.infer_schema(prototype, mutates_args=())
 
 
 OPS: dict[str, Op] = {}

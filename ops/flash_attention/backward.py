@@ -1,13 +1,12 @@
 """The gradients of attention: an op of its own, and how autograd gets from the forward op to it."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, kernel_implementations, record, rooms, unit_last_stride
+from kpt.ops.backends import Launch, generated, rooms, unit_last_stride
 from kpt.ops.flash_attention import contract, packed, reference
 from kpt.ops.flash_attention.backward_kernels import (
     flash_attention_dkdv,
@@ -178,7 +177,6 @@ def _bias_parts(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.T
 
 _dispatch = define(
     Op(
-        name=OP,
         schema="(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? dlse, bool causal, float? scale, "
         "SymInt? window, Tensor? key_lengths, bool[] needed, float? softcap=None, Tensor? mask=None, "
         "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, Tensor? cu_seqlens_q=None, "
@@ -188,10 +186,9 @@ _dispatch = define(
         public=flash_attention_backward,
         fake=_fake,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run, _why_not),
         dims=DIMS,
         arguments=backward_arguments,
-        record=partial(record, _run),
         shapes=BACKWARD_SHAPES,
         autocast={"cuda": "keep", "cpu": "keep"},
         multiplies=True,

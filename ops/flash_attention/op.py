@@ -1,12 +1,11 @@
 """The attention op: public function, checks, and the kernel call behind it."""
 
-from functools import partial
 from typing import Any
 
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride
+from kpt.ops.backends import Launch, generated, unit_last_stride
 from kpt.ops.flash_attention import contract, decoding, packed, reference
 from kpt.ops.flash_attention.backward import GRADIENT
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
@@ -130,7 +129,6 @@ def _run(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *oth
 
 _dispatch = define(
     Op(
-        name=OP,
         schema="(Tensor q, Tensor k, Tensor v, bool causal, float? scale, SymInt? window, Tensor? key_lengths, bool return_lse"
         ", float? softcap=None, Tensor? mask=None, Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? key_starts=None, "
         "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, SymInt? max_seqlen_q=None, SymInt? max_seqlen_k=None, "
@@ -139,10 +137,9 @@ _dispatch = define(
         public=flash_attention,
         fake=_fake,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run, _why_not),
         dims=DIMS,
         arguments=arguments,
-        record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "lower", "cpu": "lower"},
         precise=("alibi_slopes", "sinks"),

@@ -1,13 +1,12 @@
 """The FP8 product op: public function, checks, and the kernel call behind it."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, kernel_implementations, record, unit_last_stride
+from kpt.ops.backends import Launch, generated, unit_last_stride
 from kpt.ops.dtypes import FP8, KERNEL_FLOATS
 from kpt.ops.flops import product
 from kpt.ops.fp8_matmul import reference
@@ -65,10 +64,6 @@ def _fake(
     return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
 
 
-def _why_not(*_: Any) -> str | None:
-    return None
-
-
 def _flops(a: torch.Tensor, b: torch.Tensor, *_: Any) -> int:
     return product(a.shape[0], b.shape[1], a.shape[1])
 
@@ -97,16 +92,13 @@ def _run(
 
 _dispatch = define(
     Op(
-        name="fp8_matmul",
-        schema="(Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, Tensor? bias, ScalarType out_dtype) -> Tensor",
-        reference=reference.fp8_matmul,
         public=fp8_matmul,
+        reference=reference.fp8_matmul,
         fake=_fake,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run, why_not=lambda *_: None),
         dims=DIMS,
         arguments=arguments,
-        record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "keep", "cpu": "keep"},
         flops=_flops,

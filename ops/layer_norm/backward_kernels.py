@@ -1,17 +1,18 @@
 """The kernels of layer norm's gradients, written once for every device.
 
-With x̂ = (x - mean) * rstd and g = dy * weight, of each row: dx = (g - mean(g) - x̂ * mean(g * x̂)) * rstd; over all rows:
-dweight = sum(dy * x̂), dbias = sum(dy) (Ba, Kiros & Hinton 2016, arXiv:1607.06450). Sums over rows are made in two stages: each
-of P programs sums its share, and ``kpt.ops.column_sums.column_sums`` adds the P partial sums, always in the same order. What
-rounding leaves of a mean is taken off as in the forward kernel.
+With x̂ = (x - mean) * rstd and g = dy * weight, of each row: dx = (g - mean(g) - x̂ * mean(g * x̂)) * rstd + added; over all
+rows: dweight = sum(dy * x̂), dbias = sum(dy) (Ba, Kiros & Hinton 2016, arXiv:1607.06450). Sums over rows are made in two
+stages: each of P programs sums its share, and ``kpt.ops.column_sums.column_sums`` adds the P partial sums, always in the same
+order. What rounding leaves of a mean is taken off as in the forward kernel.
 """
 
 import kpt_dsl as kd
+from kpt.ops.residual import ABSENT
 
 
-@kd.kernel(dy="M N", x="M N", weight="N", dx="M N", dweight="P N", dbias="P N")
+@kd.kernel(dy="M N", x="M N", weight="N", dx="M N", dweight="P N", dbias="P N", added="M N")
 def layer_norm_bwd(
-    dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, dweight: kd.Out, dbias: kd.Out, eps: kd.Float
+    dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, dweight: kd.Out, dbias: kd.Out, eps: kd.Float, added: kd.In = ABSENT
 ) -> None:
     """dx, and partial sums of dweight and dbias over P shares of the rows, for rows that fit on chip: each is read once.
 
@@ -50,7 +51,11 @@ def layer_norm_bwd(
                     scaled = slope.to(kd.f32)
                     if weight is not None:
                         scaled = scaled * weight[:][None, :]
-                dx[m, :] = (scaled - across[:, None] - normal * along[:, None]) * rstd[:, None]
+                dx[m, :] = (
+                    (scaled - across[:, None] - normal * along[:, None]) * rstd[:, None]
+                    if added is None
+                    else (scaled - across[:, None] - normal * along[:, None]) * rstd[:, None] + added[m, :]
+                )
             if dweight is not None:
                 weight_sum += kd.sum(slope * normal, axis=0)
             if dbias is not None:
@@ -61,8 +66,10 @@ def layer_norm_bwd(
             dbias[p, :] = bias_sum
 
 
-@kd.kernel(dy="M N", x="M N", weight="N", dx="M N")
-def layer_norm_bwd_dx(dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, eps: kd.Float) -> None:
+@kd.kernel(dy="M N", x="M N", weight="N", dx="M N", added="M N")
+def layer_norm_bwd_dx(
+    dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, eps: kd.Float, added: kd.In = ABSENT
+) -> None:
     """dx alone, a row at a time: whole, or in tiles as ``layer_norm_bwd_rows`` and ``layer_norm_bwd_tiles`` do."""
     for m in kd.parallel(kd.tile("M")):
         if kd.choice("whole_row", True, False):
@@ -81,7 +88,11 @@ def layer_norm_bwd_dx(dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, eps: kd.Fl
                 scaled = scaled * weight[:][None, :]
             across = kd.sum(scaled, axis=1) / kd.size("N")
             along = kd.sum(scaled * normal, axis=1) / kd.size("N")
-            dx[m, :] = (scaled - across[:, None] - normal * along[:, None]) * rstd[:, None]
+            dx[m, :] = (
+                (scaled - across[:, None] - normal * along[:, None]) * rstd[:, None]
+                if added is None
+                else (scaled - across[:, None] - normal * along[:, None]) * rstd[:, None] + added[m, :]
+            )
         else:
             origin, mean, squares = kd.zeros([m]), kd.zeros([m]), kd.zeros([m])
             across, products = kd.zeros([m]), kd.zeros([m])
@@ -99,7 +110,7 @@ def layer_norm_bwd_dx(dy: kd.In, x: kd.In, weight: kd.In, dx: kd.Out, eps: kd.Fl
                 if weight is not None:
                     rest = rest * weight[n2][None, :]
                 rest = rest - across[:, None] - (x[m, n2] - origin[:, None] - mean[:, None]) * (rstd * along)[:, None]
-                dx[m, n2] = rest * rstd[:, None]
+                dx[m, n2] = rest * rstd[:, None] if added is None else rest * rstd[:, None] + added[m, n2]
 
 
 @kd.kernel(dy="M N", x="M N", weight="N", origin="M", mean="M", rstd="M", across="M", along="M")
@@ -139,10 +150,11 @@ def layer_norm_bwd_rows(
     dx="M N",
     dweight="P N",
     dbias="P N",
+    added="M N",
 )
 def layer_norm_bwd_tiles(
     dy: kd.In, x: kd.In, weight: kd.In, origin: kd.In, mean: kd.In, rstd: kd.In, across: kd.In, along: kd.In,
-    dx: kd.Out, dweight: kd.Out, dbias: kd.Out,
+    dx: kd.Out, dweight: kd.Out, dbias: kd.Out, added: kd.In = ABSENT,
 ) -> None:  # fmt: skip
     """dx, and partial sums of dweight and dbias over P shares of the rows, a tile of columns at a time."""
     for p, n in kd.parallel("P", kd.tile("N")):
@@ -154,7 +166,11 @@ def layer_norm_bwd_tiles(
                 scaled = slope.to(kd.f32)
                 if weight is not None:
                     scaled = scaled * weight[n][None, :]
-                dx[m, n] = (scaled - across[m][:, None] - normal * along[m][:, None]) * rstd[m][:, None]
+                dx[m, n] = (
+                    (scaled - across[m][:, None] - normal * along[m][:, None]) * rstd[m][:, None]
+                    if added is None
+                    else (scaled - across[m][:, None] - normal * along[m][:, None]) * rstd[m][:, None] + added[m, n]
+                )
             if dweight is not None:
                 weight_sum += kd.sum(slope * normal, axis=0)
             if dbias is not None:

@@ -2,20 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from kpt.ops import checks
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
+from kpt.ops import checks, fakes
+from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.layer_norm import reference
 from kpt.ops.layer_norm.backward import GRADIENT
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.layer_norm.shapes import DIMS, SHAPES, arguments
 from kpt.ops.library import define
-from kpt.ops.norms import as_shape, check_norm, shardings
-from kpt.ops.registry import Op
+from kpt.ops.norms import ROWS, as_shape, check_norm, shardings
+from kpt.ops.registry import WHOLE, Op
 
 
 def layer_norm(
@@ -40,14 +39,6 @@ def _check(x: Any, normalized_shape: Any, weight: Any, bias: Any, eps: Any) -> N
     checks.number("layer_norm", "eps", eps)
 
 
-def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _why_not(x: torch.Tensor, _: Any, weight: Any, bias: Any, eps: float) -> str | None:
-    return wide_dtype(x, weight, bias)
-
-
 def _run(
     launch: Launch, x: torch.Tensor, normalized_shape: Sequence[int], weight: Any, bias: Any, eps: float
 ) -> torch.Tensor:
@@ -62,19 +53,16 @@ def _run(
 
 _dispatch = define(
     Op(
-        name="layer_norm",
-        schema="(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> Tensor",
-        reference=reference.layer_norm,
         public=layer_norm,
-        fake=_fake,
+        reference=reference.layer_norm,
+        fake=fakes.like_first,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run),
         dims=DIMS,
         arguments=arguments,
-        record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "float32"},
         gradient=GRADIENT,
-        shardings=lambda _, x, shape, *__: shardings(x, shape, 2),
+        shardings=lambda _, x, shape, *__: shardings(x, shape, (ROWS,), (ROWS, None, WHOLE, WHOLE, None)),
     )
 )

@@ -28,6 +28,7 @@ def layer_norm_backward(
     bias: torch.Tensor | None,
     eps: float,
     needed: Sequence[bool],
+    added: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The gradients of ``layer_norm`` that are needed, in float32 (float64 for float64), rounded at the end."""
     dims = tuple(range(-len(normalized_shape), 0))
@@ -40,7 +41,8 @@ def layer_norm_backward(
     if needed[0]:
         scaled = wide_dy if weight is None else wide_dy * weight
         across, along = scaled.mean(dims, keepdim=True), (scaled * normal).mean(dims, keepdim=True)
-        gradients.append(((scaled - across - normal * along) * rstd).to(x.dtype).contiguous())
+        dx = (scaled - across - normal * along) * rstd
+        gradients.append((dx if added is None else dx + added).to(x.dtype).contiguous())
     if needed[1]:
         assert weight is not None
         gradients.append((wide_dy * normal).reshape(-1, *weight.shape).sum(0).to(weight.dtype))

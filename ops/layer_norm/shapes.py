@@ -44,8 +44,8 @@ def arguments(
 
 
 def backward_arguments(
-    dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True, bias: bool = True
+    dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True, bias: bool = True, added: bool = False
 ) -> tuple[Any, ...]:
     """Random arguments of ``layer_norm_backward``, with all gradients wanted."""
     x, shape, w, b, eps = arguments(dims, dtype, device, weight=weight, bias=bias)
-    return torch.randn_like(x), x, shape, w, b, eps, (True, weight, bias)
+    return torch.randn_like(x), x, shape, w, b, eps, (True, weight, bias), torch.randn_like(x) if added else None

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
+from kpt.ops.backends import Launch, as_matrix, generated, unit_last_stride
 from kpt.ops.column_sums import column_sums, partial_column_sums, share_count
 from kpt.ops.dtypes import FLOATS
 from kpt.ops.flops import product
@@ -107,10 +106,6 @@ def _fake(
     return [dy.new_empty(shape) for shape in shapes]
 
 
-def _why_not(dy: torch.Tensor, *_: Any) -> str | None:
-    return wide_dtype(dy)
-
-
 def _flops(
     dy: torch.Tensor, x: Any, weight: Any, bias: Any, preactivation: Any, activation: str, needed: Wanted
 ) -> int:
@@ -187,17 +182,13 @@ def _run(
 
 _dispatch = define(
     Op(
-        name="linear_act_backward",
-        schema="(Tensor dy, Tensor? x, Tensor? weight, Tensor? bias, Tensor? preactivation, str activation, bool[] needed)"
-        " -> Tensor[]",
-        reference=reference.linear_act_backward,
         public=linear_act_backward,
+        reference=reference.linear_act_backward,
         fake=_fake,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run),
         dims=DIMS,
         arguments=backward_arguments,
-        record=partial(record, _run),
         shapes=TRAINED,
         autocast={"cuda": "keep", "cpu": "keep"},
         multiplies=True,

@@ -1,13 +1,12 @@
 """The linear-with-activation op: public function, checks, and the kernel call behind it."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
+from kpt.ops.backends import Launch, as_matrix, generated, unit_last_stride
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
@@ -48,10 +47,6 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _why_not(x: torch.Tensor, *_: Any) -> str | None:
-    return wide_dtype(x)
-
-
 def _shardings(_: int, x: torch.Tensor, weight: Any, bias: Any, activation: str, recompute: Any) -> Iterator[Sharding]:
     last = x.ndim - 1
     for dim in range(last):
@@ -73,16 +68,13 @@ def _run(
 
 _dispatch = define(
     Op(
-        name="linear_act",
-        schema="(Tensor x, Tensor weight, Tensor? bias, str activation, bool recompute) -> Tensor",
-        reference=reference.linear_act,
         public=linear_act,
+        reference=reference.linear_act,
         fake=_fake,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run),
         dims=DIMS,
         arguments=arguments,
-        record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "lower", "cpu": "lower"},
         gradient=GRADIENT,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, unit_last_stride, wide_dtype
+from kpt.ops.backends import Launch, as_matrix, generated, unit_last_stride
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
@@ -37,10 +37,6 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> tuple[torch.Tensor,
     return x.new_empty(shape), x.new_empty(shape)
 
 
-def _why_not(x: torch.Tensor, *_: Any) -> str | None:
-    return wide_dtype(x)
-
-
 def _shardings(_: int, x: torch.Tensor, *__: Any) -> Iterator[Sharding]:
     last = x.ndim - 1
     for dim in range(last):
@@ -64,16 +60,13 @@ def _run(
 
 _dispatch = define(
     Op(
-        name="linear_act_saving",
-        schema="(Tensor x, Tensor weight, Tensor? bias, str activation) -> (Tensor, Tensor)",
-        reference=reference.linear_act_saving,
         public=linear_act_saving,
+        reference=reference.linear_act_saving,
         fake=_fake,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run),
         dims=DIMS,
         arguments=saving_arguments,
-        record=partial(record, _run),
         shapes=TRAINED,
         autocast={"cuda": "lower", "cpu": "lower"},
         multiplies=True,

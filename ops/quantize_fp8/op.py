@@ -1,13 +1,12 @@
 """The FP8 quantisation op: public function, checks, and the kernel calls behind it."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
+from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.dtypes import FLOATS, FP8
 from kpt.ops.library import define
 from kpt.ops.quantize_fp8 import reference
@@ -46,10 +45,6 @@ def _fake(x: torch.Tensor, granularity: str, dtype: torch.dtype) -> tuple[torch.
     return y, x.new_empty((*x.shape[:-1], 1) if granularity == "row" else (), dtype=torch.float32)
 
 
-def _why_not(x: torch.Tensor, *_: Any) -> str | None:
-    return wide_dtype(x)
-
-
 def _shardings(_: int, x: torch.Tensor, granularity: str, dtype: Any) -> Iterator[Sharding]:
     if granularity == "row":
         for dim in range(x.ndim - 1):
@@ -72,16 +67,13 @@ def _run(launch: Launch, x: torch.Tensor, granularity: str, dtype: torch.dtype) 
 
 _dispatch = define(
     Op(
-        name="quantize_fp8",
-        schema="(Tensor x, str granularity, ScalarType dtype) -> (Tensor, Tensor)",
-        reference=reference.quantize_fp8,
         public=quantize_fp8,
+        reference=reference.quantize_fp8,
         fake=_fake,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run),
         dims=DIMS,
         arguments=arguments,
-        record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "keep", "cpu": "keep"},
         shardings=_shardings,

@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from kpt.ops import checks
-from kpt.ops.backends import Launch, as_matrix, kernel_implementations, record, wide_dtype
+from kpt.ops import fakes
+from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.library import define
-from kpt.ops.norms import as_shape, check_norm, shardings
-from kpt.ops.registry import Op
+from kpt.ops.norms import ROWS, as_shape, check_norm, shardings
+from kpt.ops.registry import WHOLE, Op
 from kpt.ops.rms_norm import reference
-from kpt.ops.rms_norm.backward import GRADIENT
+from kpt.ops.rms_norm.backward import GRADIENT, check_numbers
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
 from kpt.ops.rms_norm.shapes import DIMS, SHAPES, arguments
 
@@ -23,59 +22,56 @@ def rms_norm(
     normalized_shape: Sequence[int],
     weight: torch.Tensor | None = None,
     eps: float | None = None,
+    weight_offset: float = 0.0,
 ) -> torch.Tensor:
-    """``input / sqrt(mean(input ** 2) + eps) * weight`` over the trailing dims, as ``torch.nn.functional.rms_norm``.
+    """``input / sqrt(mean(input ** 2) + eps) * (weight_offset + weight)`` over the trailing dims, as
+    ``torch.nn.functional.rms_norm``, which has no offset.
 
     ``input``: (..., *normalized_shape), float16, bfloat16, float32 or float64. ``weight``: normalized_shape, of any of these
-    dtypes. ``eps`` None: the spacing at one of the type computed in (float32, or
-    float64 for float64). Statistics are float32. Gives a contiguous tensor of the input's shape and dtype. Raises InputError
-    for arguments that do not fit. Zhang & Sennrich 2019, arXiv:1910.07467.
+    dtypes. ``eps`` None: the spacing at one of the type computed in (float32, or float64 for float64). ``weight_offset``: 1.0
+    for norms that keep their gain less one, as Gemma's; there must be a weight, to which it is added in float32. Statistics
+    are float32. Gives a contiguous tensor of the input's shape and dtype. Raises InputError for arguments that do not fit.
+    Zhang & Sennrich 2019, arXiv:1910.07467.
     """
-    result: torch.Tensor = _dispatch(input, as_shape(normalized_shape), weight, eps)
+    result: torch.Tensor = _dispatch(input, as_shape(normalized_shape), weight, eps, weight_offset)
     return result
 
 
-def _check(x: Any, normalized_shape: Any, weight: Any, eps: Any) -> None:
+def _check(x: Any, normalized_shape: Any, weight: Any, eps: Any, weight_offset: Any = 0.0) -> None:
     check_norm("rms_norm", x, normalized_shape, any_dtype=True, weight=weight)
-    if eps is not None:
-        checks.number("rms_norm", "eps", eps)
-
-
-def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _why_not(x: torch.Tensor, _: Any, weight: torch.Tensor | None, eps: float | None) -> str | None:
-    return wide_dtype(x, weight)
+    check_numbers("rms_norm", weight, eps, weight_offset)
 
 
 def _run(
-    launch: Launch, x: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None, eps: float | None
+    launch: Launch,
+    x: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None,
+    eps: float | None,
+    weight_offset: float = 0.0,
 ) -> torch.Tensor:
     width = math.prod(normalized_shape)
     rows = as_matrix(x, width)
     y = torch.empty_like(rows, memory_format=torch.contiguous_format)
     if weight is not None and weight.ndim > 1:
         weight = weight.reshape(width)
-    launch(rms_norm_fwd, rows, weight, y, reference.resolved_eps(x.dtype, eps))
+    launch(rms_norm_fwd, rows, weight, y, reference.resolved_eps(x.dtype, eps), weight_offset or None)
     return y if rows is x else y.view(x.shape)
 
 
 _dispatch = define(
     Op(
-        name="rms_norm",
-        schema="(Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps) -> Tensor",
-        reference=reference.rms_norm,
         public=rms_norm,
-        fake=_fake,
+        reference=reference.rms_norm,
+        fake=fakes.like_first,
         check=_check,
-        kernels=kernel_implementations(_run, _why_not),
+        kernels=generated(_run),
         dims=DIMS,
         arguments=arguments,
-        record=partial(record, _run),
         shapes=SHAPES,
         autocast={"cuda": "float32"},
         gradient=GRADIENT,
-        shardings=lambda _, x, shape, *__: shardings(x, shape, 1),
+        shardings=lambda _, x, shape, *__: shardings(x, shape, (ROWS,), (ROWS, None, WHOLE, None, None)),
+        schema="(Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps, float weight_offset=0.0) -> Tensor",
     )
 )

@@ -12,13 +12,18 @@ def resolved_eps(dtype: torch.dtype, eps: float | None) -> float:
 
 
 def rms_norm(
-    x: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None, eps: float | None
+    x: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None,
+    eps: float | None,
+    weight_offset: float = 0.0,
 ) -> torch.Tensor:
-    """``torch.nn.functional.rms_norm``; a weight of another type than the input is not rounded first."""
+    """``torch.nn.functional.rms_norm``; a weight of another type than the input, or with an offset, is not rounded first."""
     eps = resolved_eps(x.dtype, eps)
-    if weight is not None and weight.dtype != x.dtype:
+    if weight is not None and (weight_offset or weight.dtype != x.dtype):
         wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
-        return F.rms_norm(x.to(wide), normalized_shape, weight.to(wide), eps).to(x.dtype).contiguous()
+        gain = weight.to(wide) + weight_offset if weight_offset else weight.to(wide)
+        return F.rms_norm(x.to(wide), normalized_shape, gain, eps).to(x.dtype).contiguous()
     return F.rms_norm(x, normalized_shape, weight, eps).contiguous()
 
 
@@ -29,6 +34,8 @@ def rms_norm_backward(
     weight: torch.Tensor | None,
     eps: float | None,
     needed: Sequence[bool],
+    weight_offset: float = 0.0,
+    added: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The gradients of ``rms_norm`` that are needed, in float32 (float64 for float64), rounded at the end."""
     dims = tuple(range(-len(normalized_shape), 0))
@@ -37,9 +44,10 @@ def rms_norm_backward(
     normal = wide_x * rstd
     gradients = []
     if needed[0]:
-        scaled = wide_dy if weight is None else wide_dy * weight
+        scaled = wide_dy if weight is None else wide_dy * (weight.to(wide_dy.dtype) + weight_offset)
         along = (scaled * normal).mean(dims, keepdim=True)
-        gradients.append(((scaled - normal * along) * rstd).to(x.dtype).contiguous())
+        dx = (scaled - normal * along) * rstd
+        gradients.append((dx if added is None else dx + added).to(x.dtype).contiguous())
     if needed[1]:
         assert weight is not None
         gradients.append((wide_dy * normal).reshape(-1, *weight.shape).sum(0).to(weight.dtype))

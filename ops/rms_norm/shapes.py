@@ -29,15 +29,18 @@ TRAINED = tuple(shape for shape in SHAPES if shape.dims["M"] >= 1024)
 
 
 def arguments(
-    dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True
-) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, float | None]:
+    dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True, weight_offset: float = 0.0
+) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, float | None, float]:
     """Random arguments of the op for M rows of width N."""
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     m, n = dims["M"], dims["N"]
-    return randn(m, n), (n,), randn(n) if weight else None, 1e-6
+    return randn(m, n), (n,), randn(n) if weight else None, 1e-6, weight_offset
 
 
-def backward_arguments(dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True) -> tuple[Any, ...]:
+def backward_arguments(
+    dims: Mapping[str, int], dtype: str, device: str, *, weight: bool = True, weight_offset: float = 0.0, added: bool = False
+) -> tuple[Any, ...]:
     """Random arguments of ``rms_norm_backward``, with all gradients wanted."""
-    x, shape, w, eps = arguments(dims, dtype, device, weight=weight)
-    return torch.randn_like(x), x, shape, w, eps, (True, weight)
+    x, shape, w, eps, offset = arguments(dims, dtype, device, weight=weight, weight_offset=weight_offset)
+    beside = torch.randn_like(x) if added else None
+    return torch.randn_like(x), x, shape, w, eps, (True, weight), offset, beside

@@ -112,7 +112,19 @@ def _norm(rng: random.Random, parameters: tuple[str, ...], mixed: bool) -> Drawn
     for name in parameters:
         found[name] = _given(rng, shape, beside) if rng.random() < 0.8 else None
     eps = rng.choice(EPS if "bias" in parameters else (*EPS, None))
-    return found, {"normalized_shape": shape, "eps": eps}, torch.Size(shape).numel()
+    flags = {"normalized_shape": shape, "eps": eps}
+    if "bias" not in parameters:
+        flags["weight_offset"] = rng.choice((0.0, 0, 1.0, -0.5)) if found["weight"] is not None else 0.0
+    return found, flags, torch.Size(shape).numel()
+
+
+def _sum(rng: random.Random, norm: Drawn) -> Drawn:
+    """A norm's call with a residual beside its input, which does not cancel it."""
+    tensors, flags, length = norm
+    x = tensors["input"]
+    assert x is not None
+    residual = _given(rng, x.shape, x.dtype, x.magnitude, x.centre)
+    return {"input": x, "residual": residual, **{n: t for n, t in tensors.items() if n != "input"}}, flags, length
 
 
 def _linear(rng: random.Random) -> Drawn:
@@ -238,6 +250,8 @@ OPS: dict[str, Callable[[random.Random], Drawn]] = {
     "flash_attention": _attention,
     "linear_act": _linear,
     "layer_norm": lambda rng: _norm(rng, ("weight", "bias"), mixed=False),
+    "add_layer_norm": lambda rng: _sum(rng, _norm(rng, ("weight", "bias"), mixed=False)),
+    "add_rms_norm": lambda rng: _sum(rng, _norm(rng, ("weight",), mixed=True)),
     "rms_norm": lambda rng: _norm(rng, ("weight",), mixed=True),
     "fp8_matmul": _product,
     "quantize_fp8": _quantise,

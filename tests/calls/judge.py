@@ -184,10 +184,12 @@ def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
     if call.op == "linear_act" and call.flags["activation"] != "none":  # slopes change with the pre-activation
         z = size["x"] * size["weight"] * math.sqrt(call.length)
         return 3.0 * z * {"x": size["weight"], "weight": size["x"], "bias": 1.0}[name]
-    if name == "input":
+    if name in ("input", "residual"):
         dims = tuple(range(-len(call.flags["normalized_shape"]), 0))
         x, eps = numbers["input"].double(), call.flags["eps"] or torch.finfo(torch.float32).eps
-        spread = x.var(dims, correction=0) if call.op == "layer_norm" else x.square().mean(dims)
+        if "residual" in numbers:
+            x = x + numbers["residual"].double()
+        spread = x.var(dims, correction=0) if call.op.endswith("layer_norm") else x.square().mean(dims)
         weight = 1.0 if call.tensors["weight"] is None else size["weight"]
         return 3.0 * weight / math.sqrt(float(spread.min()) + eps) if x.numel() else 0.0
     return 0.0

@@ -67,9 +67,10 @@ def attention_gradients(
     yield "flash_attention_group_sum", Instance.of_shapes(gradients.flash_attention_group_sum, dims, dtypes)
 
 
-def norm(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300) -> Instance:
-    """Layer or RMS norm, with all its parameters."""
-    return Instance.of_shapes(kernel, {"M": M, "N": N}, dict.fromkeys(kernel.tensors, dtype))
+def norm(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300, residual: bool = False) -> Instance:
+    """Layer or RMS norm, with all its parameters; ``residual``: of a sum."""
+    tensors = [t for t in kernel.tensors if residual or t not in ("residual", "new_residual")]
+    return Instance.of_shapes(kernel, {"M": M, "N": N}, dict.fromkeys(tensors, dtype))
 
 
 def norm_backward(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300, P: int = 2) -> Instance:
@@ -110,6 +111,8 @@ def every_op() -> Iterator[tuple[str, Instance]]:
             yield f"{name}-{dtype}-masked", instance
         yield f"layer_norm-{dtype}", norm(layer_norm_fwd, dtype)
         yield f"rms_norm-{dtype}", norm(rms_norm_fwd, dtype)
+        for kernel in (layer_norm_fwd, rms_norm_fwd):
+            yield f"add_{kernel.name}-{dtype}", norm(kernel, dtype, residual=True)
         for kernel in (layer.layer_norm_bwd, layer.layer_norm_bwd_dx, layer.layer_norm_bwd_rows, layer.layer_norm_bwd_tiles,
                        rms.rms_norm_bwd, rms.rms_norm_bwd_dx, rms.rms_norm_bwd_rows, rms.rms_norm_bwd_tiles,
                        partial_column_sums, column_sums):  # fmt: skip

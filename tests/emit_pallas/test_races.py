@@ -65,6 +65,7 @@ def _linear_weight(rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any],
 
 def _norm(kernel: kd.Kernel, rng: np.random.Generator) -> tuple[kd.Kernel, dict[str, Any], Config]:
     arguments = {"x": drawn(rng, 20, 200), "weight": drawn(rng, 200), "bias": None, "y": out(20, 200), "eps": 1e-5}
+    arguments |= {"offset": 1.0, "residual": drawn(rng, 20, 200), "new_residual": out(20, 200)}
     arguments = {name: arguments[name] for name in kernel.signature.parameters}
     return kernel, arguments, Config(whole_row=False, block_M=16, block_N=128)
 

@@ -94,6 +94,27 @@ def test_attention_of_models(
         assert (report.spills or 0) <= max(SLACK, spills), f"{instance} {report}"
 
 
+RESIDUAL: list[tuple[str, int, dict[str, object]]] = [
+    ("add_layer_norm", 4096, {}),
+    ("add_rms_norm", 4096, {"weight_offset": 1.0}),
+    ("add_rms_norm", 65536, {}),
+    ("layer_norm_backward", 4096, {"added": True}),
+    ("rms_norm_backward", 4096, {"added": True, "weight_offset": 1.0}),
+    ("rms_norm_backward", 65536, {"added": True}),
+]
+"""Norms of sums, and their gradients."""
+
+
+@pytest.mark.parametrize(("op", "width", "flags"), RESIDUAL, ids=str)
+@pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])
+def test_norms_of_residual_streams(target: str, op: str, width: int, flags: dict[str, object]) -> None:
+    chip = targets.get(target)
+    for instance in registry.get(op).instances({"M": 4096, "N": width}, "bf16", **flags):
+        report = build.compile(instance, chip, space(instance, chip).first)
+        assert report.registers, report
+        assert (report.spills or 0) <= SLACK, f"{instance} {report}"
+
+
 @pytest.mark.parametrize("target", ["nvidia-a100", "nvidia-l40s", "nvidia-h200", "nvidia-rtx-5090"])
 @pytest.mark.parametrize("op", ["layer_norm_backward", "rms_norm_backward"])
 def test_the_widest_rows_that_are_held_with_their_sums(op: str, target: str) -> None:

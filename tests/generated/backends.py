@@ -45,6 +45,8 @@ def check(case: Case, backend: str, device: str) -> None:
 
 def check_exactly(case: Case) -> None:
     """The float64 mode of NumPy and the reference were written apart and must agree to many digits."""
+    if case.rounds_on_the_way:
+        return
     arguments = case.kernel.defaults | case.arguments()
     instance = Instance.bind(case.kernel, arguments)
     outputs = {name: exact(arguments[name]) for name in case.outputs}

@@ -90,6 +90,11 @@ class Case(ABC):
         """Whether TPUs have a form of it."""
         return True
 
+    @property
+    def rounds_on_the_way(self) -> bool:
+        """Whether the kernel goes on from a value that it rounds, which NumPy's float64 mode does not."""
+        return False
+
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
         """Arguments by name: torch tensors of the CPU (outputs hold NaN), None for what is absent, scalars, statics."""

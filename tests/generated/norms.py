@@ -31,6 +31,7 @@ class Norm(Case):
     magnitude: float = 1.0
     centre: float = 0.0
     constant: bool = False
+    residual: bool = False
     layout: Layout = ROWS
     y_layout: Layout = ROWS
 
@@ -44,7 +45,40 @@ class Norm(Case):
             "weight": weight,
             "y": empty((self.M, self.N), self.dtype, self.y_layout),
             "eps": self.eps,
+            **self.around(),
         }
+
+    @property
+    def rounds_on_the_way(self) -> bool:
+        return self.residual
+
+    def around(self) -> dict[str, Any]:
+        """What a sum takes and gives beside its norm."""
+        if not self.residual:
+            return {"residual": None, "new_residual": None}
+        residual = random(self.seed + 3, (self.M, self.N), self.magnitude)
+        return {
+            "residual": place(residual, self.dtype, self.y_layout),
+            "new_residual": empty((self.M, self.N), self.dtype, self.layout),
+        }
+
+    def rows(self, arguments: Mapping[str, Any]) -> Array:
+        """What the norm is taken of."""
+        return exact(summed(arguments)) if self.residual else exact(arguments["x"])
+
+    def found(self, arguments: Mapping[str, Any], y: Close) -> Mapping[str, Close]:
+        """All outputs: a sum is rounded as PyTorch rounds it, to the last bit."""
+        if not self.residual:
+            return {"y": y}
+        return {"y": y, "new_residual": Close(exact(summed(arguments)), 0.0)}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("y", "new_residual") if self.residual else ("y",)
+
+
+def summed(arguments: Mapping[str, Any]) -> Any:
+    return arguments["x"] + arguments["residual"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +91,7 @@ class LayerNorm(Norm):
         return super().arguments() | {"bias": bias}
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
-        x = exact(arguments["x"])
+        x = self.rows(arguments)
         weight = exact(arguments["weight"]) if self.weight else np.ones(self.N)
         bias = exact(arguments["bias"]) if self.bias else np.zeros(self.N)
         mean = x.sum(axis=1, keepdims=True) / max(1, self.N)
@@ -68,7 +102,7 @@ class LayerNorm(Norm):
         size = (
             off_centre(x, unit) * rstd * np.abs(weight) + np.abs(y) * (1 + (lost(x, unit) * rstd) ** 2) + np.abs(bias)
         )
-        return {"y": Close(y, rounding(self.dtype, y) + unit * size)}
+        return self.found(arguments, Close(y, rounding(self.dtype, y) + unit * size))
 
 
 def lost(x: Array, unit: float) -> Array:
@@ -84,12 +118,16 @@ def off_centre(x: Array, unit: float) -> Array:
 @dataclass(frozen=True, kw_only=True)
 class RmsNorm(Norm):
     kernel: ClassVar = rms_norm_fwd
+    offset: float | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"offset": self.offset if self.weight else None}
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
-        x = exact(arguments["x"])
-        weight = exact(arguments["weight"]) if self.weight else np.ones(self.N)
+        x = self.rows(arguments)
+        weight = exact(arguments["weight"]) + (self.offset or 0.0) if self.weight else np.ones(self.N)
         y = x / np.sqrt((x * x).sum(axis=1, keepdims=True) / max(1, self.N) + self.eps) * weight
-        return {"y": Close(y, rounding(self.dtype, y) + tolerance("f32", self.N) * np.abs(y))}
+        return self.found(arguments, Close(y, rounding(self.dtype, y) + tolerance("f32", self.N) * np.abs(y)))
 
 
 def _common(draw: st.DrawFn) -> dict[str, Any]:
@@ -101,6 +139,7 @@ def _common(draw: st.DrawFn) -> dict[str, Any]:
         "N": N,
         "M": draw(ROW_COUNT) if N < 1000 else draw(st.integers(1, 5)),
         "weight": draw(st.booleans()),
+        "residual": draw(st.booleans()),
         "eps": draw(st.sampled_from([1e-5, 1e-6, 1e-3])),
         "magnitude": draw(st.sampled_from([1.0, 1.0, 1e-4, huge])),
         "layout": draw(layouts(2, COLUMNS)),
@@ -122,7 +161,7 @@ def layer_norm(draw: st.DrawFn) -> LayerNorm:
 @st.composite
 def rms_norm(draw: st.DrawFn) -> RmsNorm:
     """RMS-norm cases."""
-    return RmsNorm(**_common(draw), constant=draw(st.booleans()))
+    return RmsNorm(**_common(draw), constant=draw(st.booleans()), offset=draw(st.sampled_from([None, None, 1.0, -0.5])))
 
 
 ALWAYS_LAYER_NORM = (
@@ -131,6 +170,7 @@ ALWAYS_LAYER_NORM = (
     LayerNorm(M=5, N=0),
     LayerNorm(M=37, N=760, centre=1000.0, dtype="f32"),
     LayerNorm(M=2, N=16384, dtype="bf16"),
+    LayerNorm(M=37, N=199, dtype="bf16", residual=True, centre=30.0),
     LayerNorm(M=1, N=262_144, dtype="f32", weight=False, bias=False),
     LayerNorm(M=3, N=199, constant=True, dtype="f32", layout=Layout(COLUMNS, 1)),
 )
@@ -140,6 +180,7 @@ ALWAYS_RMS_NORM = (
     RmsNorm(M=5, N=0),
     RmsNorm(M=37, N=760, dtype="f32"),
     RmsNorm(M=2, N=16384, dtype="bf16"),
+    RmsNorm(M=37, N=199, dtype="bf16", residual=True, offset=1.0),
     RmsNorm(M=1, N=262_144, dtype="f32", weight=False),
 )
 """Cases that every run has."""

@@ -75,7 +75,10 @@ def terms(x: Array, dy: Array, weight: Array | None, eps: float, centred: bool) 
 
 @dataclass(frozen=True, kw_only=True)
 class Backward(Case):
-    """``wants``: which of dx, dweight and dbias; ``wide``: the weight is float32; ``constant`` as in the forward's cases."""
+    """``wants``: which of dx, dweight and dbias; ``wide``: the weight is float32; ``constant`` as in the forward's cases.
+
+    ``offset``: what the gain is more than the weight, of RMS norm; ``added``: something is added to dx, where it is wanted.
+    """
 
     centred: ClassVar[bool] = True
     M: int
@@ -89,6 +92,8 @@ class Backward(Case):
     magnitude: float = 1.0
     centre: float = 0.0
     constant: bool = False
+    offset: float | None = None
+    added: bool = False
     layout: Layout = ROWS
     dy_layout: Layout = ROWS
     dx_layout: Layout = ROWS
@@ -103,6 +108,8 @@ class Backward(Case):
             "x": place(x, self.dtype, self.layout),
             "weight": None,
             "eps": self.eps,
+            "offset": self.offset if self.weight else None,
+            "added": place(random(self.seed + 3, shape), self.dtype, self.dy_layout) if self.adds else None,
         }
         if self.weight:
             found["weight"] = place(random(self.seed + 2, (self.N,)), "f32" if self.wide else self.dtype, VECTOR)
@@ -114,15 +121,29 @@ class Backward(Case):
         found |= {name: make() if name in self.wants else None for name, make in made.items()}
         return {name: found[name] for name in self.kernel.signature.parameters if name in found}
 
+    @property
+    def adds(self) -> bool:
+        """Whether something is added to dx."""
+        return self.added and "dx" in self.wants
+
+    def gain(self, arguments: Mapping[str, Any]) -> Array | None:
+        """What normalised rows are multiplied with."""
+        return exact(arguments["weight"]) + (self.offset or 0.0) if self.weight else None
+
+    def with_added(self, dx: Array, error: Array, arguments: Mapping[str, Any]) -> Close:
+        """The gradient of the rows, once what is added is, and rounded."""
+        whole = dx + exact(arguments["added"]) if self.adds else dx
+        return Close(whole, rounding(self.dtype, whole) + error + tolerance("f32") * np.abs(whole))
+
     def terms(self, arguments: Mapping[str, Any]) -> Terms:
         """What is expected, of the values that the arguments really hold."""
-        weight = exact(arguments["weight"]) if self.weight else None
+        weight = self.gain(arguments)
         return terms(exact(arguments["x"]), exact(arguments["dy"]), weight, self.eps, self.centred)
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
         t = self.terms(arguments)
         found = {
-            "dx": Close(t.dx, rounding(self.dtype, t.dx) + t.dx_error),
+            "dx": self.with_added(t.dx, t.dx_error, arguments),
             "dweight": Close(t.dweight, t.dweight_error, summed=0),
             "dbias": Close(t.dbias, t.dbias_error, summed=0),
         }
@@ -197,7 +218,8 @@ class LayerNormTiles(Backward):
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
         x, dy = exact(arguments["x"]), exact(arguments["dy"])
-        g = dy * exact(arguments["weight"]) if self.weight else dy
+        gain = self.gain(arguments)
+        g = dy if gain is None else dy * gain
         known = {name: exact(arguments[name])[:, None] for name in self.given}
         origin, mean, across = (known.get(name, np.zeros((self.M, 1))) for name in ("origin", "mean", "across"))
         rstd, along = known["rstd"], known["along"]
@@ -208,7 +230,7 @@ class LayerNormTiles(Backward):
         size = (np.abs(x) + np.abs(mean)) * rstd
         dx_error = unit * rstd * (np.abs(g) + np.abs(across) + size * np.abs(along))
         found = {
-            "dx": Close(dx, rounding(self.dtype, dx) + dx_error),
+            "dx": self.with_added(dx, dx_error, arguments),
             "dweight": Close((dy * normal).sum(axis=0), (rows * np.abs(dy) * size).sum(axis=0), summed=0),
             "dbias": Close(dy.sum(axis=0), rows * np.abs(dy).sum(axis=0), summed=0),
         }
@@ -297,12 +319,15 @@ def _common(draw: st.DrawFn, kind: type[Backward]) -> dict[str, Any]:
             st.sampled_from([1.0, 1.0, 1e-2 if dtype == "f16" else 1e-4, 1e3 if dtype == "f16" else 1e10])
         ),
         "constant": draw(st.booleans()),
+        "added": draw(st.booleans()),
         "layout": draw(layouts(2, COLUMNS)),
         "dy_layout": draw(layouts(2, COLUMNS)),
         "dx_layout": draw(layouts(2, COLUMNS)),
         "seed": draw(st.integers(0, 1 << 20)),
     }
-    if kind.centred:
+    if not kind.centred:
+        found["offset"] = draw(st.sampled_from([None, None, 1.0, -0.5]))
+    else:
         centre = draw(st.sampled_from([0.0, 0.0, 3.0, -30.0, 1e4 if dtype == "f32" else 1000.0])) * found["magnitude"]
         found["centre"] = float(np.clip(centre, -3e4, 3e4)) if dtype == "f16" else centre
     return found

@@ -1,10 +1,12 @@
-"""Fixtures of the tests of autograd."""
+"""Fixtures of the tests of ops and their gradients."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from kpt.ops import backends
 from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.registry import get
 
@@ -23,3 +25,17 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in LINEAR:
         DISPATCHERS[name]._forget()
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are launched."""
+    names: list[str] = []
+    launch = backends.Launches.__call__
+
+    def noting(self: backends.Launches, kernel: Any, *arguments: Any) -> None:
+        names.append(kernel.name)
+        launch(self, kernel, *arguments)
+
+    monkeypatch.setattr(backends.Launches, "__call__", noting)
+    return names

@@ -53,6 +53,18 @@ def ways() -> Iterator[Way]:
             [rows, partial, partial],
         )
         yield lambda x, w: kpt.ops.rms_norm(x, (8,), w), [x, weight], given[:2], rows, [rows, partial]
+
+        def of_sum(x: Any, r: Any, w: Any) -> Any:
+            y, total = kpt.ops.add_rms_norm(x, r, (8,), w, weight_offset=1.0)
+            return y + total
+
+        def of_sum_centred(x: Any, r: Any, w: Any, b: Any) -> Any:
+            y, total = kpt.ops.add_layer_norm(x, r, (8,), w, b)
+            return y + total
+
+        tensors, made = [x, x + 1, weight, bias], [rows, rows, partial, partial]
+        yield of_sum, tensors[:3], [rows, *given[:2]], rows, made[:3]
+        yield of_sum_centred, tensors, [rows, *given], rows, made
     w, b = randn(10, 8, seed=3), randn(10, seed=4)
     for activation in ("none", "relu", "gelu", "silu"):
 

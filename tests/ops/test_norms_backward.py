@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 import kpt
-from kpt.ops import backends, layer_norm, norms, rms_norm
+from kpt.ops import layer_norm, norms, rms_norm
 from kpt.ops.column_sums import share_count
 from kpt.ops.layer_norm.backward import layer_norm_backward
 from kpt.ops.rms_norm.backward import rms_norm_backward
@@ -61,20 +61,6 @@ def assert_all_close(got: Tensors, expected: Tensors, dtype: str = "f32", length
     assert len(got) == len(expected)
     for g, e in zip(got, expected, strict=True):
         assert_close(g, e, dtype, length)
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the kernels that are launched."""
-    names: list[str] = []
-    launch = backends.Launches.__call__
-
-    def noting(self: backends.Launches, kernel: Any, *arguments: Any) -> None:
-        names.append(kernel.name)
-        launch(self, kernel, *arguments)
-
-    monkeypatch.setattr(backends.Launches, "__call__", noting)
-    return names
 
 
 # ------------------------------------------------------------------ values

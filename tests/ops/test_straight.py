@@ -104,6 +104,8 @@ CALLS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "rms_norm backward": ("rms_norm_backward", drawn("rms_norm_backward", {"M": 200, "N": 256})),
     "layer_norm": ("layer_norm", drawn("layer_norm", {"M": 37, "N": 200})),
     "layer_norm backward": ("layer_norm_backward", drawn("layer_norm_backward", {"M": 200, "N": 200})),
+    "a sum's norm": ("add_rms_norm", drawn("add_rms_norm", {"M": 37, "N": 256}, weight_offset=1.0)),
+    "a sum's norm backward": ("layer_norm_backward", drawn("layer_norm_backward", {"M": 200, "N": 200}, added=True)),
     "linear": ("linear_act", drawn("linear_act", {"M": 50, "N": 128, "K": 64}, activation="gelu")),
     "linear backward": ("linear_act_backward", drawn("linear_act_backward", {"M": 300, "N": 128, "K": 64}, activation="silu")),
     "attention": ("flash_attention", drawn("flash_attention", ATTENTION, causal=True)),

@@ -111,6 +111,8 @@ def test_gradients_of_the_others() -> None:
     gradcheck(lambda *t: kpt.ops.linear_act(*t, activation="gelu_tanh"), (x, w, b))
     gradcheck(lambda x, g: kpt.ops.layer_norm(x, (5,), g, g), (x, g))
     gradcheck(lambda x, g: kpt.ops.rms_norm(x, (5,), g, 1e-3), (x, g))
+    gradcheck(lambda x, r, g: kpt.ops.add_rms_norm(x, r, (5,), g, 1e-3, 1.0), (x, x.detach().cos().requires_grad_(), g))
+    gradcheck(lambda x, g: kpt.ops.add_layer_norm(x, x, (5,), g, g), (x, g))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -1,0 +1,1 @@
+"""A residual addition and the layer norm of its sum."""

@@ -1,0 +1,1 @@
+"""A residual addition and the root-mean-square norm of its sum."""
