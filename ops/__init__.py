@@ -9,6 +9,7 @@ Knows nothing of the command line and of tuning; imports neither Triton nor JAX 
 from kpt.ops.calls import Call, Calls, recording
 from kpt.ops.choice import prefer
 from kpt.ops.compiling import while_compiling
+from kpt.ops.cross_entropy.op import cross_entropy
 from kpt.ops.dispatch import counters
 from kpt.ops.explain import Explanation, explain
 from kpt.ops.flash_attention.op import flash_attention
@@ -26,6 +27,7 @@ __all__ = [
     "Explanation",
     "Warmed",
     "counters",
+    "cross_entropy",
     "explain",
     "flash_attention",
     "fp8_matmul",
