@@ -9,8 +9,8 @@ def cross_entropy_bwd(
     dloss: kd.In, x: kd.In, target: kd.In, lse: kd.In, dx: kd.Out, ignored: kd.Int,
     smoothing: kd.Float = ABSENT, z_loss: kd.Float = ABSENT, count: kd.In = ABSENT, dlse: kd.In = ABSENT,
 ) -> None:  # fmt: skip
-    """dx = (softmax(x) * (1 + 2 * z_loss * lse) - (1 - smoothing) * one_hot(target) - smoothing / N) * dloss / count, 0 where the
-    target is ``ignored``, and softmax(x) * dlse: each logit is read once, by the program that writes there."""
+    """dx = (softmax(x) * (1 + 2 * z_loss * lse) - (1 - smoothing) * one_hot(target) - smoothing / N) * dloss / count, or 0
+    where the target is ``ignored``, plus softmax(x) * dlse: each logit is read once, by the program that writes there."""
     for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
         size = lse[m]
         factor = dloss[m].to(kd.f32)

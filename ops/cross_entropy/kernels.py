@@ -13,8 +13,8 @@ def cross_entropy_fwd(
     x: kd.In, target: kd.In, loss: kd.Out, lse: kd.Out,
     ignored: kd.Int, smoothing: kd.Float = ABSENT, z_loss: kd.Float = ABSENT,
 ) -> None:  # fmt: skip
-    """loss = lse - (1 - smoothing) * x[target] - smoothing * mean(x) + z_loss * lse ** 2 with lse = log(sum(exp(x))), a row at a
-    time, in float32; 0 where the target is ``ignored``.
+    """loss = (1 - smoothing) * (lse - x[target]) + smoothing * (lse - mean(x)) + z_loss * lse ** 2, where lse is
+    log(sum(exp(x))), a row at a time, in float32; 0 where the target is ``ignored``.
 
     The maximum and the sum are carried from tile to tile: a row is read once (Milakov & Gimelshein 2018, arXiv:1805.02867).
     """
@@ -34,7 +34,7 @@ def cross_entropy_fwd(
         lse[m] = size
         cost = size - hit
         if smoothing is not None:
-            cost = size - (1.0 - smoothing) * hit - smoothing * (plain / kd.size("N"))
+            cost = (1.0 - smoothing) * cost + smoothing * (size - plain / kd.size("N"))
         if z_loss is not None:
             cost += z_loss * size * size
         loss[m] = kd.where(target[m] == ignored, 0.0, cost)

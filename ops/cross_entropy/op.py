@@ -32,9 +32,9 @@ def cross_entropy(
     """The cross-entropy of logits and targets, as ``torch.nn.functional.cross_entropy``, each logit read once.
 
     ``input``: (N, C), (C,) or (N, C, d1, ...), float16, bfloat16, float32 or float64. ``target``: classes, (N,), () or
-    (N, d1, ...), int64 or int32, or probabilities, floating, of the shape of the input. ``weight``: (C,), of the classes, of the
-    input's dtype. A row whose target is ``ignore_index`` costs nothing, and does not count for the "mean", which is NaN where no
-    row does. ``label_smoothing``: how much of the target is spread over all classes, from 0 to 1 (Szegedy et al. 2015,
+    (N, d1, ...), int64 or int32, or probabilities, floating, of the shape of the input. ``weight``: (C,), of the classes, of
+    the input's dtype. A row whose target is ``ignore_index`` costs nothing, and does not count for the "mean", which is NaN
+    where no row does. ``label_smoothing``: how much of the target is spread over all classes, from 0 to 1 (Szegedy et al. 2015,
     arXiv:1512.00567). ``z_loss``: adds ``z_loss * lse ** 2`` to each row's loss, with lse = log(sum(exp(input))), which keeps
     logits from drifting (Chowdhery et al. 2022, arXiv:2204.02311, there 1e-4); it is not weighted by classes.
 
@@ -44,9 +44,7 @@ def cross_entropy(
     made in the same order every time. A target that is no class is an error where an index is one (docs/language.md). Raises
     InputError for arguments that do not fit.
     """
-    outputs = _dispatch(
-        input, target, weight, ignore_index, reduction, label_smoothing, z_loss, return_lse, None
-    )
+    outputs = _dispatch(input, target, weight, ignore_index, reduction, label_smoothing, z_loss, return_lse, None)
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
 
@@ -67,7 +65,9 @@ def _fake(
     return [x.new_empty(shape, dtype=dtype) for shape in shapes]
 
 
-def _shardings(_: int, x: torch.Tensor, target: Any, weight: Any, ignored: Any, reduction: str, *__: Any) -> Iterator[Sharding]:
+def _shardings(
+    _: int, x: torch.Tensor, target: Any, weight: Any, ignored: Any, reduction: str, *__: Any
+) -> Iterator[Sharding]:
     """By rows, but for the mean, whose parts do not add up."""
     if x.ndim > 1 and reduction != "mean":
         first = 0 if reduction == "none" else SUM
