@@ -11,6 +11,7 @@ from kpt.ops.add_rms_norm.op import add_rms_norm
 from kpt.ops.calls import Call, Calls, recording
 from kpt.ops.choice import prefer
 from kpt.ops.compiling import while_compiling
+from kpt.ops.cross_entropy.op import cross_entropy
 from kpt.ops.dispatch import counters
 from kpt.ops.explain import Explanation, explain
 from kpt.ops.flash_attention.op import flash_attention
@@ -30,6 +31,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "counters",
+    "cross_entropy",
     "explain",
     "flash_attention",
     "fp8_matmul",

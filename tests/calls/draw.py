@@ -67,7 +67,8 @@ def draw(number: int, device: str, backends: tuple[str, ...]) -> Call:
         tensors = _in_pages(rng, tensors)  # no TPU looks keys up
     grads = rng.random() < 0.5 and op not in ("fp8_matmul", "quantize_fp8")
     if grads:
-        without = ("alibi_slopes", *(["mask"] if backend == "pallas" else []))  # no TPU makes the gradient of a mask
+        without = ["alibi_slopes", *(["weight"] if op == "cross_entropy" else [])]
+        without += ["mask"] if backend == "pallas" else []  # no TPU makes the gradient of a mask
         floating = [n for n, t in tensors.items() if t is not None and t.dtype.is_floating_point and n not in without]
         wants = [n for n in floating if rng.random() < 0.7]
         tensors = {
@@ -246,6 +247,22 @@ def _quantise(rng: random.Random) -> Drawn:
     return found, {"granularity": rng.choice(("tensor", "row")), "dtype": rng.choice(kinds)}, 1
 
 
+def _entropy(rng: random.Random) -> Drawn:
+    classes, rows = rng.choice(EXTENTS), _leading(rng)[:2]
+    shape = (*rows[:1], classes, *rows[1:])
+    given = _given(rng, shape, rng.choice(FLOATS), rng.choice((1.0, 1.0, 10.0, 0.01)), rng.choice((0.0, 0.0, 5.0)))
+    found: dict[str, Given | None] = {"input": given, "target": Given(rows, rng.choice(COUNTS), magnitude=classes - 1)}
+    found["weight"] = Given((classes,), given.dtype, magnitude=-1.0) if rng.random() < 0.1 else None
+    flags = {
+        "ignore_index": rng.choice((-100, -100, 0, classes - 1)),
+        "reduction": rng.choice(("mean", "sum", "none")),
+        "label_smoothing": rng.choice((0.0, 0.0, 0.1, 1)),
+        "z_loss": rng.choice((0.0, 0.0, 1e-4, 0.1)),
+        "return_lse": rng.random() < 0.3,
+    }
+    return found, flags, classes * torch.Size(rows).numel()
+
+
 OPS: dict[str, Callable[[random.Random], Drawn]] = {
     "flash_attention": _attention,
     "linear_act": _linear,
@@ -253,6 +270,7 @@ OPS: dict[str, Callable[[random.Random], Drawn]] = {
     "add_layer_norm": lambda rng: _sum(rng, _norm(rng, ("weight", "bias"), mixed=False)),
     "add_rms_norm": lambda rng: _sum(rng, _norm(rng, ("weight",), mixed=True)),
     "rms_norm": lambda rng: _norm(rng, ("weight",), mixed=True),
+    "cross_entropy": _entropy,
     "fp8_matmul": _product,
     "quantize_fp8": _quantise,
 }
@@ -270,7 +288,7 @@ def values(given: Given, generator: torch.Generator) -> torch.Tensor:
     if given.dtype == torch.bool:
         return drawn > -1.0
     if given.magnitude < 0:
-        return drawn.abs() + 0.1
+        return (drawn.abs() + 0.1).to(given.dtype)
     return (drawn * given.magnitude + given.centre).to(given.dtype)
 
 

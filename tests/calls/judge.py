@@ -184,6 +184,8 @@ def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
     if call.op == "linear_act" and call.flags["activation"] != "none":  # slopes change with the pre-activation
         z = size["x"] * size["weight"] * math.sqrt(call.length)
         return 3.0 * z * {"x": size["weight"], "weight": size["x"], "bias": 1.0}[name]
+    if call.op == "cross_entropy":  # a probability, less the target's one
+        return 3.0 / (max(1, call.length) if call.flags["reduction"] == "mean" and not call.flags["return_lse"] else 1)
     if name in ("input", "residual"):
         dims = tuple(range(-len(call.flags["normalized_shape"]), 0))
         x, eps = numbers["input"].double(), call.flags["eps"] or torch.finfo(torch.float32).eps

@@ -61,6 +61,7 @@ OP_KERNELS = {
     ("rms_norm", "rms_norm_fwd"): {"N"},
     ("layer_norm_backward", "layer_norm_bwd"): {"N"},  # rows are dealt out among P programs: both in buckets
     ("rms_norm_backward", "column_sums"): {"P"},
+    ("cross_entropy", "cross_entropy_fwd"): set(),  # classes as well as rows are in buckets
 }
 
 

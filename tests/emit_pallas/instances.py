@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import kpt_dsl as kd
 from kpt.ops.column_sums import column_sums, partial_column_sums
+from kpt.ops.cross_entropy.backward_kernels import cross_entropy_bwd
+from kpt.ops.cross_entropy.kernels import cross_entropy_fwd, partial_losses, reduce_losses
 from kpt.ops.flash_attention import backward_kernels as gradients
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
@@ -81,6 +83,17 @@ def norm_backward(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300, P:
     return Instance.of_shapes(kernel, {dim: dims[dim] for dim in kernel.dim_names}, dtypes)
 
 
+def entropy(dtype: str, M: int = 199, N: int = 1300, P: int = 2) -> Iterator[tuple[str, Instance]]:
+    """The kernels of cross-entropy with all that they may do, by name."""
+    dims = {"M": M, "N": N, "P": P, "ONE": 1}
+    for kernel in (cross_entropy_fwd, cross_entropy_bwd, partial_losses, reduce_losses):
+        known = {"x": dtype, "dx": dtype, "target": "i32"}
+        dtypes = {tensor: known.get(tensor, "f32") for tensor in kernel.tensors}
+        statics = {"mean": True} if kernel is reduce_losses else {}
+        mine = {dim: dims[dim] for dim in kernel.dim_names}
+        yield f"{kernel.name}-{dtype}", Instance.of_shapes(kernel, mine, dtypes, statics)
+
+
 def fp8_matmul(dtype: str, M: int = 370, N: int = 1099, K: int = 600) -> Instance:
     """Row-wise scales, bias, bf16 out."""
     dtypes = {"a": dtype, "b": dtype, "scale_a": "f32", "scale_b": "f32", "bias": "bf16", "y": "bf16"}
@@ -117,6 +130,7 @@ def every_op() -> Iterator[tuple[str, Instance]]:
                        rms.rms_norm_bwd, rms.rms_norm_bwd_dx, rms.rms_norm_bwd_rows, rms.rms_norm_bwd_tiles,
                        partial_column_sums, column_sums):  # fmt: skip
             yield f"{kernel.name}-{dtype}", norm_backward(kernel, dtype)
+        yield from entropy(dtype)
     for dtype in FP8:
         yield f"fp8_matmul-{dtype}", fp8_matmul(dtype)
     for dtype, to in zip(WIDE, (*FP8, FP8[0]), strict=True):

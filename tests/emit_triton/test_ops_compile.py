@@ -22,6 +22,8 @@ CASES = [
     ("layer_norm_backward", {"M": 8192, "N": 4096}, FLOATS, {}),
     ("rms_norm", {"M": 512, "N": 65536}, FLOATS, {}),
     ("rms_norm_backward", {"M": 512, "N": 65536}, FLOATS, {}),
+    ("cross_entropy", {"M": 8192, "N": 128256}, FLOATS, {"label_smoothing": 0.1, "z_loss": 1e-4}),
+    ("cross_entropy_backward", {"M": 8192, "N": 128256}, FLOATS, {"label_smoothing": 0.1, "z_loss": 1e-4}),
     ("fp8_matmul", {"M": 8192, "N": 8192, "K": 8192}, FP8, {}),
     ("quantize_fp8", {"M": 8192, "N": 4096}, FLOATS, {}),
 ]

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from hypothesis.strategies import SearchStrategy
 
-from tests.generated import attention, attention_backward, linear_backward, norms, norms_backward, products, quantize
+from tests.generated import (
+    attention,
+    attention_backward,
+    entropy,
+    linear_backward,
+    norms,
+    norms_backward,
+    products,
+    quantize,
+)
 from tests.generated.case import Case
 
 
@@ -27,6 +36,7 @@ OPS: Mapping[str, Cases] = {
     "rms_norm": Cases(norms.rms_norm(), norms.ALWAYS_RMS_NORM),
     "layer_norm_backward": Cases(norms_backward.layer_norm(), norms_backward.ALWAYS_LAYER_NORM),
     "rms_norm_backward": Cases(norms_backward.rms_norm(), norms_backward.ALWAYS_RMS_NORM),
+    "cross_entropy": Cases(entropy.cross_entropy(), entropy.ALWAYS),
     "fp8_matmul": Cases(products.fp8_matmul(), products.ALWAYS_FP8),
     "quantize_fp8": Cases(quantize.quantize_fp8(), quantize.ALWAYS_QUANTIZE),
 }

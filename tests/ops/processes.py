@@ -76,6 +76,12 @@ def ways() -> Iterator[Way]:
             yield linear, [x, w, b], [rows, WHOLE, WHOLE], rows, [rows, partial, partial]
         yield linear, [x, w, b], [WHOLE, Shard(0), Shard(0)], Shard(2), [partial, Shard(0), Shard(0)]
     yield kpt.ops.linear_act, [x, w], [Shard(2), Shard(1)], partial, [Shard(2), Shard(1)]
+    for reduction, output in (("none", Shard(0)), ("sum", partial)):
+
+        def entropy(x: Any, reduction: Any = reduction) -> Any:
+            return kpt.ops.cross_entropy(x, x.detach().argmax(1), reduction=reduction, z_loss=0.1)
+
+        yield entropy, [randn(4, 8)], [Shard(0)], output, [Shard(0)]
     q, k = randn(2, 4, 5, 8), randn(2, 2, 7, 8)
     for dim in (0, 1):
         cut: list[Placement] = [Shard(dim)] * 3

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kpt
-from kpt.ops import flash_attention, fp8_matmul, layer_norm, linear_act, prefer, quantize_fp8, rms_norm
+from kpt.ops import cross_entropy, flash_attention, fp8_matmul, layer_norm, linear_act, prefer, quantize_fp8, rms_norm
 from kpt.ops.registry import get
 
 X = torch.zeros(3, 8)
@@ -16,6 +16,7 @@ Q = torch.zeros(2, 4, 5, 16)
 KV = torch.zeros(2, 2, 7, 16)
 A = torch.zeros(16, 32).to(torch.float8_e4m3fn)
 ONE = torch.ones(())
+CLASSES = torch.zeros(3, dtype=torch.int64)
 
 
 def lengths(*values: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -88,6 +89,29 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
      lambda: kpt.ops.add_layer_norm(X, X.to("meta"), (8,))),
     ("add_layer_norm: residual is None (NoneType); accepted: the shape of input",
      lambda: kpt.ops.add_layer_norm(X, None, (8,))),
+    ("cross_entropy: input is of rank 0; accepted: (C,), (N, C)", lambda: cross_entropy(ONE, ONE)),
+    ("cross_entropy: input is of dtype torch.int64", lambda: cross_entropy(X.long(), CLASSES)),
+    ("cross_entropy: target is of shape (2,); accepted: one class a row, here (3,)", lambda: cross_entropy(X, CLASSES[:2])),
+    ("cross_entropy: target is of shape (3, 8); accepted: one class a row, here (3,)", lambda: cross_entropy(X, X.long())),
+    ("cross_entropy: target is of dtype torch.uint8; accepted: torch.int64, torch.int32",
+     lambda: cross_entropy(X, CLASSES.to(torch.uint8))),
+    ("cross_entropy: target is of shape (3,); accepted: classes, or of the shape of input, here (3, 8)",
+     lambda: cross_entropy(X, X[:, 0])),
+    ("cross_entropy: target is on meta; accepted: the device of input, cpu", lambda: cross_entropy(X, CLASSES.to("meta"))),
+    ("cross_entropy: weight is of shape (3,); accepted: (C,), here (8,)", lambda: cross_entropy(X, CLASSES, X[:, 0])),
+    ("cross_entropy: weight is of dtype torch.float64", lambda: cross_entropy(X, CLASSES, X[0].double())),
+    ("cross_entropy: ignore_index is 1.0; accepted: a whole number", lambda: cross_entropy(X, CLASSES, ignore_index=1.0)),
+    ("cross_entropy: reduction is 'max'; accepted: mean, sum, none", lambda: cross_entropy(X, CLASSES, reduction="max")),
+    ("cross_entropy: label_smoothing is 1.5; accepted: a number from 0 to 1",
+     lambda: cross_entropy(X, CLASSES, label_smoothing=1.5)),
+    ("cross_entropy: z_loss is None (NoneType); accepted: a number", lambda: cross_entropy(X, CLASSES, z_loss=None)),
+    ("cross_entropy: return_lse is 1 (int); accepted: True or False", lambda: cross_entropy(X, CLASSES, return_lse=1)),
+    ("cross_entropy_backward: lse is None (NoneType); accepted: one number a row",
+     lambda: get("cross_entropy_backward").public(X[:, 0], X, CLASSES, None)),
+    ("cross_entropy_backward: count is of shape (1,); accepted: one number, here ()",
+     lambda: get("cross_entropy_backward").public(X[:, 0], X, CLASSES, X[:, 0], ONE.view(1))),
+    ("cross_entropy_backward: dloss is of dtype torch.float64; accepted: torch.float32",
+     lambda: get("cross_entropy_backward").public(X[:, 0].double(), X, CLASSES, X[:, 0])),
     ("fp8_matmul: a is of shape (16, 32, 1), rank 3; accepted: rank 2, (M, K)",
      lambda: fp8_matmul(A[..., None], A.T, ONE, ONE)),
     ("fp8_matmul: b is of shape (16, 32); accepted: (K, N) with the K of a, 32", lambda: fp8_matmul(A, A, ONE, ONE)),

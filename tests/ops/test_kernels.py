@@ -11,7 +11,7 @@ import torch
 
 import kpt
 from autotune_db import overlay
-from kpt.ops import flash_attention, fp8_matmul, layer_norm, linear_act, quantize_fp8, rms_norm
+from kpt.ops import cross_entropy, flash_attention, fp8_matmul, layer_norm, linear_act, quantize_fp8, rms_norm
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.registry import get
 from kpt_dsl import ConfigError
@@ -39,6 +39,7 @@ def heads_last(batch: int, length: int, heads: int, dim: int) -> torch.Tensor:
 Q, KV = heads_last(2, 9, 4, 32), heads_last(2, 13, 2, 32)
 LENGTHS = torch.tensor([13, 0], dtype=torch.int32)
 ONE = torch.tensor(0.5)
+CLASSES = torch.tensor([7, 0, 3])
 
 CALLS: dict[str, Callable[[], Any]] = {
     "attention": lambda: flash_attention(Q, KV, KV),
@@ -67,6 +68,10 @@ CALLS: dict[str, Callable[[], Any]] = {
     "layer norm, wide weight": lambda: layer_norm(randn(3, 40, dtype=torch.float16), (40,), randn(40), randn(40)),
     "rms norm": lambda: rms_norm(randn(3, 40), (40,)),
     "rms norm, two dims": lambda: rms_norm(randn(2, 3, 4, 5), [4, 5], randn(4, 5), 0.1),
+    "cross-entropy, lse": lambda: cross_entropy(randn(3, 8), CLASSES, return_lse=True),
+    "cross-entropy, rows, strided": lambda: cross_entropy(
+        randn(8, 3).T, CLASSES.repeat_interleave(2)[::2], reduction="none", ignore_index=3, label_smoothing=0.1
+    ),
     "fp8, tensor-wise": lambda: fp8_matmul(fp8(16, 32), fp8(48, 32).T, ONE, ONE.view(1), out_dtype=torch.float32),
     "fp8, row-wise": lambda: fp8_matmul(
         fp8(16, 32), fp8(48, 32).T, randn(16, 1).abs(), randn(1, 48).abs(), bias=randn(48), out_dtype=torch.float32
@@ -118,6 +123,10 @@ def test_half_precision(op: str) -> None:
         (lambda: quantize_fp8(randn(3, 8).requires_grad_()), "an input needs grad"),
         (lambda: flash_attention(*[randn(1, 1, 3, 264)] * 3), "the head dim is above 256"),
         (lambda: flash_attention(*[randn(1, 1, 3, 8)] * 3, scale=float("nan")), "scale is NaN"),
+        (lambda: cross_entropy(randn(3, 8), CLASSES, randn(8).abs()), "classes have weights"),
+        (lambda: cross_entropy(randn(3, 8), randn(3, 8).softmax(1)), "targets are probabilities"),
+        (lambda: cross_entropy(randn(3, 8), CLASSES, ignore_index=2**31), "ignore_index does not fit 32 bits"),
+        (lambda: cross_entropy(randn(1, 8, 3), CLASSES[None]), "the classes of a row do not lie side by side"),
     ],
 )
 def test_what_kernels_do_not_serve(call: Callable[[], Any], reason: str) -> None:
