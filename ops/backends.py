@@ -360,6 +360,7 @@ def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prep
     """What runs the kernel on any arguments of the same dtypes, shapes, strides and alignment."""
     from kpt_dsl import runtime
 
+    assert len(arguments) == len(kernel.signature.parameters), f"{kernel.name}: a launch has all arguments, None where absent"
     device = _gpu(arguments)
     if device is not None:
         made = runtime.runtime(backend)
