@@ -9,6 +9,7 @@ import torch
 import kpt
 from kpt.ops import gated_act, prefer
 from kpt.ops.gated_act.backward import gated_act_backward
+from kpt.ops.linear_act.activations import ACTIVATIONS, ALIASES
 from kpt.ops.registry import get
 from tests.activations import FORMULAS, slope
 from tests.tolerances import assert_close, assert_within, tolerance
@@ -53,6 +54,20 @@ def test_every_activation_of_the_reference(activation: str) -> None:
     for got in (torch.autograd.grad(y, z, dy)[0], gated_act_backward(dy, z.detach(), up, activation, (True, False))[0]):
         assert_within(got, wanted, 1e-6)
     torch.autograd.gradcheck(lambda g, u: gated_act(g, u, activation), (z, up.requires_grad_()), fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS.keys() - ALIASES.keys()))
+def test_every_activation_of_the_kernels(activation: str, backend: Any) -> None:
+    """Where curves bend, far out, and NaN. Slopes are asked for beside those of ``linear_act``."""
+    far = torch.tensor([0.0, -0.0, 1e3, -1e3, 1e15, -1e15, 1e-30, torch.nan])
+    z = torch.cat([torch.linspace(-12, 12, 241), far])
+    with prefer(backend):
+        y = gated_act(z, torch.ones_like(z), activation)
+    wanted = FORMULAS[activation](z.double())
+    if activation == "relu":
+        wanted[-1] = torch.nan  # which torch.where drops
+    assert_within(y, wanted, tolerance("f32") * (1 + wanted.abs()).nan_to_num(0.0).numpy())
 
 
 def test_transformers_activations_are_known() -> None:
