@@ -19,6 +19,7 @@ from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.quantize_fp8.op import quantize_fp8
 from kpt.ops.rms_norm.op import rms_norm
+from kpt.ops.rotary.op import rotary
 from kpt.ops.warm_up import Warmed, warm_up
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "quantize_fp8",
     "recording",
     "rms_norm",
+    "rotary",
     "scaled_dot_product_attention",
     "warm_up",
     "while_compiling",

@@ -117,7 +117,8 @@ def _answer(call: Call, numbers: dict[str, Any], backend: str, slopes: torch.Gen
     gradients: dict[str, torch.Tensor] = {}
     if leaves and followed:
         slopes.manual_seed(call.number + 2)
-        dy = [torch.randn(o.shape, generator=slopes).to(o) for o in followed]
+        dy = [torch.randn(o.shape, generator=slopes).to(o) for o in outputs]
+        dy = [slope for slope, o in zip(dy, outputs, strict=True) if o.requires_grad]
         found = torch.autograd.grad(followed, list(leaves.values()), dy, allow_unused=True)
         gradients = {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
     return Answer([o.detach() for o in outputs], gradients)
@@ -184,6 +185,9 @@ def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
         return 3.0 * z * {"x": size["weight"], "weight": size["x"], "bias": 1.0}[name]
     if call.op == "gated_act":  # an activation is of size one where its terms cancel, or of the gate's
         return 3.0 * {"gate": size["up"], "up": size["gate"], "output": size["up"]}[name]
+    if call.op == "rotary":  # two products
+        angles = max(size["cos"], size["sin"])
+        return 3.0 * {"q": angles, "k": angles, "output": angles * max(size["q"], size["k"])}.get(name, 0.0)
     if name == "input":
         dims = tuple(range(-len(call.flags["normalized_shape"]), 0))
         x, eps = numbers["input"].double(), call.flags["eps"] or torch.finfo(torch.float32).eps
@@ -200,7 +204,7 @@ def _compare(call: Call, numbers: dict[str, Any], got: Answer, exact: Answer, na
         return f"gradients of {sorted(got.gradients)}, not of {sorted(exact.gradients)}"
     narrow = _narrow(call)
     for number, (g, e, n) in enumerate(zip(got.outputs, exact.outputs, native.outputs, strict=True)):
-        terms = _terms(call, "output", numbers) if call.op == "gated_act" else 0.0
+        terms = _terms(call, "output", numbers) if call.op in ("gated_act", "rotary") else 0.0
         if found := _difference(call, f"output {number}", g, e, n, narrow, 1.0, terms):
             return found
     for name, g in got.gradients.items():

@@ -16,6 +16,7 @@ from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.quantize_fp8.kernels import quantize_rows, quantize_with_scale, row_amax
 from kpt.ops.rms_norm import backward_kernels as rms
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
+from kpt.ops.rotary.kernels import rotary_halves, rotary_neighbours
 from kpt_dsl.instance import Instance
 
 WIDE = ("f32", "f16", "bf16")
@@ -88,6 +89,14 @@ def norm_backward(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300, P:
     return Instance.of_shapes(kernel, {dim: dims[dim] for dim in kernel.dim_names}, dtypes)
 
 
+def rotary(kernel: kd.Kernel, dtype: str, rest: bool, T: int = 199) -> Instance:
+    """Two groups of heads; ``rest``: with columns that are passed on."""
+    parts = {"q_rest", "k_rest", "q_kept", "k_kept"}
+    dims = {"B": 2, "K": 2, "N": 4, "M": 1, "T": T, "R": 2, "P": 32} | ({"S": 48} if rest else {})
+    dtypes = {name: None if name in parts and not rest else dtype for name in kernel.tensors}
+    return Instance.of_shapes(kernel, dims, dtypes, {"back": rest})
+
+
 def fp8_matmul(dtype: str, M: int = 370, N: int = 1099, K: int = 600) -> Instance:
     """Row-wise scales, bias, bf16 out."""
     dtypes = {"a": dtype, "b": dtype, "scale_a": "f32", "scale_b": "f32", "bias": "bf16", "y": "bf16"}
@@ -118,6 +127,9 @@ def every_op() -> Iterator[tuple[str, Instance]]:
             yield f"{name}-{dtype}-masked", instance
         yield f"gated_act-{dtype}", gate(gated_act_fwd, dtype)
         yield f"gated_act_backward-{dtype}", gate(gated_act_bwd, dtype)
+        for kernel in (rotary_halves, rotary_neighbours):
+            yield f"{kernel.name}-{dtype}", rotary(kernel, dtype, rest=False)
+            yield f"{kernel.name}-{dtype}-rest", rotary(kernel, dtype, rest=True)
         yield f"layer_norm-{dtype}", norm(layer_norm_fwd, dtype)
         yield f"rms_norm-{dtype}", norm(rms_norm_fwd, dtype)
         for kernel in (layer.layer_norm_bwd, layer.layer_norm_bwd_dx, layer.layer_norm_bwd_rows, layer.layer_norm_bwd_tiles,

@@ -24,6 +24,8 @@ CASES = [
     ("layer_norm_backward", {"M": 8192, "N": 4096}, FLOATS, {}),
     ("rms_norm", {"M": 512, "N": 65536}, FLOATS, {}),
     ("rms_norm_backward", {"M": 512, "N": 65536}, FLOATS, {}),
+    ("rotary", {"B": 4, "H": 32, "G": 8, "T": 2048, "D": 64, "R": 64}, FLOATS, {}),
+    ("rotary_backward", {"B": 1, "H": 32, "G": 2, "T": 4096, "D": 128, "R": 64}, FLOATS, {"interleaved": True}),
     ("fp8_matmul", {"M": 8192, "N": 8192, "K": 8192}, FP8, {}),
     ("quantize_fp8", {"M": 8192, "N": 4096}, FLOATS, {}),
 ]

@@ -14,6 +14,7 @@ from tests.generated import (
     norms_backward,
     products,
     quantize,
+    rotary,
 )
 from tests.generated.case import Case
 
@@ -38,6 +39,7 @@ OPS: Mapping[str, Cases] = {
     "rms_norm": Cases(norms.rms_norm(), norms.ALWAYS_RMS_NORM),
     "layer_norm_backward": Cases(norms_backward.layer_norm(), norms_backward.ALWAYS_LAYER_NORM),
     "rms_norm_backward": Cases(norms_backward.rms_norm(), norms_backward.ALWAYS_RMS_NORM),
+    "rotary": Cases(rotary.rotary(), rotary.ALWAYS),
     "fp8_matmul": Cases(products.fp8_matmul(), products.ALWAYS_FP8),
     "quantize_fp8": Cases(quantize.quantize_fp8(), quantize.ALWAYS_QUANTIZE),
 }

@@ -18,6 +18,8 @@ DIMS = {
     "layer_norm_backward": {"M": 3, "N": 8},
     "rms_norm": {"M": 3, "N": 8},
     "rms_norm_backward": {"M": 3, "N": 8},
+    "rotary": {"B": 2, "H": 4, "G": 2, "T": 5, "D": 16, "R": 12},
+    "rotary_backward": {"B": 2, "H": 4, "G": 2, "T": 5, "D": 16, "R": 12},
     "fp8_matmul": {"M": 16, "N": 32, "K": 48},
     "quantize_fp8": {"M": 4, "N": 9},
 }
