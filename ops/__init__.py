@@ -17,10 +17,12 @@ from kpt.ops.explain import Explanation, explain
 from kpt.ops.flash_attention.op import flash_attention
 from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
 from kpt.ops.fp8_matmul.op import fp8_matmul
+from kpt.ops.gated_act.op import gated_act
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.quantize_fp8.op import quantize_fp8
 from kpt.ops.rms_norm.op import rms_norm
+from kpt.ops.rotary.op import rotary
 from kpt.ops.warm_up import Warmed, warm_up
 
 __all__ = [
@@ -35,12 +37,14 @@ __all__ = [
     "explain",
     "flash_attention",
     "fp8_matmul",
+    "gated_act",
     "layer_norm",
     "linear_act",
     "prefer",
     "quantize_fp8",
     "recording",
     "rms_norm",
+    "rotary",
     "scaled_dot_product_attention",
     "warm_up",
     "while_compiling",

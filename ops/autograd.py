@@ -143,7 +143,7 @@ class _Followed(torch.autograd.Function):
 
 def _gradients(
     form: _Form, tensors: tuple[torch.Tensor, ...], arriving: Sequence[torch.Tensor | None]
-) -> Sequence[torch.Tensor]:
+) -> Sequence[torch.Tensor | None]:
     """Those that are needed."""
     saved = form.saved(tensors + form.values)
     with _below_autograd():
@@ -158,11 +158,11 @@ _follow: Callable[..., Any] = super(torch.autograd.Function, _Followed).apply
 
 
 def _not_again(
-    op: Op, gradients: Sequence[torch.Tensor], sources: Sequence[torch.Tensor | None]
-) -> Sequence[torch.Tensor]:
+    op: Op, gradients: Sequence[torch.Tensor | None], sources: Sequence[torch.Tensor | None]
+) -> Sequence[torch.Tensor | None]:
     """The gradients as outputs of a function of their ``sources`` that refuses to be differentiated."""
     tracked = [t for t in sources if t is not None and t.requires_grad]
-    outputs: Sequence[torch.Tensor] = _refuse(op.name, gradients, *tracked)
+    outputs: Sequence[torch.Tensor | None] = _refuse(op.name, gradients, *tracked)
     return outputs
 
 
@@ -170,7 +170,9 @@ class _Refusal(torch.autograd.Function):
     """Gradients that a graph was asked for (``create_graph=True``): usable, and an error of ours once differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, gradients: Sequence[torch.Tensor], *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, name: str, gradients: Sequence[torch.Tensor | None], *_: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         ctx.name = name
         return tuple(gradients)
 

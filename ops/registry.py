@@ -91,8 +91,9 @@ class Gradient:
     copies: they take no memory of their own then, and autograd sees when they are modified in place.
 
     ``backward(saved, needed, *output_gradients)`` gives the wanted gradients only, in the order of ``inputs``, each of its
-    input's shape, dtype and device. An output that nothing depends on has None for its gradient; not all are None. Gradients
-    arrive with any strides, also those of an expanded tensor. Both functions run below autograd, and neither reads values.
+    input's shape, dtype and device, or None where what arrived does not depend on it. An output that nothing depends on has
+    None for its gradient; not all are None. Gradients arrive with any strides, also those of an expanded tensor. Both functions
+    run below autograd, and neither reads values.
 
     The backward is an op of its own, so that it is tuned, compiled, counted and falls back as every op: see
     ``docs/add-an-op.md``.
@@ -100,7 +101,7 @@ class Gradient:
 
     inputs: tuple[str, ...]
     forward: Callable[..., tuple[Any, tuple[Any, ...]]]
-    backward: Callable[..., Sequence[torch.Tensor]]
+    backward: Callable[..., Sequence[torch.Tensor | None]]
 
     @classmethod
     def of_arguments(cls, inputs: tuple[str, ...], backward: Ready) -> "Gradient":

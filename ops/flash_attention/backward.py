@@ -18,6 +18,7 @@ from kpt.ops.flash_attention.backward_kernels import (
 from kpt.ops.flash_attention.scores import Scores, Window, sides
 from kpt.ops.flash_attention.shapes import BACKWARD_SHAPES, DIMS, backward_arguments
 from kpt.ops.library import define
+from kpt.ops.memory_order import empty_like
 from kpt.ops.registry import Gradient, Op
 
 OP = "flash_attention_backward"
@@ -96,7 +97,7 @@ def _wanted(needed: Sequence[bool], q: Any, k: Any, v: Any, scores: Scores) -> l
 
 def _fake(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others: Any) -> list[torch.Tensor]:
     scores, needed = Scores.split(OP, others)
-    return [reference.empty_like(t) for t in _wanted(needed, q, k, v, scores)]
+    return [empty_like(t) for t in _wanted(needed, q, k, v, scores)]
 
 
 def _why_not(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, dlse: Any, *others: Any) -> str | None:
@@ -114,8 +115,8 @@ def _run(
     if not any(needed):
         return []
     needs_q, needs_k, needs_v, needs_sinks, needs_mask = (*needed, False, False)[:5]
-    dq = reference.empty_like(q) if needs_q or needs_mask else None
-    dk, dv = (reference.empty_like(t) if n else None for t, n in ((k, needs_k), (v, needs_v)))
+    dq = empty_like(q) if needs_q or needs_mask else None
+    dk, dv = (empty_like(t) if n else None for t, n in ((k, needs_k), (v, needs_v)))
     made, ends = (dq, dk, dv), packed.ends(launch, OP, q, k, scores)
     if scores.cu_seqlens_q is not None:
         do, q, k, v, o, lse = map(packed.batched, (do, q, k, v, o, lse))

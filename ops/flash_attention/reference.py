@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from kpt.ops.eager import PLAIN, is_transformed
 from kpt.ops.flash_attention import contract, packed, pages
 from kpt.ops.flash_attention.scores import LOWEST, Scores
+from kpt.ops.memory_order import empty_like, laid_out
 
 FUSED_BYTES = 16
 """What PyTorch's fused attention loads at once."""
@@ -38,18 +39,18 @@ def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: 
     allowed = _allowed(q, k, scores) if masked or return_lse or of_their_own else None
     if allowed is not None and (return_lse or of_their_own):
         o, lse = _with_lse(q, k, v, scores, allowed)
-        return [_laid_out(o, empty_output(q, v)), lse][: 1 + return_lse]
+        return [laid_out(o, empty_output(q, v)), lse][: 1 + return_lse]
     is_causal = bool(causal and allowed is None and queries > 1)
     # PyTorch masks by -inf before it scales, which a scale of 0 or less turns into NaN or +inf: scale the queries instead.
     scaled, scale = (q * scale, 1.0) if scale is not None and scale <= 0 else (q, scale)
     if not q.numel():  # PyTorch 2.11 gives None for it on a GPU
         o = (q.sum(-1, keepdim=True) * (k.sum() + v.sum())).expand(*q.shape[:3], v.shape[3])
-        return [_laid_out(o, empty_output(q, v))]
+        return [laid_out(o, empty_output(q, v))]
     scaled, k, v = map(_readable, (scaled, k, v))
     o = F.scaled_dot_product_attention(
         scaled, k, v, attn_mask=allowed, is_causal=is_causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
     )
-    return [_laid_out(o, empty_output(q, v))]
+    return [laid_out(o, empty_output(q, v))]
 
 
 def flash_attention_backward(
@@ -71,7 +72,7 @@ def flash_attention_backward(
         gradients = flash_attention_backward(do, q, *whole, o, lse, dlse, *given)
         shared = [t for t, n in zip((None, k, v, None, None), needed, strict=False) if n]
         return [
-            g if t is None else _laid_out(pages.scattered(g, t, table, lengths), empty_like(t))
+            g if t is None else laid_out(pages.scattered(g, t, table, lengths), empty_like(t))
             for g, t in zip(gradients, shared, strict=True)
         ]
     if scores.cu_seqlens_q is not None:
@@ -98,7 +99,7 @@ def flash_attention_backward(
             found["mask"] = summed_to(of_scores, scores.mask)
     like = {"q": q, "k": k, "v": v, "sinks": scores.sinks, "mask": scores.mask}
     wanted = [(found[name], t) for (name, t), n in zip(like.items(), needed, strict=False) if n and t is not None]
-    return [_laid_out(gradient, empty_like(t)) for gradient, t in wanted]
+    return [laid_out(gradient, empty_like(t)) for gradient, t in wanted]
 
 
 def _packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, return_lse: bool) -> list[torch.Tensor]:
@@ -108,7 +109,7 @@ def _packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, r
         for rows, keys, own in packed.entries("flash_attention", q, k, scores)
     ]
     o, *lse = (torch.cat(parts, 2)[0] for parts in zip(*found, strict=True))
-    return [_laid_out(o.transpose(0, 1), empty_output(q, v)), *lse]
+    return [laid_out(o.transpose(0, 1), empty_output(q, v)), *lse]
 
 
 def _packed_backward(
@@ -132,7 +133,7 @@ def _packed_backward(
         total = torch.cat(found, 2)[0].transpose(0, 1)
         if name != "q":
             total = F.pad(total, (0, 0, 0, 0, ends[0], k.shape[0] - ends[-1]))
-        totals.append(_laid_out(total, empty_like(like[name])))
+        totals.append(laid_out(total, empty_like(like[name])))
     return totals
 
 
@@ -176,7 +177,7 @@ def _allowed(q: torch.Tensor, k: torch.Tensor, scores: Scores) -> torch.Tensor:
 
 def summed_to(gradient: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The gradient of a mask from that of each score: the sums over what it is broadcast along."""
-    return _laid_out(gradient.sum_to_size(mask.shape).to(mask.dtype), empty_like(mask))
+    return laid_out(gradient.sum_to_size(mask.shape).to(mask.dtype), empty_like(mask))
 
 
 def _readable(t: torch.Tensor) -> torch.Tensor:
@@ -276,16 +277,3 @@ def empty_output(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Room for o: in the memory order of q, contiguous where the last dim of q is not dense."""
     like = q if q.shape[-1] == v.shape[-1] else q[..., :1].expand(*q.shape[:-1], v.shape[-1])
     return empty_like(like, q.stride(-1) == 1)
-
-
-def empty_like(t: torch.Tensor, ordered: bool | None = None) -> torch.Tensor:
-    """Room in the memory order of a tensor, contiguous where its last dim is not dense, or it is not to be ``ordered``."""
-    if ordered is None:
-        ordered = not t.ndim or t.stride(-1) == 1
-    return torch.empty_like(t, memory_format=torch.preserve_format if ordered else torch.contiguous_format)
-
-
-def _laid_out(o: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    if is_transformed():  # what memory there is, is functorch's business, which does not follow writes into it
-        return o
-    return o if o.stride() == wanted.stride() else wanted.copy_(o)

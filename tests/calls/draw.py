@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from kpt.ops.linear_act.activations import ACTIVATIONS
+
 EXTENTS = (1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 70, 100, 127, 128, 129, 130)
 ROWS = (1, 1, 2, 3, 4, 5, 7, 16, 17, 33)
 FLOATS = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.bfloat16, torch.float64)
@@ -70,6 +72,8 @@ def draw(number: int, device: str, backends: tuple[str, ...]) -> Call:
         without = ["alibi_slopes", *(["weight"] if op == "cross_entropy" else [])]
         without += ["mask"] if backend == "pallas" else []  # no TPU makes the gradient of a mask
         floating = [n for n, t in tensors.items() if t is not None and t.dtype.is_floating_point and n not in without]
+        if op == "rotary" and backend not in ("unasked", "reference"):  # no kernel makes the gradients of angles
+            floating = ["q", "k"]
         wants = [n for n in floating if rng.random() < 0.7]
         tensors = {
             n: t if t is None or n not in wants else Given(**{**vars(t), "grad": True}) for n, t in tensors.items()
@@ -137,6 +141,36 @@ def _linear(rng: random.Random) -> Drawn:
     }
     flags = {"activation": rng.choice(("none", "relu", "gelu", "gelu_tanh", "silu")), "recompute": rng.random() < 0.3}
     return found, flags, k
+
+
+def _gate(rng: random.Random) -> Drawn:
+    dtype, shape = rng.choice(FLOATS), (*_leading(rng), rng.choice(EXTENTS))
+    found: dict[str, Given | None] = {
+        "gate": _given(rng, shape, dtype, rng.choice((1.0, 1.0, 10.0, 0.01))),
+        "up": _given(rng, shape, dtype),
+    }
+    return found, {"activation": rng.choice(sorted(ACTIVATIONS))}, 1
+
+
+def _rotary(rng: random.Random) -> Drawn:
+    dtype, batch, head_dim = rng.choice(FLOATS), rng.choice((1, 1, 2, 3)), rng.choice((2, 4, 7, 8, 16, 24, 32, 64, 72))
+    positions, columns = rng.choice((1, 1, 2, 5, 16, 17, 33, 64)), 2 * rng.randrange(1, head_dim // 2 + 1)
+    form = rng.choice(("positions", "batch", "heads first", "heads last"))
+    angles: tuple[int, ...] = {
+        "positions": (positions, columns),
+        "batch": (rng.choice((1, batch)), positions, columns),
+        "heads first": (rng.choice((1, batch)), 1, positions, columns),
+        "heads last": (rng.choice((1, batch)), positions, 1, columns),
+    }[form]
+    q, k = (
+        (batch, positions, n, head_dim) if form == "heads last" else (batch, n, positions, head_dim)
+        for n in (rng.choice((1, 2, 3, 4, 6)), rng.choice((1, 2, 3)))
+    )
+    half = dtype in (torch.float16, torch.bfloat16)
+    beside = torch.float32 if half and rng.random() < 0.3 else dtype
+    found: dict[str, Given | None] = {"q": _given(rng, q, dtype), "k": _given(rng, k, dtype)}
+    found |= {name: _given(rng, angles, beside) for name in ("cos", "sin")}
+    return found, {"interleaved": rng.random() < 0.5}, 2
 
 
 def _attention(rng: random.Random) -> Drawn:
@@ -266,11 +300,13 @@ def _entropy(rng: random.Random) -> Drawn:
 OPS: dict[str, Callable[[random.Random], Drawn]] = {
     "flash_attention": _attention,
     "linear_act": _linear,
+    "gated_act": _gate,
     "layer_norm": lambda rng: _norm(rng, ("weight", "bias"), mixed=False),
     "add_layer_norm": lambda rng: _sum(rng, _norm(rng, ("weight", "bias"), mixed=False)),
     "add_rms_norm": lambda rng: _sum(rng, _norm(rng, ("weight",), mixed=True)),
     "rms_norm": lambda rng: _norm(rng, ("weight",), mixed=True),
     "cross_entropy": _entropy,
+    "rotary": _rotary,
     "fp8_matmul": _product,
     "quantize_fp8": _quantise,
 }

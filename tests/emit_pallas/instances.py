@@ -9,6 +9,7 @@ from kpt.ops.cross_entropy.kernels import cross_entropy_fwd, partial_losses, red
 from kpt.ops.flash_attention import backward_kernels as gradients
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
+from kpt.ops.gated_act.kernels import gated_act_bwd, gated_act_fwd
 from kpt.ops.layer_norm import backward_kernels as layer
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.linear_act import backward_kernels as training
@@ -17,6 +18,7 @@ from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.quantize_fp8.kernels import quantize_rows, quantize_with_scale, row_amax
 from kpt.ops.rms_norm import backward_kernels as rms
 from kpt.ops.rms_norm.kernels import rms_norm_fwd
+from kpt.ops.rotary.kernels import rotary_halves, rotary_neighbours
 from kpt_dsl.instance import Instance
 
 WIDE = ("f32", "f16", "bf16")
@@ -69,6 +71,13 @@ def attention_gradients(
     yield "flash_attention_group_sum", Instance.of_shapes(gradients.flash_attention_group_sum, dims, dtypes)
 
 
+def gate(kernel: kd.Kernel, dtype: str, activation: str = "silu", M: int = 199, N: int = 1300) -> Instance:
+    """A gate, or both of its gradients."""
+    given = {"activation": ACTIVATIONS[activation], "gradient": BACKWARD[activation]}
+    statics = {name: value for name, value in given.items() if name in kernel.other_parameters}
+    return Instance.of_shapes(kernel, {"M": M, "N": N}, dict.fromkeys(kernel.tensors, dtype), statics)
+
+
 def norm(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300, residual: bool = False) -> Instance:
     """Layer or RMS norm, with all its parameters; ``residual``: of a sum."""
     tensors = [t for t in kernel.tensors if residual or t not in ("residual", "new_residual")]
@@ -92,6 +101,14 @@ def entropy(dtype: str, M: int = 199, N: int = 1300, P: int = 2) -> Iterator[tup
         statics = {"mean": True} if kernel is reduce_losses else {}
         mine = {dim: dims[dim] for dim in kernel.dim_names}
         yield f"{kernel.name}-{dtype}", Instance.of_shapes(kernel, mine, dtypes, statics)
+
+
+def rotary(kernel: kd.Kernel, dtype: str, rest: bool, T: int = 199) -> Instance:
+    """Two groups of heads; ``rest``: with columns that are passed on."""
+    parts = {"q_rest", "k_rest", "q_kept", "k_kept"}
+    dims = {"B": 2, "K": 2, "N": 4, "M": 1, "T": T, "R": 2, "P": 32} | ({"S": 48} if rest else {})
+    dtypes = {name: None if name in parts and not rest else dtype for name in kernel.tensors}
+    return Instance.of_shapes(kernel, dims, dtypes, {"back": rest})
 
 
 def fp8_matmul(dtype: str, M: int = 370, N: int = 1099, K: int = 600) -> Instance:
@@ -122,6 +139,11 @@ def every_op() -> Iterator[tuple[str, Instance]]:
             yield f"{name}-{dtype}", instance
         for name, instance in list(attention_gradients(dtype, causal=True, masked=True))[1:3]:
             yield f"{name}-{dtype}-masked", instance
+        yield f"gated_act-{dtype}", gate(gated_act_fwd, dtype)
+        yield f"gated_act_backward-{dtype}", gate(gated_act_bwd, dtype)
+        for kernel in (rotary_halves, rotary_neighbours):
+            yield f"{kernel.name}-{dtype}", rotary(kernel, dtype, rest=False)
+            yield f"{kernel.name}-{dtype}-rest", rotary(kernel, dtype, rest=True)
         yield f"layer_norm-{dtype}", norm(layer_norm_fwd, dtype)
         yield f"rms_norm-{dtype}", norm(rms_norm_fwd, dtype)
         for kernel in (layer_norm_fwd, rms_norm_fwd):

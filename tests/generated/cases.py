@@ -9,11 +9,13 @@ from tests.generated import (
     attention,
     attention_backward,
     entropy,
+    gates,
     linear_backward,
     norms,
     norms_backward,
     products,
     quantize,
+    rotary,
 )
 from tests.generated.case import Case
 
@@ -32,11 +34,14 @@ OPS: Mapping[str, Cases] = {
     "linear_act": Cases(products.linear_act(), products.ALWAYS_LINEAR),
     "linear_act_saving": Cases(linear_backward.saving(), linear_backward.ALWAYS_SAVING),
     "linear_act_backward": Cases(linear_backward.backward(), linear_backward.ALWAYS_BACKWARD),
+    "gated_act": Cases(gates.gate(), gates.ALWAYS),
+    "gated_act_backward": Cases(gates.gate_backward(), gates.ALWAYS_BACKWARD),
     "layer_norm": Cases(norms.layer_norm(), norms.ALWAYS_LAYER_NORM),
     "rms_norm": Cases(norms.rms_norm(), norms.ALWAYS_RMS_NORM),
     "layer_norm_backward": Cases(norms_backward.layer_norm(), norms_backward.ALWAYS_LAYER_NORM),
     "rms_norm_backward": Cases(norms_backward.rms_norm(), norms_backward.ALWAYS_RMS_NORM),
     "cross_entropy": Cases(entropy.cross_entropy(), entropy.ALWAYS),
+    "rotary": Cases(rotary.rotary(), rotary.ALWAYS),
     "fp8_matmul": Cases(products.fp8_matmul(), products.ALWAYS_FP8),
     "quantize_fp8": Cases(quantize.quantize_fp8(), quantize.ALWAYS_QUANTIZE),
 }

@@ -22,15 +22,15 @@ def steps(instance: Instance, config: Mapping[str, object]) -> int:
     kernel = instance.lower(config)
     count = 1
     for loop in kernel.grid:
-        count *= _turns(loop, instance, config) if isinstance(loop, ir.Tile) else instance.extents.dim(loop.dim)
-    inner = sum(_turns(s.tile, instance, config) for s in ir.statements(kernel.body) if isinstance(s, ir.For))
+        count *= _turns(loop, instance, config)
+    inner = sum(_turns(s.over, instance, config) for s in ir.statements(kernel.body) if isinstance(s, ir.For))
     return count * max(1, inner)
 
 
-def _turns(tile: ir.Tile, instance: Instance, config: Mapping[str, object]) -> int:
-    block = config[tile.block]
+def _turns(over: ir.Tile | ir.Each, instance: Instance, config: Mapping[str, object]) -> int:
+    block = config[over.block] if isinstance(over, ir.Tile) else 1
     assert isinstance(block, int)
-    return math.ceil(instance.extents.dim(tile.dim) / block)
+    return math.ceil(instance.extents.dim(over.dim) / block)
 
 
 def any_legal(
@@ -56,7 +56,7 @@ def any_lengths(instance: Instance, seed: int, most_steps: int = 20 * MOST_STEPS
     for _ in range(_TRIES):
         values: dict[str, Any] = {name: random.choice(options) for name, options in instance.lower().choices}
         kernel = instance.lower(values)
-        loops = [*kernel.grid, *(s.tile for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
+        loops = [*kernel.grid, *(s.over for s in ir.statements(kernel.body) if isinstance(s, ir.For))]
         values |= {loop.block: random.choice(_LENGTHS) for loop in loops if isinstance(loop, ir.Tile)}
         config = Config(values)
         if steps(instance, config) <= most_steps:
