@@ -1,0 +1,1 @@
+"""What modules of any class are recognised by, a file a form."""
