@@ -12,8 +12,6 @@ from kpt.ops.replace.proven import Refused, Served, is_proven, proven_class
 from kpt.ops.replace.rules import RULES, Rule
 
 FORMS: tuple[Any, ...] = (norm,)
-"""Each with ``match(module)``, which gives what the parts of a module of this form are called, or None, and
-``prove(module, matched, kinds)``, which gives what serves it, why nothing does, or None where none of the kinds is meant."""
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 """Types of attributes that are the same where they are equal; others where they are one object."""

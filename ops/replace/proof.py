@@ -156,4 +156,4 @@ def _off(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, length: 
     off = float((got.detach().double() - expected.detach()).abs().max())
     if off <= allowed:  # NaN is not
         return None
-    return f"{what} is off by {off:.2g} where {largest:.2g} is the largest and {allowed:.2g} allowed"
+    return f"{what} is off by {off:.2g} of {largest:.2g}, allowed {allowed:.2g}"

@@ -37,7 +37,7 @@ class Report:
     def __str__(self) -> str:
         changed: dict[tuple[str, ...], list[str]] = {}
         for c in self.changes:
-            by = f"kpt.ops.{OPS.get(c.kind, c.kind)}" if self.action == "replaced" else "PyTorch"
+            by = f"kpt.ops.{OPS.get(c.kind, c.kind)}" if self.action == "replaced" else "its own code"
             changed.setdefault((f"{c.before} -> {c.after}", by, *c.unserved), []).append(c.path)
         left: dict[str, list[str]] = {}
         for s in self.skipped:

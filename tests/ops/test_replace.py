@@ -73,8 +73,8 @@ def test_the_report_reads_well() -> None:
         "    1  RMSNorm -> KptRMSNorm        kpt.ops.rms_norm    scale",
         "    1  Sequential -> KptSequential  kpt.ops.linear_act  mlp",
         (
-            "    1  left alone, own: Doubled is not layer_norm: its output is off by 3.4 where 3.4 is the largest "
-            "and 1.1e-05 allowed (float32, inputs around 1, parameters around 1)"
+            "    1  left alone, own: Doubled is not layer_norm: its output is off by 3.4 of 3.4, allowed 1.1e-05 "
+            "(float32, inputs around 1, parameters around 1)"
         ),
     ]
 
