@@ -14,6 +14,7 @@ from kpt.ops.explain import Explanation, explain
 from kpt.ops.flash_attention.op import flash_attention
 from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
 from kpt.ops.fp8_matmul.op import fp8_matmul
+from kpt.ops.gated_act.op import gated_act
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.quantize_fp8.op import quantize_fp8
@@ -29,6 +30,7 @@ __all__ = [
     "explain",
     "flash_attention",
     "fp8_matmul",
+    "gated_act",
     "layer_norm",
     "linear_act",
     "prefer",

@@ -29,8 +29,8 @@ def linear_act(
     """``activation(x @ weight.T + bias)`` in one kernel: the product is float32 until behind the activation.
 
     ``x``: (..., K), ``weight``: (N, K), ``bias``: (N,); float16, bfloat16, float32 or float64, all alike. ``activation``:
-    "none", "relu", "gelu", "gelu_tanh" or "silu". Gives (..., N), contiguous, of the same dtype. float32 products follow
-    ``torch.set_float32_matmul_precision``. Raises InputError for arguments that do not fit.
+    "none", or a name in Transformers' table (docs/transformer-blocks.md). Gives (..., N), contiguous, of the same dtype.
+    float32 products follow ``torch.set_float32_matmul_precision``. Raises InputError for arguments that do not fit.
 
     For its gradient the forward also stores the pre-activation, (..., N), as PyTorch's two ops do; with ``recompute`` it does
     not, and the backward makes it again, at the price of one product more. "none" and "relu" need neither.

@@ -3,38 +3,80 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 
-from kpt.ops.linear_act.activations import FLAT
+from kpt.ops.linear_act.activations import (
+    FLAT,
+    LAPLACE_DENSITY,
+    LAPLACE_MEAN,
+    LAPLACE_RATE,
+    with_aliases,
+)
+
+_aten = torch.ops.aten
 
 
 def _identity(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = MappingProxyType(
+def _quick_gelu_backward(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    s = torch.sigmoid(1.702 * x)
+    return dy * (s * (1 + 1.702 * x * (1 - s)))
+
+
+def _gelu_10_backward(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.where(F.gelu(x) > 10, 0, _aten.gelu_backward(dy, x))
+
+
+def _laplace(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (1 + torch.erf((x - LAPLACE_MEAN) * LAPLACE_RATE))
+
+
+def _laplace_backward(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return dy * (LAPLACE_DENSITY * torch.exp(-((x - LAPLACE_MEAN) * LAPLACE_RATE).square()))
+
+
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = with_aliases(
     {
         "none": _identity,
         "relu": F.relu,
         "gelu": F.gelu,
         "gelu_tanh": partial(F.gelu, approximate="tanh"),
         "silu": F.silu,
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "gelu_10": lambda x: F.gelu(x).clamp(-10, 10),
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "mish": F.mish,
+        "hardswish": F.hardswish,
+        "relu2": lambda x: F.relu(x).square(),
+        "relu6": F.relu6,
+        "leaky_relu": F.leaky_relu,
+        "laplace": _laplace,
     }
 )
 """PyTorch's activations by the names that ``linear_act`` takes; the kernels' own table has the same names."""
 
 
-_aten = torch.ops.aten
-
-BACKWARD: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = MappingProxyType(
+BACKWARD: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = with_aliases(
     {
         "relu": lambda dy, z: _aten.threshold_backward(dy, z, 0),
         "gelu": _aten.gelu_backward,
         "gelu_tanh": partial(_aten.gelu_backward, approximate="tanh"),
         "silu": _aten.silu_backward,
+        "quick_gelu": _quick_gelu_backward,
+        "gelu_10": _gelu_10_backward,
+        "sigmoid": lambda dy, z: _aten.sigmoid_backward(dy, torch.sigmoid(z)),
+        "tanh": lambda dy, z: _aten.tanh_backward(dy, torch.tanh(z)),
+        "mish": _aten.mish_backward,
+        "hardswish": _aten.hardswish_backward,
+        "relu2": lambda dy, z: dy * (2 * F.relu(z)),
+        "relu6": lambda dy, z: _aten.hardtanh_backward(dy, z, 0, 6),
+        "leaky_relu": lambda dy, z: _aten.leaky_relu_backward(dy, z, 0.01, False),
+        "laplace": _laplace_backward,
     }
 )
 """PyTorch's gradients of them: of dy and the pre-activation. "none" has none: dy goes on as it is."""

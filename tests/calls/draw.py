@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from kpt.ops.linear_act.activations import ACTIVATIONS
+
 EXTENTS = (1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 70, 100, 127, 128, 129, 130)
 ROWS = (1, 1, 2, 3, 4, 5, 7, 16, 17, 33)
 FLOATS = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.bfloat16, torch.float64)
@@ -122,6 +124,15 @@ def _linear(rng: random.Random) -> Drawn:
     return found, flags, k
 
 
+def _gate(rng: random.Random) -> Drawn:
+    dtype, shape = rng.choice(FLOATS), (*_leading(rng), rng.choice(EXTENTS))
+    found: dict[str, Given | None] = {
+        "gate": _given(rng, shape, dtype, rng.choice((1.0, 1.0, 10.0, 0.01))),
+        "up": _given(rng, shape, dtype),
+    }
+    return found, {"activation": rng.choice(sorted(ACTIVATIONS))}, 1
+
+
 def _attention(rng: random.Random) -> Drawn:
     dtype = rng.choice(FLOATS)
     batch, kv_heads, group = rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 4))
@@ -189,6 +200,7 @@ def _quantise(rng: random.Random) -> Drawn:
 OPS: dict[str, Callable[[random.Random], Drawn]] = {
     "flash_attention": _attention,
     "linear_act": _linear,
+    "gated_act": _gate,
     "layer_norm": lambda rng: _norm(rng, ("weight", "bias"), mixed=False),
     "rms_norm": lambda rng: _norm(rng, ("weight",), mixed=True),
     "fp8_matmul": _product,

@@ -7,6 +7,7 @@ from kpt.ops.column_sums import column_sums, partial_column_sums
 from kpt.ops.flash_attention import backward_kernels as gradients
 from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
+from kpt.ops.gated_act.kernels import gated_act_bwd, gated_act_fwd
 from kpt.ops.layer_norm import backward_kernels as layer
 from kpt.ops.layer_norm.kernels import layer_norm_fwd
 from kpt.ops.linear_act import backward_kernels as training
@@ -67,6 +68,13 @@ def attention_gradients(
     yield "flash_attention_group_sum", Instance.of_shapes(gradients.flash_attention_group_sum, dims, dtypes)
 
 
+def gate(kernel: kd.Kernel, dtype: str, activation: str = "silu", M: int = 199, N: int = 1300) -> Instance:
+    """A gate, or both of its gradients."""
+    given = {"activation": ACTIVATIONS[activation], "gradient": BACKWARD[activation]}
+    statics = {name: value for name, value in given.items() if name in kernel.other_parameters}
+    return Instance.of_shapes(kernel, {"M": M, "N": N}, dict.fromkeys(kernel.tensors, dtype), statics)
+
+
 def norm(kernel: kd.Kernel, dtype: str, M: int = 199, N: int = 1300) -> Instance:
     """Layer or RMS norm, with all its parameters."""
     return Instance.of_shapes(kernel, {"M": M, "N": N}, dict.fromkeys(kernel.tensors, dtype))
@@ -108,6 +116,8 @@ def every_op() -> Iterator[tuple[str, Instance]]:
             yield f"{name}-{dtype}", instance
         for name, instance in list(attention_gradients(dtype, causal=True, masked=True))[1:3]:
             yield f"{name}-{dtype}-masked", instance
+        yield f"gated_act-{dtype}", gate(gated_act_fwd, dtype)
+        yield f"gated_act_backward-{dtype}", gate(gated_act_bwd, dtype)
         yield f"layer_norm-{dtype}", norm(layer_norm_fwd, dtype)
         yield f"rms_norm-{dtype}", norm(rms_norm_fwd, dtype)
         for kernel in (layer.layer_norm_bwd, layer.layer_norm_bwd_dx, layer.layer_norm_bwd_rows, layer.layer_norm_bwd_tiles,

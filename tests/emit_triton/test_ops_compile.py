@@ -18,6 +18,8 @@ CASES = [
     ("linear_act_saving", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu"}),
     ("linear_act_backward", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu"}),
     ("linear_act_backward", {"M": 8192, "N": 14336, "K": 4096}, FLOATS, {"activation": "gelu", "recompute": True}),
+    ("gated_act", {"M": 8192, "N": 14336}, FLOATS, {"activation": "silu", "joined": True}),
+    ("gated_act_backward", {"M": 8192, "N": 14336}, FLOATS, {"activation": "silu", "joined": True}),
     ("layer_norm", {"M": 8192, "N": 4096}, FLOATS, {}),
     ("layer_norm_backward", {"M": 8192, "N": 4096}, FLOATS, {}),
     ("rms_norm", {"M": 512, "N": 65536}, FLOATS, {}),

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from hypothesis.strategies import SearchStrategy
 
-from tests.generated import attention, attention_backward, linear_backward, norms, norms_backward, products, quantize
+from tests.generated import (
+    attention,
+    attention_backward,
+    gates,
+    linear_backward,
+    norms,
+    norms_backward,
+    products,
+    quantize,
+)
 from tests.generated.case import Case
 
 
@@ -23,6 +32,8 @@ OPS: Mapping[str, Cases] = {
     "linear_act": Cases(products.linear_act(), products.ALWAYS_LINEAR),
     "linear_act_saving": Cases(linear_backward.saving(), linear_backward.ALWAYS_SAVING),
     "linear_act_backward": Cases(linear_backward.backward(), linear_backward.ALWAYS_BACKWARD),
+    "gated_act": Cases(gates.gate(), gates.ALWAYS),
+    "gated_act_backward": Cases(gates.gate_backward(), gates.ALWAYS_BACKWARD),
     "layer_norm": Cases(norms.layer_norm(), norms.ALWAYS_LAYER_NORM),
     "rms_norm": Cases(norms.rms_norm(), norms.ALWAYS_RMS_NORM),
     "layer_norm_backward": Cases(norms_backward.layer_norm(), norms_backward.ALWAYS_LAYER_NORM),

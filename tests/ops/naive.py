@@ -64,18 +64,6 @@ def attention(
     return o, lse
 
 
-def activation(name: str, x: torch.Tensor) -> torch.Tensor:
-    """An activation from its formula, element by element."""
-    formulas = {
-        "none": lambda t: t,
-        "relu": lambda t: max(t, 0.0),
-        "gelu": lambda t: t * 0.5 * (1 + math.erf(t / math.sqrt(2))),
-        "gelu_tanh": lambda t: 0.5 * t * (1 + math.tanh(math.sqrt(2 / math.pi) * (t + 0.044715 * t**3))),
-        "silu": lambda t: t / (1 + math.exp(-t)),
-    }
-    return torch.tensor([formulas[name](float(t)) for t in x.double().flatten()], dtype=torch.float64).view(x.shape)
-
-
 def layer_norm(
     x: torch.Tensor, dims: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:

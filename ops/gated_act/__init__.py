@@ -1,0 +1,1 @@
+"""An activation of one tensor times another: the gates of MLPs."""
