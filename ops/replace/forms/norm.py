@@ -3,12 +3,10 @@
 Three ops have it: RMS norm, RMS norm whose weight is counted from -1 (Gemma's ``1 + weight``), and layer norm.
 """
 
-import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from kpt.ops.eager import is_autocasting
 from kpt.ops.layer_norm import reference as layer_norms
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.replace import proof
+from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
 from kpt.ops.replace.proven import Refused, Served
 from kpt.ops.rms_norm import reference as rms_norms
 from kpt.ops.rms_norm.op import rms_norm
@@ -44,9 +43,8 @@ class RMSNorm:
     kind = "rms_norm"
 
     def law(self, eps: float) -> proof.Law:
-        def law(x: torch.Tensor, parameters: Any) -> torch.Tensor:
-            weight = next((self.offset + p for p in parameters.values()), None)
-            return rms_norms.rms_norm(x, x.shape[-1:], weight, eps)
+        def law(x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+            return rms_norms.rms_norm(x, x.shape[-1:], None if weight is None else self.offset + weight, eps)
 
         return law
 
@@ -70,7 +68,7 @@ class RMSNorm:
                 return original.forward(self, x)  # type: ignore[no-any-return]
             return rms_norm(x, tuple(weight.shape), weight.float() + offset, getattr(self, eps))
 
-        return _taking(self.norm.input, (offset_from if offset else weighted) if name else bare)
+        return taking(self.norm.input, (offset_from if offset else weighted) if name else bare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +79,7 @@ class LayerNorm:
     kind = "layer_norm"
 
     def law(self, eps: float) -> proof.Law:
-        def law(x: torch.Tensor, parameters: Any) -> torch.Tensor:
-            weight, bias = (*parameters.values(), None, None)[:2]
+        def law(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
             return layer_norms.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
         return law
@@ -97,7 +94,7 @@ class LayerNorm:
             bias = getattr(self, bias_name) if bias_name else None
             return layer_norm(x, tuple(weight.shape), weight, bias, getattr(self, eps))
 
-        return _taking(self.norm.input, forward)
+        return taking(self.norm.input, forward)
 
 
 CLAIMS = {0: (RMSNorm,), 1: (RMSNorm, partial(RMSNorm, offset=1.0), LayerNorm), 2: (LayerNorm,)}
@@ -113,56 +110,48 @@ def match(module: nn.Module) -> Norm | None:
         or len(parameters) > 2
         or any(p.ndim != 1 or p.shape[0] < 2 or not p.is_floating_point() for p in parameters.values())
         or len({p.shape for p in parameters.values()}) > 1
-        or all(base.__module__.partition(".")[0] in ("torch", "builtins") for base in type(module).__mro__)
+        or is_pytorchs(module)
     ):
         return None
     known = proof.attributes(module).items()
     eps = [name for name, value in known if "eps" in name and type(value) is float and value > 0]
     if len(eps) != 1:
         return None
-    return Norm(next(iter(_inputs(module)), ""), tuple(parameters), eps[0])
+    return Norm(next(iter(inputs(module)), ""), tuple(parameters), eps[0])
 
 
 def prove(module: nn.Module, norm: Norm, kinds: Collection[str]) -> Served | Refused | None:
     """What serves a module of this form, or how it differs from the op that comes nearest; None where no kind is meant."""
-    name = type(module).__name__
     claims = [served for claim in CLAIMS[len(norm.parameters)] if (served := claim(norm)).kind in kinds]
     if not claims:
         return None
-    if type(module).__module__.partition(".")[0] == "torch":
-        return Refused(claims[0].kind, f"its class was changed to {name} by PyTorch: replace it before that")
-    if len(_inputs(module)) != 1:
-        return Refused(claims[0].kind, f"{name} takes {', '.join(_inputs(module)) or 'no named input'}")
+    if (reason := why_not(module)) is not None:
+        return Refused(claims[0].kind, reason)
     first = next((p for p in module._parameters.values() if p is not None), None)
-    width = ANY_WIDTH if first is None else first.shape[0]
-    device = first.device if first is not None and first.device.type == "cuda" else torch.device("cpu")
+    width, dtype = (ANY_WIDTH, torch.float32) if first is None else (first.shape[0], first.dtype)
     eps = getattr(module, norm.eps)
-    tests = tuple(proof.cases(torch.float32 if first is None else first.dtype, sqrt(eps)))
+    tests = tuple(proof.cases(dtype, sqrt(eps)))
+
+    def trial(case: proof.Case, draw: proof.Draw) -> proof.Run:
+        parameters = {name: nn.Parameter(draw(width, scale=case.parameters)) for name in norm.parameters}
+        x = draw(*case.rows, width, scale=case.x) + 0.5 * case.x  # so that means are not near zero
+        if len(case.rows) == 1:
+            x[0] = 0
+        subject = proof.twin(module, case.training, parameters)
+        return proof.Run({"input": x, **parameters}, lambda: type(module).forward(subject, x))
+
     nearest, passed = None, -1
     for served in claims:
-        difference = proof.difference(module, served.law(eps), tests, width, device)
+        difference = proof.difference(trial, served.law(eps), tests, proof.device_of(module))
         if difference is None:
             return served
         if difference.passed > passed:
-            nearest, passed = Refused(served.kind, f"{name} is not {served.kind}: {difference}"), difference.passed
+            reason = f"{type(module).__name__} is not {served.kind}: {difference.what}"
+            nearest, passed = Refused(served.kind, reason), difference.passed
     return nearest if norm.parameters else None  # anything may have an eps
-
-
-def _inputs(module: nn.Module) -> list[str]:
-    """What its forward takes by position or name, and beside that."""
-    return [p.name for p in list(inspect.signature(type(module).forward).parameters.values())[1:]]
 
 
 def _is_unlike(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the types of a call are none that were proven, as a module's own code decides on the type of what it gives: they
     differ, or are half ones that autocast may widen."""
     return x.dtype is not weight.dtype or (x.dtype is not torch.float32 and is_autocasting())
-
-
-def _taking(name: str, forward: Any) -> Callable[..., torch.Tensor]:
-    """The same function with its input called so: callers may name it."""
-    code = forward.__code__
-    names = tuple([name if n == "x" else n for n in code.co_varnames])
-    return FunctionType(
-        code.replace(co_varnames=names), forward.__globals__, "forward", forward.__defaults__, forward.__closure__
-    )
