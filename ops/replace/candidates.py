@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from kpt.ops.replace.forms import norm
+from kpt.ops.replace.forms import gated_mlp, norm
 from kpt.ops.replace.proof import attributes
 from kpt.ops.replace.proven import Refused, Served, is_proven, proven_class
 from kpt.ops.replace.rules import RULES, Rule
 
-FORMS: tuple[Any, ...] = (norm,)
+FORMS: tuple[Any, ...] = (norm, gated_mlp)
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 """Types of attributes that are the same where they are equal; others where they are one object."""
@@ -64,7 +64,8 @@ def _answer(original: type[nn.Module], proven: Served | Refused | None) -> Rule 
 
 def _key(module: nn.Module) -> Any:
     parameters = {name: (p.shape, p.dtype, p.device) for name, p in module._parameters.items() if p is not None}
-    return type(module), tuple(parameters.items()), tuple((name, _told(value)) for name, value in attributes(module).items())
+    known = tuple([(name, _told(value)) for name, value in attributes(module).items()])
+    return type(module), tuple(parameters.items()), known, tuple([(name, _key(m)) for name, m in module.named_children()])
 
 
 def _told(value: Any) -> Any:
