@@ -1,6 +1,7 @@
 """Module replacement: ``kpt.replace_modules`` puts kpt ops into a model that exists, ``kpt.restore_modules`` takes them out.
 
-What is replaced is a table (``rules.py``); how is one line: a module keeps its identity and changes its class.
+What is replaced of PyTorch's own is a table (``rules.py``), and of all else what has a form (``forms``) and was proven; how is
+one line: a module keeps its identity and changes its class.
 """
 
 from kpt.ops.replace.report import Change, Report, Skipped

@@ -43,7 +43,7 @@ class KptSequential(nn.Sequential):
             if (
                 type(child) is nn.Linear
                 and activation is not None
-                and not (_is_watched(child) or _is_watched(children[0]))
+                and not (is_watched(child) or is_watched(children[0]))
             ):
                 x = linear_act(x, child.weight, child.bias, activation=activation)
                 children.pop(0)
@@ -60,7 +60,8 @@ def activation_name(module: nn.Module) -> str | None:
     return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(kind)
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
+    """Whether someone sees the calls of a module, by a hook or a patched forward."""
     return bool(
         "forward" in module.__dict__
         or module._forward_hooks

@@ -28,19 +28,33 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was changed and what was left alone; printing it reads well."""
+    """What was changed and what was left alone; printing it gives a table, like modules in one line."""
 
     action: str
     changes: tuple[Change, ...]
     skipped: tuple[Skipped, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.action} {len(self.changes)} of {len(self.changes) + len(self.skipped)}"]
-        width = max(
-            (len(path) for path in [*(c.path for c in self.changes), *(s.path for s in self.skipped)]), default=0
-        )
+        changed: dict[tuple[str, ...], list[str]] = {}
         for c in self.changes:
-            lines.append(f"  {c.path:{width}}  {c.before} -> {c.after}")
-            lines += [f"  {'':{width}}  stays PyTorch's: {what}" for what in c.unserved]
-        lines += [f"  {s.path:{width}}  left alone: {s.reason}" for s in self.skipped]
+            by = f"kpt.ops.{OPS.get(c.kind, c.kind)}" if self.action == "replaced" else "its own code"
+            changed.setdefault((f"{c.before} -> {c.after}", by, *c.unserved), []).append(c.path)
+        left: dict[str, list[str]] = {}
+        for s in self.skipped:
+            left.setdefault(s.reason, []).append(s.path)
+        first = max((len(what) for what, *_ in changed), default=0)
+        second = max((len(by) for _, by, *_ in changed), default=0)
+        lines = [f"{self.action} {len(self.changes)} of {len(self.changes) + len(self.skipped)}"]
+        for (what, by, *unserved), paths in changed.items():
+            lines.append(f"{len(paths):5}  {what:{first}}  {by:{second}}  {_shown(paths)}")
+            lines += [f"{'':5}  stays PyTorch's: {stays}" for stays in unserved]
+        lines += [f"{len(paths):5}  left alone, {_shown(paths)}: {reason}" for reason, paths in left.items()]
         return "\n".join(lines)
+
+
+OPS = {"attention": "flash_attention"}
+"""The op that serves a kind, where it is not called like it."""
+
+
+def _shown(paths: list[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]}, {'… ' if len(paths) > 2 else ''}{paths[-1]}"

@@ -1,4 +1,4 @@
-"""The table of what is replaced by what. A new replacement is a class in ``modules.py`` and a row here."""
+"""The table of which classes of PyTorch's are replaced by what. A new one is a class in ``modules.py`` and a row here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,4 +37,4 @@ ATTENTION = "attention"
 PLACE = "_kpt_place"
 """The attribute of a module of a model whose attention is replaced that says where it stands."""
 
-KINDS = (*(rule.kind for rule in RULES), ATTENTION)
+KINDS = (*(rule.kind for rule in RULES), "gated_act", ATTENTION)

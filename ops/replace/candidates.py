@@ -1,0 +1,75 @@
+"""What takes a module's place: by the table for PyTorch's own classes, by form and proof for all others."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from kpt.ops.replace.forms import gated_mlp, norm
+from kpt.ops.replace.proof import attributes
+from kpt.ops.replace.proven import Refused, Served, is_proven, proven_class
+from kpt.ops.replace.rules import RULES, Rule
+
+FORMS: tuple[Any, ...] = (norm, gated_mlp)
+
+PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+"""Types of attributes that are the same where they are equal; others where they are one object."""
+
+
+class Candidates:
+    """The answers for one model: modules of one class whose parameters and attributes are alike are looked at once."""
+
+    def __init__(self, kinds: Collection[str]) -> None:
+        self.kinds = kinds
+        self._answers: dict[Any, Rule | Refused | None] = {}
+
+    def of(self, module: nn.Module) -> Rule | Refused | None:
+        """What a module is replaced by, why it is not, or None where it is replaced already or looks like nothing that is."""
+        if replacement_of(module) is not None:
+            return None
+        rules = [rule for rule in RULES if isinstance(module, rule.original) and rule.applies(module)]
+        for rule in rules:
+            if type(module) is rule.original:
+                return rule if rule.kind in self.kinds else None
+        for form in FORMS:
+            if (matched := form.match(module)) is not None:
+                key = _key(module)
+                if key not in self._answers:
+                    self._answers[key] = _answer(type(module), form.prove(module, matched, self.kinds))
+                return self._answers[key]
+        for rule in rules:
+            if rule.kind in self.kinds:
+                reason = f"{type(module).__name__} is a subclass of {rule.original.__name__} and may compute something else"
+                return Refused(rule.kind, reason)
+        return None
+
+
+def replacement_of(module: nn.Module) -> Rule | None:
+    """How a module was replaced, also where its class was changed again afterwards; None where it was not."""
+    for kind in type(module).__mro__:
+        if is_proven(kind):
+            return Rule(kind.served.kind, kind.original, kind)
+        for rule in RULES:
+            if kind is rule.replacement:
+                return rule
+    return None
+
+
+def _answer(original: type[nn.Module], proven: Served | Refused | None) -> Rule | Refused | None:
+    if proven is None or isinstance(proven, Refused):
+        return proven
+    return Rule(proven.kind, original, proven_class(original, proven))
+
+
+def _key(module: nn.Module) -> Any:
+    parameters = {name: (p.shape, p.dtype, p.device) for name, p in module._parameters.items() if p is not None}
+    known = tuple([(name, _told(value)) for name, value in attributes(module).items()])
+    return type(module), tuple(parameters.items()), known, tuple([(name, _key(m)) for name, m in module.named_children()])
+
+
+def _told(value: Any) -> Any:
+    """What an attribute counts as: numbers, words and tuples of them by what they are, all else by which object it is."""
+    if isinstance(value, tuple):
+        return tuple, tuple(map(_told, value))
+    return type(value), value if isinstance(value, PLAIN) else id(value)

@@ -1,0 +1,162 @@
+"""The form of a gated MLP: linear layers for gate and up, each of its own or joined in one, and for down, around an activation.
+
+``down(activation(gate(x)) * up(x))``; what lies between the products becomes one ``kpt.ops.gated_act``. The layers stay modules
+and are called as such, so that hooks, adapters, quantised and sharded layers hold.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import nn
+
+from kpt.ops.gated_act import reference
+from kpt.ops.gated_act.op import gated_act
+from kpt.ops.linear_act.reference import ACTIVATIONS
+from kpt.ops.replace import proof
+from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
+from kpt.ops.replace.modules import is_watched
+from kpt.ops.replace.proven import Refused, Served
+
+WIDTH = 24
+"""Of what is drawn for the outputs of gate and up."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatedMLP:
+    """What a module calls its parts. ``products``: the linear layers whose outputs are the gate and what it is multiplied with,
+    or the one that has both, which of them first by ``gate_first``. ``others``: its children that are no linear layers, with
+    their classes."""
+
+    input: str
+    products: tuple[str, ...]
+    down: str
+    others: tuple[tuple[str, type[nn.Module]], ...]
+    gate_first: bool = True
+    activation: str = ""
+    kind = "gated_act"
+
+    def law(self) -> proof.Law:
+        def law(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            gate, up = (first, second) if self.gate_first else (second, first)
+            return -reference.gated_act(gate, up, self.activation)
+
+        return law
+
+    def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
+        activation, others, down, gate_first = self.activation, self.others, self.down, self.gate_first
+        (first, *second) = self.products
+
+        def apart(self: Any, x: torch.Tensor) -> Any:
+            if _are_as_proven(self, others):
+                gate, up = getattr(self, first)(x), getattr(self, second[0])(x)
+                if gate.dtype is up.dtype:
+                    return getattr(self, down)(gated_act(gate, up, activation))
+            return original.forward(self, x)
+
+        def joined(self: Any, x: torch.Tensor) -> Any:
+            if not _are_as_proven(self, others):
+                return original.forward(self, x)
+            left, right = getattr(self, first)(x).chunk(2, -1)
+            y = gated_act(left, right, activation) if gate_first else gated_act(right, left, activation)
+            return getattr(self, down)(y)
+
+        return taking(self.input, apart if second else joined)
+
+
+def _are_as_proven(module: nn.Module, others: tuple[tuple[str, type[nn.Module]], ...]) -> bool:
+    """Whether children that are not called any more are still those that were there, and nobody watches them."""
+    for name, kind in others:
+        child = getattr(module, name)
+        if type(child) is not kind or is_watched(child):
+            return False
+    return True
+
+
+def match(module: nn.Module) -> tuple[GatedMLP, ...] | None:
+    """What a module of this form may call its parts, in each way that its layers' sizes allow; None for one of another."""
+    layers = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
+    others = {name: child for name, child in module.named_children() if name not in layers}
+    if (
+        len(layers) not in (2, 3)
+        or any(True for _ in module.parameters(recurse=False))
+        or any(True for _ in module.buffers())
+        or any(True for other in others.values() for _ in other.parameters())
+        or is_pytorchs(module)
+        or len(inputs(module)) != 1
+    ):
+        return None
+    (name,) = inputs(module)
+    classes = tuple([(other, type(child)) for other, child in others.items()])
+    return tuple([GatedMLP(name, products, down, classes) for products, down in _ways(layers)]) or None
+
+
+def _ways(layers: dict[str, nn.Linear]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The gate and what it is multiplied with, or the layer that has both; and down."""
+    for *products, down in permutations(layers):
+        made = [layers[name].out_features for name in products]
+        if sum(made) == layers[down].in_features * 2 and len(set(made)) == 1:
+            yield tuple(products), down
+
+
+def prove(module: nn.Module, ways: tuple[GatedMLP, ...], kinds: Collection[str]) -> Served | Refused | None:
+    """What serves a module of this form, or what comes nearest and differs; None where its kind is not meant."""
+    if GatedMLP.kind not in kinds:
+        return None
+    if (reason := why_not(module)) is not None:
+        return Refused(GatedMLP.kind, reason)
+    tests = tuple(proof.cases(next(module.parameters()).dtype))
+    nearest, passed = "", -1
+    for way in _claims(ways):
+        difference = proof.difference(_trial(module, way), way.law(), tests, proof.device_of(module))
+        if difference is None:
+            return way
+        if difference.passed > passed:
+            name, passed = type(module).__name__, difference.passed
+            nearest = f"{name} is gated by no activation of kpt's; with {way.activation}, {difference.what}"
+    return Refused(GatedMLP.kind, nearest)
+
+
+def _claims(ways: tuple[GatedMLP, ...]) -> Iterator[GatedMLP]:
+    for way in ways:
+        for activation in ACTIVATIONS:
+            for gate_first in (True, False) if len(way.products) == 1 else (True,):
+                yield replace(way, activation=activation, gate_first=gate_first)
+
+
+def _trial(module: nn.Module, way: GatedMLP) -> proof.Trial:
+    def trial(case: proof.Case, draw: proof.Draw) -> proof.Run:
+        x = draw(*case.rows, 8)
+        first, second = draw(*case.rows, WIDTH, scale=case.x), draw(*case.rows, WIDTH, scale=case.parameters)
+
+        def forward() -> Any:
+            drawn = [first, second] if len(way.products) == 2 else [torch.cat([first, second], -1)]
+            layers = {name: _Given(x, y) for name, y in zip(way.products, drawn, strict=True)}
+            subject = proof.twin(module, case.training, children={**layers, way.down: _Negated()})
+            return type(module).forward(subject, x)
+
+        return proof.Run({"gate or up": first, "up or gate": second}, forward)
+
+    return trial
+
+
+class _Given(nn.Module):
+    """In the place of a linear layer: gives what was drawn, for the input of the whole and nothing else."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        super().__init__()
+        self.x, self.y = x, y
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x is not self.x:
+            raise ValueError("a linear layer is given something else than the input")
+        return self.y
+
+
+class _Negated(nn.Module):
+    """In the place of the last linear layer: what it gives tells that it was there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x

@@ -1,0 +1,157 @@
+"""The form of a norm: no children, at most a weight and a bias of one dim and one width, and an eps among its attributes.
+
+Three ops have it: RMS norm, RMS norm whose weight is counted from -1 (Gemma's ``1 + weight``), and layer norm.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import nn
+
+from kpt.ops.eager import is_autocasting
+from kpt.ops.layer_norm import reference as layer_norms
+from kpt.ops.layer_norm.op import layer_norm
+from kpt.ops.replace import proof
+from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
+from kpt.ops.replace.proven import Refused, Served
+from kpt.ops.rms_norm import reference as rms_norms
+from kpt.ops.rms_norm.op import rms_norm
+
+ANY_WIDTH = 64
+"""At which a norm without parameters is tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """What a module calls its input, its parameters (those that it has), and its eps."""
+
+    input: str
+    parameters: tuple[str, ...]
+    eps: str
+
+
+@dataclass(frozen=True, slots=True)
+class RMSNorm:
+    """RMS norm by kpt's op. ``offset``: what is added to the weight."""
+
+    norm: Norm
+    offset: float = 0.0
+    kind = "rms_norm"
+
+    def law(self, eps: float) -> proof.Law:
+        def law(x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+            return rms_norms.rms_norm(x, x.shape[-1:], None if weight is None else self.offset + weight, eps)
+
+        return law
+
+    def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
+        (name, *_), eps, offset = (*self.norm.parameters, ""), self.norm.eps, self.offset
+
+        def bare(self: Any, x: torch.Tensor) -> torch.Tensor:
+            if _is_unlike(x, x):
+                return original.forward(self, x)  # type: ignore[no-any-return]
+            return rms_norm(x, tuple(x.shape[-1:]), None, getattr(self, eps))
+
+        def weighted(self: Any, x: torch.Tensor) -> torch.Tensor:
+            weight = getattr(self, name)
+            if _is_unlike(x, weight):
+                return original.forward(self, x)  # type: ignore[no-any-return]
+            return rms_norm(x, tuple(weight.shape), weight, getattr(self, eps))
+
+        def offset_from(self: Any, x: torch.Tensor) -> torch.Tensor:
+            weight = getattr(self, name)
+            if _is_unlike(x, weight):
+                return original.forward(self, x)  # type: ignore[no-any-return]
+            return rms_norm(x, tuple(weight.shape), weight.float() + offset, getattr(self, eps))
+
+        return taking(self.norm.input, (offset_from if offset else weighted) if name else bare)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Layer norm by kpt's op."""
+
+    norm: Norm
+    kind = "layer_norm"
+
+    def law(self, eps: float) -> proof.Law:
+        def law(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            return layer_norms.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+        return law
+
+    def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
+        (weight_name, bias_name, *_), eps = (*self.norm.parameters, "", ""), self.norm.eps
+
+        def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+            weight = getattr(self, weight_name)
+            if _is_unlike(x, weight):
+                return original.forward(self, x)  # type: ignore[no-any-return]
+            bias = getattr(self, bias_name) if bias_name else None
+            return layer_norm(x, tuple(weight.shape), weight, bias, getattr(self, eps))
+
+        return taking(self.norm.input, forward)
+
+
+CLAIMS = {0: (RMSNorm,), 1: (RMSNorm, partial(RMSNorm, offset=1.0), LayerNorm), 2: (LayerNorm,)}
+"""What a norm may be, by how many parameters it has."""
+
+
+def match(module: nn.Module) -> Norm | None:
+    """What the parts of a module of this form are called; None for one of another."""
+    parameters = {name: p for name, p in module._parameters.items() if p is not None}
+    if (
+        any(True for _ in module.children())
+        or any(True for _ in module.buffers())
+        or len(parameters) > 2
+        or any(p.ndim != 1 or p.shape[0] < 2 or not p.is_floating_point() for p in parameters.values())
+        or len({p.shape for p in parameters.values()}) > 1
+        or is_pytorchs(module)
+    ):
+        return None
+    known = proof.attributes(module).items()
+    eps = [name for name, value in known if "eps" in name and type(value) is float and value > 0]
+    if len(eps) != 1:
+        return None
+    return Norm(next(iter(inputs(module)), ""), tuple(parameters), eps[0])
+
+
+def prove(module: nn.Module, norm: Norm, kinds: Collection[str]) -> Served | Refused | None:
+    """What serves a module of this form, or how it differs from the op that comes nearest; None where no kind is meant."""
+    claims = [served for claim in CLAIMS[len(norm.parameters)] if (served := claim(norm)).kind in kinds]
+    if not claims:
+        return None
+    if (reason := why_not(module)) is not None:
+        return Refused(claims[0].kind, reason)
+    first = next((p for p in module._parameters.values() if p is not None), None)
+    width, dtype = (ANY_WIDTH, torch.float32) if first is None else (first.shape[0], first.dtype)
+    eps = getattr(module, norm.eps)
+    tests = tuple(proof.cases(dtype, sqrt(eps)))
+
+    def trial(case: proof.Case, draw: proof.Draw) -> proof.Run:
+        parameters = {name: nn.Parameter(draw(width, scale=case.parameters)) for name in norm.parameters}
+        x = draw(*case.rows, width, scale=case.x) + 0.5 * case.x  # so that means are not near zero
+        if len(case.rows) == 1:
+            x[0] = 0
+        subject = proof.twin(module, case.training, parameters)
+        return proof.Run({"input": x, **parameters}, lambda: type(module).forward(subject, x))
+
+    nearest, passed = None, -1
+    for served in claims:
+        difference = proof.difference(trial, served.law(eps), tests, proof.device_of(module))
+        if difference is None:
+            return served
+        if difference.passed > passed:
+            reason = f"{type(module).__name__} is not {served.kind}: {difference.what}"
+            nearest, passed = Refused(served.kind, reason), difference.passed
+    return nearest if norm.parameters else None  # anything may have an eps
+
+
+def _is_unlike(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the types of a call are none that were proven, as a module's own code decides on the type of what it gives: they
+    differ, or are half ones that autocast may widen."""
+    return x.dtype is not weight.dtype or (x.dtype is not torch.float32 and is_autocasting())

@@ -1,0 +1,69 @@
+"""The classes of modules that were proven to compute what an op computes: subclasses of their own, made on demand.
+
+Such a module is the same object; only its class differs, so ``isinstance``, parameters, hooks and state dicts hold. The class
+has no name that pickle could import: a module says how to make it instead, of the class that it had and of what serves it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import new_class
+from typing import Any, ClassVar, Protocol, TypeGuard
+
+import torch
+from torch import nn
+
+
+class Served(Protocol):
+    """What runs in the place of a forward: a frozen record that pickles. ``kind``: as ``replace_modules(only=…)`` has it."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
+        """The function that takes the place of ``original.forward``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a module that looks like one of a kind is left alone."""
+
+    kind: str
+    reason: str
+
+
+class Proven(nn.Module):
+    """A module that was of the class ``original``, and runs what ``served`` says."""
+
+    original: ClassVar[type[nn.Module]]
+    served: ClassVar[Served]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, (kind, *others), *state = reduced
+        if not is_proven(kind):  # a class that was made of one, by somebody who has to know how it comes back
+            return reduced
+        return _again, (make, kind.original, kind.served, *others), *state
+
+
+def is_proven(kind: type) -> TypeGuard[type[Proven]]:
+    """Whether this is such a class, and not one that was made of it."""
+    return issubclass(kind, Proven) and "served" in vars(kind)
+
+
+def proven_class(original: type[nn.Module], served: Served) -> type[nn.Module]:
+    """Modules of the class ``original`` with what serves them; one class, however often it is asked for."""
+    for kind in original.__subclasses__():
+        if is_proven(kind) and kind.served == served:
+            return kind
+    body = {
+        "original": original,
+        "served": served,
+        "forward": served.forward(original),
+        "__module__": __name__,
+        "__doc__": f"``{original.__name__}`` through ``kpt.ops.{served.kind}``.",
+    }
+    return new_class(f"Kpt{original.__name__}", (Proven, original), exec_body=lambda space: space.update(body))
+
+
+def _again(make: Callable[..., nn.Module], original: type[nn.Module], served: Served, *others: Any) -> nn.Module:
+    return make(proven_class(original, served), *others)
