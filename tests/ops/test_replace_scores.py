@@ -112,7 +112,7 @@ def test_an_attention_function_that_computes_something_else_is_left_alone(monkey
 def test_a_config_that_asks_for_attention_weights_is_left_alone() -> None:
     subject = build("gpt_oss")
     subject.config.output_attentions = True
-    assert "left alone: it asks for attention weights" in str(kpt.replace_modules(subject, only=["attention"]))
+    assert "left alone, (model).config: it asks for attention weights" in str(kpt.replace_modules(subject, only=["attention"]))
 
 
 def test_a_function_that_drops_what_layers_pass_is_found_out() -> None:
