@@ -17,6 +17,7 @@ from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
 from kpt.ops.fp8_matmul.op import fp8_matmul
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
+from kpt.ops.linear_cross_entropy.op import linear_cross_entropy
 from kpt.ops.quantize_fp8.op import quantize_fp8
 from kpt.ops.rms_norm.op import rms_norm
 from kpt.ops.warm_up import Warmed, warm_up
@@ -33,6 +34,7 @@ __all__ = [
     "fp8_matmul",
     "layer_norm",
     "linear_act",
+    "linear_cross_entropy",
     "prefer",
     "quantize_fp8",
     "recording",
