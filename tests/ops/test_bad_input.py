@@ -8,7 +8,17 @@ import pytest
 import torch
 
 import kpt
-from kpt.ops import cross_entropy, flash_attention, fp8_matmul, layer_norm, linear_act, linear_cross_entropy, prefer, quantize_fp8, rms_norm
+from kpt.ops import (
+    cross_entropy,
+    flash_attention,
+    fp8_matmul,
+    layer_norm,
+    linear_act,
+    linear_cross_entropy,
+    prefer,
+    quantize_fp8,
+    rms_norm,
+)
 from kpt.ops.registry import get
 
 X = torch.zeros(3, 8)

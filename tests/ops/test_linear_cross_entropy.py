@@ -101,9 +101,9 @@ def test_the_logits_are_never_held(few: int) -> None:
         assert largest["reference"] == rows * CLASSES
 
 
-@pytest.mark.usefixtures("few")
-def test_half_precision_is_rounded_as_by_two_ops() -> None:
-    """And no gradient is made of sums that were rounded: chunks make the weight's no worse."""
+def test_half_precision_is_rounded_as_by_two_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no gradient is made of sums that were rounded: many chunks make none worse."""
+    monkeypatch.setattr(chunks, "MOST_LOGITS", 1)
     x, w, _, target = made(ROWS, dtype=torch.bfloat16)
     with kpt.ops.prefer("numpy"):
         loss = linear_cross_entropy(x, w, target)
@@ -115,7 +115,7 @@ def test_half_precision_is_rounded_as_by_two_ops() -> None:
     for ours, theirs, right in zip(*gradients, strict=True):
         assert ours.dtype == torch.bfloat16
         errors = [float((g.double() - right).norm()) for g in (ours, theirs)]
-        assert errors[0] <= 1.1 * errors[1]
+        assert errors[0] <= 1.03 * errors[1]  # 1.07 if those of x were added up in bfloat16
 
 
 def test_only_what_is_needed() -> None:
