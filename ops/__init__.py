@@ -20,6 +20,7 @@ from kpt.ops.fp8_matmul.op import fp8_matmul
 from kpt.ops.gated_act.op import gated_act
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
+from kpt.ops.linear_cross_entropy.op import linear_cross_entropy
 from kpt.ops.quantize_fp8.op import quantize_fp8
 from kpt.ops.rms_norm.op import rms_norm
 from kpt.ops.rotary.op import rotary
@@ -40,6 +41,7 @@ __all__ = [
     "gated_act",
     "layer_norm",
     "linear_act",
+    "linear_cross_entropy",
     "prefer",
     "quantize_fp8",
     "recording",

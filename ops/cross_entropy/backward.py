@@ -28,21 +28,26 @@ def cross_entropy_backward(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    first: int = 0,
+    classes: int | None = None,
 ) -> torch.Tensor:
     """The gradient of the logits of ``cross_entropy``, ``input``: (M, N), with classes as ``target``: (M,).
 
     ``dloss``: (M,), the gradients of the losses of rows, or, of a sum or mean, that of the one number, expanded; ``lse``: (M,),
     what the forward gives; ``count``: (), of a mean, how many targets count; ``dlse``: (M,), the gradients of lse, or None.
-    These are float32 (float64 beside float64). Gives a contiguous tensor of the shape and dtype of the input, rounded once.
+    These are float32 (float64 beside float64). ``first`` and ``classes``: the logits are those of N of so many classes, from
+    this one on. Gives a contiguous tensor of the shape and dtype of the input, rounded once.
     Raises InputError for arguments that do not fit.
     """
-    dx: torch.Tensor = _dispatch(dloss, input, target, lse, count, dlse, ignore_index, label_smoothing, z_loss)
+    options = (ignore_index, label_smoothing, z_loss, first, input.shape[-1] if classes is None else classes)
+    dx: torch.Tensor = _dispatch(dloss, input, target, lse, count, dlse, *options)
     return dx
 
 
 def _check(
-    dloss: Any, x: Any, target: Any, lse: Any, count: Any, dlse: Any, ignore_index: Any, label_smoothing: Any, z_loss: Any
-) -> None:
+    dloss: Any, x: Any, target: Any, lse: Any, count: Any, dlse: Any, ignore_index: Any, label_smoothing: Any, z_loss: Any,
+    first: Any, classes: Any,
+) -> None:  # fmt: skip
     checks.rank(OP, "input", x, (2,), "rank 2, (rows, classes)")
     checks.dtype(OP, "input", x.dtype, FLOATS)
     rows = x.shape[:1]
@@ -54,6 +59,8 @@ def _check(
             checks.dtype(OP, name, given.dtype, (contract.loss_dtype(x),))
     checks.same_device(OP, "input", x, target=target, dloss=dloss, lse=lse, count=count, dlse=dlse)
     contract.check_options(OP, ignore_index, "none", label_smoothing, z_loss)
+    if not 0 <= first <= classes - x.shape[1]:
+        checks.reject(OP, "first", repr(first), f"from 0 to {classes - x.shape[1]}, as there are {classes} classes")
 
 
 def _fake(dloss: Any, x: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -67,7 +74,7 @@ def _why_not(
 
 
 def _shardings(_: int, *__: Any) -> Iterator[Sharding]:
-    yield Sharding((0,), (0, 0, 0, 0, WHOLE, 0, None, None, None))
+    yield Sharding((0,), (0, 0, 0, 0, WHOLE, 0, None, None, None, None, None))
 
 
 def _run(
@@ -81,12 +88,14 @@ def _run(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
+    first: int,
+    classes: int,
 ) -> torch.Tensor:
     rows = as_matrix(x, x.shape[1])
     dx = torch.empty_like(rows, memory_format=torch.contiguous_format)
     launch(
-        cross_entropy_bwd, dloss, rows, target, lse, dx, ignore_index, label_smoothing or None, z_loss or None,
-        None if count is None else count.view(1), dlse,
+        cross_entropy_bwd, dloss, rows, target, lse, dx, ignore_index, label_smoothing or None,
+        label_smoothing / classes or None, z_loss or None, None if count is None else count.view(1), dlse, first or None,
     )  # fmt: skip
     return dx
 
@@ -94,7 +103,7 @@ def _run(
 _dispatch = define(
     Op(
         schema="(Tensor dloss, Tensor input, Tensor target, Tensor lse, Tensor? count, Tensor? dlse, int ignore_index, "
-        "float label_smoothing, float z_loss) -> Tensor",
+        "float label_smoothing, float z_loss, SymInt first, SymInt classes) -> Tensor",
         reference=reference.cross_entropy_backward,
         public=cross_entropy_backward,
         fake=_fake,
@@ -136,7 +145,8 @@ def _backward(
     slopes = lse.new_zeros(()) if dloss is None else dloss
     slopes = slopes.reshape(-1).expand(rows.shape[0])
     along = None if dlse is None else dlse.reshape(-1)
-    dx: torch.Tensor = _dispatch(slopes, rows, target.reshape(-1), lse.reshape(-1), count, along, *options)
+    given = (slopes, rows, target.reshape(-1), lse.reshape(-1), count, along)
+    dx: torch.Tensor = _dispatch(*given, *options, 0, rows.shape[1])
     if x.ndim < 3:
         return [dx.view(x.shape)]
     return [dx.view(*x.shape[:1], *x.shape[2:], x.shape[1]).movedim(-1, 1)]

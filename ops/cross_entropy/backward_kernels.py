@@ -7,10 +7,14 @@ from kpt.ops.cross_entropy.kernels import ABSENT
 @kd.kernel(x="M N", target="M", lse="M", dloss="M", dx="M N", count="ONE", dlse="M")
 def cross_entropy_bwd(
     dloss: kd.In, x: kd.In, target: kd.In, lse: kd.In, dx: kd.Out, ignored: kd.Int,
-    smoothing: kd.Float = ABSENT, z_loss: kd.Float = ABSENT, count: kd.In = ABSENT, dlse: kd.In = ABSENT,
+    smoothing: kd.Float = ABSENT, spread: kd.Float = ABSENT, z_loss: kd.Float = ABSENT,
+    count: kd.In = ABSENT, dlse: kd.In = ABSENT, first: kd.Int = ABSENT,
 ) -> None:  # fmt: skip
-    """dx = (softmax(x) * (1 + 2 * z_loss * lse) - (1 - smoothing) * one_hot(target) - smoothing / N) * dloss / count, or 0
-    where the target is ``ignored``, plus softmax(x) * dlse: each logit is read once, by the program that writes there."""
+    """dx = (softmax(x) * (1 + 2 * z_loss * lse) - (1 - smoothing) * one_hot(target) - spread) * dloss / count, or 0 where the
+    target is ``ignored``, plus softmax(x) * dlse: each logit is read once, by the program that writes there.
+
+    ``spread`` is the smoothing over the number of classes. The columns may be some of these only, from ``first`` on.
+    """
     for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
         size = lse[m]
         factor = dloss[m].to(kd.f32)
@@ -22,9 +26,12 @@ def cross_entropy_bwd(
             along = factor * (1.0 + 2.0 * z_loss * size)
         if dlse is not None:
             along += dlse[m]
-        is_target = n.index[None, :] == target[m][:, None]
+        column = n.index
+        if first is not None:
+            column = column + first
+        is_target = column[None, :] == target[m][:, None]
         pull = kd.where(is_target, factor[:, None], 0.0)
         if smoothing is not None:
-            even = factor * (smoothing / kd.size("N"))
+            even = factor * spread
             pull = kd.where(is_target, (factor * (1.0 - smoothing) + even)[:, None], even[:, None])
         dx[m, n] = kd.exp(x[m, n].to(kd.f32) - size[:, None]) * along[:, None] - pull

@@ -52,6 +52,8 @@ def cross_entropy_backward(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
+    first: int,
+    classes: int,
 ) -> torch.Tensor:
     """The gradient of the logits of rows, (M, N), in float32 (float64 for float64), rounded at the end."""
     wide, kept = widened(x), target != ignore_index
@@ -59,6 +61,8 @@ def cross_entropy_backward(
     along = factor * (1 + 2 * z_loss * lse)
     if dlse is not None:
         along = along + dlse
-    dx = (wide - lse[:, None]).exp() * along[:, None] - (factor * (label_smoothing / x.shape[1]))[:, None]
-    place = torch.where(kept, target, 0).long()[:, None]
-    return dx.scatter_add(1, place, -(factor * (1 - label_smoothing))[:, None]).to(x.dtype).contiguous()
+    dx = (wide - lse[:, None]).exp() * along[:, None] - (factor * (label_smoothing / classes))[:, None]
+    place = target.long() - first
+    here = (place >= 0) & (place < x.shape[1])
+    pull = torch.where(here, factor * (1 - label_smoothing), 0.0)
+    return dx.scatter_add(1, torch.where(here, place, 0)[:, None], -pull[:, None]).to(x.dtype).contiguous()

@@ -53,4 +53,4 @@ def backward_arguments(
     rows = dims["M"]
     dloss = torch.ones(rows if reduction == "none" else (), device=device).expand(rows)
     count = torch.full((), float(rows), device=device) if reduction == "mean" else None
-    return dloss, x, target, x.float().logsumexp(1), count, None, IGNORED, label_smoothing, z_loss
+    return dloss, x, target, x.float().logsumexp(1), count, None, IGNORED, label_smoothing, z_loss, 0, dims["N"]

@@ -297,6 +297,19 @@ def _entropy(rng: random.Random) -> Drawn:
     return found, flags, classes * torch.Size(rows).numel()
 
 
+def _head(rng: random.Random) -> Drawn:
+    dtype, classes, features, rows = rng.choice(FLOATS), rng.choice(EXTENTS), rng.choice(EXTENTS), _leading(rng)
+    found: dict[str, Given | None] = {
+        "x": _given(rng, (*rows, features), dtype),
+        "weight": _given(rng, (classes, features), dtype, features**-0.5),
+        "target": Given(rows, rng.choice(COUNTS), magnitude=classes - 1),
+        "bias": _given(rng, (classes,), dtype) if rng.random() < 0.5 else None,
+    }
+    _, flags, _ = _entropy(rng)
+    del flags["return_lse"]
+    return found, flags | {"ignore_index": rng.choice((-100, 0))}, max(classes, features) * torch.Size(rows).numel()
+
+
 OPS: dict[str, Callable[[random.Random], Drawn]] = {
     "flash_attention": _attention,
     "linear_act": _linear,
@@ -307,6 +320,7 @@ OPS: dict[str, Callable[[random.Random], Drawn]] = {
     "rms_norm": lambda rng: _norm(rng, ("weight",), mixed=True),
     "cross_entropy": _entropy,
     "rotary": _rotary,
+    "linear_cross_entropy": _head,
     "fp8_matmul": _product,
     "quantize_fp8": _quantise,
 }

@@ -186,7 +186,12 @@ def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
         z = size["x"] * size["weight"] * math.sqrt(call.length)
         return 3.0 * z * {"x": size["weight"], "weight": size["x"], "bias": 1.0}[name]
     if call.op == "cross_entropy":  # a probability, less the target's one
-        return 3.0 / (max(1, call.length) if call.flags["reduction"] == "mean" and not call.flags["return_lse"] else 1)
+        rows = max(1, numbers["target"].numel())
+        return 3.0 / (rows if call.flags["reduction"] == "mean" and not call.flags["return_lse"] else 1)
+    if call.op == "linear_cross_entropy":
+        rows = max(1, numbers["target"].numel())
+        slope = 3.0 / (rows if call.flags["reduction"] == "mean" else 1)
+        return slope * {"x": size["weight"], "weight": size["x"] * math.sqrt(rows), "bias": math.sqrt(rows)}[name]
     if call.op == "gated_act":  # an activation is of size one where its terms cancel, or of the gate's
         return 3.0 * {"gate": size["up"], "up": size["gate"], "output": size["up"]}[name]
     if call.op == "rotary":  # two products

@@ -98,11 +98,13 @@ class CrossEntropy(Logits):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyBackward(Logits):
-    """``mean``: the gradient is of a mean; ``along``: lse has a gradient as well."""
+    """``mean``: the gradient is of a mean; ``along``: lse has a gradient as well; ``first``: of the columns, of which some
+    targets are not one then."""
 
     kernel: ClassVar = cross_entropy_bwd
     mean: bool = True
     along: bool = False
+    first: int | None = None
     dx_layout: Layout = ROWS
 
     def arguments(self) -> dict[str, Any]:
@@ -111,12 +113,14 @@ class CrossEntropyBackward(Logits):
         return {
             "dloss": place(random(self.seed + 2, (self.M,)), "f32", VECTOR),
             "x": x,
-            "target": self.targets(),
+            "target": torch.where(((t := self.targets()) == IGNORED) | (t % 3 == 0), t, t + (self.first or 0)),
             "lse": place(lse, "f32", VECTOR),
             "dx": empty((self.M, self.N), self.dtype, self.dx_layout),
             "ignored": IGNORED,
             "smoothing": self.smoothing,
+            "spread": None if self.smoothing is None else self.smoothing / (2 * max(1, self.N)),
             "z_loss": self.z_loss,
+            "first": self.first,
             "count": torch.tensor([float(max(1, self.M // 2))]) if self.mean else None,
             "dlse": place(random(self.seed + 3, (self.M,)), "f32", VECTOR) if self.along else None,
         }
@@ -131,9 +135,9 @@ class CrossEntropyBackward(Logits):
         along = factor * (1 + 2 * z * lse)
         if self.along:
             along = along + exact(arguments["dlse"])
-        one_hot = (np.arange(self.N) == target[:, None]).astype(float)
+        one_hot = (np.arange(self.N) + (self.first or 0) == target[:, None]).astype(float)
         p = np.exp(x - lse[:, None])
-        pull = factor[:, None] * ((1 - s) * one_hot + s / max(1, self.N))
+        pull = factor[:, None] * ((1 - s) * one_hot + s / (2 * max(1, self.N)))
         dx = p * along[:, None] - pull
         # A probability is off, relatively, by some eps of the logit and of the log-sum-exp.
         finite = np.where(np.isfinite(x), np.abs(x), 0.0) + np.abs(lse)[:, None]
@@ -233,7 +237,7 @@ def cross_entropy(draw: st.DrawFn) -> Case:
         return CrossEntropy(**common, smoothing=None if common["hidden"] else smoothing)
     return CrossEntropyBackward(
         **common, smoothing=smoothing, mean=draw(st.booleans()), along=draw(st.booleans()),
-        dx_layout=draw(layouts(2, COLUMNS)),
+        first=draw(st.sampled_from([None, None, 1, 760])), dx_layout=draw(layouts(2, COLUMNS)),
     )  # fmt: skip
 
 

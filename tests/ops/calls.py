@@ -16,6 +16,8 @@ DIMS = {
     "add_rms_norm": {"M": 3, "N": 8},
     "gated_act": {"M": 5, "N": 7},
     "gated_act_backward": {"M": 5, "N": 7},
+    "linear_cross_entropy": {"M": 5, "N": 7, "K": 9},
+    "linear_cross_entropy_backward": {"M": 5, "N": 7, "K": 9},
     "layer_norm": {"M": 3, "N": 8},
     "layer_norm_backward": {"M": 3, "N": 8},
     "rms_norm": {"M": 3, "N": 8},

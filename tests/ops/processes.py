@@ -81,7 +81,11 @@ def ways() -> Iterator[Way]:
         def entropy(x: Any, reduction: Any = reduction) -> Any:
             return kpt.ops.cross_entropy(x, x.detach().argmax(1), reduction=reduction, z_loss=0.1)
 
+        def head(x: Any, w: Any, reduction: Any = reduction) -> Any:
+            return kpt.ops.linear_cross_entropy(x, w, x.detach().argmax(1), reduction=reduction, label_smoothing=0.1)
+
         yield entropy, [randn(4, 8)], [Shard(0)], output, [Shard(0)]
+        yield head, [randn(4, 8), randn(10, 8)], [Shard(0), WHOLE], output, [Shard(0), partial]
     q, k = randn(2, 4, 5, 8), randn(2, 2, 7, 8)
     for dim in (0, 1):
         cut: list[Placement] = [Shard(dim)] * 3

@@ -8,7 +8,17 @@ import pytest
 import torch
 
 import kpt
-from kpt.ops import cross_entropy, flash_attention, fp8_matmul, layer_norm, linear_act, prefer, quantize_fp8, rms_norm
+from kpt.ops import (
+    cross_entropy,
+    flash_attention,
+    fp8_matmul,
+    layer_norm,
+    linear_act,
+    linear_cross_entropy,
+    prefer,
+    quantize_fp8,
+    rms_norm,
+)
 from kpt.ops.registry import get
 
 X = torch.zeros(3, 8)
@@ -106,6 +116,19 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
      lambda: cross_entropy(X, CLASSES, label_smoothing=1.5)),
     ("cross_entropy: z_loss is None (NoneType); accepted: a number", lambda: cross_entropy(X, CLASSES, z_loss=None)),
     ("cross_entropy: return_lse is 1 (int); accepted: True or False", lambda: cross_entropy(X, CLASSES, return_lse=1)),
+    ("linear_cross_entropy: x is of shape (3, 8); accepted: (..., 9), as weight is of shape (4, 9)",
+     lambda: linear_cross_entropy(X, torch.zeros(4, 9), CLASSES)),
+    ("linear_cross_entropy: weight is of shape (8,), rank 1; accepted: rank 2", lambda: linear_cross_entropy(X, X[0], CLASSES)),
+    ("linear_cross_entropy: target is of shape (2,); accepted: one class a row, here (3,)",
+     lambda: linear_cross_entropy(X, X, CLASSES[:2])),
+    ("linear_cross_entropy: target is of dtype torch.float32", lambda: linear_cross_entropy(X, X, X[:, 0])),
+    ("linear_cross_entropy: bias is of shape (8,); accepted: (classes,), here (3,)",
+     lambda: linear_cross_entropy(X, X, CLASSES, X[0])),
+    ("linear_cross_entropy: weight is of dtype torch.float64; accepted: the dtype of x",
+     lambda: linear_cross_entropy(X, X.double(), CLASSES)),
+    ("linear_cross_entropy: reduction is 'max'; accepted: mean", lambda: linear_cross_entropy(X, X, CLASSES, reduction="max")),
+    ("cross_entropy_backward: first is 2; accepted: from 0 to 1, as there are 9 classes",
+     lambda: get("cross_entropy_backward").public(X[:, 0], X, CLASSES, X[:, 0], first=2, classes=9)),
     ("cross_entropy_backward: lse is None (NoneType); accepted: one number a row",
      lambda: get("cross_entropy_backward").public(X[:, 0], X, CLASSES, None)),
     ("cross_entropy_backward: count is of shape (1,); accepted: one number, here ()",
