@@ -142,8 +142,7 @@ def every_op() -> Iterator[tuple[str, Instance]]:
         yield f"gated_act-{dtype}", gate(gated_act_fwd, dtype)
         yield f"gated_act_backward-{dtype}", gate(gated_act_bwd, dtype)
         for kernel in (rotary_halves, rotary_neighbours):
-            yield f"{kernel.name}-{dtype}", rotary(kernel, dtype, rest=False)
-            yield f"{kernel.name}-{dtype}-rest", rotary(kernel, dtype, rest=True)
+            yield f"{kernel.name}-{dtype}", rotary(kernel, dtype, rest=dtype == "bf16")
         yield f"layer_norm-{dtype}", norm(layer_norm_fwd, dtype)
         yield f"rms_norm-{dtype}", norm(rms_norm_fwd, dtype)
         for kernel in (layer_norm_fwd, rms_norm_fwd):
