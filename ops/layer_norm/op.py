@@ -47,7 +47,7 @@ def _run(
     y = torch.empty_like(rows, memory_format=torch.contiguous_format)
     if len(normalized_shape) > 1:
         weight, bias = (None if p is None else p.reshape(width) for p in (weight, bias))
-    launch(layer_norm_fwd, rows, weight, bias, y, eps)
+    launch(layer_norm_fwd, rows, weight, bias, y, eps, None, None)
     return y if rows is x else y.view(x.shape)
 
 

@@ -55,7 +55,7 @@ def _run(
     y = torch.empty_like(rows, memory_format=torch.contiguous_format)
     if weight is not None and weight.ndim > 1:
         weight = weight.reshape(width)
-    launch(rms_norm_fwd, rows, weight, y, reference.resolved_eps(x.dtype, eps), weight_offset or None)
+    launch(rms_norm_fwd, rows, weight, y, reference.resolved_eps(x.dtype, eps), weight_offset or None, None, None)
     return y if rows is x else y.view(x.shape)
 
 

@@ -153,8 +153,8 @@ def test_parts_of_tensors_are_where_they_begin(seen: Seen) -> None:
     def run(launch: Any, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         both = x.new_empty((2, *x.shape))
 
-        def into(kernel: Any, rows: torch.Tensor, weight: Any, _: torch.Tensor, eps: float) -> None:
-            launch(kernel, rows, weight, both[1, 8:], eps)
+        def into(kernel: Any, rows: torch.Tensor, weight: Any, _: torch.Tensor, *others: Any) -> None:
+            launch(kernel, rows, weight, both[1, 8:], *others)
 
         norm(into, x[8:], shape, None, 1e-3)
         return both
