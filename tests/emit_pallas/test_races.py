@@ -112,6 +112,7 @@ def _norm_backward(kernel: kd.Kernel, rng: np.random.Generator) -> tuple[kd.Kern
     """Three shares of rows of which none is a whole number of tiles long."""
     made = {"dx": out(44, 200), "dweight": out(3, 200), "dbias": out(3, 200)}
     given = {"dy": drawn(rng, 44, 200), "x": drawn(rng, 44, 200), "weight": drawn(rng, 200), "eps": 1e-5}
+    given |= {"offset": 1.0, "added": drawn(rng, 44, 200)}
     arguments = {name: (given | made)[name] for name in kernel.signature.parameters}
     return kernel, arguments, Config(read_again=False, block_M=8)
 

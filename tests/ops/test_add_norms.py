@@ -77,7 +77,9 @@ def test_the_sum_is_rounded_before_its_norm_is_taken(norm: str, backend: Any) ->
     x, residual, *rest = given
     with kpt.ops.prefer(backend):
         y, total, dx, dresidual, *_ = answers(NORMS[norm][0], given)
+        again, *_ = NORMS[norm][0](total, torch.zeros_like(total), *rest)
     assert torch.equal(total, x + residual)
+    assert torch.equal(y, again)
     wide = [(x + residual).double(), torch.zeros(40, 199).double(), *[t.double() for t in rest]]
     expected = answers(NORMS[norm][1], wide)
     assert_close(y, expected[0], "bf16")
