@@ -96,6 +96,8 @@ def _code(tensors: Sequence[int], words: Sequence[int], told: Sequence[str]) -> 
     """The questions to arguments of which those at some positions are tensors: what differs most between calls comes first."""
     parameters = ", ".join(f"a{i}" for i in range(len(tensors) + len(words)))
     conditions = [
+        # Of a nested tensor that is not jagged the next question has no answer, and ends the process.
+        *(f"not a{i}.is_nested" for i in tensors),
         f"tensors({', '.join(f'a{i}' for i in tensors)})",
         *(f"(a{i} is w{i} or alike(a{i}, w{i}))" for i in words),
         *(f"(p{i} := a{i}.data_ptr())" for i in tensors),
@@ -105,4 +107,9 @@ def _code(tensors: Sequence[int], words: Sequence[int], told: Sequence[str]) -> 
         "forward_ad._current_level < 0",
         *(f"{name}() == {name}_then" for name in told),
     ]
-    return compile(f"def same({parameters}):\n    return {' and '.join(conditions)}", "<kpt kinds of calls>", "exec")
+    lines = [
+        f"def same({parameters}):",
+        f"    try: return {' and '.join(conditions)}",
+        "    except AttributeError: return False  # no tensor",
+    ]
+    return compile("\n".join(lines), "<kpt kinds of calls>", "exec")

@@ -84,7 +84,8 @@ def _is_spare(sizes: GpuSizes, deeper: GpuSizes) -> bool:
     stages deep and 1216 three, packed 7430 and 6415, on an H200. Where scores have more to load, they take it."""
     scores = [(p.m, p.n) for p in sizes.facts.products if p.link]
     more = any(load.axes in scores for load in sizes.facts.loads)
-    return len(scores) == 1 and deeper.resident == sizes.resident and not more
+    free = sizes.programs <= sizes.target.cores or deeper.resident == sizes.resident
+    return len(scores) == 1 and free and not more
 
 
 def _threads(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
@@ -143,7 +144,7 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
         lone_chain = chain and sizes.resident == 1
         by_rule["descriptors"] = not lone_chain or sizes.pressure > ROOM_FOR_ADDRESSES
         deeper = sizes.having({"num_stages": LONE_DEPTH})
-        spared = lone_chain or (chain and (sizes.programs <= target.cores or _is_spare(sizes, deeper)))
+        spared = lone_chain or (chain and _is_spare(sizes, deeper))
         if spared and sizes.stages < LONE_DEPTH and deeper.shared_bytes <= target.shared_bytes:
             by_rule["num_stages"] = LONE_DEPTH
         if "persistent" in knobs and sizes.programs > WAVES * target.cores:

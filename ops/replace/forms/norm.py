@@ -66,7 +66,7 @@ class RMSNorm:
             weight = getattr(self, name)
             if _is_unlike(x, weight):
                 return original.forward(self, x)  # type: ignore[no-any-return]
-            return rms_norm(x, tuple(weight.shape), weight.float() + offset, getattr(self, eps))
+            return rms_norm(x, tuple(weight.shape), weight, getattr(self, eps), offset)
 
         return taking(self.norm.input, (offset_from if offset else weighted) if name else bare)
 
