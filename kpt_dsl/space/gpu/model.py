@@ -128,7 +128,7 @@ def _roofline(sizes: GpuSizes) -> float:
     memory = _memory_seconds(sizes)
     if sizes.facts.streamed and sizes.stages == 1:  # only the core's other programs load while one computes
         memory += run / sizes.resident
-    if any(p.chained for p in sizes.facts.products) and memory > run:
+    if sum(p.link for p in sizes.facts.products) == 1 and memory > run:
         read = max((step.moved for step, _ in steps if step.is_pipelined), default=0)
         memory *= 1 + SMALL_STEP * max(0.0, math.log2(STEP_BYTES / max(1, read)))
     return _both(run, memory)
@@ -183,7 +183,7 @@ class _Step(NamedTuple):
         waits, exchanged = _sums(sizes, scope) if scope else (0, 0)
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
         busy += (waits * REDUCTION + exchanged * EXCHANGE) / target.clock_hz
-        if any(p.chained and sizes.lanes(p.m) < target.mma_rows for p in products):
+        if sum(p.link for p in products) == 1 and any(p.chained and sizes.lanes(p.m) < target.mma_rows for p in products):
             busy += CHAINED
         lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
         around = lines * STEP / target.clock_hz
