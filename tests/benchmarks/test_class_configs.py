@@ -58,7 +58,7 @@ def test_nothing_differs_and_that_is_drawn_too(small: list[Instance], tmp_path: 
 def test_what_is_not_compiled_or_too_late_is_named(
     small: list[Instance], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pair = next(p for p in small if p.kernel.name == "flash_attention_fwd" and p.extents.dim("M") == 33)
+    pair = next(p for p in small if p.kernel.name == "flash_attention_fwd" and p.extents.dim("M") == 17)
     two = classes.Two(Config(block_M=16), Config(block_M=32), ("one", "other"))
     monkeypatch.setattr(classes, "Crew", nullcontext)
     monkeypatch.setattr(classes, "_choices", lambda *_: [two])
