@@ -16,7 +16,7 @@ PROGRAMS, PROGRAMS_OF_LENGTHS = 1, 8
 entries of a batch have lengths of their own, several share the work more evenly."""
 
 FEWEST_KEYS, FEWEST_KEYS_CPU = 256, 16
-"""Keys of a part, or more: two tiles of the largest (not tuned on any device yet). On a CPU, for its interpreters: few."""
+"""Keys of a part, or more: two tiles of the largest (a guess). On a CPU, for its interpreters: few."""
 
 MOST_PARTS_CPU = 3
 
