@@ -4,9 +4,9 @@ Candidates of a case run in turns on the same inputs, with cold L2 and warm cloc
 runs with the configs that dispatch would use (after ``--tune``: the tuned ones); where a case is one kernel, with its first
 config too. A peer that is not installed, or fails, is named as missing.
 
-Three suites ask something else, in their own way, and take no --tune: host, what a call costs the host; lengths, what programs
-pay whose lengths change with every call, each in a process of its own without caches; classes, how far the first
-configs of classes are from those of each length.
+Four suites ask something else, in their own way, and take no --tune: host, what a call costs the host; models, what
+whole models take, replaced and not; lengths, what programs pay whose lengths change with every call, each in a process of
+its own without caches; classes, how far the first configs of classes are from those of each length.
 """
 
 import argparse
@@ -34,6 +34,7 @@ SUITES = (
     "norms_backward",
     "gallery",
     "host",
+    "models",
     "lengths",
     "classes",
 )
