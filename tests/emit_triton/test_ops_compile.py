@@ -51,8 +51,8 @@ SCORES: list[tuple[str, dict[str, int], dict[str, object], int]] = [
     ("flash_attention_backward", LLAMA, {"causal": True, "packed": True}, 0 if NEWEST else 112),
 ]
 """Attention as some models have it, for which two architectures stand, and bytes a thread that may spill: the gradients of keys
-wider than 128 do on sm_90 (192 bytes of 192 or 256), of which the rule for registers knows nothing; those of packed entries that are
-added up do with the oldest version."""
+wider than 128 do on sm_90 (192 bytes of 192 or 256), of which the rule for registers knows nothing; those of packed
+entries that are added up do with the oldest version."""
 
 
 SLACK = 0 if NEWEST else 16
