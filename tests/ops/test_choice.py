@@ -238,7 +238,7 @@ def test_instances_are_those_of_a_call() -> None:
     )
     assert str(instance) == (
         "flash_attention_fwd[B=1,H=4,M=8,D=32,G=2,N=16,E=32 bf16,f32 "
-        "causal=True left=None right=None softcap=None]"
+        "causal=True own_end=None page=None left=None right=None softcap=None]"
     )
     assert [p.kernel.name for p in get("quantize_fp8").instances({"M": 8, "N": 16}, "bf16")] == [
         "row_amax",
