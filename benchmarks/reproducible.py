@@ -45,6 +45,7 @@ SMALL: Mapping[tuple[str, ...], tuple[Shape, ...]] = {
         for m, n, d in ((199, 199, 128), (256, 256, 64), (37, 199, 64))
         for flags in ({"causal": True}, {})
     ),
+    ("B", "H", "G", "T", "D", "R"): (Shape("small", {"B": 2, "H": 4, "G": 2, "T": 37, "D": 64, "R": 48}),),
     ("M", "N", "K"): tuple(Shape("small", {"M": m, "N": n, "K": k}) for m, n, k in ((264, 520, 136), (37, 199, 77))),
     ("M", "N"): tuple(Shape("small", {"M": m, "N": n}) for m, n in ((37, 760), (199, 1024), (5, 16384))),
 }

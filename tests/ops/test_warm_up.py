@@ -33,13 +33,13 @@ def meta(*shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
 
-NORM = Call("rms_norm", (meta(700, 64), (64,), meta(64), None))
+NORM = Call("rms_norm", (meta(700, 64), (64,), meta(64), None, 0.0))
 
 
 def test_all_texts_of_a_class_are_on_disk_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     told: list[tuple[int, int]] = []
-    wrong = Call("rms_norm", (meta(700, 64), (65,), None, None))
+    wrong = Call("rms_norm", (meta(700, 64), (65,), None, None, 0.0))
     warmed = warm_up([NORM, wrong], target="nvidia-h200", processes=1, watch=lambda done, of: told.append((done, of)))
     assert (
         (warmed.calls, warmed.binaries) == (2, told[-1][1])

@@ -20,7 +20,7 @@ TURNS = (2, 3, 1, 7)
 """Extents of dims that are gone through index by index."""
 TIDY = (16, 32, 64)
 """Extents that tiles divide."""
-NAMES = ("M", "N", "K", "D", "B", "Q", "P", "V", "R", "S", "T", "U")
+NAMES = ("M", "N", "K", "D", "B", "Q", "P", "V", "R", "S", "T", "U", "W", "X", "Y", "Z", "E", "F")
 
 MOST_LANES = 8192
 """Elements of one tile, sides rounded up to powers of two."""
