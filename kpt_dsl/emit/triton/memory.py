@@ -120,6 +120,7 @@ class Memory:
             or not isinstance(index[-1], ir.Axis)
             or any(map(is_tile, index))
             or declared.dtype.name in self.emulate
+            or index[-1].tile in ir.groups(self.kernel)  # which begins anywhere, where a block's row is to begin at 16 bytes
         ):
             return False
         rows, columns = map(self.expressions.axes.width, kept)
