@@ -44,7 +44,10 @@ TINY: dict[str, Callable[[], Case | OpCase]] = {
     "decode, paged": partial(decode.paged, "tiny", 2, 4, 2, 3, 48, 16, 16, "cpu"),
     "decode, lengths": partial(decode.case, "tiny", 2, 4, 2, 3, 40, 16, True, "cpu"),
     "features, softcap": partial(features.case, "softcap", 1, 4, 2, 24, 16, "cpu"),
-    "features, bias": partial(features.case, "bias", 1, 4, 2, 24, 16, "cpu"),
+    **{
+        f"features, {name}": partial(features.case, name, 1, 4, 2, 24, 16, "cpu")
+        for name in ("bias", "sinks", "alibi", "mask")
+    },
     "varlen": partial(varlen.packed, "tiny", (5, 1, 34), 4, 2, 16, False, "cpu"),
     "varlen, dense": partial(varlen.dense, "tiny", (17, 17), 4, 2, 16, True, "cpu"),
     "layer_norm_backward": partial(norms_backward.case, "layer_norm", 40, 24, "cpu"),
