@@ -12,7 +12,7 @@ from training.model import GPT, Size
 from training.run import Measured, Place, Run, Schedule
 from training.verdict import CRITERIA, Gradient, Window, unserved, windows
 
-BACKWARDS = ("rms_norm_backward", "linear_act_backward", "flash_attention_backward")
+BACKWARDS = tuple(f"{op}_backward" for op in ("rms_norm", "gated_act", "rotary", "flash_attention", "cross_entropy"))
 """Ops without whose generated kernels a training would not be kpt's."""
 
 KPT, PYTORCH = "kpt", "PyTorch"

@@ -1,6 +1,6 @@
 """A small GPT: RMS norm before each part, rotary positions, grouped-query causal attention, gated SiLU MLP, tied head.
 
-Knows neither kpt nor how it is trained. The three parts that kpt has kernels for come in as ``Ops``; the rest is PyTorch.
+Knows neither kpt nor how it is trained. The parts that kpt has kernels for come in as ``Ops``; the rest is PyTorch.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,18 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Ops:
-    """What a model computes with: x (..., K) in, of either kind of tensor.
+    """What a model computes with.
 
-    ``rms_norm(x, weight)`` over the last dim; ``linear_silu(x, weight)``, weight (N, K); ``attention(q, k, v)``, causal, of
-    (B, H, S, D) queries and (B, G, S, D) keys and values.
+    ``rms_norm(x, weight)`` over the last dim; ``gated_silu(gate, up)``, of one shape; ``rotary(q, k, cos, sin)``, the first and
+    the second halves of heads turned by (S, D) angles; ``attention(q, k, v)``, causal, of (B, H, S, D) queries and
+    (B, G, S, D) keys and values; ``cross_entropy(logits, targets)``, the mean in float32, of (N, C) and (N,).
     """
 
     rms_norm: Callable[[Tensor, Tensor], Tensor]
-    linear_silu: Callable[[Tensor, Tensor], Tensor]
+    gated_silu: Callable[[Tensor, Tensor], Tensor]
+    rotary: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+    cross_entropy: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         x = x + self._attention(self.ops.rms_norm(x, self.attention_norm), rotation)
         h = self.ops.rms_norm(x, self.mlp_norm)
-        return x + self.down(self.ops.linear_silu(h, self.gate.weight) * self.up(h))
+        return x + self.down(self.ops.gated_silu(self.gate(h), self.up(h)))
 
     def _attention(self, x: Tensor, rotation: Tensor) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        o = self.ops.attention(rotate(q, rotation), rotate(k, rotation), v)
+        q, k = self.ops.rotary(q, k, *rotation)
+        o = self.ops.attention(q, k, v)
         return self.out(o.transpose(1, 2).flatten(2))
 
 
@@ -103,21 +107,12 @@ class GPT(nn.Module):
     def loss(self, stretches: Tensor) -> Tensor:
         """Mean cross entropy, in nats a byte, of each byte given those before it. ``stretches``: (B, S + 1)."""
         stretches = stretches.long()
-        logits = self(stretches[:, :-1])
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        return F.cross_entropy(logits.flatten(0, 1), stretches[:, 1:].flatten())
+        return self.ops.cross_entropy(self(stretches[:, :-1]).flatten(0, 1), stretches[:, 1:].flatten())
 
 
 def rotations(length: int, head_dim: int) -> Tensor:
-    """Cosines and sines of every position, (2, length, head_dim // 2), float32. Su et al. 2021, arXiv:2104.09864."""
+    """Cosines and sines of every position, (2, length, head_dim), float32; both halves of a head are turned by the same angles.
+    Su et al. 2021, arXiv:2104.09864."""
     frequencies = ROTARY_BASE ** (-torch.arange(0, head_dim, 2) / head_dim)
-    angles = torch.arange(length)[:, None] * frequencies
+    angles = (torch.arange(length)[:, None] * frequencies).repeat(1, 2)
     return torch.stack([angles.cos(), angles.sin()])
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Queries or keys (B, H, S, D) turned by their positions, of the same dtype."""
-    cos, sin = rotation
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)

@@ -1,12 +1,13 @@
-"""The three ways to compute a model's parts: with kpt, with PyTorch, and with PyTorch rounded at random.
+"""The ways to compute a model's parts: with kpt, with PyTorch, and with PyTorch rounded at random.
 
 The last is the yardstick. Two correct implementations differ by rounding only, and training amplifies any difference, so
 "the same curve" means: no further apart than PyTorch is from itself when its results are rounded another way. Here every
-result of the three parts, values and gradients, is multiplied by 1 + d, where d is drawn anew from the interval that one
+result of norms, gates and attention, values and gradients, is multiplied by 1 + d, where d is drawn anew from the interval that one
 rounding of the type computed in may err by (Monte Carlo arithmetic: Parker 1997, UCLA CSD-970002).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ def of_kpt() -> Ops:
     """kpt's ops: what ``kpt.replace_modules`` would swap. A linear without an activation stays PyTorch's."""
     return Ops(
         rms_norm=lambda x, weight: kpt.ops.rms_norm(x, (x.shape[-1],), weight, EPS),
-        linear_silu=lambda x, weight: kpt.ops.linear_act(x, weight, activation="silu"),
+        gated_silu=lambda gate, up: kpt.ops.gated_act(gate, up, "silu"),
+        rotary=kpt.ops.rotary,
         attention=_kpt_attention,
+        cross_entropy=_kpt_cross_entropy,
     )
 
 
@@ -32,32 +35,44 @@ def _kpt_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return o
 
 
+def _kpt_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    loss = kpt.ops.cross_entropy(logits, targets)
+    assert isinstance(loss, Tensor), "no log-sum-exp was asked for"
+    return loss
+
+
 def of_pytorch() -> Ops:
     """PyTorch's own, as it chooses to run them."""
     return Ops(
         rms_norm=lambda x, weight: F.rms_norm(x, (x.shape[-1],), weight, EPS),
-        linear_silu=lambda x, weight: F.silu(F.linear(x, weight)),
+        gated_silu=lambda gate, up: F.silu(gate) * up,
+        rotary=lambda q, k, cos, sin: (rotated(q, cos, sin), rotated(k, cos, sin)),
         attention=lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+        cross_entropy=lambda logits, targets: F.cross_entropy(logits.float(), targets),
     )
 
 
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries or keys (B, H, S, D) turned by their positions, of the same dtype."""
+    (cos, _), (sin, _) = cos.chunk(2, dim=-1), sin.chunk(2, dim=-1)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
 def rounded_at_random(ops: Ops, seed: int, device: str) -> Ops:
-    """The same ops with every result off by up to one rounding, at random."""
+    """The same ops with results of norms, gates and attention off by up to one rounding, at random."""
     generator = torch.Generator(device).manual_seed(seed)
 
-    def around(op: Callable[..., Tensor], lowered: bool) -> Callable[..., Tensor]:
-        """``lowered``: torch.autocast runs this op in its lower precision; gradients are results in that type too."""
-
+    def around(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(*inputs: Tensor) -> Tensor:
-            kind = inputs[0].device.type
-            lower = lowered and torch.is_autocast_enabled(kind)
-            unit = torch.finfo(torch.get_autocast_dtype(kind) if lower else inputs[0].dtype).eps / 2
+            unit = torch.finfo(inputs[0].dtype).eps / 2
             out = op(*(_gradient_off(x, unit, generator) for x in inputs))
             return _value_off(out, unit, generator)
 
         return call
 
-    return Ops(around(ops.rms_norm, False), around(ops.linear_silu, True), around(ops.attention, True))
+    norm, gate, attention = map(around, (ops.rms_norm, ops.gated_silu, ops.attention))
+    return replace(ops, rms_norm=norm, gated_silu=gate, attention=attention)
 
 
 def _off(x: Tensor, unit: float, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from training import __main__ as command
 from training import comparison, ops, text
 from training.comparison import KPT, PRESETS, PYTORCH, Comparison, compare
-from training.model import GPT, Ops, Size, rotate, rotations
+from training.model import GPT, Ops, Size, rotations
 from training.run import Place, Schedule
 from training.verdict import windows
 
@@ -71,7 +71,8 @@ def _shifted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 RIGHT = ops.of_pytorch()
 WRONG: dict[str, Callable[[], Ops]] = {
     "gradient": lambda: replace(RIGHT, attention=lambda q, k, v: RIGHT.attention(_Scaled.apply(q), k, v)),
-    "value": lambda: replace(RIGHT, linear_silu=lambda x, weight: RIGHT.linear_silu(x, weight) * (1 + 1e-3)),
+    "value": lambda: replace(RIGHT, gated_silu=lambda gate, up: RIGHT.gated_silu(gate, up) * (1 + 1e-3)),
+    "positions": lambda: replace(RIGHT, rotary=lambda q, k, cos, sin: RIGHT.rotary(q, k, cos, -sin)),
     "mask": lambda: replace(RIGHT, attention=_shifted),
 }
 
@@ -86,7 +87,7 @@ def test_a_mistake_is_found(mistake: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_pytorch_in_kpts_place_is_said() -> None:
     failures = quietly(RAGGED, "reference").failures
-    assert any("linear_act_backward" in f or "PyTorch served" in f for f in failures), failures
+    assert any("gated_act_backward" in f or "PyTorch served" in f for f in failures), failures
 
 
 def test_curves_are_judged_by_their_distance_to_other_roundings() -> None:
@@ -101,17 +102,16 @@ def test_curves_are_judged_by_their_distance_to_other_roundings() -> None:
     assert [(w.first, w.last) for w in windows(base[:3], [base[:3], nearby[:3]])] == [(0, 1), (1, 2), (2, 3)]
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_random_roundings_are_one_rounding_large(autocast: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_random_roundings_are_one_rounding_large(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)
-    x, weight = (torch.randn(s, generator=generator).requires_grad_() for s in ((64, 32), (48, 32)))
+    gate, up = (torch.randn(64, 48, generator=generator).to(dtype).requires_grad_() for _ in range(2))
     results = []
     for chosen in (RIGHT, ops.rounded_at_random(RIGHT, 1, "cpu")):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            y = chosen.linear_silu(x, weight)
-        results.append((y, *torch.autograd.grad(y.float().sum(), (x, weight))))
-    unit = torch.finfo(y.dtype).eps / 2
-    assert (y.dtype == torch.bfloat16) is autocast
+        y = chosen.gated_silu(gate, up)
+        results.append((y, *torch.autograd.grad(y.float().sum(), (gate, up))))
+    unit = torch.finfo(dtype).eps / 2
+    assert y.dtype == dtype
     for one, other in zip(*results, strict=True):
         apart = (other.float() - one.float()) / one.float()
         assert 0.1 * unit < apart.abs().mean() < unit
@@ -155,7 +155,7 @@ def test_a_byte_is_predicted_from_those_before_it_only() -> None:
 
 
 def test_rotations_keep_lengths_and_depend_on_distance_only() -> None:
-    turned = rotate(torch.ones(1, 1, 37, 16), rotations(37, 16))
+    turned = ops.rotated(torch.ones(1, 1, 37, 16), *rotations(37, 16))
     assert torch.allclose(turned.norm(dim=-1), torch.tensor(4.0))
     products = turned[0, 0] @ turned[0, 0].T
     assert torch.allclose(products.diagonal(5), products[0, 5], atol=1e-4)
