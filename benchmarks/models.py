@@ -1,5 +1,5 @@
-"""Whole models of Transformers with drawn weights, bf16: a forward, and a forward and backward; as they are, replaced by kpt,
-compiled, compiled after replacing, and with Liger's kernels where it knows the model.
+"""Whole models with drawn weights, bf16: a forward, and a forward and backward; as they are, replaced by kpt, compiled,
+compiled after replacing, and with Liger's kernels where it knows the model. One of them decodes, too.
 
 Candidates take turns on the same inputs. Beside times stands what memory a run takes at its peak beyond the weights.
 """
@@ -9,14 +9,16 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks import peers
 from benchmarks.case import Found, Run
 from benchmarks.report import Picture
-from kpt import replace_modules
+from benchmarks.sides import DECODING_SIDES, RIVALS, SIDES, Side
+from benchmarks.subjects import SUBJECTS, Subject
 
 TITLE = "Whole models, bf16"
 
@@ -26,40 +28,13 @@ ROUNDS = 12
 
 GIB = 2**30
 
+DECODED, PROMPT, TOKENS, BATCHES = "Llama", 512, 128, (1, 16)
+"""Which model decodes so many tokens behind a prompt, for so many entries at once."""
 
-class Subject(NamedTuple):
-    """A model by its class in Transformers and what its config is given, and the inputs: ``batch`` entries of ``length``
-    tokens, or images where that is None."""
+Inputs = Mapping[str, torch.Tensor]
 
-    model: str
-    sizes: Mapping[str, Any]
-    batch: int
-    length: int | None
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether it is trained to foretell the next token."""
-        return "LM" in self.model
-
-
-SUBJECTS: Mapping[str, Subject] = {
-    "Llama": Subject("LlamaForCausalLM", {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "vocab_size": 32000,
-    }, 4, 2048),
-    "Qwen3": Subject("Qwen3ForCausalLM", {
-        "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 16, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32000,
-    }, 4, 2048),
-    "Gemma2": Subject("Gemma2ForCausalLM", {
-        "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 8, "num_attention_heads": 8,
-        "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 32000,
-    }, 4, 2048),
-    "GPT-2": Subject("GPT2LMHeadModel", {}, 8, 1024),
-    "BERT": Subject("BertModel", {}, 32, 512),
-    "ViT": Subject("ViTModel", {}, 64, None),
-}  # fmt: skip
-"""Sizes that are not given are those of the class, as of GPT-2 small, BERT base and ViT-B/16."""
+Make = Callable[[Side, Any, Inputs, Subject], Run]
+"""Makes a run of a side, a model and its inputs."""
 
 
 def measure(given: Namespace) -> Found:
@@ -67,54 +42,53 @@ def measure(given: Namespace) -> Found:
 
 
 def compared(subjects: Mapping[str, Subject], device: str, rounds: int, only: str = "") -> Found:
-    """Two rows a model."""
+    """A row a model and what is done with it; DECODED decode besides."""
     rows = []
     for name, subject in subjects.items():
-        for mode, make in (("forward", _forward), ("forward and backward", _backward)):
+        for mode, (sides, make) in _modes(name).items():
             case = f"{name}, {mode}"
             if only in case:
-                makers = {side: partial(_run, side, subject, make, device) for side in SIDES}
+                makers = {side: partial(_run, build, subject, make, device) for side, build in sides.items()}
                 rows.append(_row(case, makers, device, rounds))
                 print(_line(rows[-1]), flush=True)
     return Found(rows, sum("kpt" in row["missing"] for row in rows), picture=PICTURE)
 
 
-def _run(side: str, subject: Subject, make: Callable[..., Run], device: str) -> Run:
-    """A candidate's run. Raises as Transformers, torch.compile and Liger do."""
+def _modes(name: str) -> dict[str, tuple[Mapping[str, Side], Make]]:
+    found: dict[str, tuple[Mapping[str, Side], Make]] = {
+        "forward": (SIDES, _forward),
+        "forward and backward": (SIDES, _backward),
+    }
+    if name == DECODED:
+        found |= {f"{TOKENS} tokens of {batch} decoded": (DECODING_SIDES, partial(_decode, batch)) for batch in BATCHES}
+    return found
+
+
+def _run(side: Side, subject: Subject, make: Make, device: str) -> Run:
+    """A candidate's run. Raises as the model's package, torch.compile and Liger do."""
     torch.manual_seed(0)
-    model, inputs = _built(subject, device)
-    return make(SIDES[side](model), inputs, subject)
+    model = subject.build().to(device, torch.bfloat16)
+    inputs = subject.inputs(device)
+    return make(side, model, inputs, subject)
 
 
-def _built(subject: Subject, device: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    import transformers
-
-    kind = getattr(transformers, subject.model)
-    config = kind.config_class(**subject.sizes)
-    model = kind(config).to(device, torch.bfloat16).eval()
-    if subject.length is None:
-        size = (subject.batch, config.num_channels, config.image_size, config.image_size)
-        return model, {"pixel_values": torch.randn(size, device=device, dtype=torch.bfloat16)}
-    tokens = torch.randint(config.vocab_size, (subject.batch, subject.length), device=device)
-    return model, {"input_ids": tokens}
-
-
-def _forward(model: Callable[..., Any], inputs: dict[str, torch.Tensor], subject: Subject) -> Run:
-    more = {"use_cache": False} if subject.is_causal else {}
+def _forward(side: Side, model: nn.Module, inputs: Inputs, subject: Subject) -> Run:
+    called = side(model.eval())
 
     def run() -> object:
         with torch.no_grad():
-            return model(**inputs, **more)[0]
+            return _first(called(**inputs, **subject.more))
 
     return run
 
 
-def _backward(model: Any, inputs: dict[str, torch.Tensor], subject: Subject) -> Run:
-    more = {"use_cache": False, "labels": inputs["input_ids"]} if subject.is_causal else {}
+def _backward(side: Side, model: nn.Module, inputs: Inputs, subject: Subject) -> Run:
+    called = side(model.train())
+    labels = {} if subject.labels is None else {subject.labels: inputs[subject.given]}
 
     def run() -> object:
-        found = model(**inputs, **more)
-        loss = found.loss if subject.is_causal else found[0].float().square().mean()
+        found = called(**inputs, **labels, **subject.more)
+        loss = _loss(found) if labels else _first(found).float().square().mean()
         loss.backward()
         model.zero_grad(set_to_none=True)
         return loss.detach()
@@ -122,34 +96,28 @@ def _backward(model: Any, inputs: dict[str, torch.Tensor], subject: Subject) -> 
     return run
 
 
-# ------------------------------------------------------------------ who is measured
-def _kpt(model: torch.nn.Module) -> Any:
-    replace_modules(model)
-    return model
+def _decode(batch: int, side: Side, model: Any, inputs: Inputs, subject: Subject) -> Run:
+    """As a server does it: a cache of one size, and Transformers compiles what a token takes."""
+    called = side(model.eval())
+    prompt = inputs[subject.given][:1, :PROMPT].repeat(batch, 1)
+
+    def run() -> object:
+        return called.generate(
+            prompt, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, cache_implementation="static", pad_token_id=0
+        )
+
+    return run
 
 
-def _compiled(model: torch.nn.Module) -> Any:
-    return torch.compile(model)
+def _first(found: Any) -> torch.Tensor:
+    tensor: torch.Tensor = found if isinstance(found, torch.Tensor) else found[0]
+    return tensor
 
 
-def _liger(model: torch.nn.Module) -> Any:
-    """Raises ImportError where Liger is not installed, and KeyError for a model that it does not know."""
-    from liger_kernel.transformers import monkey_patch
-
-    kind = model.config.model_type
-    if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise KeyError(f"Liger has no kernels for {kind}")
-    monkey_patch._apply_liger_kernel_to_instance(model=model)
-    return model
-
-
-SIDES: Mapping[str, Callable[[torch.nn.Module], Any]] = {
-    "torch": lambda model: model,
-    "kpt": _kpt,
-    "Liger": _liger,
-    "Inductor": _compiled,
-    "kpt, Inductor": lambda model: _compiled(_kpt(model)),
-}
+def _loss(found: Any) -> torch.Tensor:
+    """Of models of Transformers by its name, of others the last they give."""
+    loss: torch.Tensor = found.loss if hasattr(found, "loss") else found[-1]
+    return loss
 
 
 # ------------------------------------------------------------------ rows
@@ -169,8 +137,6 @@ def _row(case: str, makers: Mapping[str, Callable[[], Run]], device: str, rounds
     }
     return {"case": case, "milliseconds": milliseconds, "GiB": gib, "times as fast": ratios, "missing": missing}
 
-
-RIVALS = {"kpt": ("torch", "Liger"), "kpt, Inductor": ("Inductor",)}
 
 
 def _milliseconds(run: Run, device: str) -> float:

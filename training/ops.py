@@ -2,8 +2,8 @@
 
 The last is the yardstick. Two correct implementations differ by rounding only, and training amplifies any difference, so
 "the same curve" means: no further apart than PyTorch is from itself when its results are rounded another way. Here every
-result of norms, gates and attention, values and gradients, is multiplied by 1 + d, where d is drawn anew from the interval that one
-rounding of the type computed in may err by (Monte Carlo arithmetic: Parker 1997, UCLA CSD-970002).
+result of norms, gates and attention, values and gradients, is multiplied by 1 + d, where d is drawn anew from the interval
+that one rounding of the type computed in may err by (Monte Carlo arithmetic: Parker 1997, UCLA CSD-970002).
 """
 
 from collections.abc import Callable

@@ -1,21 +1,23 @@
 """Whole models against each other: what is measured of each, on a CPU where nobody is quick."""
 
+import sys
+from functools import partial
+from types import ModuleType
+
 import pytest
 import torch
 
-from benchmarks import models, report
-from benchmarks.models import Subject
+from benchmarks import models, report, sides, subjects
+from benchmarks.nano_gpt import NanoGPT
+from benchmarks.subjects import Subject
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 TINY = {
-    "Llama": Subject("LlamaForCausalLM", {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "vocab_size": 64,
-    }, 2, 7),
-    "ViT": Subject("ViTModel", {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
-        "patch_size": 8,
-    }, 2, None),
-}  # fmt: skip
+    "Llama": subjects.causal("LlamaForCausalLM", {**SMALL, "num_key_value_heads": 1, "vocab_size": 64}, 2, 7),
+    "ViT": subjects.encoder("ViTModel", {**SMALL, "image_size": 16, "patch_size": 8}, "pixel_values", (2, 3, 16, 16)),
+    "nanoGPT": Subject(partial(NanoGPT, 1, 2, 32, 7, 64), "tokens", (2, 7), 64, "targets"),
+}
 
 
 def test_rows_of_small_models(
@@ -23,15 +25,20 @@ def test_rows_of_small_models(
 ) -> None:
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    monkeypatch.setattr(models, "TOKENS", 3)
     found = models.compared(TINY, "cpu", 2)
+    both, decoding = ("forward", "forward and backward"), [f"Llama, 3 tokens of {batch} decoded" for batch in (1, 16)]
     assert [row["case"] for row in found.rows] == [
-        f"{name}, {mode}" for name in TINY for mode in ("forward", "forward and backward")
+        case for name in TINY for case in [*(f"{name}, {mode}" for mode in both), *decoding * (name == "Llama")]
     ]
     for row in found.rows:
+        if row["case"] in decoding:
+            assert row["milliseconds"].keys() == sides.DECODING_SIDES.keys()
+            continue
         assert row["milliseconds"].keys() == {"torch", "kpt", "Inductor", "kpt, Inductor"}
         assert row["times as fast"].keys() == {"kpt / torch", "kpt, Inductor / Inductor"}
         assert "Liger" in row["missing"]
-    assert len(compiled) == 8
+    assert len(compiled) == 12
     assert not found.failed
     path = report.write(tmp_path_factory.mktemp("found"), "models", models.TITLE, found.rows, found.picture, found.about)
     assert report.plot(path).stat().st_size
@@ -39,10 +46,35 @@ def test_rows_of_small_models(
 
 
 def test_sides_start_from_the_same_weights_and_kpt_replaces_its_own() -> None:
-    losses = []
-    for side in ("torch", "kpt"):
-        run = models._run(side, TINY["Llama"], models._backward, "cpu")
-        losses.append(run())
+    losses = [models._run(sides.SIDES[side], TINY["Llama"], models._backward, "cpu")() for side in ("torch", "kpt")]
     torch.testing.assert_close(losses[0], losses[1], rtol=2e-2, atol=2e-2)
-    replaced = models.SIDES["kpt"](models._built(TINY["Llama"], "cpu")[0])
+    replaced = sides.SIDES["kpt"](TINY["Llama"].build())
     assert "RMSNorm" in str(replaced) and replaced.config._attn_implementation == "kpt"
+
+
+def test_what_liger_exchanges_in_a_models_file_is_there_for_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liger patches names that all models of a class look up, and with them it would run in its rivals."""
+    model, other = TINY["Llama"].build(), TINY["Llama"].build()
+    file = sys.modules[type(model).__module__]
+    called = []
+
+    def turned(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        called.append("Liger's")
+        return given[0], given[1]
+
+    liger, transformers_of_liger, patches = (ModuleType(name) for name in ("liger_kernel", "transformers", "monkey_patch"))
+    patches.__dict__.update(
+        MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None},
+        _apply_liger_kernel_to_instance=lambda model: setattr(file, "apply_rotary_pos_emb", turned),
+    )
+    transformers_of_liger.__dict__["monkey_patch"] = patches
+    monkeypatch.setitem(sys.modules, "liger_kernel", liger)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", transformers_of_liger)
+    patched = sides.SIDES["Liger"](model)
+    tokens = torch.randint(64, (1, 5))
+    other(tokens)
+    assert not called
+    patched(tokens)
+    assert called == ["Liger's"]
+    other(tokens)
+    assert len(called) == 1
