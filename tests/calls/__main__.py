@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
+from tests.calls.draw import OPS
 from tests.calls.judge import some
 
 CPU = ("numpy",) * 10 + ("unasked",) * 4 + ("triton",) * 5 + ("pallas",) + ("reference",) * 2
@@ -32,11 +33,12 @@ def shares(first: int, calls: int) -> Iterator[tuple[int, int]]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.calls", description=__doc__)
-    parser.add_argument("--calls", type=int, default=1000, help="how many (1000)")
+    parser.add_argument("--calls", type=int, default=1000, help="how many numbers (1000)")
     parser.add_argument("--first", type=int, default=None, help="number of the first call (by default of the clock)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin none after this time")
     parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--ops", default=",".join(OPS), help="those of these ops alone; numbers of others are passed over")
     parser.add_argument("--backends", default=None, help="some of numpy,triton,pallas,reference,unasked")
     given = parser.parse_args(arguments)
     first = int(time.time()) % 10**8 * 10 if given.first is None else given.first
@@ -45,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     began = told = time.monotonic()
     made: Counter[str] = Counter()
+    fallbacks: Counter[str] = Counter()
+    ops = tuple(given.ops.split(","))
     wrong = 0
     ahead = shares(first, given.calls)
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
@@ -53,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             while len(running) < given.jobs + 1 and time.monotonic() - began < given.seconds:
                 if (share := next(ahead, None)) is None:
                     break
-                running[pool.submit(some, *share, given.device, backends)] = share
+                running[pool.submit(some, *share, given.device, backends, ops)] = share
             if not running:
                 break
             for one in wait(running, return_when=FIRST_COMPLETED).done:
@@ -63,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
                         f"A process died in --first {share[0]} --calls {share[1]}, or one of {list(running.values())}"
                     )
                     return 1
-                for call, found in one.result():
+                calls, fell = one.result()
+                fallbacks += fell
+                for call, found in calls:
                     made[call.split(": ", 1)[1].split("(")[0]] += 1
                     if found is not None:
                         wrong += 1
@@ -72,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
                 told = time.monotonic()
                 print(f"{made.total()} calls, {wrong} wrong, {made.total() / (told - began):.1f} a second", flush=True)
     by_op = ", ".join(f"{op} {count}" for op, count in sorted(made.items()))
+    for reason, times in fallbacks.most_common():
+        print(f"PyTorch served {times} of {2 * made.total()}: {reason}")
     print(f"{made.total()} calls ({by_op}), {wrong} wrong, {time.monotonic() - began:.0f} s")
     return bool(wrong)
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from collections import Counter
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -41,12 +42,23 @@ class Answer:
     gradients: dict[str, torch.Tensor]
 
 
-def some(first: int, count: int, device: str, backends: tuple[str, ...]) -> list[tuple[str, str | None]]:
-    """Make some calls: each in words, and what is wrong with it."""
+def some(
+    first: int, count: int, device: str, backends: tuple[str, ...], ops: tuple[str, ...]
+) -> tuple[list[tuple[str, str | None]], Counter[str]]:
+    """Make those of some calls that are of these ops: each in words, and what is wrong with it; and by reason how often PyTorch
+    served in a kernel's place, of two times that each is made."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    before = _fallbacks()
     calls = [draw(number, device, backends) for number in range(first, first + count)]
-    return [(f"{call.number}: {call}", trouble(call)) for call in calls]
+    found = [(f"{call.number}: {call}", trouble(call)) for call in calls if call.op in ops]
+    return found, _fallbacks() - before
+
+
+def _fallbacks() -> Counter[str]:
+    return Counter(
+        {f"{op}: {why}": n for op, counted in kpt.ops.counters().items() for why, n in counted["fallbacks"].items()}
+    )
 
 
 def trouble(call: Call) -> str | None:
