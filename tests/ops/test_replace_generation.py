@@ -56,10 +56,10 @@ def build(name: str) -> Any:
 
 def generated(subject: Any, variant: str) -> tuple[torch.Tensor, int]:
     """The tokens, and how many graphs were compiled."""
-    options = dict(VARIANTS[variant])
+    options = {k: v.to(subject.device) if isinstance(v, torch.Tensor) else v for k, v in VARIANTS[variant].items()}
     if "compile_config" in options:
         options["compile_config"]._compile_all_devices = True
-    ids = PROMPT[:1].repeat(1, 2) if variant == "prompt look-up" else PROMPT
+    ids = (PROMPT[:1].repeat(1, 2) if variant == "prompt look-up" else PROMPT).to(subject.device)
     torch.manual_seed(3)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -68,15 +68,15 @@ def generated(subject: Any, variant: str) -> tuple[torch.Tensor, int]:
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_the_tokens_are_those_of_pytorchs_attention(name: str, variant: str) -> None:
-    subject = build(name)
+def test_the_tokens_are_those_of_pytorchs_attention(device: str, name: str, variant: str) -> None:
+    subject, kernels = build(name).to(device), "numpy" if device == "cpu" else "triton"
     expected = generated(subject, variant)
     kpt.replace_modules(subject, only=["attention"])
     before, outside = served("flash_attention"), counters()["flash_attention"]["fallbacks"]
-    with prefer("numpy"):
+    with prefer(kernels):
         found = generated(subject, variant)
     assert torch.equal(found[0], expected[0])
     assert found[1] == expected[1], "as many graphs: none is of one token"
     after = served("flash_attention")
-    assert after.pop("numpy") >= before.pop("numpy", 0) + 2 * (NEW - 3)
+    assert after.pop(kernels) >= before.pop(kernels, 0) + 2 * (NEW - 3)
     assert (after, counters()["flash_attention"]["fallbacks"]) == (before, outside)
