@@ -57,6 +57,7 @@ SIDES: Mapping[str, Side] = {
 }
 
 DECODING_SIDES: Mapping[str, Side] = {"Inductor": lambda model: model, "kpt, Inductor": _kpt}
+"""What a token takes is compiled where it is measured."""
 
 RIVALS = {"kpt": ("torch", "Liger"), "kpt, Inductor": ("Inductor",)}
 """Whose times are divided by a side's."""

@@ -24,7 +24,7 @@ def test_rows_of_small_models(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     compiled: list[object] = []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)
     monkeypatch.setattr(models, "TOKENS", 3)
     found = models.compared(TINY, "cpu", 2)
     both, decoding = ("forward", "forward and backward"), [f"Llama, 3 tokens of {batch} decoded" for batch in (1, 16)]
@@ -38,7 +38,7 @@ def test_rows_of_small_models(
         assert row["milliseconds"].keys() == {"torch", "kpt", "Inductor", "kpt, Inductor"}
         assert row["times as fast"].keys() == {"kpt / torch", "kpt, Inductor / Inductor"}
         assert "Liger" in row["missing"]
-    assert len(compiled) == 12
+    assert len(compiled) == 16
     assert not found.failed
     path = report.write(tmp_path_factory.mktemp("found"), "models", models.TITLE, found.rows, found.picture, found.about)
     assert report.plot(path).stat().st_size
@@ -78,3 +78,17 @@ def test_what_liger_exchanges_in_a_models_file_is_there_for_its_model_alone(monk
     assert called == ["Liger's"]
     other(tokens)
     assert len(called) == 1
+
+
+def test_what_is_decoded_is_what_generate_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    monkeypatch.setattr(models, "PROMPT", 5)
+    monkeypatch.setattr(models, "TOKENS", 6)
+    subject = TINY["Llama"]
+    torch.manual_seed(0)
+    model, inputs = subject.build(), subject.inputs("cpu")
+    expected = model.generate(inputs["input_ids"][:1, :5], max_new_tokens=6, do_sample=False, pad_token_id=0)
+    for side in sides.DECODING_SIDES.values():
+        run = models._decode(3, side, model, inputs, subject)
+        run()
+        assert run().tolist() == expected[:, 5:].repeat(3, 1).tolist(), "and once more on the same cache"
