@@ -66,8 +66,15 @@ class Pipeline:
 
     @property
     def link(self) -> tuple[Operand, ...]:
-        """What the producer loads for the link, in each step."""
-        return () if self.masked.link is None else tuple(_ring(_dot(self.masked.link)))
+        """What the producer loads for the link, in each step, and for the work on its result."""
+        return () if self.masked.link is None else (*_ring(_dot(self.masked.link)), *self.beside)
+
+    @property
+    def beside(self) -> tuple[Operand, ...]:
+        """The tiles that the work between products reads beside them."""
+        found = (e for stmt in self.masked.between for top in ir.expressions(stmt) for e in ir.walk(top))
+        loads = {(e.tensor, e.index): e for e in found if isinstance(e, ir.Load) and len(e.type.shape) > 1}
+        return tuple(Operand(e, transposed=False) for e in loads.values())
 
     @property
     def product(self) -> tuple[Operand, ...]:
@@ -203,7 +210,10 @@ def _check(kernel: ir.Kernel, found: Pipeline) -> None:
                 raise Unfit("it takes tiles apart")
             if isinstance(e, ir.Transpose) and not isinstance(e.x, ir.Load):
                 raise Unfit("it transposes a computed tile")
+    result = found.masked.link.value.type.shape if found.masked.link else ()
     shared = {o.load for o in (*found.link, *found.product)} | ({found.held.value} if found.held else set())
+    if any(o.load.type.shape != result for o in found.beside):
+        raise Unfit("it loads a tile that no product reads, and that is not like its first product's result")
     for e in ir.every_expr(kernel.body):
         axes = [a for a in e.type.shape if a != ir.UNIT]
         if len(e.type.shape) > 2 or len(set(axes)) < len(axes):

@@ -109,6 +109,9 @@ class _Tile:
     def store(self, value: Any) -> None:
         self.data[...] = value
 
+    def load(self, _: None) -> Any:
+        return self.data.copy()
+
     def read(self) -> Any:
         return self.data
 

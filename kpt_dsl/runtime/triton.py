@@ -192,7 +192,7 @@ def interpret_for(chip: "Target", instance: Instance, arrays: Mapping[str, Any],
         programs = min(programs, INTERPRETED_CORES)
     known = iter(numbers(abi, instance))
     if abi.language == "gluon":
-        _interpret_gluon(source, programs, arrays, known)
+        _interpret_gluon(source, programs, instance, arrays, known)
         return
     values: list[Any] = []
     report = torch.zeros(1, dtype=torch.int64)
@@ -217,7 +217,9 @@ def interpret_for(chip: "Target", instance: Instance, arrays: Mapping[str, Any],
         raise abi.bad_index(word, extents)
 
 
-def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], known: Iterator[int]) -> None:
+def _interpret_gluon(
+    source: Source, programs: int, instance: Instance, arrays: Mapping[str, Any], known: Iterator[int]
+) -> None:
     """Triton's interpreter does not know Gluon; one of our own does."""
     from kpt_dsl.runtime import gluon_interpreter as gluon
 
@@ -229,7 +231,8 @@ def _interpret_gluon(source: Source, programs: int, arrays: Mapping[str, Any], k
                 length = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
                 values.append(gluon.Pointer(as_numpy(a.tensor, tensor.as_strided((length,), (1,)))))
             case Descriptor():
-                values.append(gluon.Described(as_numpy(a.tensor, arrays[a.tensor]), a.block))
+                inside = tuple(map(slice, maker(a, instance)(arrays[a.tensor]).shape))
+                values.append(gluon.Described(as_numpy(a.tensor, arrays[a.tensor])[inside], a.block))
             case Scalar():
                 values.append(arrays[a.scalar])
             case _:

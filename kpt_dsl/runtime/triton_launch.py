@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.triton.abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride, TritonAbi
-from kpt_dsl.emit.triton.facts import effective_strides
+from kpt_dsl.emit.triton.facts import TMA_BYTES, effective_strides
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime.triton_module import triton_package
 
@@ -212,7 +212,8 @@ def maker(a: Argument, instance: "Instance") -> Maker:
 
 
 def describer(shape: list[int], strides: list[int], block: list[int]) -> Maker:
-    """What describes tensors of a shape and strides, moved in blocks."""
+    """What describes tensors of a shape and strides, moved in blocks. Along a dim of the same all over, only its first is."""
+    shape, strides = [n if s else 1 for n, s in zip(shape, strides, strict=True)], [s or TMA_BYTES for s in strides]
     return lambda tensor: Described(tensor, shape, strides, block)
 
 

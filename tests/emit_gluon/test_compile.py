@@ -53,6 +53,8 @@ CASES = [
     pytest.param(attention(128, 760, 199, causal=True, window=100), {}, id="D128-window"),
     pytest.param(attention(128, window=100), {}, id="D128-window-both-sides"),
     pytest.param(attention(80, 97, 199), {}, id="D80-ragged"),
+    pytest.param(attention(128, causal=True, mask="added"), {}, id="D128-bias"),
+    pytest.param(attention(128, 199, 760, mask="added"), {"overlap": False}, id="D128-bias-ragged"),
     pytest.param(attention(64, causal=True), COMPACT | {"persistent": True}, id="D64-causal-persistent"),
     pytest.param(attention(128, causal=True), {"persistent": True}, id="D128-causal-persistent"),
     pytest.param(attention(128, causal=True), {"persistent": True, "overlap": False}, id="D128-compact-persistent"),

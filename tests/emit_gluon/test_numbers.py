@@ -37,6 +37,21 @@ def attention(q: kd.In, k: kd.In, v: kd.In, o: kd.Out, highest: kd.Out) -> None:
         highest[m] = top
 
 
+@kd.kernel(q="M D", k="N D", v="N D", weight="B M N", o="M D", total="M")
+def weighed(q: kd.In, k: kd.In, v: kd.In, weight: kd.In, o: kd.Out, total: kd.Out) -> None:
+    """Products of scores, weighed each, over as many keys as there are queries; and the sums of these weights."""
+    for m in kd.parallel(kd.tile("M")):
+        query = q[m, :]
+        acc, weights = kd.zeros([m, "D"]), kd.zeros([m])
+        for n in kd.sequential(kd.tile("N"), stop=kd.size("M")):
+            s = kd.dot(query, k[n, :].T)
+            s = s * weight[kd.size("B") - 1, m, n]
+            weights = weights + kd.sum(weight[kd.size("B") - 1, m, n], axis=1)
+            acc = kd.dot(s, v[n, :], acc)
+        o[m, :] = acc
+        total[m] = weights
+
+
 @kd.kernel(x="M K", w="N K", y="M N")
 def product(x: kd.In, w: kd.In, y: kd.Out) -> None:
     """A product whose epilogue clamps and truncates."""
@@ -94,6 +109,35 @@ def test_values_of_another_head_dim(head_dim: int, values: int) -> None:
     interpret_for(H200, instance, arguments, warp_specialised(instance))
     wanted = kpt.ops.flash_attention(*(t.double() for t in (q, k, v)), causal=True, scale=0.3)
     assert_close(arguments["o"], wanted, "bf16", 330)
+
+
+@pytest.mark.parametrize("knobs", [{"overlap": True}, {"overlap": False, "persistent": True}], ids=str)
+@pytest.mark.parametrize("entries", [(2, 1), (1, 4), (2, 4)], ids=str)
+def test_a_bias_of_some_or_all_heads(entries: tuple[int, int], knobs: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, h, n, 64).bfloat16() for h, n in ((4, 130), (2, 200), (2, 200)))
+    bias = torch.randn(*entries, 130, 200).bfloat16()
+    arguments = flash_attention_fwd.bind(
+        q, k, v, None, torch.empty_like(q), torch.empty(2, 4, 130), 0.3, None, True, bias=bias.expand(2, 4, 130, 200)
+    )
+    instance = Instance.bind(flash_attention_fwd, arguments)
+    interpret_for(H200, instance, arguments, warp_specialised(instance) | knobs)
+    wide = (t.double() for t in (q, k, v))
+    wanted = kpt.ops.flash_attention(*wide, causal=True, scale=0.3, mask=bias.double())
+    assert_close(arguments["o"], wanted, "bf16", 200)
+
+
+def test_weights_end_where_the_loop_does() -> None:
+    """Those behind it are there, and count nowhere; the tensor is the same all along its first dim."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(n, 64).bfloat16() for n in (130, 200, 200))
+    weight = torch.randn(130, 200).bfloat16()
+    weight[:, 130:] = math.inf
+    o, total = torch.empty(130, 64, dtype=torch.bfloat16), torch.empty(130)
+    interpreted(weighed, q=q, k=k, v=v, weight=weight.expand(3, 130, 200), o=o, total=total)
+    q, k, v, weight = (t.double() for t in (q, k[:130], v[:130], weight[:, :130]))
+    assert_close(o, q @ k.T * weight @ v, "bf16", 130)
+    torch.testing.assert_close(total.double(), weight.sum(1), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"sinks": True}, {"softcap": True}, {"sinks": True, "softcap": True}], ids=str)

@@ -170,8 +170,17 @@ class Partitions:
         slot, phase = self.walk.first
         out.line(f"mbarrier.wait({link.ready}.index({slot}), {phase}{pred})")
         self._issue_link(out, slot)
+        self._take_beside(out, slot)
         out.line(f"{self._score} = warpgroup_mma_wait(0, deps=[{self._score}])")
         out.line(f"mbarrier.arrive({link.free}.index({slot}), count=1{pred})")
+
+    def _take_beside(self, out: Writer, slot: str) -> None:
+        """Bring what the work on the link's result reads beside it into registers, while the product runs: as that will lie."""
+        for tile in self.shared.link.tiles if self.shared.link else ():
+            if tile.operand in self.plan.beside:
+                home = self.expressions.home(tile.operand.load.type.shape)
+                buffer = self._buffer(tile, slot)
+                out.line(f"{self.shared.taken(tile.operand.load)} = {buffer}.load({home})", tile.operand.load.loc)
 
     def _release_held(self, out: Writer) -> None:
         """The producer may load what another tile holds."""
@@ -226,6 +235,7 @@ class Partitions:
             out.line(f"mbarrier.wait({product.ready}.index({self._before}), ({self.walk.step} - 1) // SLOTS & 1)")
             right = self._right(product, self._before, part.step.product)
             out.line(f"{self._running} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
+            self._take_beside(out, self.walk.slot)
             out.line(f"{self._score} = warpgroup_mma_wait(1, deps=[{self._score}])")
             out.line(f"mbarrier.arrive({link.free}.index({self.walk.slot}), count=1)")
             self._call(self._function_of(part), part.step, out)
@@ -258,6 +268,7 @@ class Partitions:
             out.line(f"mbarrier.wait({product.ready}.index({self.walk.slot}), {self.walk.step} // SLOTS & 1)")
             right = self._right(product, self.walk.slot, part.step.product)
             out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
+            self._take_beside(out, self._next)
             out.line(f"{self._score} = warpgroup_mma_wait(1, deps=[{self._score}])")
             out.line(f"mbarrier.arrive({link.free}.index({self._next}), count=1, pred={self._more})")
             out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
@@ -320,7 +331,8 @@ class Partitions:
         """The right side of a product, in its slot."""
         assert isinstance(product.value, ir.Dot)
         wanted = operand(product.value.b)
-        tile = next(t for t in ring.tiles if wanted and t.operand and t.operand.load.tensor == wanted.load.tensor)
+        loads = ((t, t.operand.load) for t in ring.tiles if t.operand)
+        tile = next(t for t, load in loads if wanted and (load.tensor, load.index) == (wanted.load.tensor, wanted.load.index))
         return self._buffer(tile, slot)
 
     def _buffer(self, tile: Tile, slot: str) -> str:

@@ -96,9 +96,15 @@ class Shared:
                 out.line(f"mbarrier.init({name}.index(i), count={arrivals})")
         out.line("fence_async_shared()")
 
+    def taken(self, load: ir.Load) -> str:
+        """What a consumer calls the tile that it took into registers."""
+        return self.axes.names.of(("taken", load.tensor, load.index), f"{load.tensor}_tile")
+
     def corner(self, tile: Tile, consumer: str = "") -> str:
         """Where a tile's block starts in its tensor; the producer says which ``consumer`` it is for."""
-        return f"[{', '.join(self._first(i, consumer) for i in tile.index)}]"
+        strides = self.axes.facts.tensors[self._tensor_of(tile).name].strides
+        places = zip(tile.index, strides, strict=True)
+        return f"[{', '.join('0' if s.zero else self._first(i, consumer) for i, s in places)}]"
 
     # ------------------------------------------------------------------ the pieces
     def _ring(self, operands: tuple[Operand, ...]) -> Ring | None:

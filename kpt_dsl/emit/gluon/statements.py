@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from kpt_dsl import ir
-from kpt_dsl.emit.gluon.layouts import Product
+from kpt_dsl.emit.gluon.layouts import Product, Slice
 from kpt_dsl.emit.gluon.program import Program
 from kpt_dsl.emit.gluon.shared import Tile
 from kpt_dsl.emit.text import Writer
@@ -49,6 +49,19 @@ class Statements:
                             around.enter_context(self._expressions.vectors(home, e.type.shape[0]))
                         self._module.memory.load(e, out, stmt.loc, name)
                     self._module.loads[e] = name
+                elif isinstance(e, ir.Load) and len(e.type.shape) > 1:
+                    self._module.loads[e] = name = self._shared.taken(e)
+                    self._clear(e, name, out)
+
+    def _clear(self, e: ir.Load, name: str, out: Writer) -> None:
+        """Zeros where a tile reaches beyond the bounds of its loop; beyond the tensor it has them."""
+        home = self._expressions.home(e.type.shape)
+        assert isinstance(home, Product)
+        if cleared := [a for a in e.masked if not self._module.axes.natural(a)]:
+            with ExitStack() as around:
+                for i, axis in enumerate(e.type.shape):
+                    around.enter_context(self._expressions.vectors(Slice(1 - i, home), axis))
+                out.line(f"{name} = gl.where({self._module.memory.condition(cleared, e.type.shape)}, {name}, 0.0)", e.loc)
 
     def _store(self, stmt: ir.Store, tile: Tile, out: Writer) -> None:
         """A tile through shared memory to its tensor; what lies beyond the tensor is not written."""

@@ -5,7 +5,7 @@ and binary. Of the extents that vary within a class it is told whether all are l
 of loops, or any may be ragged.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -221,14 +221,15 @@ def _varying_part(
     return inner if inner and stride % inner == 0 else 1
 
 
-def describable(tensor: ir.Tensor, extents: "Extents") -> bool:
+def describable(tensor: ir.Tensor, extents: "Extents", repeated: Container[str] = ()) -> bool:
     """Whether a tensor descriptor can hold a tensor: aligned, with a unit last stride and aligned strides before it, and of
-    elements that one has a type for, which conditions are not."""
+    elements that one has a type for, which conditions are not. It may be the same all along a ``repeated`` dim."""
     shape, size = extents.shape(tensor.dims), tensor.dtype.bytes
     strides = effective_strides(shape, extents.stride(tensor.name))
     if tensor.dtype == bool_ or tensor.name not in extents.aligned or len(strides) > TMA_RANK:
         return False
-    described = strides[-1] == 1 and all(s > 0 and s * size % TMA_BYTES == 0 for s in strides[:-1])
+    steps = [(s, dim in repeated) for s, dim in zip(strides, tensor.dims, strict=True)]
+    described = strides[-1] == 1 and all((s > 0 or (s == 0 and may)) and s * size % TMA_BYTES == 0 for s, may in steps[:-1])
     return described and 0 not in shape
 
 

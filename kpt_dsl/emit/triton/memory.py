@@ -50,7 +50,7 @@ class Memory:
             cleared = [a for a in e.masked if not axes.natural(a) and a not in self.relaxed.get(e, ())]
             out.line(f"{name} = {text}", loc)
             if cleared:
-                out.line(f"{name} = {axes.language}.where({self._condition(cleared, kept)}, {name}, {zero})", loc)
+                out.line(f"{name} = {axes.language}.where({self.condition(cleared, kept)}, {name}, {zero})", loc)
             return
         strides = axes.facts.tensors[e.tensor].strides
         repeated = (strides[i].zero for i, entry in enumerate(e.index) if isinstance(entry, ir.Axis))
@@ -60,7 +60,7 @@ class Memory:
         contiguous = self._contiguous(e.tensor, e.index)
         masked = [a for a in kept if a in e.masked or (a == contiguous and axes.beyond_memory(a))]
         pointers = self._pointers(e.tensor, e.index, masked, out, loc)
-        mask = [f"mask={self._condition(masked, kept, asked)}", f"other={zero}"] if masked or asked else []
+        mask = [f"mask={self.condition(masked, kept, asked)}", f"other={zero}"] if masked or asked else []
         hint = [f'eviction_policy="{policy}"'] if policy else []
         out.call(f"{name} = {axes.language}.load(", [pointers, *mask, *hint], loc)
 
@@ -76,7 +76,7 @@ class Memory:
             return given
         kept = ir.kept(index)
         apart = any(map(is_tile, index)) and (bool(masked) or (when is not None and bool(when.type.shape)))
-        used = " & ".join([*given, *([self._condition(masked, kept)] if apart and masked else [])])
+        used = " & ".join([*given, *([self.condition(masked, kept)] if apart and masked else [])])
         return given + self.checks.write(index, used, apart, out, loc)
 
     def _load_repeated(self, e: ir.Load, asked: list[str], zero: str, out: Writer, loc: ir.Loc, name: str) -> None:
@@ -87,7 +87,7 @@ class Memory:
         mask = f", mask={' & '.join(asked)}, other={zero}" if asked else ""
         text = self.expressions.filled(kept, f"{tl}.load({pointer}{mask})", dtype)
         if e.masked:
-            text = f"{tl}.where({self._condition(e.masked, kept)}, {text}, 0.0)"
+            text = f"{tl}.where({self.condition(e.masked, kept)}, {text}, 0.0)"
         out.line(f"{name} = {text}", loc)
 
     def store(self, stmt: ir.Store, out: Writer) -> None:
@@ -104,7 +104,7 @@ class Memory:
             out.call(f"{self._descriptor(stmt.tensor, stmt.index)}.store(", [self._corner(stmt.index), value], stmt.loc)
             return
         pointers = self._pointers(stmt.tensor, stmt.index, stmt.masked, out, stmt.loc)
-        mask = [f"mask={self._condition(stmt.masked, kept, asked)}"] if stmt.masked or asked else []
+        mask = [f"mask={self.condition(stmt.masked, kept, asked)}"] if stmt.masked or asked else []
         # Sums ask no program to wait for another.
         how, order = ("atomic_add", ['sem="relaxed"']) if stmt.add else ("store", [])
         out.call(f"{axes.language}.{how}(", [pointers, self.expressions.text(cast), *mask, *order], stmt.loc)
@@ -229,7 +229,8 @@ class Memory:
         unit = self.expressions.axes.facts.tensors[tensor].strides[-1].unit
         return last if unit and isinstance(last, ir.Axis) else None
 
-    def _condition(self, masked: Sequence[ir.Axis], kept: tuple[ir.Axis, ...], asked: Sequence[str] = ()) -> str:
+    def condition(self, masked: Sequence[ir.Axis], kept: tuple[ir.Axis, ...], asked: Sequence[str] = ()) -> str:
+        """Which lanes of a tile are none of the padding along some of its axes, as text."""
         texts = [*asked, *(spread(self.expressions.axes.valid(a), (a,), kept) for a in kept if a in masked)]
         return " & ".join(texts)
 

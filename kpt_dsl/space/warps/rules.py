@@ -76,7 +76,8 @@ def why_not(facts: Facts) -> str | None:
                 return f"{access.tensor.name} is {dtype}, which is multiplied along its last dim only"
         elif dtype.bits != 16:
             return f"{access.tensor.name} is {dtype}; tiles of 16-bit floats, or lone products of 8-bit ones"
-        if not describable(access.tensor, facts.extents):
+        repeated = set(access.tensor.dims) - {axis.dim for axis in access.axes}
+        if not describable(access.tensor, facts.extents, repeated):
             return f"no tensor descriptor can hold {access.tensor.name}"
     return None
 

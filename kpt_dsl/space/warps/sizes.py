@@ -59,19 +59,21 @@ class WarpSizes(GpuSizes):
 
     @cached_property
     def registers(self) -> int:
-        """Registers of a thread that multiplies: the results of its products, and the left side that stays there."""
+        """Registers of a thread that multiplies: the results of its products, what is read beside them, and the left side that
+        stays there."""
         words = 0
         for product in self.facts.products:
             words += self.rows * self.lanes(product.n)
             if product.chained:
                 words += self.rows * self.lanes(product.k) * product.dtype.bits // 32
+        words += sum(map(self.bytes, self._beside)) // 4 // self.consumers
         return words // CONSUMER_THREADS + SPARE_REGISTERS
 
     @cached_property
     def shared_bytes(self) -> int:
         """Rings, the tile that consumers hold, and room for what they store where that is not like it; a persistent program has
         the next held tile too, and no room to share."""
-        loads: dict[Access, int] = {}
+        loads = {load: self.bytes(load) * self.stages for load in self._beside}
         for product in self.facts.products:
             for load in filter(None, product.loads):
                 loads[load] = self.bytes(load) * (self.stages if load.scope else 1)
@@ -83,6 +85,12 @@ class WarpSizes(GpuSizes):
             stored = [store for store in stored if self._like(store) not in map(self._like, held)]
         room = sum(map(self.bytes, stored))
         return sum(loads.values()) + room + BARRIER_BYTES
+
+    @cached_property
+    def _beside(self) -> list[Access]:
+        """What is read beside the result of the first of chained products."""
+        results = [(p.m, p.n) for p in self.facts.products if p.link and p.scope]
+        return [load for load in self.facts.loads if load.axes in results]
 
     def _like(self, access: Access) -> tuple[object, ...]:
         """What two accesses have in common whose tiles fit into one buffer."""
