@@ -5,32 +5,22 @@ whose preference holds, and that a gradient is not differentiated again. Knows n
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from kpt.ops.choice import Holding, preferred
-from kpt.ops.registry import Op, Ready
+from kpt.ops.eager import below_autograd
+from kpt.ops.registry import Op, Ready, settled
 from kpt_dsl.errors import KptError
-
-_below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
-"""Neither gradients nor views are noted inside."""
 
 
 def followed(op: Op, dispatch: Ready) -> Ready:
-    """The calls of one kind, of an op that has a ``Gradient``, followed by autograd; ``dispatch`` runs the op itself."""
-    kind = _Kind(op, dispatch)
-
-    def ready(*arguments: Any) -> Any:
-        given = _follow(kind, *arguments)
-        form = kind.form
-        assert form is not None
-        if form.alone:
-            return given
-        return list(given[: form.outputs]) if form.listed else given[0]
-
-    return ready
+    """The calls of one kind, of an op that has a ``Gradient``, followed by autograd; ``dispatch`` runs the op itself, and gives
+    nothing that autograd knows as a view."""
+    return _Kind(op, dispatch)
 
 
 class _Form(NamedTuple):
@@ -45,8 +35,10 @@ class _Form(NamedTuple):
     listed: bool
     """Whether the op gives a list of tensors."""
     outputs: int
-    places: tuple[int, ...]
-    """Where tensors are in what is saved."""
+    bare: bool
+    """Whether all tensors that are given and saved are arguments and what ``dispatch`` gave: nothing else makes any."""
+    tensors: "_Pick"
+    """Takes the tensors out of what is saved."""
     others: tuple[int, ...]
     """Those of them that are neither arguments nor outputs."""
     saved: "_Pick"
@@ -74,13 +66,34 @@ class _Kind:
         self.op, self.gradient, self.dispatch = op, op.gradient, dispatch
         self.form: _Form | None = None
 
-    def formed(self, needed: tuple[bool, ...], arguments: Sequence[Any], outputs: Any, saved: Sequence[Any]) -> _Form:
-        """Find the form, from the first call."""
+    def __call__(self, *arguments: Any) -> Any:
+        given = _follow(self, *arguments)
+        form = self.form
+        assert form is not None
+        if form.alone:
+            return given
+        return list(given[: form.outputs]) if form.listed else given[0]
+
+    def settled(self) -> Ready:
+        """What serves such calls from now on."""
+        self.dispatch = settled(self.dispatch)
+        return partial(_follow, self) if self.form is not None and self.form.alone else self
+
+    def formed(self, needed: tuple[bool, ...], arguments: Sequence[Any]) -> tuple[_Form, Any, Sequence[Any]]:
+        """Make the first call, and find the form. Gives what it gives, and what it saves."""
+        dispatched: list[Any] = []
+
+        def noting(*given: Any) -> Any:
+            dispatched.append(outputs := self.dispatch(*given))
+            return outputs
+
+        outputs, saved = self.gradient.forward(noting, needed, *arguments)
         given = outputs if isinstance(outputs, list) else [outputs]
         places = [i for i, value in enumerate(saved) if isinstance(value, torch.Tensor)]
         rest = [i for i in range(len(saved)) if i not in places]
         known = {*map(id, arguments), *map(id, given)}
         others = tuple([i for i in places if id(saved[i]) not in known])
+        made = {*map(id, arguments), *[id(t) for each in dispatched for t in (each if isinstance(each, list) else [each])]}
         wanted = [1 + position for position, n in zip(self.op.differentiable, needed, strict=True) if n]
         self.form = _Form(
             self,
@@ -89,18 +102,19 @@ class _Kind:
             not others and given is not outputs,
             given is outputs,
             len(given),
-            tuple(places),
+            made.issuperset(map(id, (*given, *[saved[i] for i in places]))),
+            _pick(places),
             others,
             _pick([(places + rest).index(i) for i in range(len(saved))]),
             tuple([saved[i] for i in rest]),
             _pick([1 + wanted.index(i) if i in wanted else 0 for i in range(1 + len(arguments))]),
         )
-        return self.form
+        return self.form, outputs, saved
 
 
 class _Followed(torch.autograd.Function):
-    """An op with its gradient. Both passes run below autograd, where a view is a tensor like any other: outputs that autograd
-    knows as views could not be modified in place.
+    """An op with its gradient. The forward gives no views, as those of a function's could not be modified in place: where more
+    than ``dispatch`` makes it, all of it runs below autograd, where a view is a tensor like any other.
 
     Gives the op's outputs, and the tensors that are saved besides them and the arguments: as outputs they remember what they
     were made from, so that ``_Refusal`` finds it.
@@ -111,14 +125,14 @@ class _Followed(torch.autograd.Function):
         form = kind.form
         if form is None:
             needs = ctx.needs_input_grad
-            needed = tuple([needs[1 + position] for position in kind.op.differentiable])
+            with below_autograd():
+                form, outputs, saved = kind.formed(tuple([needs[1 + p] for p in kind.op.differentiable]), arguments)
+        elif form.bare:
+            outputs, saved = kind.gradient.forward(kind.dispatch, form.needed, *arguments)
         else:
-            needed = form.needed
-        with _below_autograd():
-            outputs, saved = kind.gradient.forward(kind.dispatch, needed, *arguments)
-        if form is None:
-            form = kind.formed(needed, arguments, outputs, saved)
-        ctx.save_for_backward(*[saved[place] for place in form.places])
+            with below_autograd():
+                outputs, saved = kind.gradient.forward(kind.dispatch, form.needed, *arguments)
+        ctx.save_for_backward(*form.tensors(saved))
         ctx.set_materialize_grads(False)
         ctx.form = form
         if form.alone:
@@ -132,25 +146,17 @@ class _Followed(torch.autograd.Function):
         if arriving[0] is None and all(g is None for g in arriving):
             return form.gradients((None,) * (1 + len(form.needed)))
         tensors = ctx.saved_tensors
+        saved = form.saved(tensors + form.values)
         if torch.is_grad_enabled():
-            with torch.no_grad():
-                wanted = _gradients(form, tensors, arriving)
+            with torch.no_grad(), Holding(form.preference):
+                wanted = form.kind.gradient.backward(saved, form.needed, *arriving)
             wanted = _not_again(form.kind.op, wanted, (*tensors, *arriving))
+        elif preferred() != form.preference:
+            with Holding(form.preference):
+                wanted = form.kind.gradient.backward(saved, form.needed, *arriving)
         else:
-            wanted = _gradients(form, tensors, arriving)
+            wanted = form.kind.gradient.backward(saved, form.needed, *arriving)
         return form.gradients((None, *wanted))
-
-
-def _gradients(
-    form: _Form, tensors: tuple[torch.Tensor, ...], arriving: Sequence[torch.Tensor | None]
-) -> Sequence[torch.Tensor | None]:
-    """Those that are needed."""
-    saved = form.saved(tensors + form.values)
-    with _below_autograd():
-        if preferred() == form.preference:
-            return form.kind.gradient.backward(saved, form.needed, *arriving)
-        with Holding(form.preference):
-            return form.kind.gradient.backward(saved, form.needed, *arriving)
 
 
 _follow: Callable[..., Any] = super(torch.autograd.Function, _Followed).apply

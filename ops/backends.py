@@ -15,8 +15,9 @@ import torch
 from kpt.ops.choice import preferred
 from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.dtypes import KERNEL_FLOATS
+from kpt.ops.eager import below
 from kpt.ops.registry import Implementation, KernelChoice, Missing, Ready, Undecided
-from kpt.ops.straight import repeated
+from kpt.ops.straight import Repeated
 from kpt_dsl import configs
 from kpt_dsl.arrays import ALIGNMENT
 from kpt_dsl.classes import extents, options
@@ -126,7 +127,7 @@ def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 
 def _prepare(run: Run, backend: str, arguments: tuple[Any, ...]) -> Ready:
     launches = Launches(backend, kin(run, arguments))
-    return partial(run, launches) if _gpu(arguments) is None else repeated(run, launches)
+    return below(partial(run, launches)) if _gpu(arguments) is None else Repeated(run, launches)
 
 
 def kin(run: Hashable, arguments: tuple[Any, ...]) -> Hashable:

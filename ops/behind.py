@@ -26,6 +26,7 @@ from kpt.ops import compiling
 from kpt.ops.backends import kin
 from kpt.ops.capture import is_capturing, relaxed
 from kpt.ops.compile_job import Answer, Request, Surroundings, make
+from kpt.ops.eager import below_autograd
 from kpt.ops.registry import Implementation, Missing, Op, Ready
 from kpt_dsl.build import cache
 from kpt_dsl.configs import generation
@@ -148,7 +149,7 @@ def _look(op: Op, served: Implementation, arguments: tuple[Any, ...], needs_grad
         needed = tuple(isinstance(a, torch.Tensor) and a.requires_grad for a in given)
         op.gradient.forward(ready, needed, *arguments)
 
-    with torch._C._AutoDispatchBelowADInplaceOrView():
+    with below_autograd():
         return served.missing(arguments, follow)
 
 

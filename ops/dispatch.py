@@ -14,18 +14,18 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from kpt.ops import flops, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
 from kpt.ops.compiling import NotMadeError, is_behind
-from kpt.ops.eager import PLAIN, has_memory, is_autocasting, is_plain
+from kpt.ops.eager import PLAIN, below, has_memory, is_autocasting, is_plain
 from kpt.ops.fingerprint import Foreign, fingerprint
 from kpt.ops.pins import pin, pinned
 from kpt.ops.recent import AGAIN, Recent, same
-from kpt.ops.registry import Op, Ready
+from kpt.ops.registry import Op, Ready, settled
 from kpt_dsl.configs import generation
 from kpt_dsl.errors import IndexRangeError, KptError
 from kpt_dsl.runtime.precision import float32_products
@@ -91,7 +91,7 @@ class Dispatcher:
 
     def __call__(self, *arguments: Any) -> Any:
         """The public functions' way in: straight to the implementation where nothing would intercept the call."""
-        if is_compiling():
+        if is_dynamo_compiling():
             return self.through_torch(*arguments)
         for is_same, key, decision in self._recent.kinds:
             if is_same(*arguments):
@@ -126,7 +126,7 @@ class Dispatcher:
             token = _all_or_none.set(True)
             try:
                 # This comes back below autograd, and is counted there.
-                return followed(self.op, self.through_torch)(*arguments)
+                return followed(self.op, below(self.through_torch))(*arguments)
             finally:
                 _all_or_none.reset(token)
         self._served[choice.implementation.name] += 1
@@ -176,12 +176,13 @@ class Dispatcher:
             return self._after_failure(key, decision.choice, arguments, error)
 
     def _expect(self, key: Any, decision: Decision, arguments: tuple[Any, ...]) -> None:
-        """Ask of the calls to come whether they are like this one, before all else."""
+        """Ask of the calls to come whether they are like this one, before all else; what serves them has learnt by now."""
         if decision.choice is None or (is_same := same(arguments, self._precision if self.op.multiplies else None)) is None:
             return
         with self._lock:
             if self._decisions.get(key) is decision:
                 self._recent.keep(is_same, key, decision)
+                decision.ready = settled(decision.ready)
 
     def _decide(
         self, key: Any, arguments: tuple[Any, ...], failed: dict[str, str], pending: "Pending | None" = None

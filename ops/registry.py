@@ -25,6 +25,13 @@ Ready = Callable[..., Any]
 """A served call, ready to run: takes the op's arguments, gives its outputs. Valid for one fingerprint of arguments."""
 
 
+def settled(ready: Ready) -> Ready:
+    """What serves calls that came often: a ``ready`` that learns from the first has a method of this name, which gives what
+    it came to."""
+    learnt: Callable[[], Ready] | None = getattr(ready, "settled", None)
+    return ready if learnt is None else learnt()
+
+
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
     """What one kernel of a call runs with: its config, and where that config came from; ``extents`` that share the config, and
@@ -104,17 +111,13 @@ class Gradient:
     backward: Callable[..., Sequence[torch.Tensor | None]]
 
     @classmethod
-    def of_arguments(cls, inputs: tuple[str, ...], backward: Ready) -> "Gradient":
-        """That of an op whose arguments are all that is saved: ``backward`` takes (*output gradients, *arguments, needed)."""
+    def of_arguments(cls, inputs: tuple[str, ...], backward: Callable[..., Sequence[torch.Tensor | None]]) -> "Gradient":
+        """That of an op whose arguments are all that is saved."""
 
         def forward(dispatch: Ready, needed: Sequence[bool], *arguments: Any) -> tuple[Any, tuple[Any, ...]]:
             return dispatch(*arguments), arguments
 
-        def gradients(saved: tuple[Any, ...], needed: Sequence[bool], *arriving: Any) -> Sequence[torch.Tensor]:
-            wanted: Sequence[torch.Tensor] = backward(*arriving, *saved, needed)
-            return wanted
-
-        return cls(inputs, forward, gradients)
+        return cls(inputs, forward, backward)
 
 
 Placed = int | Literal["whole", "sum"] | None

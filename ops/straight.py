@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kpt.ops.eager import function_of_torch
+from kpt.ops.eager import below, below_autograd, function_of_torch
 from kpt.ops.registry import Ready
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime.triton_launch import Launch, Parts
@@ -52,25 +52,30 @@ class Launches(Protocol):
         """The quickest of some ways, and what launches its kernels."""
 
 
-def repeated(run: Callable[..., Any], launches: Launches) -> Ready:
+class Repeated:
     """``run`` with its launches on a CUDA or ROCm device, for one kind of call; as straight-line Python once that has come
     ``WATCHED`` times."""
-    general: Ready = partial(run, launches)
-    now = general
-    left = WATCHED
 
-    def ready(*arguments: Any) -> Any:
-        nonlocal now, left
-        left -= 1
-        if left:
-            return now(*arguments)
-        watch, noting = _Watch(arguments), _Noting(launches)
-        with watch:
-            given = run(noting, *watch.arguments)
-        now = _written(watch, noting, given, general) or general
+    __slots__ = ("_launches", "_left", "_now", "_run")
+
+    def __init__(self, run: Callable[..., Any], launches: Launches) -> None:
+        self._run, self._launches = run, launches
+        self._now: Ready = below(partial(run, launches))
+        self._left = WATCHED
+
+    def __call__(self, *arguments: Any) -> Any:
+        self._left -= 1
+        if self._left:
+            return self._now(*arguments)
+        watch, noting = _Watch(arguments), _Noting(self._launches)
+        with below_autograd(), watch:
+            given = self._run(noting, *watch.arguments)
+        self._now = _written(watch, noting, given, self._now) or self._now
         return given
 
-    return ready
+    def settled(self) -> Ready:
+        """What serves such calls from now on: this, until one was watched."""
+        return self if self._left > 0 else self._now
 
 
 class _Noting:
@@ -176,6 +181,7 @@ class _Writer:
         launches = [prepared.run for prepared, _ in noting.started]
         self._parts: list[Parts] = [launch.parts() for launch in launches if isinstance(launch, Launch)]
         self._given = [arguments for _, arguments in noting.started]
+        self._addresses: dict[_Root, str] = {}
         self._scope: dict[str, Any] = {"general": general, "CompileError": CompileError, "kept": launches}
 
     def function(self, given: Any) -> Ready:
@@ -186,14 +192,16 @@ class _Writer:
             raise _Unlike  # two outputs in one piece of memory
         first = self._parts[0]
         taken = [shapes.get(_Root("t", n), tensor) for n, tensor in enumerate(self._watch.taken)]
+        launches = [self._launch(*one) for one in zip(self._parts, self._given, strict=True)]
         lines = [
             f"def call({parameters}):",
             f"    if {' or '.join(self._unless(first))}:",
             f"        return general({parameters})",
             *(f"    t{n} = {self._memory(tensor)}" for n, tensor in enumerate(taken)),
+            *(f"    {name} = {root}.data_ptr()" for root, name in self._addresses.items()),
             f"    stream = {self._keep(first.stream)}({first.device})",
             "    try:",
-            *(f"        {self._launch(*one)}" for one in zip(self._parts, self._given, strict=True)),
+            *(f"        {launch}" for launch in launches),
             "    except RuntimeError as error:",
             "        raise CompileError(f'launching a kernel failed: {error}') from error",
             f"    return {_like(given, [str(root) for root, _ in outputs])}",
@@ -254,7 +262,8 @@ class _Writer:
 
     def _address(self, tensor: Any) -> str:
         root, beyond = self._where(tensor)
-        return f"{root}.data_ptr() + {beyond}" if beyond else f"{root}.data_ptr()"
+        begin = self._addresses.setdefault(root, f"p{len(self._addresses)}")
+        return f"{begin} + {beyond}" if beyond else begin
 
     def _where(self, tensor: Any) -> tuple[_Root, int]:
         """Where a tensor lies, and how many bytes from the beginning."""

@@ -90,6 +90,8 @@ class Launch:
         self._kernel = kernel  # its binary is unloaded when the last reference goes
         active = triton_package().runtime.driver.active
         self._current_device: Callable[[], int] = active.get_current_device
+        if self._current_device is torch.cuda.current_device:  # three functions of Python around one of C
+            self._current_device = getattr(torch._C, "_cuda_getDevice", self._current_device)
         self._stream: Callable[[int], int] = active.get_current_stream
         with torch.cuda.device(device):
             try:

@@ -14,7 +14,7 @@ from kpt.ops.gated_act.shapes import DIMS, TRAINED, backward_arguments
 from kpt.ops.library import define
 from kpt.ops.linear_act.activations import ACTIVATIONS, BACKWARD, passed_on
 from kpt.ops.linear_act.contract import check_activation
-from kpt.ops.registry import Gradient, Op, Ready, Sharding
+from kpt.ops.registry import Gradient, Op, Sharding
 
 OP = "gated_act_backward"
 
@@ -95,16 +95,10 @@ _dispatch = define(
 )
 
 
-def _forward(
-    dispatch: Ready, needed: Sequence[bool], gate: torch.Tensor, up: torch.Tensor, activation: str
-) -> tuple[torch.Tensor, tuple[Any, ...]]:
-    return dispatch(gate, up, activation), (gate, up, activation)
-
-
 def _backward(saved: tuple[Any, ...], needed: Sequence[bool], dy: torch.Tensor) -> list[torch.Tensor]:
     gradients: list[torch.Tensor] = _dispatch(dy, *saved, needed)
     return gradients
 
 
-GRADIENT = Gradient(("gate", "up"), _forward, _backward)
+GRADIENT = Gradient.of_arguments(("gate", "up"), _backward)
 """Saves gate and up themselves; the activation costs nothing beside reading the gate."""

@@ -115,7 +115,12 @@ _dispatch = define(
     )
 )
 
-GRADIENT = Gradient.of_arguments(
-    INPUTS, lambda dy, x, shape, weight, eps, offset, needed: rms_norm_backward(dy, x, shape, weight, eps, needed, offset)
-)
+
+def _backward(saved: tuple[Any, ...], needed: Sequence[bool], dy: torch.Tensor) -> list[torch.Tensor]:
+    x, shape, weight, eps, offset = saved
+    gradients: list[torch.Tensor] = _dispatch(dy, x, shape, weight, eps, needed, offset, None)
+    return gradients
+
+
+GRADIENT = Gradient.of_arguments(INPUTS, _backward)
 """Saves the input and the weight themselves: the root mean square of a row costs nothing beside reading it."""

@@ -19,7 +19,7 @@ def pretended_gpu(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within the block, tensors of the CPU are a GPU's; what is remembered of calls is forgotten before and after."""
     patch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     patch.setattr(backends, "_gpu", lambda _: 0)
-    patch.setattr(backends, "repeated", partial)
+    patch.setattr(backends, "Repeated", partial)
     for op in OPS.values():
         here = tuple(replace(i, devices=None) if i.name == "triton" else i for i in op.implementations)
         patch.setitem(op.__dict__, "implementations", here)

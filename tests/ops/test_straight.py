@@ -11,7 +11,7 @@ import torch
 
 from kpt.ops import registry
 from kpt.ops.backends import Launches
-from kpt.ops.straight import WATCHED, repeated
+from kpt.ops.straight import WATCHED, Repeated
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime import runtime
 from kpt_dsl.runtime.triton_launch import Start
@@ -129,22 +129,21 @@ CALLS: dict[str, tuple[str, Callable[[], Arguments]]] = {
 def test_it_starts_what_the_run_does(seen: Seen, name: str) -> None:
     op, draw = CALLS[name]
     general = partial(run_of(op), Launches("triton", name))
-    ready = repeated(run_of(op), Launches("triton", name))
+    ready = Repeated(run_of(op), Launches("triton", name))
     for number in range(1, WATCHED + 3):
         arguments = draw()
         assert told(seen, ready, arguments) == told(seen, general, arguments), number
     assert is_straight(ready)
 
 
-def is_straight(ready: Callable[..., Any]) -> bool:
-    cells = dict(zip(ready.__code__.co_freevars, ready.__closure__, strict=True))
-    return cells["now"].cell_contents is not cells["general"].cell_contents
+def is_straight(ready: Repeated) -> bool:
+    return getattr(ready.settled(), "__name__", "") == "call"
 
 
 def test_tensors_that_were_one_may_be_several(seen: Seen) -> None:
     """A function written where keys and values were one tensor reads both where they are two."""
     run = run_of("flash_attention")
-    ready = repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, Launches("triton", "kin"))
     q, k, v = (torch.randn(1, 2, 64, 64, dtype=torch.bfloat16) for _ in range(3))
     flags = (False, None, None, None, False)
     for _ in range(WATCHED):
@@ -167,7 +166,7 @@ def test_parts_of_tensors_are_where_they_begin(seen: Seen) -> None:
         norm(into, x[8:], shape, None, 1e-3)
         return both
 
-    ready, general = repeated(run, Launches("triton", "kin")), partial(run, Launches("triton", "other"))
+    ready, general = Repeated(run, Launches("triton", "kin")), partial(run, Launches("triton", "other"))
     draws = [(torch.randn(40, 64), (64,)) for _ in range(WATCHED + 2)]
     for arguments in draws:
         answers = [told(seen, call, arguments) for call in (ready, general)]
@@ -184,7 +183,7 @@ def test_another_device_may_be_current(seen: Seen) -> None:
         asked.append(1)
         return run_of("rms_norm")(launch, *given)
 
-    ready = repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, Launches("triton", "kin"))
     arguments = (torch.randn(8, 64), (64,), None, None)
     for _ in range(WATCHED + 1):
         ready(*arguments)
@@ -196,7 +195,7 @@ def test_another_device_may_be_current(seen: Seen) -> None:
 
 def test_what_copies_stays_as_it_is(seen: Seen) -> None:
     run = run_of("rms_norm")
-    ready = repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, Launches("triton", "kin"))
     arguments = (torch.randn(256, 64).t(), (256,), None, None)  # no dense rows: each call copies
     for _ in range(WATCHED + 2):
         ready(*arguments)
@@ -209,7 +208,7 @@ def test_what_computes_in_place_stays_as_it_is(seen: Seen) -> None:
     def run(launch: Any, *given: Any) -> Any:
         return run_of("rms_norm")(launch, *given).mul_(2.0)
 
-    ready = repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, Launches("triton", "kin"))
     for _ in range(WATCHED + 2):
         ready(torch.randn(8, 64), (64,), None, None)
     assert not is_straight(ready)
@@ -217,7 +216,7 @@ def test_what_computes_in_place_stays_as_it_is(seen: Seen) -> None:
 
 def test_it_asks_whether_to_be_deterministic(seen: Seen) -> None:
     run = run_of("flash_attention_backward")
-    ready = repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, Launches("triton", "kin"))
     arguments = registry.get("flash_attention_backward").arguments(ATTENTION, torch.bfloat16, "cpu", causal=True)
     asked: list[int] = []
 
@@ -225,7 +224,7 @@ def test_it_asks_whether_to_be_deterministic(seen: Seen) -> None:
         asked.append(1)
         return run(launch, *given)
 
-    ready = repeated(counted, Launches("triton", "kin"))
+    ready = Repeated(counted, Launches("triton", "kin"))
     for _ in range(WATCHED + 1):
         ready(*arguments)
     assert len(asked) == WATCHED
@@ -241,7 +240,7 @@ def test_a_name_that_means_something_else_takes_the_run(seen: Seen, monkeypatch:
     from kpt.ops.flash_attention import kernels
 
     run = run_of("flash_attention")
-    ready = repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, Launches("triton", "kin"))
     arguments = (*packed(), True, None, None, None, False)
     for _ in range(WATCHED + 1):
         ready(*arguments)
@@ -251,7 +250,7 @@ def test_a_name_that_means_something_else_takes_the_run(seen: Seen, monkeypatch:
 
 
 def test_a_refusal_of_the_driver_has_our_name(seen: Seen) -> None:
-    ready = repeated(run_of("rms_norm"), Launches("triton", "kin"))
+    ready = Repeated(run_of("rms_norm"), Launches("triton", "kin"))
     arguments = (torch.randn(8, 64), (64,), None, None)
     for _ in range(WATCHED + 1):
         ready(*arguments)
