@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
-from kpt.ops import flops, sharding
+from kpt.ops import flops, inductor, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.dispatch import DISPATCHERS, Dispatcher
 from kpt.ops.eager import dispatch_modes, forward_mode, has_memory
@@ -32,6 +32,8 @@ def define(op: Op) -> Dispatcher:
     # Under vmap, PyTorch's own operations: they have rules for batches, where a kernel would run sample by sample.
     _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.with_autograd), "FuncTorchBatchedDecomposition")
     sharding.enter(dispatcher.through_torch, op)
+    if op.fuses:
+        inductor.enter(dispatcher.through_torch, op.reference)
     if op.flops is not None:
         flops.enter(getattr(torch.ops.kpt, op.name), op.flops)
     for device, policy in op.autocast.items():
@@ -56,6 +58,8 @@ def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     sharding.share_out(tensors)
     if dispatch_modes():
         flops.tell_counters()
+        if inductor.writes(dispatcher.through_torch):
+            return dispatcher.op.reference(*arguments)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if needs_grad or (forward_mode() and any(unpack_dual(t).tangent is not None for t in tensors)):
         return dispatcher.or_by_pytorch(dispatcher.with_autograd, arguments)
@@ -77,6 +81,7 @@ def _checked_fake(op: Op) -> Callable[..., Any]:
 
     def fake(*arguments: Any) -> Any:
         op.check(*arguments)
+        inductor.tell()
         return op.fake(*arguments)
 
     return fake

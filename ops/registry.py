@@ -152,6 +152,7 @@ class Op:
     ``shardings(*arguments)``: how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
     ``opaque(*arguments)``: whether the reference reads values that this call, which is being traced, does not have yet:
     autograd then follows the op by its ``gradient``.
+    ``fuses``: whether Inductor writes it, from the reference, together with what stands around it (``kpt.ops.inductor``).
     """
 
     public: Callable[..., Any]
@@ -169,6 +170,7 @@ class Op:
     flops: Callable[..., int] | None = None
     shardings: Callable[..., "Iterable[Sharding]"] = lambda *_: ()
     opaque: Callable[..., bool] = lambda *_: False
+    fuses: bool = False
     schema: str = ""
 
     def __post_init__(self) -> None:

@@ -59,6 +59,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
+        fuses=True,
         autocast={"cuda": "keep", "cpu": "keep"},
         gradient=GRADIENT,
         shardings=_shardings,

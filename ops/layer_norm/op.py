@@ -61,6 +61,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
+        fuses=True,
         autocast={"cuda": "float32"},
         gradient=GRADIENT,
         shardings=lambda _, x, shape, *__: shardings(x, shape, (ROWS,), (ROWS, None, WHOLE, WHOLE, None)),

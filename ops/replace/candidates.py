@@ -34,7 +34,7 @@ class Candidates:
                 return rule if rule.kind in self.kinds else None
         for form in FORMS:
             if (matched := form.match(module)) is not None:
-                key = _key(module)
+                key = key_of(module)
                 if key not in self._answers:
                     self._answers[key] = _answer(type(module), form.prove(module, matched, self.kinds))
                 return self._answers[key]
@@ -62,10 +62,11 @@ def _answer(original: type[nn.Module], proven: Served | Refused | None) -> Rule 
     return Rule(proven.kind, original, proven_class(original, proven))
 
 
-def _key(module: nn.Module) -> Any:
+def key_of(module: nn.Module) -> Any:
+    """The same for modules that are alike in all that a proof can depend on."""
     parameters = {name: (p.shape, p.dtype, p.device) for name, p in module._parameters.items() if p is not None}
     known = tuple([(name, _told(value)) for name, value in attributes(module).items()])
-    return type(module), tuple(parameters.items()), known, tuple([(name, _key(m)) for name, m in module.named_children()])
+    return type(module), tuple(parameters.items()), known, tuple([(name, key_of(m)) for name, m in module.named_children()])
 
 
 def _told(value: Any) -> Any:

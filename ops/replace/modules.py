@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as nn_module
 
+from kpt.ops.add_layer_norm.op import add_layer_norm
+from kpt.ops.add_rms_norm.op import add_rms_norm
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.rms_norm.op import rms_norm
@@ -20,12 +22,20 @@ class KptLayerNorm(nn.LayerNorm):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (PyTorch's name)
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
+    def after_sum(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """That of a sum, and the sum."""
+        return add_layer_norm(x, residual, self.normalized_shape, self.weight, self.bias, self.eps)
+
 
 class KptRMSNorm(nn.RMSNorm):
     """``nn.RMSNorm`` through ``kpt.ops.rms_norm``."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+    def after_sum(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """That of a sum, and the sum."""
+        return add_rms_norm(x, residual, self.normalized_shape, self.weight, self.eps)
 
 
 class KptSequential(nn.Sequential):

@@ -37,4 +37,11 @@ ATTENTION = "attention"
 PLACE = "_kpt_place"
 """The attribute of a module of a model whose attention is replaced that says where it stands."""
 
+SUMS = "add_norm"
+"""The kind of layers whose sums are joined with the norms of them."""
+
 KINDS = (*(rule.kind for rule in RULES), "gated_act", ATTENTION)
+"""What is replaced unasked."""
+
+ASKED_FOR = (SUMS,)
+"""What is replaced where it is named."""

@@ -14,7 +14,8 @@ from kpt.ops.replace import attention
 from kpt.ops.replace.candidates import Candidates, replacement_of
 from kpt.ops.replace.proven import Refused
 from kpt.ops.replace.report import Change, Report, Skipped
-from kpt.ops.replace.rules import ATTENTION, KINDS, Rule
+from kpt.ops.replace.rules import ASKED_FOR, ATTENTION, KINDS, SUMS, Rule
+from kpt.ops.replace.sums import Layers
 from kpt_dsl.errors import InputError
 
 
@@ -33,20 +34,20 @@ def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) ->
     for by name and Transformers is missing or too old.
     """
     kinds = _kinds(model, only)
-    candidates = Candidates(kinds)
-    found = [(path or "(model)", module, candidates.of(module)) for path, module in model.named_modules()]
     changes: list[Change] = []
     skipped: list[Skipped] = []
     done: list[tuple[nn.Module, Rule]] = []
     try:
-        for path, module, answer in found:
-            if isinstance(answer, Refused):
-                skipped.append(Skipped(path, answer.kind, answer.reason))
-            elif answer is not None and not _becomes(module, answer.original, answer.replacement):
-                skipped.append(Skipped(path, answer.kind, "its forward was patched on the instance"))
-            elif answer is not None:
-                done.append((module, answer))
-                changes.append(Change(path, answer.kind, answer.original.__name__, answer.replacement.__name__))
+        for answers in (Candidates(kinds), *([Layers()] if SUMS in kinds else [])):
+            found = [(path or "(model)", module, answers.of(module)) for path, module in model.named_modules()]
+            for path, module, answer in found:
+                if isinstance(answer, Refused):
+                    skipped.append(Skipped(path, answer.kind, answer.reason))
+                elif answer is not None and not _becomes(module, answer.original, answer.replacement):
+                    skipped.append(Skipped(path, answer.kind, "its forward was patched on the instance"))
+                elif answer is not None:
+                    done.append((module, answer))
+                    changes.append(Change(path, answer.kind, answer.original.__name__, answer.replacement.__name__))
         if ATTENTION in kinds:
             attention.replace(model, changes, skipped, required=only is not None)
     except BaseException:
@@ -100,6 +101,7 @@ def _kinds(model: nn.Module, only: Collection[str] | None) -> Collection[str]:
         raise InputError(f"model is {type(model).__name__}; accepted: a torch.nn.Module")
     if only is None:
         return KINDS
-    if isinstance(only, str) or set(only) - set(KINDS):
-        raise InputError(f"only is {only!r}; accepted: a collection out of {', '.join(KINDS)}")
+    accepted = (*KINDS, *ASKED_FOR)
+    if isinstance(only, str) or set(only) - set(accepted):
+        raise InputError(f"only is {only!r}; accepted: a collection out of {', '.join(accepted)}")
     return only

@@ -69,6 +69,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
+        fuses=True,
         autocast={"cuda": "float32"},
         gradient=GRADIENT,
         shardings=lambda _, x, shape, *__: shardings(x, shape, (ROWS,), (ROWS, None, WHOLE, None, None)),

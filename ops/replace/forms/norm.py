@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kpt.ops.add_layer_norm.op import add_layer_norm
+from kpt.ops.add_rms_norm.op import add_rms_norm
 from kpt.ops.eager import is_autocasting
 from kpt.ops.layer_norm import reference as layer_norms
 from kpt.ops.layer_norm.op import layer_norm
@@ -70,6 +72,14 @@ class RMSNorm:
 
         return taking(self.norm.input, (offset_from if offset else weighted) if name else bare)
 
+    def after_sum(self, module: Any, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """That of a sum, and the sum."""
+        weight = getattr(module, self.norm.parameters[0]) if self.norm.parameters else None
+        if weight is not None and weight.dtype is not x.dtype:
+            total = x + residual
+            return module(total), total
+        return add_rms_norm(x, residual, tuple(x.shape[-1:]), weight, getattr(module, self.norm.eps), self.offset)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
@@ -95,6 +105,14 @@ class LayerNorm:
             return layer_norm(x, tuple(weight.shape), weight, bias, getattr(self, eps))
 
         return taking(self.norm.input, forward)
+
+    def after_sum(self, module: Any, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """That of a sum, and the sum."""
+        weight, *bias = [getattr(module, name) for name in self.norm.parameters]
+        if weight.dtype is not x.dtype:
+            total = x + residual
+            return module(total), total
+        return add_layer_norm(x, residual, tuple(weight.shape), weight, bias[0] if bias else None, getattr(module, self.norm.eps))
 
 
 CLAIMS = {0: (RMSNorm,), 1: (RMSNorm, partial(RMSNorm, offset=1.0), LayerNorm), 2: (LayerNorm,)}

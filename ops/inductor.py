@@ -1,0 +1,40 @@
+"""Ops that torch.compile's Inductor writes better than a kernel of their own would: as a part of what stands around them.
+
+A norm, a gate: they multiply nothing, so what counts is how often memory is read and written. As an operator of its own a norm
+reads what the sum before it has just written; as PyTorch's own operations both become one kernel, and so do their gradients.
+Inductor's table of what it decomposes would have to be imported with the ops, and takes half a second.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from kpt.ops.choice import preferred
+
+_WRITTEN: dict[Any, Callable[..., Any]] = {}
+"""Of such ops, as torch.library knows them, PyTorch's own operations."""
+
+
+def enter(through_torch: Any, reference: Callable[..., Any]) -> None:
+    """Note an op that Inductor is to write."""
+
+    def written(*arguments: Any) -> Any:
+        return NotImplemented if preferred() is not None else reference(*arguments)
+
+    _WRITTEN[through_torch] = written
+
+
+def tell() -> None:
+    """Enter the ops in Inductor's table, once it is loaded: before it compiles a graph, an op's fake is asked."""
+    known = sys.modules.get("torch._inductor.decomposition")
+    if known is not None and not _WRITTEN.keys() <= known.decompositions.keys():
+        known.decompositions.update(_WRITTEN)
+        known.fast_random_decomps.cache_clear()  # a copy of the table
+
+
+def writes(through_torch: Any) -> bool:
+    """Whether a graph is being made here for Inductor, of which autograd is to follow PyTorch's own operations as well."""
+    mode = get_proxy_mode() if through_torch in _WRITTEN else None
+    return mode is not None and through_torch in mode.decomposition_table and preferred() is None
