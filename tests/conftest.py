@@ -6,6 +6,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before NumPy and PyTorch start: tensors are tiny, every core has a worker of its own, and threads that wait for others spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
