@@ -43,10 +43,11 @@ check: lint types  ## an answer within three minutes: ruff, mypy, the quick test
 	$(BIN)/python -m tests.programs --minutes 0.5 --programs 100000 --jobs 2
 
 JOBS ?= $(shell nproc)
-soak: $(READY)  ## what takes hours: 20,000 drawn kernels, 30,000 drawn calls of ops, every architecture, damaged databases, kills
+soak: $(READY)  ## what takes hours: drawn kernels, calls and cases by the ten thousand, every architecture, damaged databases, kills
 	$(BIN)/python -m tests.programs --programs 20000 --jobs $(JOBS)
 	$(BIN)/python -m tests.programs.faults --jobs $(JOBS)
 	$(BIN)/python -m tests.calls --calls 30000 --jobs $(JOBS)
+	HYPOTHESIS_PROFILE=explore $(PYTEST) --timeout 0 tests/generated
 	$(BIN)/python -m tests.architectures
 	$(BIN)/python -m tests.damage all
 

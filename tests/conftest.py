@@ -6,6 +6,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before NumPy and PyTorch start: tensors are tiny, every core has a worker of its own, and threads that wait for others spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # in this process: its own start slower than what they compile
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings

@@ -5,7 +5,6 @@
 
 import ast
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,15 +32,6 @@ keys, soft caps, sinks in some layers or all, and layers that contradict their m
 
 ALONE = "bloom"
 """Attention of its own."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models of this size lose by threads, above all beside other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", SERVED)

@@ -2,7 +2,6 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -35,14 +34,6 @@ EXPECTED = {
 KINDS = ("rms_norm", "layer_norm", "gated_act")
 
 IDS = torch.randint(3, 100, (2, 7), generator=torch.Generator().manual_seed(20))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def calls() -> int:
