@@ -7,7 +7,7 @@ handed to JAX and their outputs copied back.
 import linecache
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,13 @@ def jax_function(instance: "Instance", config: "Config", target: "Target", inter
     return _generated(emit(instance, target, config), interpret)
 
 
+def traceable(source: Source, interpret: Any) -> JaxFunction:
+    """The generated function as an operation of JAX (``jax_primitive``), which gives a tuple: for programs that are traced."""
+    from kpt_dsl.runtime.jax_primitive import Output, launch
+
+    return partial(launch, _generated(source, interpret), [Output(a.shape, _jax_dtype(a.dtype)) for a in source.abi.outputs])
+
+
 def _call(
     instance: "Instance", arrays: Mapping[str, Any], config: "Config", target: "Target", interpret: Any
 ) -> Callable[[], dict[str, Any]]:
@@ -135,15 +142,14 @@ def _call(
     arguments = [_as_jax(a.name, arrays[a.name], roles[a.name] == "out") for a in abi.inputs]
     arguments += [arrays[a.name] for a in abi.scalars]
     traced = any(isinstance(a, jax_package().core.Tracer) for a in arguments)
-    function = _generated(source, interpret) if traced else _jitted(source, interpret)
     names = [a.name for a in abi.outputs]
     wide = {n for n in names if dtype(arrays[n].dtype) == i64 and _is_jax(arrays[n])}
     if wide and not jax_package().config.jax_enable_x64:
         raise TargetError(f"output {min(wide)} is int64, which JAX has only with jax_enable_x64; declare it int32")
 
     def call() -> dict[str, Any]:
-        results = function(*arguments)
-        found = dict(zip(names, results if len(names) > 1 else [results], strict=True))
+        results = traceable(source, interpret)(*arguments) if traced else _jitted(source, interpret)(*arguments)
+        found = dict(zip(names, results if traced or len(names) > 1 else [results], strict=True))
         return found | {name: found[name].astype("int64") for name in wide}
 
     return call
@@ -171,6 +177,7 @@ def _interpreting() -> dict[str, Any]:
     return options
 
 
+@lru_cache(maxsize=256)
 def _generated(source: Source, interpret: Any) -> JaxFunction:
     return partial(define(source.name, source.text), interpret=interpret)
 
@@ -187,6 +194,7 @@ def define(name: str, text: str) -> JaxFunction:
     function: JaxFunction = module[name]
     jax = jax_package()
 
+    @wraps(function)
     def narrow(*arguments: Any, **options: Any) -> Any:
         with jax.enable_x64(False):
             return function(*arguments, **options)
