@@ -54,12 +54,12 @@ def jax_package() -> Any:
     return jax
 
 
-def target(arrays: Mapping[str, Any]) -> "Target":
+def target(arrays: Mapping[Any, Any]) -> "Target":
     """The target of the TPU that holds the arrays; elsewhere the one that stands in.
 
     Raises TargetError for a TPU that no target describes.
     """
-    device = _tpu(arrays)
+    device = tpu(arrays)
     if device is None:
         return targets.get(STAND_IN)
     found = targets.of_device(device.device_kind)
@@ -136,7 +136,7 @@ def _call(
     """A run with its arguments bound, which gives the outputs by name."""
     source = emit(instance, target, config)
     if interpret is None:
-        interpret = _tpu(arrays) is None
+        interpret = tpu(arrays) is None
     abi = source.abi
     roles = instance.kernel.roles
     arguments = [_as_jax(a.name, arrays[a.name], roles[a.name] == "out") for a in abi.inputs]
@@ -235,8 +235,8 @@ def _is_jax(array: Any) -> bool:
     return library(array) == "jax"
 
 
-def _tpu(arrays: Mapping[str, Any]) -> Any:
-    """The TPU that JAX arrays lie on (for traced ones: JAX's default device), or None."""
+def tpu(arrays: Mapping[Any, Any]) -> Any:
+    """The TPU that JAX arrays lie on (for traced ones: that which is traced for, else JAX's default device), or None."""
     held = [a for a in arrays.values() if _is_jax(a)]
     if not held:
         return None
@@ -245,8 +245,8 @@ def _tpu(arrays: Mapping[str, Any]) -> Any:
         if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
             device = next(iter(array.devices()))
             return device if device.platform == "tpu" else None
-    device = jax.devices()[0]
-    return device if device.platform == "tpu" else None
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return device if getattr(device, "platform", "tpu") == "tpu" else None
 
 
 def _as_jax(name: str, array: Any, written: bool) -> Any:
