@@ -10,6 +10,7 @@ from kpt.jax.installed import check_jax
 
 check_jax()
 
+from kpt.jax.explain import explain  # noqa: E402
 from kpt.jax.ops import (  # noqa: E402 (JAX is there)
     add_layer_norm,
     add_rms_norm,
@@ -31,6 +32,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "cross_entropy",
+    "explain",
     "flash_attention",
     "fp8_matmul",
     "gated_act",

@@ -36,7 +36,7 @@ def followed(serve: Serve, op: Op, gradient: Gradient, run: Ready, arguments: Se
         given = [None if isinstance(g, SymbolicZero) else g for g in (arriving if isinstance(arriving, list) else [arriving])]
         with Holding(preference):
             found = Interpreter(serve).call(gradient.backward, rest.filled(kept), needed.values, *given)
-        wanted = [n for (_, n), wanted in zip(positions, needed.values, strict=True) if wanted]
+        wanted = [n for (_, n), wanted in zip(positions, needed.values, strict=True) if wanted and n is not None]
         gradients: list[Any] = [None] * len(primals)
         for n, g in zip(wanted, found, strict=True):
             gradients[n] = g if g is None else alike([g], primals[n])[0]

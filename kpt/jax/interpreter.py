@@ -15,8 +15,8 @@ import torch._decomp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 
-from kpt.jax.memory import Memory, torch_dtype
-from kpt.jax.operations import OPERATIONS
+from kpt.jax.memory import Memory, jax_dtype, torch_dtype
+from kpt.jax.operations import OF_A_SHAPE, OPERATIONS
 from kpt.ops.registry import OPS, Op
 from kpt_dsl.arrays import library
 from kpt_dsl.errors import InputError
@@ -32,7 +32,7 @@ class Interpreter(TorchDispatchMode):
     """What PyTorch asks to run an operation, while a function of it runs on arrays."""
 
     def __init__(self, serve: Serve) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.memory = Memory()
         self._serve = serve
 
@@ -76,12 +76,14 @@ class Interpreter(TorchDispatchMode):
             return self._op(function, args)
         name = function._schema.name.removeprefix("aten::")
         operation = OPERATIONS.get(name) or OPERATIONS.get(name.removesuffix("_"))
-        if operation is None and not function.is_view and not name.startswith(("empty", "new_empty")):
+        if operation is None and not _only_places(function):
             return self._decomposed(function, args, kwargs)
         result = function(*args, **kwargs)
         if operation is not None:
             options = {key: value for key, value in kwargs.items() if key not in PLACES}
-            self._write(result, operation(*self.left(args), **self.left(options)))
+            given = self.left(args[1:] if name in OF_A_SHAPE else args)
+            shape = [jax.ShapeDtypeStruct(args[0].shape, jax_dtype(args[0].dtype))] if name in OF_A_SHAPE else []
+            self._write(result, operation(*shape, *given, **self.left(options)))
         return result
 
     def _op(self, function: Any, args: tuple[Any, ...]) -> Any:
@@ -97,10 +99,10 @@ class Interpreter(TorchDispatchMode):
     def _decomposed(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run an operation as others that it is made of."""
         with self:
-            if (known := _decompositions().get(function)) is not None:
-                return known(*args, **kwargs)
             if (found := function.decompose(*args, **kwargs)) is not NotImplemented:
                 return found
+            if (known := _decompositions().get(function)) is not None:
+                return known(*args, **kwargs)
         raise InputError(f"kpt.jax has no form of PyTorch's {function}, which this call takes")
 
     def _write(self, made: Any, found: Any) -> None:
@@ -109,6 +111,13 @@ class Interpreter(TorchDispatchMode):
             return
         for tensor, value in zip(made, found, strict=True):
             self.memory.write(tensor, value)
+
+
+@cache
+def _only_places(function: Any) -> bool:
+    """Whether an operation itself makes a view, or room, and computes nothing. One that is made of others may do either."""
+    room = function._schema.name.startswith(("aten::empty", "aten::new_empty"))
+    return (function.is_view or room) and not function._can_decompose()
 
 
 @cache

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from kpt_dsl.dtypes import bool_, dtype
 from kpt_dsl.errors import InputError
 
 
@@ -49,10 +48,8 @@ class Memory:
         return tensor
 
     def read(self, tensor: torch.Tensor) -> jax.Array:
-        """What a tensor holds; zeros where nothing was written to it."""
-        array = self._arrays.get(tensor.untyped_storage()._cdata)
-        if array is None:
-            return jnp.zeros(tensor.shape, jax_dtype(tensor.dtype))
+        """What a tensor holds, to which something was written."""
+        array = self._arrays[tensor.untyped_storage()._cdata]
         if _is_whole(tensor, array):
             return array.reshape(tensor.shape)
         view = _View(tensor, array.size)
@@ -63,7 +60,7 @@ class Memory:
         return tensor.untyped_storage()._cdata in self._arrays
 
     def write(self, tensor: torch.Tensor, value: Any) -> None:
-        """Let a tensor, and all views of what it lies in, hold a value, which is broadcast to its shape and rounded to its dtype."""
+        """Let a tensor, and all views of what it lies in, hold a value: broadcast to its shape, rounded to its dtype."""
         value = jnp.broadcast_to(jnp.asarray(value), tensor.shape).astype(jax_dtype(tensor.dtype))
         size = tensor.untyped_storage().nbytes() // tensor.element_size()
         before = self._arrays.get(tensor.untyped_storage()._cdata)

@@ -1,7 +1,7 @@
 """PyTorch's operations as JAX's: the vocabulary of the ops' references, and of what stands around their kernels.
 
-Each takes arrays where PyTorch's takes tensors, and is rounded to PyTorch's dtype of the result by who calls it. Names are those of
-``torch.ops.aten``; what is missing here is made of others by PyTorch's own decompositions.
+Each takes arrays where PyTorch's takes tensors, and is rounded to PyTorch's dtype of the result by who calls it. Names are those
+of ``torch.ops.aten``; what is missing here is made of others by PyTorch's own decompositions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -120,7 +120,8 @@ OPERATIONS: Mapping[str, Operation] = {
     # products
     "mm": _product, "bmm": _product, "addmm": lambda c, a, b: c + _product(a, b),
     # made, and put together
-    "arange": _arange, "cat": lambda parts, dim=0: jnp.concatenate(parts, dim), "stack": lambda parts, dim=0: jnp.stack(parts, dim),
+    "arange": _arange, "cat": lambda parts, dim=0: jnp.concatenate(parts, dim),
+    "stack": lambda parts, dim=0: jnp.stack(parts, dim),
     "fill": _filled, "full": lambda shape, value, **_: jnp.full(shape, value), "full_like": _filled,
     "ones": lambda shape, **_: jnp.ones(shape), "ones_like": lambda x, **_: jnp.ones_like(x),
     "scalar_tensor": lambda value, **_: jnp.asarray(value), "scatter_add": _scatter_add,
@@ -129,3 +130,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "index": lambda x, places: x[tuple(slice(None) if p is None else p for p in places)],
 }  # fmt: skip
 """By name, without overloads; those that write into their first tensor have the name of the one that does not."""
+
+OF_A_SHAPE = frozenset({"copy_", "fill_", "zero_", "zeros_like", "ones_like", "full_like", "new_zeros"})
+"""Those that ask their first tensor for no more than its shape; nothing need have been written to it."""

@@ -8,6 +8,22 @@ from kpt import ops
 from kpt.jax.interpreter import Interpreter
 from kpt.jax.serve import serve
 
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "cross_entropy",
+    "flash_attention",
+    "fp8_matmul",
+    "gated_act",
+    "layer_norm",
+    "linear_act",
+    "linear_cross_entropy",
+    "quantize_fp8",
+    "rms_norm",
+    "rotary",
+    "scaled_dot_product_attention",
+]
+
 Function = Callable[..., Any]
 
 

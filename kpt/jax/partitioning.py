@@ -50,11 +50,11 @@ def _program(serve: Serve, op: Op, static: Static, types: tuple[Any, ...], prefe
     )
     batched = custom_vmap(by_parts)
 
-    @batched.def_vmap
-    def _(size: int, axes: Sequence[bool], *arrays: Any) -> tuple[Any, Any]:
+    def of_batches(_: int, axes: Sequence[bool], *arrays: Any) -> tuple[Any, Any]:
         found = jax.vmap(whole, [0 if axis else None for axis in axes])(*arrays)
         return found, jax.tree.map(lambda _: True, found)
 
+    batched.def_vmap(of_batches)
     return jax.jit(batched)
 
 
@@ -87,8 +87,8 @@ class _Rule(NamedTuple):
         ways = []
         for n, sharding in enumerate(op.shardings(jax.device_count(), *given)):
             way = _way(f"i{n}", sharding, static, len(inputs), len(outputs))
-            extents = {a.shape[d] for a, d in (*zip(inputs, way.inputs), *zip(outputs, way.outputs)) if d is not None}
-            if len(extents) == 1:
+            dealt = (*zip(inputs, way.inputs, strict=True), *zip(outputs, way.outputs, strict=True))
+            if len({array.shape[dim] for array, dim in dealt if dim is not None}) == 1:
                 ways.append(way)
         fresh, whole = count(), []
 

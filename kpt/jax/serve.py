@@ -1,10 +1,9 @@
-"""Who serves an op on arrays: its kernels on TPUs, XLA's operations elsewhere and where kernels cannot; ``prefer`` forces one."""
+"""Who serves an op on arrays: kernels on TPUs, XLA's operations elsewhere and where kernels cannot; ``prefer`` forces one."""
 
 import logging
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import torch
 from torch.utils._pytree import tree_map
 

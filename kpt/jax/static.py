@@ -36,7 +36,7 @@ def split(values: Sequence[Any]) -> tuple[list[Any], Static]:
     arrays: list[Any] = []
     rest: list[Any] = []
     for value in values:
-        if isinstance(value, jax.Array):
+        if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
             rest.append(Place(len(arrays)))
             arrays.append(value)
         else:

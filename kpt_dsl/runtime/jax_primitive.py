@@ -32,7 +32,6 @@ _launch = Primitive("kpt_launch")
 _launch.multiple_results = True
 
 
-@_launch.def_abstract_eval
 def _types(*arguments: Any, function: Any, outputs: tuple[Output, ...]) -> list[Any]:
     varying = frozenset[Any]().union(*[a.manual_axis_type.varying for a in arguments])
     axes, mesh = jax.sharding.ManualAxisType(varying=varying), jax.sharding.get_abstract_mesh()
@@ -40,7 +39,6 @@ def _types(*arguments: Any, function: Any, outputs: tuple[Output, ...]) -> list[
     return [jax.core.ShapedArray(*o, sharding=p, manual_axis_type=axes) for o, p in zip(outputs, placed, strict=True)]
 
 
-@_launch.def_impl
 def _run(*arguments: Any, function: Any, outputs: tuple[Output, ...]) -> list[Any]:
     return list(_compiled(function)(*arguments))
 
@@ -64,9 +62,6 @@ def _lower(context: Any, *arguments: Any, function: Any, outputs: tuple[Output, 
     return mlir.lower_fun(lambda *arrays: _listed(function, arrays))(context, *arguments)
 
 
-mlir.register_lowering(_launch, _lower)
-
-
 @lru_cache(maxsize=256)
 def _mapped(function: Any, axes: tuple[int | None, ...]) -> Any:
     return jax.vmap(function, axes)
@@ -79,9 +74,6 @@ def _batched(arguments: Sequence[Any], axes: Sequence[int | None], *, function: 
     return found, [0] * len(found)
 
 
-batching.primitive_batchers[_launch] = _batched
-
-
 def _refuse(*_: Any, function: Any, outputs: Any) -> NoReturn:
     raise InputError(
         "a generated kernel has no derivative of its own, and what gives its gradient cannot be differentiated again: let "
@@ -89,4 +81,8 @@ def _refuse(*_: Any, function: Any, outputs: Any) -> NoReturn:
     )
 
 
+_launch.def_abstract_eval(_types)
+_launch.def_impl(_run)
+mlir.register_lowering(_launch, _lower)
+batching.primitive_batchers[_launch] = _batched
 ad.primitive_jvps[_launch] = _refuse

@@ -141,10 +141,11 @@ def _call(
     roles = instance.kernel.roles
     arguments = [_as_jax(a.name, arrays[a.name], roles[a.name] == "out") for a in abi.inputs]
     arguments += [arrays[a.name] for a in abi.scalars]
-    traced = any(isinstance(a, jax_package().core.Tracer) for a in arguments)
+    jax = jax_package()
+    traced = any(isinstance(a, jax.core.Tracer) for a in (*arguments, jax.numpy.zeros(())))  # a program may have constants only
     names = [a.name for a in abi.outputs]
     wide = {n for n in names if dtype(arrays[n].dtype) == i64 and _is_jax(arrays[n])}
-    if wide and not jax_package().config.jax_enable_x64:
+    if wide and not jax.config.jax_enable_x64:
         raise TargetError(f"output {min(wide)} is int64, which JAX has only with jax_enable_x64; declare it int32")
 
     def call() -> dict[str, Any]:
