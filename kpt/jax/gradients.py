@@ -1,4 +1,4 @@
-"""How JAX differentiates ops that kernels serve: by the op's own ``Gradient``, whose backward is an op that kernels serve too."""
+"""How JAX differentiates ops that kernels serve: by the op's own ``Gradient``, whose backward kernels serve too."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +12,7 @@ from kpt.jax.static import Static, split
 from kpt.ops.choice import Holding, preferred
 from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.registry import Gradient, Op, Ready
+from kpt_dsl.runtime.jax_primitive import alike
 
 
 def followed(serve: Serve, op: Op, gradient: Gradient, run: Ready, arguments: Sequence[Any]) -> Any:
@@ -45,15 +46,3 @@ def followed(serve: Serve, op: Op, gradient: Gradient, run: Ready, arguments: Se
     function = jax.custom_vjp(whole)
     function.defvjp(forward, backward, symbolic_zeros=True)
     return function(*alike(arrays, *arrays))
-
-
-def alike(arrays: Sequence[Any], *others: Any) -> list[Any]:
-    """Arrays that vary over the axes of a mesh over which any of the others does, within ``jax.shard_map``: what is one for all
-    of an axis gets the sum of their gradients."""
-    axes = frozenset[Any]().union(*[jax.typeof(other).manual_axis_type.varying for other in others])
-    return [jax.lax.pcast(a, tuple(missing), to="varying") if (missing := axes - _varying(a)) else a for a in arrays]
-
-
-def _varying(array: Any) -> frozenset[Any]:
-    found: frozenset[Any] = jax.typeof(array).manual_axis_type.varying
-    return found

@@ -47,8 +47,8 @@ class Interpreter(TorchDispatchMode):
                 found = function(*given, **options)
         except NotImplementedError as error:
             raise InputError(
-                "kpt.jax: PyTorch's own operations serve this call, and read numbers to do so (where packed entries end), which "
-                "a JAX program does not know while it is traced; give batches of one length, with key_lengths"
+                "kpt.jax: PyTorch's own operations serve this call, and read numbers to do so (where packed entries end), "
+                "which a JAX program does not know while it is traced; give batches of one length, with key_lengths"
             ) from error
         return self.left(found)
 
@@ -56,7 +56,7 @@ class Interpreter(TorchDispatchMode):
         """A tensor for an array, PyTorch's dtype for JAX's, other values as they are."""
         kind = library(value)
         if kind == "torch" and isinstance(value, torch.Tensor):
-            raise InputError(f"kpt.jax takes JAX arrays, and was given a torch.Tensor, {tuple(value.shape)}: kpt.ops takes these")
+            raise InputError(f"kpt.jax takes JAX arrays, and was given a tensor, {tuple(value.shape)}, which kpt.ops takes")
         if isinstance(value, jax.Array) or (kind in ("jax", "numpy") and hasattr(value, "shape")):
             return self.memory.enter(jnp.asarray(value))
         if isinstance(value, jnp.dtype) or (isinstance(value, type) and kind != "torch" and hasattr(value, "dtype")):

@@ -1,7 +1,7 @@
 """PyTorch's operations as JAX's: the vocabulary of the ops' references, and of what stands around their kernels.
 
-Each takes arrays where PyTorch's takes tensors, and is rounded to PyTorch's dtype of the result by who calls it. Names are those
-of ``torch.ops.aten``; what is missing here is made of others by PyTorch's own decompositions.
+Each takes arrays where PyTorch's takes tensors, and is rounded to PyTorch's dtype of the result by who calls it. Names are
+those of ``torch.ops.aten``; what is missing here is made of others by PyTorch's own decompositions.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -28,6 +28,14 @@ def launch(function: Callable[..., Any], outputs: Sequence[Output], *arguments: 
     return tuple(found)
 
 
+def alike(arrays: Sequence[Any], *others: Any) -> list[Any]:
+    """Arrays that vary over the axes of a mesh over which any of the others does, within ``jax.shard_map``: what is one for all
+    of an axis gets the sum of their gradients."""
+    axes = frozenset[Any]().union(*[jax.typeof(other).manual_axis_type.varying for other in others])
+    missing = [tuple(axes - jax.typeof(array).manual_axis_type.varying) for array in arrays]
+    return [jax.lax.pcast(a, m, to="varying") if m else a for a, m in zip(arrays, missing, strict=True)]
+
+
 _launch = Primitive("kpt_launch")
 _launch.multiple_results = True
 
