@@ -93,6 +93,17 @@ class Kernel(Definition):
 
         return outputs(self, args, kwargs, config, backend)
 
+    def jax(self, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Run the kernel on JAX arrays without its outputs, and give those: an array, or a tuple in the order of arguments.
+
+        A function of JAX: in jit, vmap and shard_map, and in grad where the kernel has a ``gradient``, whose function is then
+        called with arrays. Outputs are as those of ``torch``, whose other arguments these are; dtypes are JAX's. On TPUs the
+        kernel runs through Mosaic, elsewhere interpreted, by XLA's operations. Raises InputError as ``torch`` does.
+        """
+        from kpt_dsl.runtime.jax_call import outputs
+
+        return outputs(self, args, kwargs, config)
+
     def torch_op(self, *args: Any, config: Any = None, backend: str | None = None, **kwargs: Any) -> Any:
         """The operator of PyTorch, a ``torch._ops.OpOverload``, that a call with these arguments is under torch.compile.
 

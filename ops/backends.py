@@ -90,6 +90,7 @@ def generated(run: Run, why_not: Callable[..., str | None] = wide_dtype) -> tupl
             package=backend.package,
             missing=partial(_missing, run, backend.name),
             record=partial(_record, run),
+            run=run,
         )
         for backend in BACKENDS
     )

@@ -8,7 +8,7 @@ import torch
 from kpt.ops import checks
 from kpt.ops.backends import Launch
 from kpt.ops.column_sums import column_sums, partial_column_sums, share_count
-from kpt.ops.devices import multiprocessors
+from kpt.ops.devices import multiprocessors, tpu
 from kpt.ops.dtypes import FLOATS
 from kpt.ops.registry import SUM, Placed, Sharding
 
@@ -32,6 +32,9 @@ ROWS: Placed = 0
 
 CPU_SHARES, CPU_ROWS = 3, 16
 """Shares on a CPU, for its interpreters: few, of that many rows or more, so that each has a tile on every backend."""
+
+TPU_ROWS = 16
+"""Rows of a share on a TPU, at least: a tile in half precision. Its cores, one or two, are dealt as many as multiprocessors."""
 
 
 def as_shape(normalized_shape: Any) -> Any:
@@ -144,7 +147,7 @@ def shares(rows: torch.Tensor, held: bool) -> int:
     programs = cores * TILE_PROGRAMS * TILE_COLUMNS // columns
     if held:
         programs = cores * max(1, min(MOST_PROGRAMS, HELD_COLUMNS // columns))
-    return share_count(count, max(1, min(programs, MOST_SHARES)))
+    return share_count(count if tpu() is None else count // TPU_ROWS, max(1, min(programs, MOST_SHARES)))
 
 
 def partial_sums(rows: torch.Tensor, count: int) -> torch.Tensor:

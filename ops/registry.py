@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
 
 import torch
 
+from kpt.ops.devices import of_target
 from kpt.ops.shapes import Shape
 from kpt_dsl.errors import InputError
 
@@ -69,6 +70,7 @@ class Implementation:
     ``describe(arguments)``: the kernels that a call runs, with their configs. ``package``: what must be installed.
     ``missing(arguments, run)``: what has to be compiled first for ``run``, which calls what it is given as this implementation.
     ``record(arguments, target, first)``: the kernel instances of such a call, as ``Op.record`` gives them.
+    ``run(launch, *arguments)``: hands the kernels of a call to ``launch`` (``kpt.ops.backends.Launch``), and gives its outputs.
     ``differentiable``: autograd can follow it by itself; one that it cannot follow serves calls that need gradients where the
     op has a ``Gradient``.
     """
@@ -81,6 +83,7 @@ class Implementation:
     package: str | None = None
     missing: Callable[[tuple[Any, ...], Callable[[Ready], Any]], "Missing"] = lambda *_: Missing()
     record: Callable[..., "list[Instance]"] = lambda *_: []
+    run: Callable[..., Any] | None = None
     differentiable: bool = False
 
 
@@ -210,7 +213,8 @@ class Op:
         Of several ways those of the ``first``, or of all; with a target, beside the first way's only those of ways that it can
         go.
         """
-        return self.kernels[0].record(arguments, target, first)
+        with of_target(target):
+            return self.kernels[0].record(arguments, target, first)
 
     def instances(
         self, dims: Mapping[str, int], dtype: str, target: "Target | None" = None, **flags: Any

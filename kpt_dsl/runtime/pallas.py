@@ -7,7 +7,7 @@ handed to JAX and their outputs copied back.
 import linecache
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +54,12 @@ def jax_package() -> Any:
     return jax
 
 
-def target(arrays: Mapping[str, Any]) -> "Target":
+def target(arrays: Mapping[Any, Any]) -> "Target":
     """The target of the TPU that holds the arrays; elsewhere the one that stands in.
 
     Raises TargetError for a TPU that no target describes.
     """
-    device = _tpu(arrays)
+    device = tpu(arrays)
     if device is None:
         return targets.get(STAND_IN)
     found = targets.of_device(device.device_kind)
@@ -123,27 +123,34 @@ def jax_function(instance: "Instance", config: "Config", target: "Target", inter
     return _generated(emit(instance, target, config), interpret)
 
 
+def traceable(source: Source, interpret: Any) -> JaxFunction:
+    """The generated function as an operation of JAX (``jax_primitive``), which gives a tuple: for programs that are traced."""
+    from kpt_dsl.runtime.jax_primitive import Output, launch
+
+    return partial(launch, _generated(source, interpret), [Output(a.shape, _jax_dtype(a.dtype)) for a in source.abi.outputs])
+
+
 def _call(
     instance: "Instance", arrays: Mapping[str, Any], config: "Config", target: "Target", interpret: Any
 ) -> Callable[[], dict[str, Any]]:
     """A run with its arguments bound, which gives the outputs by name."""
     source = emit(instance, target, config)
     if interpret is None:
-        interpret = _tpu(arrays) is None
+        interpret = tpu(arrays) is None
     abi = source.abi
     roles = instance.kernel.roles
     arguments = [_as_jax(a.name, arrays[a.name], roles[a.name] == "out") for a in abi.inputs]
     arguments += [arrays[a.name] for a in abi.scalars]
-    traced = any(isinstance(a, jax_package().core.Tracer) for a in arguments)
-    function = _generated(source, interpret) if traced else _jitted(source, interpret)
+    jax = jax_package()
+    traced = any(isinstance(a, jax.core.Tracer) for a in (*arguments, jax.numpy.zeros(())))  # a program may have constants only
     names = [a.name for a in abi.outputs]
     wide = {n for n in names if dtype(arrays[n].dtype) == i64 and _is_jax(arrays[n])}
-    if wide and not jax_package().config.jax_enable_x64:
+    if wide and not jax.config.jax_enable_x64:
         raise TargetError(f"output {min(wide)} is int64, which JAX has only with jax_enable_x64; declare it int32")
 
     def call() -> dict[str, Any]:
-        results = function(*arguments)
-        found = dict(zip(names, results if len(names) > 1 else [results], strict=True))
+        results = traceable(source, interpret)(*arguments) if traced else _jitted(source, interpret)(*arguments)
+        found = dict(zip(names, results if traced or len(names) > 1 else [results], strict=True))
         return found | {name: found[name].astype("int64") for name in wide}
 
     return call
@@ -171,6 +178,7 @@ def _interpreting() -> dict[str, Any]:
     return options
 
 
+@lru_cache(maxsize=256)
 def _generated(source: Source, interpret: Any) -> JaxFunction:
     return partial(define(source.name, source.text), interpret=interpret)
 
@@ -187,6 +195,7 @@ def define(name: str, text: str) -> JaxFunction:
     function: JaxFunction = module[name]
     jax = jax_package()
 
+    @wraps(function)
     def narrow(*arguments: Any, **options: Any) -> Any:
         with jax.enable_x64(False):
             return function(*arguments, **options)
@@ -227,8 +236,8 @@ def _is_jax(array: Any) -> bool:
     return library(array) == "jax"
 
 
-def _tpu(arrays: Mapping[str, Any]) -> Any:
-    """The TPU that JAX arrays lie on (for traced ones: JAX's default device), or None."""
+def tpu(arrays: Mapping[Any, Any]) -> Any:
+    """The TPU that JAX arrays lie on (for traced ones: that which is traced for, else JAX's default device), or None."""
     held = [a for a in arrays.values() if _is_jax(a)]
     if not held:
         return None
@@ -237,8 +246,8 @@ def _tpu(arrays: Mapping[str, Any]) -> Any:
         if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
             device = next(iter(array.devices()))
             return device if device.platform == "tpu" else None
-    device = jax.devices()[0]
-    return device if device.platform == "tpu" else None
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return device if getattr(device, "platform", "tpu") == "tpu" else None
 
 
 def _as_jax(name: str, array: Any, written: bool) -> Any:

@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 
 from kpt_dsl import runtime
 from kpt_dsl.errors import InputError
-from kpt_dsl.runtime.torch_op import NAMESPACE, first_input, new_outputs, only_or_all, operator_name
+from kpt_dsl.runtime.made import only_or_all, with_dtypes
+from kpt_dsl.runtime.torch_op import NAMESPACE, first_input, new_outputs, operator_name
 
 if TYPE_CHECKING:
     from kpt_dsl.definition import Definition
@@ -59,7 +60,7 @@ def by_operator(kernel: "Definition", arguments: Mapping[str, Any], config: Any,
 
 def outputs(kernel: "Definition", args: tuple[Any, ...], named: dict[str, Any], config: Any, backend: str | None) -> Any:
     """Run a kernel and give its outputs, new tensors: ``Kernel.torch``."""
-    arguments = with_dtypes(kernel, args, named)
+    arguments = with_dtypes(kernel, args, named, "torch", _is_dtype, lambda given: first_input(kernel, given).dtype)
     if (
         torch.compiler.is_dynamo_compiling()
         or is_followed(arguments)
@@ -71,31 +72,8 @@ def outputs(kernel: "Definition", args: tuple[Any, ...], named: dict[str, Any], 
     return only_or_all(made.values())
 
 
-def with_dtypes(kernel: "Definition", args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call without outputs by name; the outputs as their dtypes, or None. Raises InputError as ``bind``."""
-    inputs = [name for name in kernel.names if name not in kernel.outputs]
-    if len(args) > len(inputs):
-        raise InputError(
-            f"{kernel.name}.torch: {len(args)} arguments were given, but it makes its outputs and takes {len(inputs)}: "
-            f"{', '.join(inputs)}"
-        )
-    first = dict(zip(inputs, args, strict=False))
-    if twice := [name for name in named if name in first]:
-        raise InputError(f"{kernel.name}.torch: argument {twice[0]!r} was given twice")
-    unsaid = [name for name in kernel.outputs if name not in kernel.defaults and name not in named]
-    arguments = kernel.bind(**dict.fromkeys(unsaid), **first, **named)
-    for name in kernel.outputs:
-        value = arguments[name]
-        if name in unsaid:
-            arguments[name] = first_input(kernel, arguments).dtype
-        elif value is not None and not isinstance(value, torch.dtype):
-            raise InputError(
-                f"{kernel.name}.torch: {name} is {type(value).__name__}; it makes its outputs, so give the dtype of {name}, "
-                f"None or nothing; to write into a tensor of yours, call {kernel.name} itself"
-            )
-    if all(arguments[name] is None for name in kernel.outputs):
-        raise InputError(f"{kernel.name}.torch: no output is left to make; give the dtype of one")
-    return arguments
+def _is_dtype(value: Any) -> bool:
+    return isinstance(value, torch.dtype)
 
 
 def _known(value: Any) -> Any:

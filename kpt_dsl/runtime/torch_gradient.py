@@ -46,14 +46,21 @@ class Gradient:
                 f"{kernel.name}.gradient: {self.name} writes {unknown[0]!r}; outputs of a gradient are called {wanted}"
             )
 
-    def run(self, saved: Mapping[str, Any], arriving: Mapping[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
-        """The gradients by input. ``arriving``: those of outputs by their names; ``dtypes``: of the inputs that need one.
+    def run(
+        self,
+        saved: Mapping[str, Any],
+        arriving: Mapping[str, Any],
+        dtypes: Mapping[str, Any],
+        by_kernel: "Callable[[Definition, dict[str, Any], dict[str, Any]], Any] | None" = None,
+    ) -> dict[str, Any]:
+        """The gradients by input. ``arriving``: those of outputs by their names; ``dtypes``: of the inputs that need one;
+        ``by_kernel``: how a kernel is called, of its inputs and the dtypes of its outputs, unless on tensors.
 
         Raises InputError where a function gives another number of them than the kernel has inputs.
         """
         given = {**saved, **{name: arriving.get(output) for name, output in self.arriving.items()}}
         if isinstance(self.backward, Definition):
-            found = _by_kernel(self.backward, given, {f"d{name}": dtypes.get(name) for name in self.gives})
+            found = (by_kernel or _by_kernel)(self.backward, given, {f"d{name}": dtypes.get(name) for name in self.gives})
             wanted = [name for name in self.gives if name in dtypes]
         else:
             found = self.backward(**given)

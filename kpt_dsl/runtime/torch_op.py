@@ -19,6 +19,7 @@ from kpt_dsl import arrays, runtime
 from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.outside import Helper
 from kpt_dsl.runtime.binding import without_gradient
+from kpt_dsl.runtime.made import only_or_all, without_extent
 from kpt_dsl.values import told_apart
 
 if TYPE_CHECKING:
@@ -86,10 +87,7 @@ def new_outputs(kernel: "Definition", arguments: Mapping[str, Any]) -> dict[str,
     for name, dims in kernel.tensors.items():
         if isinstance(arguments[name], torch.dtype):
             if unknown := [dim for dim in dims if dim not in sizes]:
-                raise InputError(
-                    f"{kernel.name}: dim {unknown[0]} of output {name} is in no input, so that a call does not say how long "
-                    f"it is: make {name} yourself, and call {kernel.name} with it"
-                )
+                raise without_extent(kernel, name, unknown[0])
             made[name] = beside.new_zeros([sizes[dim] for dim in dims], dtype=arguments[name])
     return made
 
@@ -101,12 +99,6 @@ def first_input(kernel: "Definition", arguments: Mapping[str, Any]) -> torch.Ten
     if not tensors:
         raise InputError(f"{kernel.name}: no input is a torch tensor, so that nothing says how outputs are made")
     return next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0])
-
-
-def only_or_all(outputs: Iterable[torch.Tensor]) -> Any:
-    """What a call gives: its output, or the tuple of them."""
-    found = tuple(outputs)
-    return found[0] if len(found) == 1 else found
 
 
 def _in_ascii(name: str) -> str:

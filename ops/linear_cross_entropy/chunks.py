@@ -47,6 +47,7 @@ def implementations(
             describe=partial(_describe, backend.name, inner),
             package=backend.package,
             record=partial(_record, inner),
+            run=lambda _, *arguments: run(*arguments),
         )
         for backend in BACKENDS
     )

@@ -39,6 +39,12 @@ block_M = 32
 block_N = 128
 
 
+def manual_axes(*arrays):
+    """The axes of a mesh over which any of the arrays varies within jax.shard_map: over them outputs do."""
+    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    return jax.sharding.ManualAxisType(varying=frozenset().union(*varying))
+
+
 def scaled_kernel(x_ref, weight_ref, out_ref, top_scratch):
     step = pl.program_id(1)
 
@@ -57,8 +63,9 @@ def scaled_kernel(x_ref, weight_ref, out_ref, top_scratch):
         out_ref[...] = x_ref[...] / top_scratch[...] * weight_ref[...]
 
 
-def scaled(x, weight, interpret=False):
+def scaled(x: jax.Array, weight: jax.Array, interpret: bool = False) -> jax.Array:
     """Gives out (M, N) f32."""
+    axes = manual_axes(x, weight)
     (out,) = pl.pallas_call(
         scaled_kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -75,7 +82,7 @@ def scaled(x, weight, interpret=False):
                 pltpu.VMEM((block_M, 1), jnp.float32),  # top
             ],
         ),
-        out_shape=[jax.ShapeDtypeStruct((M, N), jnp.float32)],
+        out_shape=[jax.ShapeDtypeStruct((M, N), jnp.float32, manual_axis_type=axes)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
             vmem_limit_bytes=134217728,

@@ -90,6 +90,11 @@ def to_f16(x):
 def saturated(x, largest, dtype):
     """Rounded to a float8 dtype; what is too large becomes its largest number."""
     return jnp.clip(x, -largest, largest).astype(dtype)''',
+    "manual_axes": '''\
+def manual_axes(*arrays):
+    """The axes of a mesh over which any of the arrays varies within jax.shard_map: over them outputs do."""
+    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    return jax.sharding.ManualAxisType(varying=frozenset().union(*varying))''',
 }
 """Functions that generated text may call; a module carries those that it uses."""
 

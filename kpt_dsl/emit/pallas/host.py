@@ -15,16 +15,19 @@ def host(made: KernelText, vmem_bytes: int) -> str:
     kernel, plan, out = made.kernel, made.plan, Writer()
     kept = made.blocks.kept
     inputs = [t.name for t in kernel.tensors if t.role == "in"] + [b.tensor.name for b in kept]
-    scalars = [s.name for s in kernel.scalars]
     results = [b.tensor.name for b in made.blocks.written]
     grid = [g.dim if isinstance(g, ir.Each) else f"pl.cdiv({g.dim}, {g.block})" for g in kernel.grid]
     semantics = ['"parallel"'] * len(grid)
     if plan.steps:
         grid.append(str(plan.steps))
         semantics.append('"arbitrary"')
-    with out.block(f"def {kernel.name}({', '.join([*inputs, *scalars, 'interpret=False'])}):"):
+    given = [*(f"{name}: jax.Array" for name in inputs), *(f"{s.name}: {s.dtype.kind}" for s in kernel.scalars)]
+    gives = "jax.Array" if len(results) == 1 else f"tuple[{', '.join(['jax.Array'] * len(results))}]"
+    out.call(f"def {kernel.name}(", [*given, "interpret: bool = False"], tail=f") -> {gives}:")
+    with out.indented():
         shapes = [f"{b.tensor.name} ({', '.join(b.tensor.dims)}) {b.tensor.dtype}" for b in made.blocks.written]
         out.line(f'"""Gives {", ".join(shapes)}."""')
+        out.line(f"axes = manual_axes({', '.join(inputs)})")
         with out.block(f"{_tuple(results)} = pl.pallas_call("):
             out.line(f"{kernel.name}_kernel,")
             with out.block("grid_spec=pltpu.PrefetchScalarGridSpec("):

@@ -18,7 +18,7 @@ from kpt_dsl.emit.pallas.expressions import HELPERS
 Kind = Literal["dim", "argument", "kernel", "loop", "variable"]
 
 _RESERVED = frozenset({
-    "jax", "jnp", "lax", "pl", "pltpu", "step", "clear", "interpret", "begin", "finish", "scalars", "_", *HELPERS,
+    "jax", "jnp", "lax", "pl", "pltpu", "step", "axes", "clear", "interpret", "begin", "finish", "scalars", "_", *HELPERS,
     *keyword.kwlist, *dir(builtins),
 })  # fmt: skip
 

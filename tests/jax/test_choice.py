@@ -1,0 +1,145 @@
+"""Who serves a call on JAX arrays: what is chosen, said, refused, and lowered for a TPU that is not there."""
+
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.jax.calls import CASES
+
+jax = pytest.importorskip("jax")
+
+import kpt  # noqa: E402
+import kpt.jax  # noqa: E402
+from autotune_db import overlays  # noqa: E402
+from kpt.jax import installed  # noqa: E402
+from kpt_dsl.errors import InputError, KptError, MissingPackageError  # noqa: E402
+from kpt_dsl.runtime.pallas import on_abstract_tpu  # noqa: E402
+
+jnp = jax.numpy
+X = jnp.ones((16, 256), "bfloat16")
+V5E = "TPU v5 lite"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ops_lower_for_a_tpu_with_their_gradients(name: str) -> None:
+    """By Mosaic, unasked. Some kernels have no text for TPUs in some shapes; the op is then XLA's."""
+    case = CASES[name]
+    given = [jnp.asarray(a) if isinstance(a, np.ndarray) else a for a in case.arguments()]
+
+    def total(*graded: Any) -> Any:
+        arguments = dict(enumerate(given)) | dict(zip(case.graded, graded, strict=True))
+        return sum(o.sum() for o in jax.tree.leaves(getattr(kpt.jax, case.op)(*arguments.values(), **case.options)))
+
+    program = jax.jit(jax.grad(total, tuple(range(len(case.graded)))))
+    with on_abstract_tpu(V5E, 1):
+        text = jax.export.export(program, platforms=["tpu"])(*[given[p] for p in case.graded]).mlir_module()
+    assert "tpu_custom_call" in text
+
+
+def test_explain_says_who_serves() -> None:
+    here = kpt.jax.explain("rms_norm", X, (256,))
+    assert here.implementation == "reference"
+    assert "passed over pallas: serves arrays on TPUs" in str(here)
+    with kpt.jax.prefer("pallas"):
+        asked = kpt.jax.explain("rms_norm", X, (256,))
+    assert asked.implementation == "pallas"
+    assert "rms_norm(input=bfloat16[16, 256], normalized_shape=(256,)" in str(asked)
+    assert [k.kernel for k in asked.kernels] == ["rms_norm_fwd"]
+    with pytest.raises(InputError, match="op 'rms' is unknown; kpt.jax has add_layer_norm"):
+        kpt.jax.explain("rms", X)
+
+
+def test_what_was_tuned_for_a_tpu_is_found(tuned: None) -> None:
+    """In the database by ``kpt-tune run --target``, for the TPU that a program is traced for."""
+    with on_abstract_tpu(V5E, 1):
+        found = kpt.jax.explain("rms_norm", jax.ShapeDtypeStruct((512, 1024), jnp.bfloat16), (1024,), jnp.ones(1024, "bfloat16"))
+        (kernel,) = found.kernels
+    assert kernel.provenance == "predicted"
+
+
+def test_float16_on_a_tpu_goes_to_xla_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with on_abstract_tpu(V5E, 1):
+        found = kpt.jax.explain("rms_norm", X.astype("float16"), (256,))
+        with caplog.at_level(logging.WARNING, "kpt"):
+            jax.eval_shape(lambda x: kpt.jax.gated_act(x, x, "silu"), X.astype("float16"))
+        with kpt.jax.prefer("pallas"), pytest.raises(InputError, match="TPUs do not compute in float16: give bfloat16 or float32"):
+            jax.eval_shape(lambda x: kpt.jax.rms_norm(x, (256,)), X.astype("float16"))
+    assert found.implementation == "reference"
+    assert found.passed_over[0].expected
+    assert "gated_act falls back to XLA's operations: TPUs do not compute in float16" in caplog.text
+
+
+def test_a_shape_without_a_kernel_is_named_where_kernels_are_asked_for() -> None:
+    """And computed where they are not."""
+    wide = jax.ShapeDtypeStruct((8, 300_001), jnp.float32)
+    with kpt.jax.prefer("pallas"), pytest.raises(KptError, match="no config of .* is legal on tpu-v6e"):
+        jax.eval_shape(lambda x, w: kpt.jax.linear_act(x, w), jax.ShapeDtypeStruct((8, 3_000_001), jnp.float32), jax.ShapeDtypeStruct((8, 3_000_001), jnp.float32))
+    assert jax.eval_shape(lambda x: kpt.jax.rms_norm(x, (300_001,)), wide).shape == wide.shape
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: kpt.jax.rms_norm(torch.ones(2, 3), (3,)), r"takes JAX arrays, and was given a tensor, \(2, 3\), which kpt.ops takes"),
+        (lambda: kpt.jax.rms_norm(X, (3,)), r"rms_norm: input is of shape \(16, 256\); accepted: a shape that ends with"),
+        (lambda: kpt.jax.rms_norm(X.astype("int32"), (256,)), "rms_norm: input is of dtype torch.int32"),
+        (lambda: kpt.jax.linear_act(X, X, activation="swoosh"), "swoosh"),
+        (lambda: kpt.jax.quantize_fp8(X, dtype="int7"), "quantize_fp8: dtype is"),
+        (
+            lambda: kpt.jax.flash_attention(
+                jnp.ones((9, 2, 16)), jnp.ones((9, 2, 16)), jnp.ones((9, 2, 16)), cu_seqlens_q=jnp.array([0, 4, 9])
+            ),
+            "read numbers to do so .* give batches of one length",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(call: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("name", ["triton", "numpy"])
+def test_backends_of_tensors_serve_no_arrays(name: Any) -> None:
+    with kpt.jax.prefer(name), pytest.raises(InputError, match=f"rms_norm: {name} is preferred, and serves no JAX arrays"):
+        kpt.jax.rms_norm(X, (256,))
+
+
+def test_a_gradient_is_not_differentiated_again_by_kernels() -> None:
+    x = jnp.ones(8)
+
+    def slope(x: Any) -> Any:
+        return jax.grad(lambda x: kpt.jax.rms_norm(x[None], (8,)).sum())(x).sum()
+
+    jax.grad(slope)(x)
+    with kpt.jax.prefer("pallas"), pytest.raises(InputError, match='prefer\\("reference"\\)'):
+        jax.grad(slope)(x)
+
+
+def test_jax_that_is_too_old_or_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed, "version", lambda _: "0.9.2")
+    with pytest.raises(MissingPackageError, match=r"kpt.jax needs JAX 0.10 or newer: pip install .*; 0.9.2 is installed"):
+        installed.check_jax()
+    hidden = "import sys; sys.path_hooks.clear(); sys.modules['jax'] = None; import kpt.jax"
+    done = subprocess.run([sys.executable, "-c", "import kpt; import sys; print('jax' in sys.modules)"], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    assert hidden
+
+
+def test_fp8() -> None:
+    """By XLA's operations and by kernels the same numbers; those of PyTorch."""
+    x, w = (np.random.default_rng(s).normal(size=(24, 32)).astype(np.float32) for s in (1, 2))
+    expected, scale = kpt.ops.quantize_fp8(torch.tensor(x))
+    for served in ("reference", "pallas"):
+        with kpt.jax.prefer(served):
+            a, scale_a = kpt.jax.quantize_fp8(jnp.asarray(x), "tensor", jnp.float8_e4m3fn)
+            b, scale_b = kpt.jax.quantize_fp8(jnp.asarray(w))
+            y = kpt.jax.fp8_matmul(a, b.T, scale_a, scale_b, out_dtype=jnp.float32)
+        assert np.array_equal(np.asarray(a, np.float32), expected.float().numpy())
+        assert float(scale_a) == float(scale)
+        right = np.asarray(a, np.float64) @ np.asarray(b, np.float64).T * float(scale_a) * float(scale_b)
+        assert np.abs(np.asarray(y) - right).max() <= 1e-5 * np.abs(right).max()

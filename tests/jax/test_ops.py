@@ -1,0 +1,48 @@
+"""Every op on JAX arrays, with its gradients, by XLA's operations and by the interpreted kernels, against float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.jax.calls import CASES, Case, cosines, in_float64, loss
+from tests.tolerances import assert_close
+
+jax = pytest.importorskip("jax")
+
+import kpt.jax  # noqa: E402
+from kpt_dsl.runtime.pallas import INTERPRETING  # noqa: E402
+
+QUICK = {"xla_backend_optimization_level": INTERPRETING["xla_backend_optimization_level"]}
+"""Compiling takes most of the time of these tests."""
+
+
+def on_arrays(case: Case, served: str) -> tuple[tuple[Any, ...], list[Any]]:
+    """The outputs, and the gradients of ``loss``, in one program."""
+    given = [jax.numpy.asarray(a) if isinstance(a, np.ndarray) else a for a in case.arguments()]
+
+    def run(*graded: Any) -> tuple[Any, Any]:
+        arguments = dict(enumerate(given)) | dict(zip(case.graded, graded, strict=True))
+        outputs = getattr(kpt.jax, case.op)(*arguments.values(), **case.options)
+        return loss(outputs, lambda shape: jax.numpy.asarray(cosines(shape), "float32")), outputs
+
+    places = tuple(range(len(case.graded)))
+    program = jax.jit(jax.value_and_grad(run, places, has_aux=True), compiler_options=QUICK)
+    graded = [given[p] for p in case.graded]
+    with kpt.jax.prefer(served):
+        traced = program.trace(*graded)
+    assert ("kpt_launch" in str(traced.jaxpr)) == (served == "pallas")
+    (_, outputs), gradients = traced.lower().compile()(*graded)
+    return outputs if isinstance(outputs, tuple) else (outputs,), gradients
+
+
+@pytest.mark.parametrize("served", ["reference", "pallas"])
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_and_gradients(name: str, served: str) -> None:
+    case = CASES[name]
+    outputs, gradients = on_arrays(case, served)
+    expected, wanted = in_float64(case)
+    assert len(outputs) == len(expected)
+    for got, right in (*zip(outputs, expected, strict=True), *zip(gradients, wanted, strict=True)):
+        assert_close(got, right, "f32", case.length)
