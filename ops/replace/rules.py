@@ -37,4 +37,4 @@ ATTENTION = "attention"
 PLACE = "_kpt_place"
 """The attribute of a module of a model whose attention is replaced that says where it stands."""
 
-KINDS = (*(rule.kind for rule in RULES), "gated_act", ATTENTION)
+KINDS = (*(rule.kind for rule in RULES), "gated_act", "rotary", ATTENTION)
