@@ -40,7 +40,7 @@ PLACE = "_kpt_place"
 SUMS = "add_norm"
 """The kind of layers whose sums are joined with the norms of them."""
 
-KINDS = (*(rule.kind for rule in RULES), "gated_act", ATTENTION)
+KINDS = (*(rule.kind for rule in RULES), "gated_act", "rotary", ATTENTION)
 """What is replaced unasked."""
 
 ASKED_FOR = (SUMS,)

@@ -20,15 +20,16 @@ from kpt_dsl.errors import InputError
 
 
 def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) -> Report:
-    """Put kpt ops into a model, in place: norms, gated MLPs, Linear-then-activation pairs of ``nn.Sequential``, Transformers'
-    attention.
+    """Put kpt ops into a model, in place: norms, gated MLPs, Linear-then-activation pairs of ``nn.Sequential``, rotary
+    functions that attention calls, Transformers' attention.
 
-    ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "attention". A module of a class that is
-    not PyTorch's is replaced where it was shown to compute what the op does: on drawn rows, at several scales, in float32 and
-    both half types, with gradients. State dicts, hooks, flags, devices and dtypes stay as they are. Attention is replaced where
-    a model runs "sdpa" and its code needs no more than that; calls that kpt cannot express still go there, and are counted
-    (``kpt.ops.counters``). Gives a report that prints what changed, what of it stays PyTorch's, and what was left alone, and
-    why. Replacing twice changes nothing more. An exception leaves modules as they were.
+    ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "rotary", "attention". A module of a
+    class that is not PyTorch's is replaced where it was shown to compute what the op does: on drawn rows, at several
+    scales, in float32 and both half types, with gradients. State dicts, hooks, flags, devices and dtypes stay as they are.
+    Attention is replaced where a model runs "sdpa" and its code needs no more than that; calls that kpt cannot express
+    still go there, and are counted (``kpt.ops.counters``). Gives a report that prints what changed, what of it stays
+    PyTorch's, and what was left alone, and why. Replacing twice changes nothing more. An exception leaves modules as they
+    were.
 
     Raises InputError for a model that is no ``nn.Module`` and for an unknown kind, MissingPackageError when attention is asked
     for by name and Transformers is missing or too old.

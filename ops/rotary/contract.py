@@ -105,9 +105,10 @@ def turn(
         return parts[..., :columns].unflatten(-1, pairs), parts[..., columns:] if columns < t.shape[3] else None
 
     def of_pairs(t: torch.Tensor) -> torch.Tensor:
-        """(batch, positions, one column a pair)."""
-        t = t.squeeze(heads) if t.ndim == 4 else t
-        return (t[..., ::2] if interleaved else t[..., : columns // 2]).expand(given[0].shape[0], -1, -1)
+        """(batch, positions, pairs)."""
+        t = t.unflatten(-1, pairs)
+        t = t.squeeze(heads) if t.ndim == 5 else t
+        return t.expand(given[0].shape[0], -1, -1, -1)
 
     outputs = [empty_like(t) for t in given]
     rooms = iter(outputs)

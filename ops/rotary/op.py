@@ -24,10 +24,11 @@ def rotary(
     of the dtype of q, or float32 beside half precision, (T, R), (B, T, R) or (1, T, R), or broadcast against q already:
     (B, 1, T, R), and for q of (B, T, H, D) and k of (B, T, G, D) (B, T, 1, R).
 
-    The first R of D columns are turned, the others passed on. A pair is an element of the first half of these columns and that
-    of the second, or two neighbours if ``interleaved``. cos and sin have a column for each element, as models make them, and of
-    a pair the first one's is read. Gives q and k turned, each in its memory order. Kernels compute in float32 and round once.
-    There are gradients of q and k; where cos or sin need one, PyTorch serves. Raises InputError for arguments that do not fit.
+    The first R of D columns are turned, the others passed on. A pair is an element of the first half of these columns and
+    that of the second, or two neighbours if ``interleaved``. cos and sin have a column for each element, as models make
+    them: of a pair (a, b) come out ``a * cos_a - b * sin_a`` and ``b * cos_b + a * sin_b``. Gives q and k turned, each in
+    its memory order. Kernels compute in float32 and round once. There are gradients of q and k; where cos or sin need one,
+    PyTorch serves. Raises InputError for arguments that do not fit.
     """
     turned_q, turned_k = _dispatch(q, k, cos, sin, interleaved)
     return turned_q, turned_k

@@ -9,23 +9,20 @@ def rotary(
     q: torch.Tensor | None, k: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> list[torch.Tensor]:
     """Those of q and k that are given, turned, in their memory order; rounded as PyTorch's operations round."""
-    cos, sin = (_spread(t if t.ndim == 4 else t.unsqueeze(-3), interleaved) for t in (cos, sin))
+    cos, sin = (t if t.ndim == 4 else t.unsqueeze(-3) for t in (cos, sin))
     return [laid_out(_turned(t, cos, sin, interleaved), empty_like(t)) for t in (q, k) if t is not None]
 
 
 def rotary_backward(
     dq: torch.Tensor | None, dk: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> list[torch.Tensor]:
-    """The gradients turn back."""
-    return rotary(dq, dk, cos, -sin, interleaved)
+    """The gradients: each pair by its transposed matrix, which turns back."""
+    return rotary(dq, dk, cos, -_exchanged(sin, interleaved), interleaved)
 
 
-def _spread(t: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    """The first number of each pair, for both of it."""
-    if interleaved:
-        return t[..., ::2].repeat_interleave(2, dim=-1)
-    half = t[..., : t.shape[-1] // 2]
-    return torch.cat((half, half), -1)
+def _exchanged(t: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """The numbers of each pair the other way round."""
+    return t.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else torch.cat(t.chunk(2, -1)[::-1], -1)
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:

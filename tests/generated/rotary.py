@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 import numpy as np
-import torch
 
 from kpt.ops.rotary.kernels import rotary_halves, rotary_neighbours
 from tests.generated.arrays import Layout, empty, exact, layouts, place, random
@@ -55,9 +54,9 @@ class Halves(Case):
                 f"{name}_rest": place(random(self.seed + 2 + number, kept), self.dtype, order) if rest else None,
                 f"{name}_kept": empty(kept, self.dtype, order) if rest else None,
             }
-        angle = random(self.seed + 4, (self.B, self.T, self.P))
+        angle = random(self.seed + 4, (self.B, self.T, *self.columns()))
         kind = "f32" if self.wide else self.dtype
-        rows = Layout((0, 1, 2))
+        rows = Layout((0, 1, 2, 3))
         return given | {"cos": place(np.cos(angle), kind, rows), "sin": place(np.sin(angle), kind, rows)}
 
     @property
@@ -66,9 +65,11 @@ class Halves(Case):
         return tuple(f"{name}_{part}" for name in names for part in ("out", *(["kept"] if self.S else [])))
 
     def turned(self, x: Array, cos: Array, sin: Array) -> Array:
-        """The definition, of halves."""
-        a, b = x[..., 0, :], x[..., 1, :]
-        return np.stack((a * cos - b * sin, b * cos + a * sin), -2)
+        """The definition; what is turned back is multiplied with each pair's transposed matrix."""
+        pair = -2 if self.kernel is rotary_halves else -1
+        (a, b), (cos_a, cos_b), (sin_a, sin_b) = (np.moveaxis(t, pair, 0) for t in (x, cos, sin))
+        turned = (a * cos_a + b * sin_b, b * cos_b - a * sin_a) if self.back else (a * cos_a - b * sin_a, b * cos_b + a * sin_b)
+        return np.stack(turned, pair)
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
         cos, sin = (exact(arguments[name])[:, None, None] for name in ("cos", "sin"))
@@ -77,7 +78,7 @@ class Halves(Case):
             if name == self.without:
                 continue
             x = exact(arguments[name])
-            y = self.turned(x, cos, -sin if self.back else sin)
+            y = self.turned(x, cos, sin)
             size = np.abs(x).max(initial=0.0)
             close[f"{name}_out"] = Close(y, rounding(self.dtype, y) + tolerance("f32") * size)
             if self.S:
@@ -91,10 +92,6 @@ class Neighbours(Halves):
 
     def columns(self) -> tuple[int, ...]:
         return self.P, 2
-
-    def turned(self, x: Array, cos: Array, sin: Array) -> Array:
-        y = torch.view_as_complex(torch.from_numpy(x)) * torch.from_numpy(cos + 1j * sin)
-        return np.asarray(torch.view_as_real(y).numpy())
 
 
 @st.composite

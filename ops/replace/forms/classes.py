@@ -21,11 +21,15 @@ def inputs(module: nn.Module) -> list[str]:
 
 def why_not(module: nn.Module) -> str | None:
     """Why no module of this class is replaced by what takes one input; None where nothing speaks against it."""
-    name = type(module).__name__
-    if type(module).__module__.partition(".")[0] == "torch":
-        return f"its class was changed to {name} by PyTorch: replace it before that"
     if len(inputs(module)) != 1:
-        return f"{name} takes {', '.join(inputs(module)) or 'no named input'}"
+        return why_changed(module) or f"{type(module).__name__} takes {', '.join(inputs(module)) or 'no named input'}"
+    return why_changed(module)
+
+
+def why_changed(module: nn.Module) -> str | None:
+    """Why a module whose class PyTorch made, of another one, stays; None for others."""
+    if type(module).__module__.partition(".")[0] == "torch":
+        return f"its class was changed to {type(module).__name__} by PyTorch: replace it before that"
     return None
 
 

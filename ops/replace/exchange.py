@@ -1,0 +1,29 @@
+"""A function's own code in which names that it looks up mean something else: there, and in no namespace that others see."""
+
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
+
+ELSEWHERE = ("__builtins__", "__package__", "__spec__")
+"""What Python looks up for a function that its code does not name. ``__name__`` is left out: torch.compile would look names up
+in the module that is called so."""
+
+
+def exchanged(function: FunctionType, others: Mapping[str, Any]) -> FunctionType:
+    """The same function, with these global names for what it is given; all else as it is now."""
+    known = function.__globals__
+    names = {name: known[name] for name in (*global_names(function.__code__), *ELSEWHERE) if name in known}
+    made = FunctionType(
+        function.__code__, {**names, **others}, function.__name__, function.__defaults__, function.__closure__
+    )
+    made.__kwdefaults__, made.__annotations__ = function.__kwdefaults__, function.__annotations__
+    made.__module__, made.__qualname__, made.__doc__ = function.__module__, function.__qualname__, function.__doc__
+    return made
+
+
+def global_names(code: CodeType) -> Iterator[str]:
+    """Names that a function's code and that of those inside it may look up."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from global_names(constant)
