@@ -7,7 +7,7 @@ given, and a loss that takes up what was noted.
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any
 
@@ -192,7 +192,8 @@ def prove(module: nn.Module, matched: HeadAndLoss, kinds: Collection[str]) -> Se
     forward = matched.forward(type(module))
     for way in ({}, {"num_items_in_batch": 7}):
         own, ours = (partial(_loss, module, matched.head, way, by) for by in (type(module).forward, forward))
-        difference = proof.difference(partial(_trial, head, own), ours, CASES, torch.device("cpu"))
+        tests = [replace(case, terms=head.out_features) for case in CASES]
+        difference = proof.difference(partial(_trial, head, own), ours, tests, torch.device("cpu"))
         if difference is not None:
             return Refused(KIND, f"the loss of {name} is not shown to be {KIND}: {difference.what}")
     return matched
