@@ -2,7 +2,7 @@
 
     import kpt
     y = kpt.ops.layer_norm(x, (4096,), weight, bias)
-    print(kpt.replace_modules(model))
+    print(kpt.optimize(model))
 
 The door only: every name is imported when it is first used, so ``import kpt`` costs nothing and needs nothing.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kpt import ops
-    from kpt.ops.replace import replace_modules, restore_modules
+    from kpt.ops.replace import optimize, replace_modules, restore_modules
     from kpt_dsl.errors import (
         CompileError,
         ConfigError,
@@ -33,6 +33,7 @@ __all__ = [
     "StoreError",
     "TargetError",
     "ops",
+    "optimize",
     "replace_modules",
     "restore_modules",
 ]
@@ -44,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
     if name == "ops":
         return importlib.import_module("kpt.ops")
-    if name in ("replace_modules", "restore_modules"):
+    if name in ("optimize", "replace_modules", "restore_modules"):
         return getattr(importlib.import_module("kpt.ops.replace"), name)
     if name in __all__:
         return getattr(importlib.import_module("kpt_dsl.errors"), name)

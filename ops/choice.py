@@ -29,6 +29,8 @@ preferred = _preferred.get
 _began_in: ContextVar[Any] = ContextVar("kpt_preferred_in", default=None)
 """The checkpoint inside which that block began."""
 
+_standing_in: ContextVar[str | None] = ContextVar("kpt_standing_in", default=None)
+
 NOTHING_FAILED: Mapping[str, str] = MappingProxyType({})
 
 
@@ -50,6 +52,17 @@ def prefer(name: Name) -> Iterator[None]:
             yield
         finally:
             _began_in.reset(token)
+
+
+@contextmanager
+def standing_in(device: str) -> Iterator[None]:
+    """Within the block tensors count as those of a device of this type: what is served there is chosen, for calls that are only
+    noted."""
+    token = _standing_in.set(device)
+    try:
+        yield
+    finally:
+        _standing_in.reset(token)
 
 
 def hold_for_recomputation(preference: str) -> None:
@@ -111,7 +124,7 @@ def choose(
     Raises InputError, or MissingPackageError, where the preferred implementation cannot serve.
     """
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-    device = tensors[0].device.type
+    device = _standing_in.get() or tensors[0].device.type
     passed: list[PassedOver] = []
     for candidate in op.implementations:
         at_home = candidate.devices is None or device in candidate.devices

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """``microseconds`` of all kernels of a call: as measured where they were, else by the model that ranks configs, which is
-    right about order, not about microseconds. ``configs``: where they come from ("measured", "shipped", …, "rule"), each once,
-    in the order of the kernels."""
+    """``microseconds`` of all kernels of a call: as measured where such calls were, else by the model that ranks configs, which
+    is right about order, not about microseconds. ``configs``: where they come from ("measured", "shipped", …, "rule"), each
+    once, in the order of the kernels."""
 
     microseconds: float
     configs: tuple[str, ...]
@@ -28,7 +28,7 @@ def estimate(call: "Call", target: "Target") -> Estimate | None:
         answers = [(instance, lookup.choose(instance, target)) for instance in instances]
         times = [
             answer.entry.microseconds
-            if answer.entry is not None and answer.entry.microseconds is not None
+            if answer.entry is not None and answer.entry.microseconds is not None and not answer.sibling
             else options(instance, target).seconds(answer.config) * 1e6
             for instance, answer in answers
         ]

@@ -26,6 +26,8 @@ app = typer.Typer(
 
         kpt-tune run --calls calls.json
 
+        kpt-tune run --model meta-llama/Llama-3.2-1B --batch 4 --length 2048
+
     See what is known, and take it elsewhere:
 
         kpt-tune list

@@ -9,6 +9,20 @@ Calls = Annotated[
     Path | None,
     typer.Option("--calls", help="The calls of a program: a file that kpt.ops.recording saved.", metavar="FILE"),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="A model of Transformers: a folder with a config.json, or its name on the hub.",
+        metavar="NAME-OR-FOLDER",
+    ),
+]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Of the model's input.")]
+Length = Annotated[int, typer.Option("--length", min=1, help="Of the model's input, in tokens.")]
+Level = Annotated[
+    str, typer.Option("--level", help="Of kpt.optimize: conservative, balanced or aggressive.", metavar="NAME")
+]
+Training = Annotated[bool, typer.Option("--training", help="A step of the model's training, with its loss.")]
 Ops = Annotated[
     list[str] | None,
     typer.Option("--op", help="An op of kpt, such as flash_attention. May be repeated.", metavar="NAME"),

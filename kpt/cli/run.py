@@ -16,9 +16,10 @@ from autotune_db.result import Result
 from autotune_db.store import Store
 from autotune_db.workshop import Workshop
 from kpt.cli import options, output, parse, select
+from kpt.cli.model import calls_of
 from kpt.cli.place import Place, place
 from kpt.cli.progress import Bar
-from kpt_dsl.errors import KptError
+from kpt_dsl.errors import InputError, KptError
 from kpt_dsl.instance import Instance
 
 FAILED, INTERRUPTED = 1, 130
@@ -28,6 +29,11 @@ _log = logging.getLogger("kpt")
 
 def run(
     calls: options.Calls = None,
+    model: options.Model = None,
+    batch: options.Batch = 1,
+    length: options.Length = 2048,
+    level: options.Level = "balanced",
+    training: options.Training = False,
     op: options.Ops = None,
     kernel: options.Kernel = None,
     preset: options.Preset = None,
@@ -65,14 +71,22 @@ def run(
 
         kpt-tune run --calls calls.json
 
+        kpt-tune run --model meta-llama/Llama-3.2-1B --batch 4 --length 2048 --training
+
     With `--calls`, what a program called (`kpt.ops.recording`): what takes the most time first, and nothing that was measured.
+    With `--model`, what it calls after `kpt.optimize` likewise: it is built from its config, and run without values.
     """
     seconds = parse.seconds(budget)
     where = place(target, device, offline)
     if db:
         lookup.use(db)
-    instances = select.instances(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where.target, calls)
-    if calls is not None:
+    called = select.loaded(calls)
+    if model is not None:
+        if calls is not None or len(dtype or []) > 1:
+            raise InputError("--model goes without --calls, and with one --dtype at most")
+        called, dtype = calls_of(model, batch, length, level, training, dtype[0] if dtype else None), None
+    instances = select.instances(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where.target, called)
+    if called is not None:
         instances = _not_measured(instances, where)
     results: list[Result] = []
     failures: list[tuple[Instance, str]] = []

@@ -14,6 +14,7 @@ from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import from_name
 
 if TYPE_CHECKING:
+    from kpt.ops.calls import Calls
     from kpt.ops.registry import Op
     from kpt_dsl.targets import Target
 
@@ -28,7 +29,7 @@ def instances(
     dtypes: Sequence[str],
     flags: Sequence[str],
     target: "Target",
-    calls: Path | None = None,
+    calls: "Calls | None" = None,
 ) -> list[Instance]:
     """Every kernel instance that is meant on a target, each once; those of ``calls`` by how much time they take, most first.
 
@@ -37,14 +38,14 @@ def instances(
     if calls is not None:
         if ops or kernel or preset or shapes or dtypes or flags:
             raise InputError(
-                "--calls brings its own ops, shapes, dtypes and flags; leave --op, --kernel, --preset, --shapes, --dtype and "
-                "--flags out"
+                "--calls, as --model, brings its own ops, shapes, dtypes and flags; leave --op, --kernel, --preset, --shapes, "
+                "--dtype and --flags out"
             )
         return _of_calls(calls, target)
     if bool(ops) + bool(kernel) + bool(preset) - bool(ops and preset) != 1:
         raise InputError(
             "say which kernels: --op NAME, --kernel PACKAGE.MODULE:KERNEL, --preset NAME (with --op: only that op), or, where "
-            "the command has it, --calls FILE"
+            "the command has them, --calls FILE, --model NAME"
         )
     if preset:
         if shapes or flags:
@@ -56,6 +57,13 @@ def instances(
     if kernel:
         return _unique(_of_kernel(kernel, extents, dtypes or [DEFAULT_DTYPE], options))
     return _unique(_of_ops(ops, extents, dtypes, options, target))
+
+
+def loaded(file: Path | None) -> "Calls | None":
+    """The calls of a file. Raises InputError for one that has none."""
+    from kpt.ops.calls import Calls
+
+    return None if file is None else Calls.load(file)
 
 
 def presets() -> dict[str, tuple[str, ...]]:
@@ -79,15 +87,13 @@ def _op(name: str) -> "Op":
     return known[name]
 
 
-def _of_calls(file: Path, target: "Target") -> list[Instance]:
-    from kpt.ops.calls import Calls
-
+def _of_calls(calls: "Calls", target: "Target") -> list[Instance]:
     taken: Counter[Instance] = Counter()
-    for call in Calls.load(file):
+    for call in calls:
         for instance in call.instances(target):
             taken[instance] += call.often * _microseconds(instance, target)
     if not taken:
-        raise InputError(f"{file} has no calls with kernels of kpt")
+        raise InputError("there are no calls with kernels of kpt")
     return [instance for instance, _ in taken.most_common()]
 
 

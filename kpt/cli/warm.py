@@ -48,7 +48,7 @@ def warm(
     if db:
         lookup.use(db)
     where = place(target, device).target
-    instances = select.instances(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where, calls)
+    instances = select.instances(op or [], kernel, preset, shapes or [], dtype or [], flags or [], where, select.loaded(calls))
     began = time.monotonic()
     with Count("compiling", shown=not json) as count:
         made = compile_ahead(instances, where, processes, count)

@@ -19,6 +19,7 @@ HARMLESS = frozenset(
         # How a kernel works, not what it computes.
         "deterministic",
         # What the whole model is asked for, and passes on as it came.
+        "ignore_index",
         "image_sizes",
         "labels",
         "logits_to_keep",
@@ -28,6 +29,7 @@ HARMLESS = frozenset(
         "output_router_logits",
         "return_dict",
         "seq_idx",
+        "shift_labels",
         "use_cache",
     }
 )

@@ -37,6 +37,8 @@ class Case:
     """Of one dim: the first row is zero."""
     gradients: bool = False
     training: bool = False
+    terms: int = 1
+    """How many terms sums have, where that is more than the last dim of a result."""
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
@@ -146,7 +148,7 @@ def _difference(trial: Trial, law: Law, case: Case, device: torch.device) -> str
     y, expected = run.forward(), law(*exact)
     if not isinstance(y, torch.Tensor):
         return f"its output is a {type(y).__name__}"
-    if (reason := _off(y, expected, case.dtype, "its output")) is not None or not case.gradients:
+    if (reason := _off(y, expected, case, "its output")) is not None or not case.gradients:
         return reason
     dy = draw(*y.shape)
     found: Any = torch.autograd.grad(y, list(run.given.values()), dy, allow_unused=True)
@@ -155,18 +157,18 @@ def _difference(trial: Trial, law: Law, case: Case, device: torch.device) -> str
         if g is None or w is None:
             if g is not w:
                 return f"one of the two has no gradient of {name}"
-        elif (reason := _off(g, w, case.dtype, f"its gradient of {name}")) is not None:
+        elif (reason := _off(g, w, case, f"its gradient of {name}")) is not None:
             return reason
     return None
 
 
-def _off(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what: str) -> str | None:
+def _off(got: torch.Tensor, expected: torch.Tensor, case: Case, what: str) -> str | None:
     if got.shape != expected.shape:
         return f"{what} has shape {tuple(got.shape)}, not {tuple(expected.shape)}"
-    if got.dtype != dtype:
+    if got.dtype != case.dtype:
         return f"{what} is {got.dtype}"
     largest = float(expected.detach().abs().max())
-    allowed = (ROUNDINGS[dtype] + SUMMING * sqrt(expected.shape[-1])) * largest
+    allowed = (ROUNDINGS[case.dtype] + SUMMING * sqrt(max(expected.shape[-1], case.terms))) * largest
     off = float((got.detach().double() - expected.detach()).abs().max())
     if off <= allowed:  # NaN is not
         return None

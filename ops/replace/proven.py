@@ -59,10 +59,12 @@ def proven_class(original: type[nn.Module], served: Served) -> type[nn.Module]:
         "original": original,
         "served": served,
         "forward": served.forward(original),
-        "__module__": __name__,
+        "__module__": original.__module__,
         "__doc__": f"``{original.__name__}`` through ``kpt.ops.{served.kind}``.",
     }
-    return new_class(f"Kpt{original.__name__}", (Proven, original), exec_body=lambda space: space.update(body))
+    # Transformers saves models by the name of their class, and reads their code where its module says.
+    name = original.__name__ if hasattr(original, "save_pretrained") else f"Kpt{original.__name__}"
+    return new_class(name, (Proven, original), exec_body=lambda space: space.update(body))
 
 
 def _again(make: Callable[..., nn.Module], original: type[nn.Module], served: Served, *others: Any) -> nn.Module:

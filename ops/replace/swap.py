@@ -6,7 +6,7 @@ A ``forward`` patched on an instance runs whatever it captured, so a module with
 Accelerate patches thus (device maps, offloading), and keeps what it wraps where it can be exchanged: ``_old_forward``.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from torch import nn
 
@@ -34,7 +34,18 @@ def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) ->
     Raises InputError for a model that is no ``nn.Module`` and for an unknown kind, MissingPackageError when attention is asked
     for by name and Transformers is missing or too old.
     """
-    kinds = _kinds(model, only)
+    return replace_kinds(model, _kinds(model, only), required=only is not None)
+
+
+def replace_kinds(
+    model: nn.Module,
+    kinds: Collection[str],
+    *,
+    required: bool,
+    why_not: Callable[[nn.Module, Rule], str | None] = lambda *_: None,
+) -> Report:
+    """Replace what is of these kinds, attention too where Transformers is there, or ``required``. ``why_not``: why a module
+    stays although a replacement is known to compute the same, or None."""
     changes: list[Change] = []
     skipped: list[Skipped] = []
     done: list[tuple[nn.Module, Rule]] = []
@@ -44,13 +55,15 @@ def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) ->
             for path, module, answer in found:
                 if isinstance(answer, Refused):
                     skipped.append(Skipped(path, answer.kind, answer.reason))
+                elif answer is not None and (reason := why_not(module, answer)) is not None:
+                    skipped.append(Skipped(path, answer.kind, reason))
                 elif answer is not None and not _becomes(module, answer.original, answer.replacement):
                     skipped.append(Skipped(path, answer.kind, "its forward was patched on the instance"))
                 elif answer is not None:
                     done.append((module, answer))
                     changes.append(Change(path, answer.kind, answer.original.__name__, answer.replacement.__name__))
         if ATTENTION in kinds:
-            attention.replace(model, changes, skipped, required=only is not None)
+            attention.replace(model, changes, skipped, required=required)
     except BaseException:
         for module, rule in done:
             _becomes(module, rule.replacement, rule.original)

@@ -1,0 +1,138 @@
+"""``kpt.optimize``: what each level replaces, what stays since it would be slower."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import kpt
+from kpt.ops.replace import slower
+from kpt.ops.replace.candidates import Candidates
+from kpt.ops.replace.rules import KINDS
+from kpt_dsl import targets
+from kpt_dsl.errors import InputError
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, features: int = 8, width: int = 12) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(features, width), nn.Linear(features, width), nn.Linear(width, features)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+def model() -> nn.Sequential:
+    """With a module of each kind that is one."""
+    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 8), GatedMLP(), nn.RMSNorm(8))
+
+
+@pytest.mark.parametrize(
+    ("level", "kinds"),
+    [
+        ("conservative", {"layer_norm", "rms_norm"}),
+        ("balanced", {"layer_norm", "rms_norm", "linear_act", "gated_act"}),
+        ("aggressive", {"layer_norm", "rms_norm", "linear_act", "gated_act"}),
+    ],
+)
+def test_levels(level: str, kinds: set[str]) -> None:
+    subject = model()
+    classes = [type(m) for m in subject.modules()]
+    report = kpt.optimize(subject, level)
+    assert {c.kind for c in report.changes} == kinds
+    assert kpt.optimize(subject, level).changes == ()
+    kpt.restore_modules(subject)
+    assert [type(m) for m in subject.modules()] == classes
+
+
+def test_balanced_is_the_default() -> None:
+    assert kpt.optimize(model()).changes == kpt.replace_modules(model()).changes
+
+
+def judged(module: nn.Module, dtype: str = "bf16", name: str = "nvidia-h200") -> str | None:
+    rule: Any = Candidates(KINDS).of(module)
+    return slower.slower_on(targets.get(name), module, rule, dtype)
+
+
+def pair(features: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, width, device="meta"), nn.GELU())
+
+
+def test_what_was_measured_slower_stays_where_it_was() -> None:
+    assert "measured slower on nvidia-h200" in str(judged(pair(4096, 4096)))
+    assert judged(pair(4096, 4096).eval()) is None
+    assert judged(pair(4096, 4096), name="nvidia-h100") is None
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.LayerNorm(4096, device="meta"), nn.RMSNorm(1024, device="meta"), GatedMLP(64, 8192).eval(), pair(4096, 14336).eval(),
+        nn.LayerNorm(4096, elementwise_affine=True, bias=False, device="meta"),
+    ],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_what_is_faster_is_replaced(module: nn.Module) -> None:
+    """By the times that were measured on an H200, where some were."""
+    assert judged(module) is None
+
+
+def test_what_is_predicted_slower_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's norm of 8192 rows of 4096 is taken to move 134 MB at 2.88 TB/s: 46.6 µs, of which the model is wrong
+    by half at most."""
+    norm = nn.LayerNorm(4096, device="meta")
+    monkeypatch.setattr(slower, "estimate", lambda *_: _Estimate(69.8))
+    assert judged(norm) is None
+    monkeypatch.setattr(slower, "estimate", lambda *_: _Estimate(70.0))
+    assert judged(norm) == "predicted slower on nvidia-h200: 70 µs for 8192 rows, PyTorch's operations 46.6"
+
+
+class _Estimate:
+    def __init__(self, microseconds: float) -> None:
+        self.microseconds = microseconds
+
+
+def test_gates_move_five_times_their_size_and_products_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slower, "estimate", lambda *_: _Estimate(1e9))
+    moved = 8192 * 8192 * 2 / (0.6 * 4.8e12) * 1e6
+    assert f"operations {5 * moved:.3g}" in str(judged(GatedMLP(64, 8192)))
+    both = 2 * moved + 2 * 8192 * 8192 * 4096 / (0.7 * 989.4e12) * 1e6
+    assert f"operations {both:.3g}" in str(judged(pair(4096, 8192).eval()))
+    assert judged(pair(4096, 8192).eval(), "f32") is None, "nobody knows how fast PyTorch's are"
+
+
+def test_what_no_kernel_serves_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slower, "estimate", lambda *_: None)
+    assert judged(nn.LayerNorm(64, device="meta")) == "no kernel of layer_norm runs on nvidia-h200"
+
+
+def test_what_stays_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kpt.ops.replace.levels.why_slower", lambda module, rule: slower_if_norm(rule.kind))
+    subject = model()
+    report = kpt.optimize(subject)
+    assert [(s.path, s.reason) for s in report.skipped] == [("2", "slower so"), ("5", "slower so")]
+    assert type(subject[2]) is nn.LayerNorm
+    assert {c.kind for c in report.changes} == {"linear_act", "gated_act"}
+
+
+def slower_if_norm(kind: str) -> str | None:
+    return "slower so" if "norm" in kind else None
+
+
+def test_a_cpu_is_not_asked() -> None:
+    module = pair(8, 16)
+    rule: Any = Candidates(KINDS).of(module)
+    assert slower.why_slower(nn.Sequential(nn.Linear(8, 16), nn.GELU()), rule) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("no model",), "model is str; accepted: a torch.nn.Module"),
+        ((nn.Linear(2, 2), "fast"), "level is 'fast'; accepted: conservative, balanced, aggressive"),
+    ],
+)
+def test_bad_input(given: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        kpt.optimize(*given)
