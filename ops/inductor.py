@@ -1,7 +1,6 @@
-"""Ops that torch.compile's Inductor writes better than a kernel of their own would: as a part of what stands around them.
+"""Ops that torch.compile's Inductor writes itself, of PyTorch's own operations, together with what stands around them.
 
-A norm, a gate: they multiply nothing, so what counts is how often memory is read and written. As an operator of its own a norm
-reads what the sum before it has just written; as PyTorch's own operations both become one kernel, and so do their gradients.
+A norm, a gate: they multiply nothing, so what counts is how often memory is read and written, and how many kernels are started.
 Inductor's table of what it decomposes would have to be imported with the ops, and takes half a second.
 """
 

@@ -90,7 +90,6 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
-        fuses=True,
         autocast={"cuda": "float32"},
         gradient=Gradient(("input", "residual", "weight"), _forward, _backward),
         shardings=lambda _, x, residual, shape, *__: norms.shardings(

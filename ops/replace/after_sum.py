@@ -1,7 +1,7 @@
 """What a rewritten forward calls in the place of a sum and a norm of it.
 
-Which op that is, is asked of the norm as it is at the call: where somebody watches it, or put another in its place, both happen as
-the forward's own text says.
+Which op that is, is asked of the norm as it is at the call: where somebody watches it, or put another in its place, both happen
+as the forward's own text says.
 """
 
 from collections.abc import Callable

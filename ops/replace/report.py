@@ -52,8 +52,8 @@ class Report:
         return "\n".join(lines)
 
 
-OPS = {"attention": "flash_attention"}
-"""The op that serves a kind, where it is not called like it."""
+OPS = {"attention": "flash_attention", "add_norm": "add_rms_norm, add_layer_norm"}
+"""The ops that serve a kind, where they are not called like it."""
 
 
 def _shown(paths: list[str]) -> str:

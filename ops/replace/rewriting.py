@@ -6,6 +6,7 @@ Tracing by torch.fx would decide ``is None`` once for all calls, and cannot hand
 """
 
 import ast
+import dis
 import inspect
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,16 +18,19 @@ from typing import Any
 JOINED = "_kpt_sum_and_norm"
 """What the text calls: of a module and two parts, gives their sum and the module of it."""
 
+NORMED = "_kpt_norm_"
+"""What names begin with that hold the norm of a sum until the text asks for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
     """A sum and the norm of it: ``norm``, the attribute of self; the statements from the one to the other, as they are and
-    rewritten; and the conditions under which the norm is not of that sum."""
+    rewritten; and names that are asked for between, each with a value (None or True) by which no branch is entered."""
 
     norm: str
     own: tuple[ast.stmt, ...]
     rewritten: tuple[ast.stmt, ...]
-    unless: tuple[ast.Compare, ...] = ()
+    asked: tuple[tuple[str, bool | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ def rewritten(function: Any, norms: Collection[str]) -> Rewritten | None:
 def _is_laid_around_subclasses(function: Any) -> bool:
     """A wrapper that a class lays around the forward of each class made of it, as Transformers' checkpointing is: it will be
     around the one that is made here as well."""
-    return type(function) is FunctionType and hasattr(function, "__wrapped__") and ".__init_subclass__.<locals>." in function.__code__.co_qualname
+    wraps = type(function) is FunctionType and hasattr(function, "__wrapped__")
+    return wraps and ".__init_subclass__.<locals>." in function.__code__.co_qualname
 
 
 def _text(function: Any) -> ast.FunctionDef | None:
@@ -108,11 +113,19 @@ def _compiled(tree: ast.FunctionDef, function: FunctionType) -> Any:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Two codes do the same."""
+    """Two codes, or constants of codes, do the same."""
     if not inspect.iscode(a) or not inspect.iscode(b):
         return type(a) is type(b) and bool(a == b)
-    same = (a.co_code, a.co_names, a.co_varnames) == (b.co_code, b.co_names, b.co_varnames)
+    same = a.co_varnames == b.co_varnames and list(_steps(a)) == list(_steps(b))
     return same and len(a.co_consts) == len(b.co_consts) and all(map(_alike, a.co_consts, b.co_consts))
+
+
+def _steps(code: Any) -> Iterator[tuple[str, Any]]:
+    """What a code does, without distances, and without what is otherwise where a file imports the name that a method is of."""
+    for step in dis.get_instructions(code):
+        if step.opname not in ("PUSH_NULL", "EXTENDED_ARG"):
+            told = step.opcode not in dis.hasjrel and step.opcode not in dis.hasjabs and not inspect.iscode(step.argval)
+            yield ("LOAD_ATTR" if step.opname == "LOAD_METHOD" else step.opname), step.argval if told else None
 
 
 def _block(block: list[ast.stmt], norms: Collection[str], sites: list[Site]) -> None:
@@ -132,38 +145,41 @@ def _block(block: list[ast.stmt], norms: Collection[str], sites: list[Site]) -> 
 def _follow(block: list[ast.stmt], i: int, norms: Collection[str], sites: list[Site]) -> None:
     """Join the sum of a block's statement i with the norm of it, if that comes."""
     start: Any = block[i]
-    names, unless = {start.targets[0].id}, []
+    names: set[str] = {start.targets[0].id}
+    branches: dict[str, Any] = {}
     for j in range(i + 1, len(block)):
         statement: Any = block[j]
-        call = next((c for c in _calls(statement, norms) if isinstance(a := c.args[0], ast.Name) and a.id in names), None)
+        call = next((c for c in _calls(statement, norms) if getattr(c.args[0], "id", None) in names), None)
         if call is not None:
             own = deepcopy(block[i : j + 1])
-            _join(start, statement, call, unless, f"_kpt_norm_{len(sites)}")
-            sites.append(Site(_name(call), tuple(own), tuple(deepcopy(block[i : j + 1])), tuple(unless)))
+            _join(start, statement, call, list(branches.values()), f"{NORMED}{len(sites)}")
+            asked = [(name, None if isinstance(test.ops[0], ast.IsNot) else True) for name, test in branches.items()]
+            sites.append(Site(_name(call), tuple(own), tuple(deepcopy(block[i : j + 1])), tuple(asked)))
             return
         match statement:
             case ast.Assign(targets=[ast.Name(id=target)], value=ast.Name(id=source)):
-                if any(target == asked.left.id for asked in unless):
+                if target in branches:
                     return
                 names = names | {target} if source in names else names - {target}
-            case ast.If(test=ast.Compare(left=ast.Name(id=asked), ops=[ast.Is() | ast.IsNot()], comparators=[ast.Constant(None)])):
-                if statement.orelse or asked in names:
-                    return
-                unless.append(statement.test)
+            case ast.If(
+                test=ast.Compare(left=ast.Name(id=name), ops=[ast.Is() | ast.IsNot()], comparators=[ast.Constant(None)]),
+                orelse=[],
+            ) if name not in names and name not in branches:
+                branches[name] = statement.test
             case _:
                 return
 
 
-def _join(start: ast.Assign, end: ast.stmt, call: ast.Call, unless: Sequence[ast.Compare], normed: str) -> None:
-    """Have the statement of a sum make its norm as well, and the call be what that made."""
+def _join(start: ast.Assign, end: ast.stmt, call: ast.Call, branches: Sequence[ast.expr], normed: str) -> None:
+    """Have the statement of a sum make its norm as well, unless a branch will be entered, and the call be what that made."""
     target, parts = start.targets[0], start.value
     assert isinstance(parts, ast.BinOp)
     start.targets = [ast.Tuple([target, ast.Name(normed, ast.Store())], ast.Store())]
     start.value = _joined(call, parts)
     given: ast.expr = ast.Name(normed, ast.Load())
-    if unless:
+    if branches:
         no_norm = ast.Tuple([parts, ast.Constant(None)], ast.Load())
-        first, *others = deepcopy(unless)
+        first, *others = deepcopy(list(branches))
         start.value = ast.IfExp(ast.BoolOp(ast.Or(), [first, *others]) if others else first, no_norm, start.value)
         given = ast.IfExp(ast.Compare(given, [ast.Is()], [ast.Constant(None)]), deepcopy(call), given)
     _Put(call, given).visit(end)
@@ -179,7 +195,7 @@ class _Put(ast.NodeTransformer):
     def __init__(self, call: ast.Call, by: ast.expr) -> None:
         self.call, self.by = call, by
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802 (the name that ast calls)
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         return ast.copy_location(self.by, node) if node is self.call else self.generic_visit(node)
 
 
@@ -198,6 +214,10 @@ def _sum_of(statement: ast.stmt) -> ast.BinOp | None:
     return None
 
 
+_AT_TIMES = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+"""Expressions in which a call is not made once, whatever comes."""
+
+
 def _calls(statement: ast.stmt, norms: Collection[str]) -> Iterator[ast.Call]:
     """Calls ``self.norm(…)`` of a name or a sum, which a simple statement makes once, whatever comes."""
     if not isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr | ast.Return):
@@ -206,7 +226,7 @@ def _calls(statement: ast.stmt, norms: Collection[str]) -> Iterator[ast.Call]:
     while waiting:
         node = waiting.pop()
         match node:
-            case ast.IfExp() | ast.BoolOp() | ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+            case _ if isinstance(node, _AT_TIMES):
                 continue
             case ast.Call(
                 func=ast.Attribute(value=ast.Name(id="self"), attr=attr),

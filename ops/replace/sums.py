@@ -1,14 +1,16 @@
 """Layers that add and then take the norm of the sum, by the text of their forward: both become one op where the norm is kpt's.
 
-A layer is proven by running, on drawn rows, what stands from each sum to its norm, as it is and as it was rewritten. Whatever else is
-called there is stood for by a function of its own.
+A layer is proven by running, on drawn rows, what stands from each sum to its norm, as it is and as it was rewritten. Whatever
+else is called there is stood for by another function.
 """
 
 import ast
 import builtins
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -20,7 +22,7 @@ from kpt.ops.replace.after_sum import after_sum, sum_and_norm
 from kpt.ops.replace.candidates import key_of, replacement_of
 from kpt.ops.replace.forms import norm as norms
 from kpt.ops.replace.proven import Refused, is_proven, proven_class
-from kpt.ops.replace.rewriting import JOINED, Site, rewritten
+from kpt.ops.replace.rewriting import JOINED, NORMED, Site, rewritten
 from kpt.ops.replace.rules import SUMS, Rule
 
 CASES = tuple([
@@ -44,7 +46,7 @@ class SumsAndNorms:
 
 
 class Layers:
-    """The answers for one model, as ``Candidates`` has them: layers of one class with norms that are alike are looked at once."""
+    """The answers for one model: layers of one class with norms that are alike are looked at once."""
 
     def __init__(self) -> None:
         self._answers: dict[Any, Rule | Refused | None] = {}
@@ -89,10 +91,12 @@ class _Trial:
 
     def __init__(self, module: nn.Module, norm: nn.Module, site: Site, function: FunctionType) -> None:
         self.module, self.norm, self.site = module, norm, site
-        asked = {test.left.id: test for test in site.unless if isinstance(test.left, ast.Name)}
-        read = {n.id for s in site.own for n in ast.walk(s) if isinstance(n, ast.Name)} & {*function.__code__.co_varnames}
-        self.given = sorted(read - {"self", *asked})
-        self.asked = {name: None if isinstance(test.ops[0], ast.IsNot) else True for name, test in asked.items()}
+        self.asked: dict[Any, Any] = dict(site.asked)
+        names = {n.id for s in site.own for n in ast.walk(s) if isinstance(n, ast.Name)}
+        read = {name for name in names if name in function.__code__.co_varnames or name.startswith(NORMED)}
+        if (keywords := inspect.getfullargspec(function).varkw) in read:
+            self.asked[keywords] = {}
+        self.given = sorted(read - {"self", *self.asked})
         self.own, self.rewritten = (_runs(s, self.given, self.asked, function) for s in (site.own, site.rewritten))
         self.parameters = {name: p for name, p in norm._parameters.items() if p is not None}
 
@@ -101,9 +105,7 @@ class _Trial:
         width = next((tuple(p.shape) for p in parameters.values()), getattr(self.norm, "normalized_shape", (norms.ANY_WIDTH,)))
         drawn = [draw(*case.rows, *width, scale=case.x) + 0.5 * case.x for _ in self.given]
         norm: Any = proof.twin(self.norm, case.training, parameters)
-        replaced = replacement_of(self.norm)
-        assert replaced is not None
-        norm.__class__ = replaced.original
+        norm.__class__ = self._original()
         layer = _Layer(self.module, self.site.norm, norm, case.training)
         given = dict(zip(self.given, drawn, strict=True))
         return proof.Run(
@@ -113,18 +115,30 @@ class _Trial:
 
     def law(self, *exact: torch.Tensor) -> torch.Tensor:
         drawn, parameters = exact[: len(self.given)], exact[len(self.given) :]
-        kind: Any = type(self.norm)
+        kind = type(self.norm)
         if is_proven(kind):
+            assert isinstance(kind.served, norms.LayerNorm | norms.RMSNorm)
             law = kind.served.law(getattr(self.norm, kind.served.norm.eps))
-            norm = lambda x: law(x, *parameters)  # noqa: E731
+            norm: Callable[..., Any] = partial(_by_law, law, parameters)
         else:
             named = dict(zip(self.parameters, parameters, strict=True))
-            norm = lambda x: kind.__bases__[0].forward(proof.twin(self.norm, False, named), x)  # noqa: E731
+            norm = partial(self._original().forward, proof.twin(self.norm, False, named))
         layer = _Layer(self.module, self.site.norm, norm, False)
         return _seen(self.rewritten(layer, *drawn, **self.asked))
 
+    def _original(self) -> type[nn.Module]:
+        replaced = replacement_of(self.norm)
+        assert replaced is not None
+        return replaced.original
 
-def _runs(statements: tuple[ast.stmt, ...], given: list[str], asked: Mapping[str, Any], function: FunctionType) -> Callable[..., Any]:
+
+def _by_law(law: proof.Law, parameters: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    return law(x, *parameters)
+
+
+def _runs(
+    statements: Sequence[ast.stmt], given: Sequence[str], asked: Mapping[str, Any], function: FunctionType
+) -> Callable[..., Any]:
     """A function of self and what statements read that runs them, and gives all names that they left."""
     body: list[Any] = [_run_through(deepcopy(s)) for s in statements]
     (code,) = ast.parse(f"def run(self, {', '.join([*given, *asked])}):\n    return locals()").body
@@ -139,7 +153,8 @@ def _runs(statements: tuple[ast.stmt, ...], given: list[str], asked: Mapping[str
 def _run_through(statement: ast.stmt) -> ast.stmt:
     """What does not leave: a result gets a name, and what is not to be entered is empty."""
     if isinstance(statement, ast.Return):
-        return ast.copy_location(ast.Assign([ast.Name("result", ast.Store())], statement.value or ast.Constant(None)), statement)
+        result = ast.Assign([ast.Name("result", ast.Store())], statement.value or ast.Constant(None))
+        return ast.copy_location(result, statement)
     if isinstance(statement, ast.If):
         statement.body = [ast.copy_location(ast.Pass(), statement)]
     return statement
@@ -152,7 +167,7 @@ def _seen(names: Mapping[str, Any]) -> torch.Tensor:
 
 
 class _Layer:
-    """In the place of a layer: has the norm, what is no module of the layer's own, and for all else that is called a function."""
+    """In the place of a layer: has the norm, what cannot be called, and for all else a function."""
 
     def __init__(self, module: nn.Module, name: str, norm: Callable[..., Any], training: bool) -> None:
         self._module, self._name, self._norm, self.training = module, name, norm, training

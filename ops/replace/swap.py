@@ -49,8 +49,11 @@ def replace_kinds(
     changes: list[Change] = []
     skipped: list[Skipped] = []
     done: list[tuple[nn.Module, Rule]] = []
+    askings: list[Candidates | Layers] = [Candidates(kinds)]
+    if SUMS in kinds:
+        askings.append(Layers())  # which asks for norms that were replaced
     try:
-        for answers in (Candidates(kinds), *([Layers()] if SUMS in kinds else [])):
+        for answers in askings:
             found = [(path or "(model)", module, answers.of(module)) for path, module in model.named_modules()]
             for path, module, answer in found:
                 if isinstance(answer, Refused):

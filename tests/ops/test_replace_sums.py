@@ -46,8 +46,7 @@ class Nested(Layer):
 
     def forward(self, x: torch.Tensor) -> Any:
         x = x + self.drop(self.mix(self.norm(x)))
-        x = x + self.mlp(self.second(x))
-        return x
+        return x + self.mlp(self.second(x))
 
 
 class After(Layer):

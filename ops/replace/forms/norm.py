@@ -112,7 +112,8 @@ class LayerNorm:
         if weight.dtype is not x.dtype:
             total = x + residual
             return module(total), total
-        return add_layer_norm(x, residual, tuple(weight.shape), weight, bias[0] if bias else None, getattr(module, self.norm.eps))
+        eps = getattr(module, self.norm.eps)
+        return add_layer_norm(x, residual, tuple(weight.shape), weight, bias[0] if bias else None, eps)
 
 
 CLAIMS = {0: (RMSNorm,), 1: (RMSNorm, partial(RMSNorm, offset=1.0), LayerNorm), 2: (LayerNorm,)}
