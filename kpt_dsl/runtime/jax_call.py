@@ -1,6 +1,7 @@
 """Calls of kernels as functions of JAX arrays, which give their outputs: ``Kernel.jax``."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,8 @@ def _is_dtype(value: Any) -> bool:
 
 def _known(value: Any) -> Any:
     """JAX's dtype. Raises InputError for one that kernels cannot hold."""
-    try:
+    with suppress(TypeError):
         value = np.dtype(value)
-    except TypeError:
-        pass
     return jax_dtype(dtype(value).name)
 
 

@@ -1,8 +1,6 @@
 """Who serves a call on JAX arrays: what is chosen, said, refused, and lowered for a TPU that is not there."""
 
 import logging
-import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -58,7 +56,7 @@ def test_explain_says_who_serves() -> None:
     assert asked.implementation == "pallas"
     assert "rms_norm(input=bfloat16[16, 256], normalized_shape=(256,)" in str(asked)
     assert [k.kernel for k in asked.kernels] == ["rms_norm_fwd"]
-    with pytest.raises(InputError, match="op 'rms' is unknown; kpt.jax has add_layer_norm"):
+    with pytest.raises(InputError, match=r"op 'rms' is unknown; kpt\.jax has add_layer_norm"):
         kpt.jax.explain("rms", X)
 
 
@@ -114,7 +112,8 @@ def test_a_shape_without_a_kernel_is_named_where_kernels_are_asked_for(caplog: p
             jax.eval_shape(kpt.jax.cross_entropy, x, target)
         with caplog.at_level(logging.WARNING, "kpt"):
             for _ in range(2):
-                jax.eval_shape(lambda x, t: kpt.jax.cross_entropy(x, t), x, target)
+                jax.clear_caches()
+                jax.eval_shape(kpt.jax.cross_entropy, x, target)
     assert caplog.text.count("cross_entropy falls back to XLA's operations: TargetError: no config of") == 1
 
 
@@ -159,9 +158,6 @@ def test_jax_that_is_too_old_or_missing_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(installed, "version", lambda _: "0.9.2")
     with pytest.raises(MissingPackageError, match=r"kpt.jax needs JAX 0.10 or newer: pip install .*; 0.9.2 is installed"):
         installed.check_jax()
-    without = "import sys; sys.modules['jax'] = None; import kpt; print(kpt.InputError.__name__); import kpt.ops"
-    subprocess.run([sys.executable, "-c", without], check=True, capture_output=True)
-
     def missing(_: str) -> str:
         raise PackageNotFoundError
 
