@@ -43,8 +43,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     import importlib
 
-    if name == "ops":
-        return importlib.import_module("kpt.ops")
+    if name in ("jax", "ops"):  # the former is none of the public names, which anybody can import: it needs JAX
+        return importlib.import_module(f"kpt.{name}")
     if name in ("optimize", "replace_modules", "restore_modules"):
         return getattr(importlib.import_module("kpt.ops.replace"), name)
     if name in __all__:

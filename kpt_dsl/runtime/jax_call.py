@@ -1,16 +1,18 @@
 """Calls of kernels as functions of JAX arrays, which give their outputs: ``Kernel.jax``."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpt_dsl import runtime
-from kpt_dsl.arrays import library
+from kpt_dsl.arrays import library, why_unfit
+from kpt_dsl.dtypes import dtype
 from kpt_dsl.errors import InputError
 from kpt_dsl.runtime.made import only_or_all, with_dtypes, without_extent
-from kpt_dsl.runtime.pallas import jax_package
+from kpt_dsl.runtime.pallas import jax_dtype, jax_package
 
 if TYPE_CHECKING:
     from kpt_dsl.definition import Definition
@@ -28,6 +30,13 @@ def _is_dtype(value: Any) -> bool:
     return isinstance(value, np.dtype | type | str)
 
 
+def _known(value: Any) -> Any:
+    """JAX's dtype. Raises InputError for one that kernels cannot hold."""
+    with suppress(TypeError):
+        value = np.dtype(value)
+    return jax_dtype(dtype(value).name)
+
+
 def _dtype(kernel: "Definition", arguments: Mapping[str, Any]) -> Any:
     """That of the first input of floating point, or of any type where there is none."""
     given = [arguments[name] for name, role in kernel.roles.items() if role == "in"]
@@ -43,12 +52,15 @@ def _run(kernel: "Definition", arguments: Mapping[str, Any], config: Any) -> dic
     jax = jax_package()
     wanted = {name: arguments[name] for name in kernel.outputs if arguments[name] is not None}
     inputs = {name: arguments[name] for name, role in kernel.roles.items() if role == "in" and arguments[name] is not None}
-    sizes = {d: n for name, a in inputs.items() for d, n in zip(kernel.tensors[name], np.shape(a), strict=False)}
+    for name, array in inputs.items():
+        if trouble := why_unfit(name, array, kernel.tensors[name], written=False):
+            raise InputError(f"{kernel.name}: {name} {trouble}")
+    sizes = {d: n for name, a in inputs.items() for d, n in zip(kernel.tensors[name], a.shape, strict=True)}
     made = {}
-    for name, dtype in wanted.items():
+    for name, known in wanted.items():
         if unknown := [dim for dim in kernel.tensors[name] if dim not in sizes]:
             raise without_extent(kernel, name, unknown[0])
-        made[name] = jax.ShapeDtypeStruct([sizes[dim] for dim in kernel.tensors[name]], jax.numpy.dtype(dtype))
+        made[name] = jax.ShapeDtypeStruct([sizes[dim] for dim in kernel.tensors[name]], _known(known))
     found = runtime.call(kernel, {**arguments, **made}, config, "pallas") or {}
     return {name: found[name] for name in wanted}
 
@@ -84,5 +96,5 @@ def _followed(kernel: "Definition", arguments: dict[str, Any], config: Any) -> d
     function = jax.custom_vjp(whole)
     function.defvjp(forward, backward)
     together = alike([*arrays.values()], *arrays.values())
-    result: dict[str, Any] = function(dict(zip(arrays, together, strict=True)))
-    return result
+    found = function(dict(zip(arrays, together, strict=True)))
+    return {name: found[name] for name in kernel.outputs if name in found}  # JAX sorts the keys of a dict

@@ -127,7 +127,7 @@ def traceable(source: Source, interpret: Any) -> JaxFunction:
     """The generated function as an operation of JAX (``jax_primitive``), which gives a tuple: for programs that are traced."""
     from kpt_dsl.runtime.jax_primitive import Output, launch
 
-    return partial(launch, _generated(source, interpret), [Output(a.shape, _jax_dtype(a.dtype)) for a in source.abi.outputs])
+    return partial(launch, _generated(source, interpret), [Output(a.shape, jax_dtype(a.dtype)) for a in source.abi.outputs])
 
 
 def _call(
@@ -206,7 +206,7 @@ def define(name: str, text: str) -> JaxFunction:
 def specs(arguments: Iterable[tuple[tuple[int, ...], str]], sharding: Any = None) -> list[Any]:
     """``jax.ShapeDtypeStruct`` of arguments given by shape and dtype name."""
     jax = jax_package()
-    return [jax.ShapeDtypeStruct(tuple(shape), _jax_dtype(name), sharding=sharding) for shape, name in arguments]
+    return [jax.ShapeDtypeStruct(tuple(shape), jax_dtype(name), sharding=sharding) for shape, name in arguments]
 
 
 def on_abstract_tpu(kind: str, cores: int) -> AbstractContextManager[Any]:
@@ -223,7 +223,8 @@ def on_abstract_tpu(kind: str, cores: int) -> AbstractContextManager[Any]:
 
 
 # ------------------------------------------------------------------ arrays in and out
-def _jax_dtype(name: str) -> Any:
+def jax_dtype(name: str) -> Any:
+    """JAX's dtype of a short name, 32 bits wide where it would be 64."""
     import jax.numpy as jnp
 
     return {
@@ -242,11 +243,10 @@ def tpu(arrays: Mapping[Any, Any]) -> Any:
     if not held:
         return None
     jax = jax_package()
-    for array in held:
-        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
-            device = next(iter(array.devices()))
-            return device if device.platform == "tpu" else None
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    values = [array for array in held if isinstance(array, jax.Array)]
+    traced = not values or any(isinstance(array, jax.core.Tracer) for array in values)
+    there = None if traced else next(iter(values[0].devices()))
+    device = jax.sharding.get_abstract_mesh().abstract_device or there or jax.devices()[0]
     return device if getattr(device, "platform", "tpu") == "tpu" else None
 
 
@@ -273,7 +273,7 @@ def _as_jax(name: str, array: Any, written: bool) -> Any:
     element = dtype(tensor.dtype)
     if element.is_fp8:  # dlpack has no float8: it crosses as bytes
         crossed = jax.dlpack.from_dlpack(tensor.view(torch.uint8))
-        return jax.lax.bitcast_convert_type(crossed, _jax_dtype(element.name))
+        return jax.lax.bitcast_convert_type(crossed, jax_dtype(element.name))
     return jax.dlpack.from_dlpack(tensor)
 
 

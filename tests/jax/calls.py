@@ -38,10 +38,12 @@ CASES = {
         "layer_norm", lambda r: (r.normal(size=(39, 70)) + 3, (70,), r.normal(size=70), r.normal(size=70)), {}, (0, 2, 3), 70
     ),
     "add_rms_norm": Case(
-        "add_rms_norm", lambda r: (r.normal(size=(19, 70)), r.normal(size=(19, 70)), (70,), r.normal(size=70)), {}, (0, 1, 3), 70
+        "add_rms_norm", lambda r: (r.normal(size=(19, 70)), r.normal(size=(19, 70)), (70,), r.normal(size=70)), {}, (0, 1, 3),
+        70,
     ),
     "add_layer_norm": Case(
-        "add_layer_norm", lambda r: (r.normal(size=(19, 70)), r.normal(size=(19, 70)), (70,), r.normal(size=70)), {}, (0, 1, 3), 70
+        "add_layer_norm", lambda r: (r.normal(size=(19, 70)), r.normal(size=(19, 70)), (70,), r.normal(size=70)), {}, (0, 1, 3),
+        70,
     ),
     "linear_act": Case(
         "linear_act", lambda r: (r.normal(size=(2, 9, 40)), r.normal(size=(24, 40)), r.normal(size=24)), {"activation": "gelu"},

@@ -10,14 +10,14 @@ from typing import Any
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from jax import P  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import P
 
-import kpt.jax  # noqa: E402
-from tests.jax.kernels import softmax  # noqa: E402
-from tests.tolerances import assert_close  # noqa: E402
+import kpt.jax
+from tests.jax.kernels import softmax
+from tests.tolerances import assert_close
 
 N = 40
 MESH = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))

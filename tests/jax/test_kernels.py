@@ -85,7 +85,8 @@ def test_generated_functions_say_what_they_take() -> None:
     from kpt_dsl.runtime.pallas import jax_function
     from kpt_dsl.space import space
 
-    instance = Instance.of_shapes(scaled, {"M": 8, "N": 128}, dict.fromkeys(("x", "y", "total"), "f32"), {"squared": False})
+    dtypes = {"x": "f32", "y": "f32", "total": "f32", "bias": None}
+    instance = Instance.of_shapes(scaled, {"M": 8, "N": 128}, dtypes, {"squared": False})
     target = targets.get("tpu-v6e")
     signature = inspect.signature(jax_function(instance, space(instance, target).first, target))
     annotations = {name: p.annotation for name, p in signature.parameters.items()}

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.jax.calls import CASES, Case, cosines, in_float64, loss
 from tests.tolerances import assert_close

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "kpt_dsl": (ROOT / "kpt_dsl", ("autotune_db", "kpt")),
     "autotune_db": (ROOT / "autotune_db", ("kpt",)),
-    "kpt.ops": (ROOT / "ops", ("kpt.cli",)),
+    "kpt.ops": (ROOT / "ops", ("kpt.cli", "kpt.jax")),
+    "kpt.jax": (ROOT / "kpt" / "jax", ("kpt.cli",)),
 }
 
 MACHINES = ("kpt_dsl.emit", "kpt_dsl.build", "kpt_dsl.runtime", "torch", "triton", "jax")
