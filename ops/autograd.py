@@ -79,12 +79,13 @@ class _Kind:
         self.dispatch = settled(self.dispatch)
         return partial(_follow, self) if self.form is not None and self.form.alone else self
 
-    def formed(self, needed: tuple[bool, ...], arguments: Sequence[Any]) -> tuple[_Form, Any, Sequence[Any]]:
+    def formed(self, needed: tuple[bool, ...], arguments: Sequence[Any]) -> tuple[_Form, Any, tuple[Any, ...]]:
         """Make the first call, and find the form. Gives what it gives, and what it saves."""
         dispatched: list[Any] = []
 
         def noting(*given: Any) -> Any:
-            dispatched.append(outputs := self.dispatch(*given))
+            outputs = self.dispatch(*given)
+            dispatched.extend(outputs if isinstance(outputs, list) else [outputs])
             return outputs
 
         outputs, saved = self.gradient.forward(noting, needed, *arguments)
@@ -93,7 +94,7 @@ class _Kind:
         rest = [i for i in range(len(saved)) if i not in places]
         known = {*map(id, arguments), *map(id, given)}
         others = tuple([i for i in places if id(saved[i]) not in known])
-        made = {*map(id, arguments), *[id(t) for each in dispatched for t in (each if isinstance(each, list) else [each])]}
+        plain = {*map(id, arguments), *map(id, dispatched)}
         wanted = [1 + position for position, n in zip(self.op.differentiable, needed, strict=True) if n]
         self.form = _Form(
             self,
@@ -102,7 +103,7 @@ class _Kind:
             not others and given is not outputs,
             given is outputs,
             len(given),
-            made.issuperset(map(id, (*given, *[saved[i] for i in places]))),
+            plain.issuperset(map(id, (*given, *[saved[i] for i in places]))),
             _pick(places),
             others,
             _pick([(places + rest).index(i) for i in range(len(saved))]),
@@ -148,7 +149,7 @@ class _Followed(torch.autograd.Function):
         tensors = ctx.saved_tensors
         saved = form.saved(tensors + form.values)
         if torch.is_grad_enabled():
-            with torch.no_grad(), Holding(form.preference):
+            with torch.no_grad(), below_autograd(), Holding(form.preference):
                 wanted = form.kind.gradient.backward(saved, form.needed, *arriving)
             wanted = _not_again(form.kind.op, wanted, (*tensors, *arriving))
         elif preferred() != form.preference:
@@ -161,6 +162,9 @@ class _Followed(torch.autograd.Function):
 
 _follow: Callable[..., Any] = super(torch.autograd.Function, _Followed).apply
 """Without the questions about torch.func that ``Function.apply`` asks first: under its transforms no kernel is chosen."""
+
+_Followed._backward_cls.apply = _Followed.backward  # type: ignore[attr-defined]
+"""What the engine calls of a node: without asking each time which of two functions the class has."""
 
 
 def _not_again(

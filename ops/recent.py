@@ -6,9 +6,7 @@ grad, and the dispatch keys as they are under the thread's state. These hold laz
 tensors, and what would intercept an op on them: autocast of their device, tracing, function transforms.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
-from types import CodeType
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch.autograd import forward_ad
 
 from kpt.ops.choice import preferred
 from kpt.ops.eager import PLAIN, WORDS, dispatch_modes, function_modes, function_of_torch
+from kpt.ops.written import written
 from kpt_dsl.configs import generation
 
 KEPT = 4
@@ -75,9 +74,7 @@ def same(arguments: Sequence[Any], precision: Callable[[], Hashable] | None) -> 
     for name, ask in told.items():
         if ask is not None:
             scope |= {name: ask, f"{name}_then": ask()}
-    exec(_code(tuple(tensors), tuple(words), tuple(name for name, ask in told.items() if ask is not None)), scope)
-    found: Same = scope["same"]
-    return found
+    return written(_questions(tensors, words, [name for name, ask in told.items() if ask is not None]), scope)
 
 
 def _stays(word: Any) -> bool:
@@ -91,8 +88,7 @@ def _alike(word: Any, then: Any) -> bool:
     return kind is type(then) and word == then and (kind is not tuple or [*map(type, word)] == [*map(type, then)])
 
 
-@lru_cache(maxsize=512)
-def _code(tensors: Sequence[int], words: Sequence[int], told: Sequence[str]) -> CodeType:
+def _questions(tensors: Collection[int], words: Collection[int], told: Sequence[str]) -> list[str]:
     """The questions to arguments of which those at some positions are tensors: what differs most between calls comes first."""
     parameters = ", ".join(f"a{i}" for i in range(len(tensors) + len(words)))
     conditions = [
@@ -107,9 +103,8 @@ def _code(tensors: Sequence[int], words: Sequence[int], told: Sequence[str]) -> 
         "forward_ad._current_level < 0",
         *(f"{name}() == {name}_then" for name in told),
     ]
-    lines = [
+    return [
         f"def same({parameters}):",
         f"    try: return {' and '.join(conditions)}",
         "    except AttributeError: return False  # no tensor",
     ]
-    return compile("\n".join(lines), "<kpt kinds of calls>", "exec")

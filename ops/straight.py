@@ -8,8 +8,7 @@ copy, a sum) stays as it is.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
-from types import CodeType
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kpt.ops.eager import below, below_autograd, function_of_torch
 from kpt.ops.registry import Ready
+from kpt.ops.written import written
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime.triton_launch import Launch, Parts
 
@@ -173,7 +173,7 @@ def _written(watch: _Watch, noting: _Noting, given: Any, general: Ready) -> Read
 
 
 class _Writer:
-    """Writes the function. Sizes and the like are its globals, so that the text is the same for every length."""
+    """Writes the function. Sizes and the like are names in it, so that the text is the same for every length."""
 
     def __init__(self, watch: _Watch, noting: _Noting, general: Ready) -> None:
         self._watch, self._asked = watch, noting.asked
@@ -206,12 +206,10 @@ class _Writer:
             "        raise CompileError(f'launching a kernel failed: {error}') from error",
             f"    return {_like(given, [str(root) for root, _ in outputs])}",
         ]
-        exec(_code("\n".join(lines)), self._scope)
-        found: Ready = self._scope["call"]
-        return found
+        return written(lines, self._scope)
 
     def _keep(self, value: Any) -> str:
-        """The name of a value in the function's globals."""
+        """The name of a value in the function."""
         name = f"v{len(self._scope)}"
         self._scope[name] = value
         return name
@@ -280,8 +278,3 @@ def _like(given: Any, names: Sequence[str]) -> str:
         case tuple():
             return f"({', '.join(names)},)"
     return names[0]
-
-
-@lru_cache(maxsize=512)
-def _code(text: str) -> CodeType:
-    return compile(text, "<kpt calls>", "exec")

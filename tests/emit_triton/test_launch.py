@@ -118,6 +118,19 @@ def test_a_persistent_launch_has_as_many_programs_as_run_at_a_time_and_describes
 
 
 @pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("current", [0, 1])
+def test_pytorchs_question_for_the_current_device_goes_to_c(current: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import driver
+
+    monkeypatch.setattr(driver._active, "get_current_device", torch.cuda.current_device)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: current, raising=False)
+    instance = Instance.of_shapes(softmax, dict(M=4, N=8), dict(x="bf16", out="bf16"))
+    kernel = SimpleNamespace(run=_launcher(_Recorder()), function=5, packed_metadata=(4, 1, 0), name="softmax")
+    parts = Launch(instance, source(instance, block_M=4, num_warps=4), kernel, 0).parts()
+    assert parts.current_device() == current
+
+
+@pytest.mark.usefixtures("driver")
 def test_nothing_is_launched_for_no_rows() -> None:
     instance = Instance.of_shapes(softmax, dict(M=0, N=8), dict(x="bf16", out="bf16"))
     record = _Recorder()
