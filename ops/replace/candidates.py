@@ -31,7 +31,9 @@ class Candidates:
         rules = [rule for rule in RULES if isinstance(module, rule.original) and rule.applies(module)]
         for rule in rules:
             if type(module) is rule.original:
-                return rule if rule.kind in self.kinds else None
+                if rule.kind not in self.kinds:
+                    return None
+                return rule if (reason := rule.why_not(module)) is None else Refused(rule.kind, reason)
         for form in FORMS:
             if (matched := form.match(module)) is not None:
                 key = key_of(module)
