@@ -12,6 +12,7 @@ from torch import nn
 
 from kpt.ops.flash_attention.contract import LARGEST_HEAD_DIM
 from kpt.ops.replace.keywords import EAGER, SDPA
+from kpt.ops.replace.proven import own_class
 from kpt.ops.replace.report import Change, Skipped
 from kpt.ops.replace.rules import ATTENTION, PLACE
 from kpt.ops.replace.source import NAMES, findings
@@ -92,7 +93,7 @@ class _Config:
             return "the model does not go through Transformers' AttentionInterface"
         for path, module in self.modules.items():
             for refusal in findings(type(module), former).refusals:
-                return f"{path} ({type(module).__name__}) {refusal}"
+                return f"{path} ({own_class(module).__name__}) {refusal}"
         if former == EAGER:
             if getattr(self.config, "output_attentions", False):
                 return "it asks for attention weights"
@@ -102,14 +103,14 @@ class _Config:
 
             for path, module in self.modules.items():
                 if (reason := why_not_shown(module)) is not None:
-                    return f"{path} ({type(module).__name__}) {reason}"
+                    return f"{path} ({own_class(module).__name__}) {reason}"
         return None
 
     def unserved(self, former: str) -> tuple[str, ...]:
         """What of its attention is known to stay with the former function."""
         found: dict[str, None] = {}
         for module in self.modules.values():
-            kind = type(module).__name__
+            kind = own_class(module).__name__
             for keyword in findings(type(module), former).pytorchs:
                 found[f"{kind} where it passes {keyword}"] = None
             width = max((w for n in _WIDTHS if isinstance(w := getattr(module, n, None), int)), default=0)

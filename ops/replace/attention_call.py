@@ -14,6 +14,7 @@ from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.flash_attention.op import flash_attention
 from kpt.ops.replace.attention_mask import NOTHING, AttentionMask
 from kpt.ops.replace.keywords import PYTORCHS, WHOSE, not_understood
+from kpt.ops.replace.proven import own_class
 from kpt.ops.replace.rules import PLACE
 from kpt_dsl.errors import InputError
 
@@ -135,7 +136,7 @@ def refuse_unknown(module: nn.Module, asked: list[str], former: str) -> None:
     if not unknown:
         return
     name, number = model_of(module)
-    where = f"{path_of(module)} ({type(module).__name__})" if number else type(module).__name__
+    where = f"{path_of(module)} ({own_class(module).__name__})" if number else own_class(module).__name__
     raise InputError(
         f"attention of {name}: {where} passes {', '.join(unknown)}, which neither kpt's attention nor {WHOSE[former]} "
         "understands: without it the model may compute something else. If it came from you, leave it out; if the model needs "

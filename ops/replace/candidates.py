@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from kpt.ops.replace.forms import calls, gated_mlp, head_and_loss, norm
+from kpt.ops.replace.forms import activated, calls, gated_mlp, head_and_loss, norm
 from kpt.ops.replace.proof import attributes
 from kpt.ops.replace.proven import Refused, Served, is_proven, proven_class
 from kpt.ops.replace.rules import RULES, Rule
 
-FORMS: tuple[Any, ...] = (norm, gated_mlp, calls, head_and_loss)
+FORMS: tuple[Any, ...] = (norm, gated_mlp, activated, calls, head_and_loss)
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 """Types of attributes that are the same where they are equal; others where they are one object."""
@@ -31,7 +31,9 @@ class Candidates:
         rules = [rule for rule in RULES if isinstance(module, rule.original) and rule.applies(module)]
         for rule in rules:
             if type(module) is rule.original:
-                return rule if rule.kind in self.kinds else None
+                if rule.kind not in self.kinds:
+                    return None
+                return rule if (reason := rule.why_not(module)) is None else Refused(rule.kind, reason)
         for form in FORMS:
             if (matched := form.match(module)) is not None:
                 key = key_of(module)

@@ -1,7 +1,7 @@
 """A function's own code in which names that it looks up mean something else: there, and in no namespace that others see."""
 
 from collections.abc import Iterator, Mapping
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 ELSEWHERE = ("__builtins__", "__package__", "__spec__")
@@ -9,8 +9,8 @@ ELSEWHERE = ("__builtins__", "__package__", "__spec__")
 in the module that is called so."""
 
 
-def exchanged(function: FunctionType, others: Mapping[str, Any]) -> FunctionType:
-    """The same function, with these global names for what it is given; all else as it is now."""
+def exchanged(function: Any, others: Mapping[str, Any]) -> FunctionType:
+    """The same function of Python's, with these global names for what it is given; all else as it is now."""
     known = function.__globals__
     names = {name: known[name] for name in (*global_names(function.__code__), *ELSEWHERE) if name in known}
     made = FunctionType(
@@ -19,6 +19,18 @@ def exchanged(function: FunctionType, others: Mapping[str, Any]) -> FunctionType
     made.__kwdefaults__, made.__annotations__ = function.__kwdefaults__, function.__annotations__
     made.__module__, made.__qualname__, made.__doc__ = function.__module__, function.__qualname__, function.__doc__
     return made
+
+
+class Within(ModuleType):
+    """A module as somebody else has it: at ``path``, of names with dots between, it gives ``other``, and else what it gives."""
+
+    def __init__(self, module: ModuleType, path: str, other: Any) -> None:
+        super().__init__(module.__name__)
+        name, _, rest = path.partition(".")
+        vars(self).update({name: Within(getattr(module, name), rest, other) if rest else other, "_module": module})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_module"], name)
 
 
 def global_names(code: CodeType) -> Iterator[str]:

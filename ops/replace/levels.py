@@ -14,7 +14,7 @@ from kpt.ops.replace.swap import replace_kinds
 from kpt_dsl.errors import InputError
 
 LEVELS: Mapping[str, Collection[str]] = {
-    "conservative": ("layer_norm", "rms_norm", ATTENTION),
+    "conservative": ("layer_norm", "rms_norm", "scaled_dot_product_attention", ATTENTION),
     "balanced": KINDS,
     "aggressive": (*KINDS, *ASKED_FOR),
 }

@@ -50,6 +50,12 @@ def is_proven(kind: type) -> TypeGuard[type[Proven]]:
     return issubclass(kind, Proven) and "served" in vars(kind)
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module has, or had before it was replaced by one of these."""
+    kind = type(module)
+    return kind.original if is_proven(kind) else kind
+
+
 def proven_class(original: type[nn.Module], served: Served) -> type[nn.Module]:
     """Modules of the class ``original`` with what serves them; one class, however often it is asked for."""
     for kind in original.__subclasses__():

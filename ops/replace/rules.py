@@ -3,20 +3,30 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
 from kpt.ops.replace.modules import KptLayerNorm, KptRMSNorm, KptSequential, activation_name
+from kpt.ops.replace.transformer_layers import (
+    KptMultiheadAttention,
+    KptTransformerDecoderLayer,
+    KptTransformerEncoderLayer,
+    appends_keys,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Modules of exactly the class ``original`` become ``replacement`` where ``applies`` to them."""
+    """Modules of exactly the class ``original`` become ``replacement`` where ``applies`` to them, and ``why_not`` knows nothing
+    against one. ``unserved``: what of them stays PyTorch's."""
 
     kind: str
     original: type[nn.Module]
     replacement: type[nn.Module]
     applies: Callable[[nn.Module], bool] = lambda _: True
+    why_not: Callable[[Any], str | None] = lambda _: None
+    unserved: tuple[str, ...] = ()
 
 
 def has_pair(module: nn.Module) -> bool:
@@ -29,6 +39,15 @@ RULES = (
     Rule("layer_norm", nn.LayerNorm, KptLayerNorm),
     Rule("rms_norm", nn.RMSNorm, KptRMSNorm),
     Rule("linear_act", nn.Sequential, KptSequential, applies=has_pair),
+    Rule(
+        "scaled_dot_product_attention", nn.MultiheadAttention, KptMultiheadAttention, why_not=appends_keys,
+        unserved=("calls that ask for attention weights, as they do if not told need_weights=False",),
+    ),
+    Rule(
+        "linear_act", nn.TransformerEncoderLayer, KptTransformerEncoderLayer,
+        unserved=("nested tensors: nn.TransformerEncoder makes them of padding in eval, by enable_nested_tensor",),
+    ),
+    Rule("linear_act", nn.TransformerDecoderLayer, KptTransformerDecoderLayer),
 )
 
 ATTENTION = "attention"
@@ -40,7 +59,7 @@ PLACE = "_kpt_place"
 SUMS = "add_norm"
 """The kind of layers whose sums are joined with the norms of them."""
 
-KINDS = (*(rule.kind for rule in RULES), "gated_act", "rotary", ATTENTION)
+KINDS = (*dict.fromkeys(rule.kind for rule in RULES), "gated_act", "rotary", ATTENTION)
 """What is replaced unasked."""
 
 ASKED_FOR = (SUMS,)

@@ -91,15 +91,21 @@ def _of_gated(module: nn.Module, rule: Rule) -> Iterator[dict[str, int]]:
     yield {"N": sum(layer.out_features for layer in layers) // 2}
 
 
-def _of_pairs(module: nn.Module, _: Rule) -> Iterator[dict[str, int]]:
-    for layer, activation in pairwise(module.children()):
-        if isinstance(layer, nn.Linear) and activation_name(activation) is not None:
-            yield {"N": layer.out_features, "K": layer.in_features}
+def _of_linear(module: nn.Module, rule: Rule) -> Iterator[dict[str, int]]:
+    served, layers = vars(rule.replacement).get("served"), []
+    if isinstance(module, nn.Sequential):
+        pairs = pairwise(module.children())
+        layers = [a for a, b in pairs if isinstance(a, nn.Linear) and activation_name(b) is not None]
+    else:
+        layers = [getattr(module, "linear1" if served is None else served.first[0])]
+    for layer in layers:
+        n, k = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.mT.shape
+        yield {"N": n, "K": k}
 
 
 SIZES: Mapping[str, Callable[[nn.Module, Rule], Iterator[dict[str, int]]]] = {
     "layer_norm": _of_norm,
     "rms_norm": _of_norm,
     "gated_act": _of_gated,
-    "linear_act": _of_pairs,
+    "linear_act": _of_linear,
 }

@@ -20,16 +20,17 @@ from kpt_dsl.errors import InputError
 
 
 def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) -> Report:
-    """Put kpt ops into a model, in place: norms, gated MLPs, Linear-then-activation pairs of ``nn.Sequential``, rotary
-    functions that attention calls, Transformers' attention.
+    """Put kpt ops into a model, in place: norms, gated MLPs, Linear-then-activation pairs of ``nn.Sequential``, PyTorch's
+    attention and transformer layers, functions that a module's code calls (rotary embedding, PyTorch's attention),
+    Transformers' attention.
 
-    ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "rotary", "attention". A module of a
-    class that is not PyTorch's is replaced where it was shown to compute what the op does: on drawn rows, at several
-    scales, in float32 and both half types, with gradients. State dicts, hooks, flags, devices and dtypes stay as they are.
-    Attention is replaced where a model runs "sdpa" and its code needs no more than that; calls that kpt cannot express
-    still go there, and are counted (``kpt.ops.counters``). Gives a report that prints what changed, what of it stays
-    PyTorch's, and what was left alone, and why. Replacing twice changes nothing more. An exception leaves modules as they
-    were.
+    ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "rotary",
+    "scaled_dot_product_attention", "attention". A module of a class that is not PyTorch's is replaced where it was shown to
+    compute what the op does: on drawn rows, at several scales, in float32 and both half types, with gradients. State dicts,
+    hooks, flags, devices and dtypes stay as they are. Attention is replaced where a model runs "sdpa" and its code needs no
+    more than that; calls that kpt cannot express still go there, and are counted (``kpt.ops.counters``). Gives a report
+    that prints what changed, what of it stays PyTorch's, and what was left alone, and why. Replacing twice changes nothing
+    more. An exception leaves modules as they were.
 
     Raises InputError for a model that is no ``nn.Module`` and for an unknown kind, MissingPackageError when attention is asked
     for by name and Transformers is missing or too old.
@@ -64,7 +65,8 @@ def replace_kinds(
                     skipped.append(Skipped(path, answer.kind, "its forward was patched on the instance"))
                 elif answer is not None:
                     done.append((module, answer))
-                    changes.append(Change(path, answer.kind, answer.original.__name__, answer.replacement.__name__))
+                    names = answer.original.__name__, answer.replacement.__name__
+                    changes.append(Change(path, answer.kind, *names, answer.unserved))
         if ATTENTION in kinds:
             attention.replace(model, changes, skipped, required=required)
     except BaseException:

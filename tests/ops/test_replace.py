@@ -206,7 +206,7 @@ def test_a_root_that_is_replaced_itself() -> None:
         (
             nn.ReLU(),
             ["norm"],
-            "only is ['norm']; accepted: a collection out of layer_norm, rms_norm, linear_act, gated_act, attention",
+            "only is ['norm']; accepted: a collection out of layer_norm, rms_norm, linear_act, scaled_dot_product_attention",
         ),
         (nn.ReLU(), "rms_norm", "only is 'rms_norm'; accepted: a collection"),
     ],

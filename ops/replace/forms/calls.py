@@ -13,10 +13,10 @@ from torch import nn
 
 from kpt.ops.replace.exchange import exchanged
 from kpt.ops.replace.forms.classes import is_pytorchs, why_changed
-from kpt.ops.replace.functions import rotary
+from kpt.ops.replace.functions import rotary, sdpa
 from kpt.ops.replace.proven import Refused, Served
 
-FUNCTIONS: tuple[Any, ...] = (rotary,)
+FUNCTIONS: tuple[Any, ...] = (rotary, sdpa)
 
 
 @dataclass(frozen=True, slots=True)

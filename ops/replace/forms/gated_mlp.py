@@ -17,7 +17,7 @@ from kpt.ops.gated_act.op import gated_act
 from kpt.ops.linear_act.reference import ACTIVATIONS
 from kpt.ops.replace import proof
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
-from kpt.ops.replace.modules import is_watched
+from kpt.ops.replace.forms.stand_ins import Given, Negated, are_as_proven
 from kpt.ops.replace.proven import Refused, Served
 
 WIDTH = 24
@@ -50,29 +50,20 @@ class GatedMLP:
         (first, *second) = self.products
 
         def apart(self: Any, x: torch.Tensor) -> Any:
-            if _are_as_proven(self, others):
+            if are_as_proven(self, others):
                 gate, up = getattr(self, first)(x), getattr(self, second[0])(x)
                 if gate.dtype is up.dtype:
                     return getattr(self, down)(gated_act(gate, up, activation))
             return original.forward(self, x)
 
         def joined(self: Any, x: torch.Tensor) -> Any:
-            if not _are_as_proven(self, others):
+            if not are_as_proven(self, others):
                 return original.forward(self, x)
             left, right = getattr(self, first)(x).chunk(2, -1)
             y = gated_act(left, right, activation) if gate_first else gated_act(right, left, activation)
             return getattr(self, down)(y)
 
         return taking(self.input, apart if second else joined)
-
-
-def _are_as_proven(module: nn.Module, others: tuple[tuple[str, type[nn.Module]], ...]) -> bool:
-    """Whether children that are not called any more are still those that were there, and nobody watches them."""
-    for name, kind in others:
-        child = getattr(module, name)
-        if type(child) is not kind or is_watched(child):
-            return False
-    return True
 
 
 def match(module: nn.Module) -> tuple[GatedMLP, ...] | None:
@@ -133,30 +124,10 @@ def _trial(module: nn.Module, way: GatedMLP) -> proof.Trial:
 
         def forward() -> Any:
             drawn = [first, second] if len(way.products) == 2 else [torch.cat([first, second], -1)]
-            layers = {name: _Given(x, y) for name, y in zip(way.products, drawn, strict=True)}
-            subject = proof.twin(module, case.training, children={**layers, way.down: _Negated()})
+            layers = {name: Given(x, y) for name, y in zip(way.products, drawn, strict=True)}
+            subject = proof.twin(module, case.training, children={**layers, way.down: Negated()})
             return type(module).forward(subject, x)
 
         return proof.Run({"gate or up": first, "up or gate": second}, forward)
 
     return trial
-
-
-class _Given(nn.Module):
-    """In the place of a linear layer: gives what was drawn, for the input of the whole and nothing else."""
-
-    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        super().__init__()
-        self.x, self.y = x, y
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x is not self.x:
-            raise ValueError("a linear layer is given something else than the input")
-        return self.y
-
-
-class _Negated(nn.Module):
-    """In the place of the last linear layer: what it gives tells that it was there."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return -x

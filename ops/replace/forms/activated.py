@@ -1,0 +1,152 @@
+"""The form of a linear layer whose output goes to one activation, and from there from child to child: most MLPs without a gate.
+
+``c_proj(act(c_fc(x)))`` of GPT-2, ``act(dense(x))`` of BERT, ``fc2(dropout(act(fc1(x))))`` of vision transformers. The
+activation is a child, or a function that the code calls. The first layer and the activation become one
+``kpt.ops.linear_act``; what comes behind is called as it was.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from kpt.ops.linear_act.op import linear_act
+from kpt.ops.linear_act.reference import ACTIVATIONS
+from kpt.ops.replace import proof
+from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
+from kpt.ops.replace.forms.stand_ins import Given, Negated, Noted, are_as_proven
+from kpt.ops.replace.proven import Refused, Served
+
+IDLE = (nn.Dropout, nn.Identity)
+"""Behind a layer, no activation."""
+
+OF_FLOAT16 = (0.1, 30.0)
+"""How small and large values are drawn in float16, whose numbers end at 6e-5 and 65504."""
+
+WIDTH = 24
+"""Of what is drawn for the output of the first layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """What a module calls its parts. ``between``: the child that is the activation, if one is. ``after``: the children that are
+    called one after the other behind it. Children stand with their classes where they are not called any more."""
+
+    input: str
+    first: tuple[str, type[nn.Module]]
+    between: tuple[tuple[str, type[nn.Module]], ...]
+    after: tuple[str, ...]
+    activation: str = ""
+    kind = "linear_act"
+
+    def law(self) -> proof.Law:
+        made, sign = ACTIVATIONS[self.activation], -1 if self.after else 1
+        return lambda y: sign * made(y)
+
+    def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
+        activation, gone, after, first = self.activation, (self.first, *self.between), self.after, self.first[0]
+
+        def plain(self: Any, x: torch.Tensor) -> Any:
+            if not are_as_proven(self, gone):
+                return original.forward(self, x)
+            layer = getattr(self, first)
+            y = linear_act(x, layer.weight, layer.bias, activation=activation)
+            for name in after:
+                y = getattr(self, name)(y)
+            return y
+
+        def transposed(self: Any, x: torch.Tensor) -> Any:
+            layer = getattr(self, first)
+            # The kernel wants the weight the other way round: below as many rows, its copy costs more than is saved.
+            if not are_as_proven(self, gone) or x.numel() < x.shape[-1] * layer.weight.shape[0]:
+                return original.forward(self, x)
+            y = linear_act(x, layer.weight.mT, layer.bias, activation=activation)
+            for name in after:
+                y = getattr(self, name)(y)
+            return y
+
+        return taking(self.input, plain if self.first[1] is nn.Linear else transposed)
+
+
+def match(module: nn.Module) -> Activated | None:
+    """What a module of this form may call its parts; None for one of another."""
+    layers = [name for name, child in module.named_children() if _is_linear(type(child))]
+    if (
+        not 1 <= len(layers) <= 2
+        or any(True for _ in module.parameters(recurse=False))
+        or any(True for _ in module.buffers())
+        or any(True for name, child in module.named_children() if name not in layers for _ in child.parameters())
+        or is_pytorchs(module)
+        or len(inputs(module)) != 1
+    ):
+        return None
+    found = _calls(module, training=False)
+    if found is None or found != _calls(module, training=True):
+        return None
+    (first, *others), at_once = found
+    if first not in layers or (at_once and (not others or others[0] in layers or isinstance(getattr(module, others[0]), IDLE))):
+        return None
+    gone = [(name, type(getattr(module, name))) for name in (first, *(others[:1] if at_once else []))]
+    return Activated(inputs(module)[0], gone[0], tuple(gone[1:]), tuple(others[len(gone) - 1 :]))
+
+
+def _calls(module: nn.Module, training: bool) -> tuple[list[str], bool] | None:
+    """The children that a forward calls, each with what the one before gave, but that something may happen behind the first;
+    and whether nothing does. None where it is otherwise."""
+    calls: list[tuple[str, Any, torch.Tensor]] = []
+    subject = proof.twin(module, training, children={name: Noted(name, calls) for name, _ in module.named_children()})
+    x = torch.zeros(2, 3, WIDTH, device="cpu")
+    try:
+        with torch.random.fork_rng([]), torch.no_grad():
+            result = type(module).forward(subject, x)
+    except Exception:  # whatever a stranger's code raises
+        return None
+    if not calls:
+        return None
+    given, made = [given for _, given, _ in calls] + [result], [x] + [y for _, _, y in calls]
+    same = [a is b for a, b in zip(given, made, strict=True)]
+    return ([name for name, _, _ in calls], same[1]) if same[0] and all(same[2:]) else None
+
+
+def prove(module: nn.Module, parts: Activated, kinds: Collection[str]) -> Served | Refused | None:
+    """What serves a module of this form, or what comes nearest and differs; None where its kind is not meant."""
+    if Activated.kind not in kinds:
+        return None
+    if (reason := why_not(module)) is not None:
+        return Refused(Activated.kind, reason)
+    own = next(module.parameters()).dtype
+    tests = tuple([_bounded(case) for case in proof.cases(own) if case.parameters == 1.0])
+    nearest, passed = "", -1
+    for activation in ACTIVATIONS:
+        if activation == "none":
+            continue
+        claim = replace(parts, activation=activation)
+        difference = proof.difference(_trial(module, claim), claim.law(), tests, proof.device_of(module))
+        if difference is None:
+            return claim
+        if difference.passed > passed:
+            passed = difference.passed
+            nearest = f"{type(module).__name__} has no activation of kpt's; with {activation}, {difference.what}"
+    return Refused(Activated.kind, nearest)
+
+
+def _bounded(case: proof.Case) -> proof.Case:
+    """The same, where squares of what is drawn are numbers of its type."""
+    smallest, largest = OF_FLOAT16
+    return replace(case, x=min(max(case.x, smallest), largest)) if case.dtype == torch.float16 else case
+
+
+def _trial(module: nn.Module, claim: Activated) -> proof.Trial:
+    def trial(case: proof.Case, draw: proof.Draw) -> proof.Run:
+        x, y = draw(*case.rows, 8), draw(*case.rows, WIDTH, scale=case.x)
+        behind = {name: nn.Identity() if number else Negated() for number, name in enumerate(claim.after)}
+        subject = proof.twin(module, case.training, children={claim.first[0]: Given(x, y), **behind})
+        return proof.Run({"what the first layer gives": y}, lambda: type(module).forward(subject, x))
+
+    return trial
+
+
+def _is_linear(kind: type) -> bool:
+    return kind is nn.Linear or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")

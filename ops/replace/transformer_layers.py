@@ -1,0 +1,114 @@
+"""The classes that PyTorch's multi-head attention and transformer layers get: its own code, which calls kpt's attention.
+
+In eval PyTorch runs a whole layer, or all of an attention, as one function of its own, beside which no replaced part would be
+called. Here its other path runs, in which a layer calls its parts, and attention calls ``scaled_dot_product_attention``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kpt.ops.dispatch import DISPATCHERS
+from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
+from kpt.ops.linear_act.op import linear_act
+from kpt.ops.replace.exchange import Within, exchanged
+from kpt.ops.replace.modules import activation_name, is_watched
+
+_ALL_PARTS = Within(torch, "backends.mha.get_fastpath_enabled", lambda: False)
+"""torch, as it is where layers call their parts."""
+
+_attend = exchanged(
+    nn.MultiheadAttention.forward,
+    {
+        "torch": _ALL_PARTS,
+        "F": Within(
+            F,
+            "multi_head_attention_forward",
+            exchanged(
+                F.multi_head_attention_forward, {"scaled_dot_product_attention": scaled_dot_product_attention}
+            ),
+        ),
+    },
+)
+_encode = exchanged(nn.TransformerEncoderLayer.forward, {"torch": _ALL_PARTS})
+
+
+class KptMultiheadAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` through ``kpt.ops.scaled_dot_product_attention``, but where attention weights are asked for."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        run: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = _attend
+        if need_weights or query.is_nested or key.is_nested or value.is_nested:
+            _count("nn.MultiheadAttention: " + ("attention weights are asked for" if need_weights else "tensors are nested"))
+            run = nn.MultiheadAttention.forward
+        return run(self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+
+
+class KptTransformerEncoderLayer(nn.TransformerEncoderLayer):
+    """``nn.TransformerEncoderLayer`` that calls its parts in eval as well, the first linear layer and the activation as one
+    ``kpt.ops.linear_act``."""
+
+    def forward(
+        self,
+        src: torch.Tensor,
+        src_mask: torch.Tensor | None = None,
+        src_key_padding_mask: torch.Tensor | None = None,
+        is_causal: bool = False,
+    ) -> torch.Tensor:
+        run: Callable[..., torch.Tensor] = _encode
+        if src.is_nested:
+            _count("nn.TransformerEncoderLayer: tensors are nested")
+            run = nn.TransformerEncoderLayer.forward
+        return run(self, src, src_mask, src_key_padding_mask, is_causal)
+
+    def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = _hidden(self, x)
+        return super()._ff_block(x) if hidden is None else self.dropout2(self.linear2(self.dropout(hidden)))
+
+
+class KptTransformerDecoderLayer(nn.TransformerDecoderLayer):
+    """``nn.TransformerDecoderLayer`` with its first linear layer and the activation as one ``kpt.ops.linear_act``."""
+
+    def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = _hidden(self, x)
+        return super()._ff_block(x) if hidden is None else self.dropout3(self.linear2(self.dropout(hidden)))
+
+
+def appends_keys(module: nn.MultiheadAttention) -> str | None:
+    """Why attention that appends keys of its own stays, or None."""
+    for name, there in (("add_bias_kv", module.bias_k is not None), ("add_zero_attn", module.add_zero_attn)):
+        if there:
+            return f"it has {name}"
+    return None
+
+
+_NAMES: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu"}
+"""How ``linear_act`` calls activations that are functions."""
+
+
+def _hidden(layer: Any, x: torch.Tensor) -> torch.Tensor | None:
+    """What the first linear layer and the activation make of x; None where they are none that the op has, or watched."""
+    activation, first = layer.activation, layer.linear1
+    is_module = isinstance(activation, nn.Module)
+    name = activation_name(activation) if is_module else _NAMES.get(activation)
+    if name is None or type(first) is not nn.Linear or is_watched(first) or (is_module and is_watched(activation)):
+        return None
+    return linear_act(x, first.weight, first.bias, activation=name)
+
+
+def _count(reason: str) -> None:
+    if not torch.compiler.is_compiling():
+        DISPATCHERS["flash_attention"].count_outside(reason)
