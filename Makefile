@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest $(WORKERS)
 LINKS := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help env libtpu test check soak lint types links unit oldest-triton other-python demo train bench clean
+.PHONY: help env libtpu test check soak lint types links vision unit oldest-triton other-python demo train bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,8 +47,10 @@ soak: $(READY)  ## what takes hours: drawn kernels, calls and cases by the ten t
 	$(BIN)/python -m tests.programs --programs 20000 --jobs $(JOBS)
 	$(BIN)/python -m tests.programs.faults --jobs $(JOBS)
 	$(BIN)/python -m tests.calls --calls 30000 --jobs $(JOBS)
+	$(PYTEST) -m soak tests
 	HYPOTHESIS_PROFILE=explore $(PYTEST) --timeout 0 tests/generated
 	$(BIN)/python -m tests.architectures
+	$(BIN)/python -m tests.replacement --every
 	$(BIN)/python -m tests.damage all
 
 lint: $(READY)  ## ruff
@@ -63,7 +65,15 @@ links: $(READY)
 	ln -sfn ../../../ops $(LINKS)/kpt/ops
 	ln -sfn ../../kpt_dsl ../../autotune_db $(LINKS)/
 
-unit: $(READY)  ## the tests
+# Beside the environment, for Transformers does not load where it sees a torchvision that does not: PyPI's is built for CUDA's torch.
+VISION := build/vision
+vision: $(VISION)/.ready  ## timm's and torchvision's models, which tests replace parts of
+
+$(VISION)/.ready: $(READY)
+	$(INSTALL) --no-deps --upgrade --target $(VISION) timm torchvision
+	touch $@
+
+unit: $(READY) vision  ## the tests
 	$(PYTEST) tests
 
 # What speaks to Triton, again with the oldest version supported, laid over the environment. That first configs do not spill is

@@ -241,13 +241,13 @@ def _modelling_code(kind: type) -> str:
 def cases(model: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     """Each way to call a model of this kind, by name."""
 
-    takes = signature(model.forward).parameters
-    generator = torch.Generator().manual_seed(20)
-    if "input_ids" not in takes:
-        yield from _other_inputs(model, takes, generator)
+    given = inputs(model)
+    if "input_ids" not in given:
+        if given:
+            yield next(iter(given)), lambda subject: _without_gradients(subject, given)
         return
-    ids = torch.randint(3, 100, (2, TOKENS), generator=generator)
-    decoder = {"decoder_input_ids": ids[:, :5]} if "decoder_input_ids" in takes else {}
+    takes = signature(model.forward).parameters
+    ids, decoder = given["input_ids"], {name: t for name, t in given.items() if name != "input_ids"}
     right, left = torch.ones_like(ids), torch.ones_like(ids)
     right[1, 6:], left[1, :4] = 0, 0
     masks = (
@@ -261,7 +261,7 @@ def cases(model: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
         with torch.no_grad():
             output = subject(input_ids=ids, **given, **decoder, **more)
         seen = None if mask is None else mask.bool()
-        return _of_tokens(output, seen)
+        return outputs(output, seen)
 
     for case, mask in masks.items():
         yield case, lambda subject, mask=mask: call(subject, mask)
@@ -285,11 +285,21 @@ def _continued(subject: Any, ids: torch.Tensor) -> Any:
         first = subject(input_ids=ids[:, :5], use_cache=True)
         second = subject(input_ids=ids[:, 5:10], past_key_values=first.past_key_values, use_cache=True)
         third = subject(input_ids=ids[:, 10:], past_key_values=second.past_key_values, use_cache=True)
-    return [_of_tokens(o, None) for o in (first, second, third)]
+    return [outputs(o) for o in (first, second, third)]
 
 
-def _other_inputs(model: Any, takes: Any, generator: torch.Generator) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    config = model.config
+def _without_gradients(subject: Any, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return outputs(subject(**given))
+
+
+def inputs(model: Any) -> dict[str, torch.Tensor]:
+    """What a model of this kind is called with, by name: tokens, an image or sounds, and what a decoder begins with."""
+    takes, config = signature(model.forward).parameters, model.config
+    generator = torch.Generator().manual_seed(20)
+    if "input_ids" in takes:
+        ids = torch.randint(3, 100, (2, TOKENS), generator=generator)
+        return {"input_ids": ids} | ({"decoder_input_ids": ids[:, :5]} if "decoder_input_ids" in takes else {})
     size, channels = getattr(config, "image_size", 32), getattr(config, "num_channels", 3)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     mels = getattr(config, "num_mel_bins", 80)
@@ -299,21 +309,15 @@ def _other_inputs(model: Any, takes: Any, generator: torch.Generator) -> Iterato
         "input_values": (2, 4000),
         "input_features": (2, mels, frames),
     }
+    decoder = {"decoder_input_ids": torch.tensor([[1, 5, 7]] * 2)} if "decoder_input_ids" in takes else {}
     for name, shape in values.items():
         if name in takes:
-            x = torch.randn(shape, generator=generator)
-            more = {"decoder_input_ids": torch.tensor([[1, 5, 7]] * 2)} if "decoder_input_ids" in takes else {}
-
-            def call(subject: Any, given: dict[str, Any]) -> Any:
-                with torch.no_grad():
-                    return _of_tokens(subject(**given), None)
-
-            yield name, lambda subject, given={name: x, **more}: call(subject, given)
-            return
+            return {name: torch.randn(shape, generator=generator)} | decoder
+    return {}
 
 
-def _of_tokens(output: Any, seen: torch.Tensor | None) -> list[torch.Tensor]:
-    """The outputs that people use, without what stands at padding."""
+def outputs(output: Any, seen: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Those that people use, without what stands at padding."""
     found = []
     for name in ("logits", "last_hidden_state", "encoder_last_hidden_state"):
         value = getattr(output, name, None)
@@ -339,7 +343,9 @@ def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]
 
 
-def verdicts(wanted: Sequence[str], workers: int = 1, seconds: float = 120.0) -> Iterator[Verdict]:
+def verdicts(
+    wanted: Sequence[str], judge: Callable[[str], Verdict], workers: int = 2, seconds: float = 120.0
+) -> Iterator[Verdict]:
     """Of each architecture, from processes of their own: one that crashes takes no other with it."""
     waiting = list(wanted)
     while waiting:
@@ -357,19 +363,19 @@ def verdicts(wanted: Sequence[str], workers: int = 1, seconds: float = 120.0) ->
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Judge the architectures named, or all; print a line each and what they add up to."""
+def report(wanted: Sequence[str], judge: Callable[[str], Verdict], cases: bool = False) -> int:
+    """Judge architectures; print a line each, what cases are not equal (or all cases), and what they add up to."""
     started, tally = time.monotonic(), Counter[str]()
-    for verdict in verdicts(list(arguments) or names(), workers=2):
+    for verdict in verdicts(wanted, judge):
         tally[verdict.word] += 1
         counted = f"served {verdict.served:3}, not {verdict.fallbacks:3}"
         print(f"{verdict.word:10} {verdict.name:32} {counted}  {verdict.note[:300]}", flush=True)
         for case, text in verdict.cases.items():
-            if arguments or not text.startswith("equal"):
+            if cases or not text.startswith("equal"):
                 print(f"{'':14}{case:16} {text}", flush=True)
     print(f"{sum(tally.values())} architectures in {time.monotonic() - started:.0f} s:", dict(tally.most_common()))
     return 1 if tally["WRONG"] or tally["failed"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(report(sys.argv[1:] or names(), judge, cases=len(sys.argv) > 1))

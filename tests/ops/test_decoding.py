@@ -9,6 +9,7 @@ from kpt.ops import explain, flash_attention, prefer
 from kpt.ops.flash_attention import decoding
 from kpt.ops.flash_attention.scores import Scores
 from kpt.ops.registry import get
+from tests import soak
 from tests.ops import naive
 from tests.tolerances import assert_close
 
@@ -42,11 +43,10 @@ SLOW = ("triton", "pallas")
 @pytest.mark.parametrize(
     ("options", "queries", "backend"),
     [
-        (options, queries, backend)
+        soak.unless(backend not in SLOW or (i % 2 == 0) == (queries == 1), options, queries, backend)
         for i, options in enumerate(OPTIONS)
         for queries in (1, 5)
         for backend in ("numpy", *SLOW)
-        if backend not in SLOW or (i % 2 == 0) == (queries == 1)
     ],
 )
 def test_kernels_of_few_queries(options: str, queries: int, backend: str) -> None:

@@ -11,6 +11,7 @@ from kpt.ops import linear_act, prefer
 from kpt.ops.linear_act import activations, reference
 from kpt.ops.linear_act.backward import linear_act_backward
 from kpt.ops.linear_act.saving import linear_act_saving
+from tests import soak
 from tests.activations import FORMULAS, slope
 from tests.tolerances import assert_close, assert_within, tolerance
 
@@ -50,11 +51,10 @@ SLOW = ("triton", "pallas")
 @pytest.mark.parametrize(
     ("activation", "recompute", "backend"),
     [
-        (activation, recompute, backend)
+        soak.unless(backend not in SLOW or (i % 2 == 0) == recompute, activation, recompute, backend)
         for i, activation in enumerate(ACTIVATIONS)
         for recompute in (False, True)
         for backend in BACKENDS
-        if backend not in SLOW or (i % 2 == 0) == recompute
     ],
 )
 def test_gradients(activation: str, recompute: bool, backend: Any) -> None:

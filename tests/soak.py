@@ -1,0 +1,10 @@
+"""What CI leaves to ``make soak``: combinations of things each of which other tests see."""
+
+from typing import Any
+
+import pytest
+
+
+def unless(kept: bool, *values: Any, name: str | None = None) -> Any:
+    """The values as parameters of a test that runs everywhere if ``kept``, and else in ``make soak`` only."""
+    return pytest.param(*values, marks=() if kept else pytest.mark.soak, id=name)
