@@ -2,6 +2,7 @@
 
 import pytest
 
+from kpt.ops import registry
 from kpt.ops.flash_attention.backward_kernels import flash_attention_dkdv, flash_attention_dq
 from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
@@ -80,3 +81,10 @@ def test_results_that_wait_for_each_other_are_narrow(kernel: Kernel, D: int, cau
 def test_two_accumulators_are_no_more_than_one_to_an_epilogue() -> None:
     """dk and dv of 128 keys, 64 registers a thread each, are stored one after the other."""
     assert space(instance(flash_attention_dkdv), H200).first["block_N"] == 128
+
+
+def test_heads_take_no_turns_where_tiles_keep_within_groups() -> None:
+    dims = {"B": 2, "H": 8, "G": 2, "M": 4096, "N": 4096, "D": 128}
+    *_, packed = registry.get("flash_attention").instances(dims, "bf16", causal=True, packed=True)
+    assert space(packed, H200).first["group"] == 1
+    assert space(instance(flash_attention_dq, causal=True), H200).first["group"] == 4
