@@ -1,5 +1,6 @@
 """Whole models with drawn weights, bf16: a forward, and a forward and backward; as they are, replaced by kpt, compiled,
-compiled after replacing, and with Liger's kernels where it knows the model. One of them decodes, too.
+compiled after replacing, and with Liger's kernels where it knows the model; where there is a loss, that by kpt as well. One of
+them decodes, too.
 
 Candidates take turns on the same inputs. Beside times stands what memory a run takes at its peak beyond the weights.
 """
@@ -17,7 +18,7 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.case import Found, Run
 from benchmarks.report import Picture
-from benchmarks.sides import DECODING_SIDES, RIVALS, SIDES, Side
+from benchmarks.sides import DECODING_SIDES, RIVALS, SIDES, TRAINING_SIDES, Side
 from benchmarks.subjects import SUBJECTS, Subject
 
 TITLE = "Whole models, bf16"
@@ -45,19 +46,20 @@ def compared(subjects: Mapping[str, Subject], device: str, rounds: int, only: st
     """A row a model and what is done with it; DECODED decode besides."""
     rows = []
     for name, subject in subjects.items():
-        for mode, (sides, make) in _modes(name).items():
+        for mode, (sides, make) in _modes(name, subject).items():
             case = f"{name}, {mode}"
             if only in case:
                 makers = {side: partial(_run, build, subject, make, device) for side, build in sides.items()}
                 rows.append(_row(case, makers, device, rounds))
                 print(_line(rows[-1]), flush=True)
-    return Found(rows, sum("kpt" in row["missing"] for row in rows), picture=PICTURE)
+    failed = sum(side.startswith("kpt") for row in rows for side in row["missing"])
+    return Found(rows, failed, picture=PICTURE)
 
 
-def _modes(name: str) -> dict[str, tuple[Mapping[str, Side], Make]]:
+def _modes(name: str, subject: Subject) -> dict[str, tuple[Mapping[str, Side], Make]]:
     found: dict[str, tuple[Mapping[str, Side], Make]] = {
         "forward": (SIDES, _forward),
-        "forward and backward": (SIDES, _backward),
+        "forward and backward": (SIDES if subject.labels is None else TRAINING_SIDES, _backward),
     }
     if name == DECODED:
         found |= {f"{TOKENS} tokens of {batch} decoded": (DECODING_SIDES, partial(_decode, batch)) for batch in BATCHES}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kpt import replace_modules
+from kpt import optimize, replace_modules
 
 Side = Callable[[Any], Any]
 """Makes of a model what is called in its place."""
@@ -15,6 +15,12 @@ Side = Callable[[Any], Any]
 
 def _kpt(model: nn.Module) -> Any:
     replace_modules(model)
+    return model
+
+
+def _all_of_kpt(model: nn.Module) -> Any:
+    """Sums with their norms too, and head and loss as one op."""
+    optimize(model, "aggressive", loss=True)
     return model
 
 
@@ -56,8 +62,10 @@ SIDES: Mapping[str, Side] = {
     "kpt, Inductor": lambda model: _compiled(_kpt(model)),
 }
 
+TRAINING_SIDES: Mapping[str, Side] = {**SIDES, "kpt, loss": _all_of_kpt}
+
 DECODING_SIDES: Mapping[str, Side] = {"Inductor": lambda model: model, "kpt, Inductor": _kpt}
 """What a token takes is compiled where it is measured."""
 
-RIVALS = {"kpt": ("torch", "Liger"), "kpt, Inductor": ("Inductor",)}
+RIVALS = {"kpt": ("torch", "Liger"), "kpt, loss": ("torch", "Liger"), "kpt, Inductor": ("Inductor",)}
 """Whose times are divided by a side's."""
