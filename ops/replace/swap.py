@@ -23,10 +23,11 @@ def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) ->
     """Put kpt ops into a model, in place: norms, gated MLPs, Linear-then-activation pairs of ``nn.Sequential``, Transformers'
     attention.
 
-    ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "attention". A module of a class that is
-    not PyTorch's is replaced where it was shown to compute what the op does: on drawn rows, at several scales, in float32 and
-    both half types, with gradients. State dicts, hooks, flags, devices and dtypes stay as they are. Attention is replaced where
-    a model runs "sdpa" and its code needs no more than that; calls that kpt cannot express still go there, and are counted
+    ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "attention", which are all by default, and
+    "add_norm": layers, by the text of their forward, that take a norm of kpt's of a sum. A module of a class that is not
+    PyTorch's is replaced where it was shown to compute what the op does: on drawn rows, at several scales, in float32 and both
+    half types, with gradients. State dicts, hooks, flags, devices and dtypes stay as they are. Attention is replaced where a
+    model runs "sdpa" and its code needs no more than that; calls that kpt cannot express still go there, and are counted
     (``kpt.ops.counters``). Gives a report that prints what changed, what of it stays PyTorch's, and what was left alone, and
     why. Replacing twice changes nothing more. An exception leaves modules as they were.
 
