@@ -25,7 +25,8 @@ def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) ->
     Transformers' attention.
 
     ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "rotary",
-    "scaled_dot_product_attention", "attention". A module of a class that is not PyTorch's is replaced where it was shown to
+    "scaled_dot_product_attention", "attention", which are all by default, and "add_norm": layers, by the text of their
+    forward, that take a norm of kpt's of a sum. A module of a class that is not PyTorch's is replaced where it was shown to
     compute what the op does: on drawn rows, at several scales, in float32 and both half types, with gradients. State dicts,
     hooks, flags, devices and dtypes stay as they are. Attention is replaced where a model runs "sdpa" and its code needs no
     more than that; calls that kpt cannot express still go there, and are counted (``kpt.ops.counters``). Gives a report
