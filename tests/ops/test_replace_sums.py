@@ -132,10 +132,11 @@ def test_hooks_see_what_they_saw() -> None:
 def test_parts_that_are_not_alike_are_added_as_written() -> None:
     own = Nested().eval()
     layer, before = replaced(own), joined()
-    own.mix = layer.mix = nn.Linear(16, 1)  # type: ignore[assignment]
-    assert_close(layer(X), own(X), "f32", 16)
     with torch.autocast("cpu", torch.bfloat16):
+        assert layer(X).dtype is own(X).dtype
         assert_close(layer(X), own(X), "bf16", 16)
+    own.mix = layer.mix = nn.Linear(16, 1)
+    assert_close(layer(X), own(X), "f32", 16)
     assert joined() == before
 
 
@@ -173,7 +174,15 @@ class Asks(Layer):
         return self.second(more)
 
 
-@pytest.mark.parametrize("kind", [Elsewhere, InPlace, Sometimes, Asks])
+class Renamed(Layer):
+    def forward(self, x: torch.Tensor) -> Any:
+        y = x + self.mix(x)
+        total = y
+        y = x
+        return total + self.second(y)
+
+
+@pytest.mark.parametrize("kind", [Elsewhere, InPlace, Sometimes, Asks, Renamed])
 def test_other_texts_stay(kind: type[Layer]) -> None:
     assert not [c for c in kpt.replace_modules(kind(), only=KINDS).changes if c.kind == "add_norm"]
 
@@ -201,6 +210,23 @@ def test_a_text_rewritten_wrongly_is_refused(name: str, plant: Any, monkeypatch:
     assert not [c for c in report.changes if c.kind == "add_norm"]
     (reason,) = [s.reason for s in report.skipped]
     assert "could not be shown to stay the same" in reason
+
+
+class Thrice(Layer):
+    """Each sum but the last is where the one before ends, and the call that has its norm hands keywords on."""
+
+    def forward(self, x: torch.Tensor, **keywords: Any) -> Any:
+        x = x + self.mlp(x)
+        x = x + self.mix(self.norm(x), **keywords)
+        x = x + self.mlp(self.second(x))
+        return x * 2
+
+
+def test_sums_that_follow_one_another() -> None:
+    own = Thrice().eval()
+    layer, before = replaced(own), joined()
+    assert_close(layer(X), own(X), "f32", 16)
+    assert joined() == before + 2
 
 
 # ------------------------------------------------------------------ Transformers
