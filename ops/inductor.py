@@ -5,10 +5,10 @@ Inductor's table of what it decomposes would have to be imported with the ops, a
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.fx.experimental import proxy_tensor
 
 from kpt.ops.choice import preferred
 
@@ -35,5 +35,11 @@ def tell() -> None:
 
 def writes(through_torch: Any) -> bool:
     """Whether a graph is being made here for Inductor, of which autograd is to follow PyTorch's own operations as well."""
-    mode = get_proxy_mode() if through_torch in _WRITTEN else None
-    return mode is not None and through_torch in mode.decomposition_table and preferred() is None
+    mode = proxy_tensor.get_proxy_mode() if through_torch in _WRITTEN else None
+    return mode is not None and through_torch in _decomposed(mode) and preferred() is None
+
+
+def _decomposed(mode: Any) -> Container[Any]:
+    """What such a graph is decomposed of, which older versions of PyTorch keep in the module."""
+    own: Container[Any] | None = getattr(mode, "decomposition_table", None)
+    return vars(proxy_tensor)["CURRENT_DECOMPOSITION_TABLE"] if own is None else own
