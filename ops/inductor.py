@@ -1,7 +1,7 @@
 """Ops that torch.compile's Inductor writes itself, of PyTorch's own operations, together with what stands around them.
 
 A norm, a gate: they multiply nothing, so what counts is how often memory is read and written, and how many kernels are started.
-Inductor's table of what it decomposes would have to be imported with the ops, and takes half a second.
+Inductor's tables would have to be imported with the ops, and take half a second.
 """
 
 import sys
@@ -26,11 +26,13 @@ def enter(through_torch: Any, reference: Callable[..., Any]) -> None:
 
 
 def tell() -> None:
-    """Enter the ops in Inductor's table, once it is loaded: before it compiles a graph, an op's fake is asked."""
-    known = sys.modules.get("torch._inductor.decomposition")
-    if known is not None and not _WRITTEN.keys() <= known.decompositions.keys():
-        known.decompositions.update(_WRITTEN)
-        known.fast_random_decomps.cache_clear()  # a copy of the table
+    """Enter the ops in Inductor's tables, once it is loaded: before it compiles a graph, an op's fake is asked."""
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if lowering is not None and not _WRITTEN.keys() <= lowering.decompositions.keys():
+        for through_torch in _WRITTEN:  # for graphs that have it all the same
+            lowering.make_fallback(through_torch, warn=False, override_decomp=True)
+        lowering.decompositions.update(_WRITTEN)
+        sys.modules["torch._inductor.decomposition"].fast_random_decomps.cache_clear()  # a copy of the table
 
 
 def writes(through_torch: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch._inductor.decomposition
+import torch._inductor.lowering
 from functorch.compile import make_boxed_func
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
@@ -14,6 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 import kpt
 from kpt.ops.registry import OPS
 from kpt_dsl.errors import InputError
+from tests.ops.calls import served
 from tests.tolerances import assert_close
 
 WIDTH = 24
@@ -104,6 +105,16 @@ def test_a_preference_keeps_operators(graphs: Graphs) -> None:
     with kpt.ops.prefer("numpy"):
         gradients(compiled(block, graphs), inputs(2, 5))
     assert graphs[0] == WRITTEN | {"linear_act"}
+
+
+@pytest.mark.usefixtures("graphs")
+def test_inductor_calls_what_a_preference_keeps() -> None:
+    x = inputs(2, 5)[0].detach()
+    alone = torch.compile(lambda x: kpt.ops.rms_norm(x, (WIDTH,)), fullgraph=True)
+    before = served("rms_norm").get("numpy", 0)
+    with kpt.ops.prefer("numpy"), torch._inductor.config.patch(force_disable_caches=True):
+        assert_close(alone(x), kpt.ops.rms_norm(x, (WIDTH,)), "f32", WIDTH)
+    assert served("rms_norm")["numpy"] == before + 2
 
 
 def test_sums_with_their_norms_stay_kernels(graphs: Graphs) -> None:
