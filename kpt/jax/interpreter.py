@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 import torch._decomp
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +19,6 @@ from torch.utils._pytree import tree_map, tree_map_only
 from kpt.jax.memory import Memory, jax_dtype, torch_dtype
 from kpt.jax.operations import OF_A_SHAPE, OPERATIONS
 from kpt.ops.registry import OPS, Op
-from kpt_dsl.arrays import library
 from kpt_dsl.errors import InputError
 
 PLACES = ("device", "layout", "memory_format", "out", "pin_memory")
@@ -46,6 +46,8 @@ class Interpreter(TorchDispatchMode):
             with torch.no_grad(), self:
                 found = function(*given, **options)
         except NotImplementedError as error:
+            if "meta tensor" not in str(error):
+                raise
             raise InputError(
                 "kpt.jax: PyTorch's own operations serve this call, and read numbers to do so (where packed entries end), "
                 "which a JAX program does not know while it is traced; give batches of one length, with key_lengths"
@@ -54,12 +56,11 @@ class Interpreter(TorchDispatchMode):
 
     def enter(self, value: Any) -> Any:
         """A tensor for an array, PyTorch's dtype for JAX's, other values as they are."""
-        kind = library(value)
-        if kind == "torch" and isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor):
             raise InputError(f"kpt.jax takes JAX arrays, and was given a tensor, {tuple(value.shape)}, which kpt.ops takes")
-        if isinstance(value, jax.Array) or (kind in ("jax", "numpy") and hasattr(value, "shape")):
+        if isinstance(value, jax.Array | np.ndarray):
             return self.memory.enter(jnp.asarray(value))
-        if isinstance(value, jnp.dtype) or (isinstance(value, type) and kind != "torch" and hasattr(value, "dtype")):
+        if isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype")):
             return torch_dtype(value)
         return value
 

@@ -3,7 +3,7 @@
 Within ``jax.shard_map`` arrays are parts already, and with one device there is nothing to partition.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache, partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from kpt.jax.memory import tensor_like
 from kpt.jax.static import Static, split
 from kpt.ops.choice import Holding, preferred
 from kpt.ops.registry import SUM, Op, Sharding
+from kpt_dsl.configs import generation
 
 
 def partitioned(serve: Serve, op: Op, *arguments: Any) -> Any:
@@ -27,12 +28,14 @@ def partitioned(serve: Serve, op: Op, *arguments: Any) -> Any:
         return kernels.run(serve, op, arguments)
     arrays, static = split(arguments)
     types = tuple([(a.shape, a.dtype) for a in arrays])
-    return _program(serve, op, static, types, preferred())(*arrays)
+    return _program(serve, op, static, types, preferred(), generation())(*arrays)
 
 
 @lru_cache(maxsize=512)
-def _program(serve: Serve, op: Op, static: Static, types: tuple[Any, ...], preference: str | None) -> Any:
-    """A function of the arrays alone, of these types."""
+def _program(
+    serve: Serve, op: Op, static: Static, types: tuple[Any, ...], preference: str | None, _: Hashable
+) -> Any:
+    """A function of the arrays alone, of these types; the last says of which configs."""
 
     def whole(*arrays: Any) -> Any:
         with Holding(preference):

@@ -4,6 +4,7 @@ import logging
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import torch
 from torch.utils._pytree import tree_map
 
@@ -63,6 +64,8 @@ def choose(op: Op, arguments: tuple[Any, ...]) -> Choice:
     reason = kernels.implementation(op).why_not(*tensors)
     if reason is None and device is not None and _has_float16(tensors):
         reason = "TPUs do not compute in float16: give bfloat16 or float32"
+    if reason is None and any(isinstance(a, jax.Array) and jax.typeof(a).sharding.mesh.explicit_axes for a in arguments):
+        reason = "arrays are dealt out over Explicit axes of a mesh: call within jax.shard_map, or make a mesh of Auto axes"
     if reason is not None and prefers is not None:
         raise InputError(f"{op.name}: {prefers} is preferred but cannot serve this call: {reason}")
     return Choice(reason is None, reason or "", expected=reason is not None)

@@ -133,11 +133,11 @@ class _Device:
     ("kind", "target"), [("TPU v5 lite", "tpu-v5e"), ("TPU v6 lite", "tpu-v6e"), ("TPU7x", "tpu-tpu7x")]
 )
 def test_a_tpu_is_known_by_its_kind(kind: str, target: str, x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pallas, "_tpu", lambda arrays: _Device(kind))
+    monkeypatch.setattr(pallas, "tpu", lambda arrays: _Device(kind))
     assert pallas.target({"x": x}).name == target
 
 
 def test_an_unknown_tpu_is_refused(x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pallas, "_tpu", lambda arrays: _Device("TPU v99"))
+    monkeypatch.setattr(pallas, "tpu", lambda arrays: _Device("TPU v99"))
     with pytest.raises(kd.TargetError, match=r"no target describes the TPU 'TPU v99'"):
         pallas.target({"x": x})

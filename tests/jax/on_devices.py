@@ -13,6 +13,7 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_d
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import P
 
 import kpt.jax
@@ -96,6 +97,19 @@ def gathered_where_columns_are_cut() -> None:
     same(jax.jit(jax.grad(rms, (0, 1)))(x, W), expected(rms, X, W), 8 * 5 * N)
 
 
+def explicit_axes_are_named() -> None:
+    """Kernels do not serve there outside of ``jax.shard_map``; XLA's operations do."""
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x = jax.device_put(X, jax.NamedSharding(mesh, P("rows")))
+    w = jax.device_put(W, jax.NamedSharding(mesh, P()))
+    with pytest.raises(kpt.InputError, match=r"dealt out over Explicit axes of a mesh: call within jax\.shard_map"):
+        kpt.jax.rms_norm(x, (N,), w)
+    with kpt.jax.prefer("reference"):
+        same(jax.jit(jax.grad(rms, (0, 1)))(x, w), expected(rms, X, W), 8 * 5 * N)
+    summed = jax.shard_map(lambda *a: jax.lax.psum(rms(*a), "rows"), mesh=mesh, in_specs=(P("rows"), P()), out_specs=P())
+    same(jax.jit(jax.grad(summed, (0, 1)))(x, w), expected(rms, X, W), 8 * 5 * N)
+
+
 def vmap_of_a_batch() -> None:
     """Also where XLA partitions the rest of the program, and in a gradient."""
     found = jax.jit(jax.vmap(jax.grad(rms, (0, 1)), (0, None)))(X, W)
@@ -115,7 +129,7 @@ def kernels_of_users() -> None:
 
 CHECKS: tuple[Callable[[], None], ...] = (
     shard_map_differentiates, partitioned_by_rows, partitioned_by_batch_entries, gathered_where_columns_are_cut,
-    vmap_of_a_batch, kernels_of_users,
+    explicit_axes_are_named, vmap_of_a_batch, kernels_of_users,
 )  # fmt: skip
 
 if __name__ == "__main__":

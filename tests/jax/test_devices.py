@@ -10,7 +10,7 @@ pytest.importorskip("jax")
 
 CHECKS = (
     "shard_map_differentiates", "partitioned_by_rows", "partitioned_by_batch_entries", "gathered_where_columns_are_cut",
-    "vmap_of_a_batch", "kernels_of_users",
+    "explicit_axes_are_named", "vmap_of_a_batch", "kernels_of_users",
 )  # fmt: skip
 
 

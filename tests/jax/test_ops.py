@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
+import torch
 
 from tests.jax.calls import CASES, Case, cosines, in_float64, loss
 from tests.tolerances import assert_close
@@ -45,3 +47,18 @@ def test_outputs_and_gradients(name: str, served: str) -> None:
     assert len(outputs) == len(expected)
     for got, right in (*zip(outputs, expected, strict=True), *zip(gradients, wanted, strict=True)):
         assert_close(got, right, "f32", case.length)
+
+
+@pytest.mark.parametrize("served", ["reference", "pallas"])
+def test_half_precision(served: str) -> None:
+    """Statistics are float32, and each result is rounded once, to the type of what it belongs to."""
+    x, w = (np.random.default_rng(s).normal(size=n).astype("bfloat16") for s, n in ((1, (17, 70)), (2, (70,))))
+    with kpt.jax.prefer(served):
+        y, pull = jax.vjp(lambda x, w: kpt.jax.rms_norm(x, (70,), w, 1e-5), jax.numpy.asarray(x), jax.numpy.asarray(w))
+        dx, dw = pull(y)
+    assert {y.dtype, dx.dtype, dw.dtype} == {jax.numpy.dtype("bfloat16")}
+    wide, weight = (torch.tensor(a.astype(np.float64), requires_grad=True) for a in (x, w))
+    expected = torch.nn.functional.rms_norm(wide, (70,), weight, 1e-5)
+    expected.backward(torch.tensor(np.asarray(y).astype(np.float64)))
+    for got, right in ((y, expected), (dx, wide.grad), (dw, weight.grad)):
+        assert_close(got, right, "bf16", 70)
