@@ -230,3 +230,9 @@ def test_heads_that_are_no_linear_layer_and_models_without_a_loss(llama: Any) ->
     assert reasons(llama) == ["LlamaForCausalLM has a head of the class Sequential, not nn.Linear"]
     assert reasons(nn.Linear(2, 2)) == ["no module of it looks up a loss of the logits that a linear layer of its own gives"]
     assert "its forward fails" in reasons(build("t5"))[0]
+
+
+def test_capped_logits_are_refused() -> None:
+    (reason,) = reasons(build("gemma2"))
+    assert "the loss of Gemma2ForCausalLM is not shown to be linear_cross_entropy" in reason
+    assert "its logits go through tanh" in reason

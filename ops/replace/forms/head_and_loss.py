@@ -77,6 +77,10 @@ class Logits:
     def __truediv__(self, other: Any) -> "Logits":
         return Logits(self.x, self.layer, self.scale / _number(other))
 
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise TypeError(f"its logits go through {function.__name__}")
+
     def float(self) -> "Logits":
         """As they are: losses are float32 whatever logits are."""
         return self
