@@ -74,6 +74,8 @@ class Logits:
     def __mul__(self, other: Any) -> "Logits":
         return Logits(self.x, self.layer, self.scale * _number(other))
 
+    __rmul__ = __mul__
+
     def __truediv__(self, other: Any) -> "Logits":
         return Logits(self.x, self.layer, self.scale / _number(other))
 
