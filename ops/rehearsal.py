@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kpt.ops.calls import Call, Calls
-from kpt.ops.choice import choose, standing_in
+from kpt.ops.choice import choose, preferred, standing_in
 from kpt.ops.registry import OPS, get
 
 
@@ -55,9 +55,11 @@ class _Noting(TorchDispatchMode):
         self.calls: dict[Hashable, Call] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        space, _, name = func._schema.name.partition("::")
-        if space == "kpt" and name in OPS:
-            self._note(name, func._schema.arguments, args)
+        call = called(func, args)
+        if call is not None:
+            key = call.op, tuple(map(_known_by, call.arguments))
+            known = self.calls.get(key)
+            self.calls[key] = call if known is None else replace(known, often=known.often + 1)
         kwargs = kwargs or {}
         given = _tensors((args, kwargs))
         if not given:  # which makes some
@@ -69,13 +71,15 @@ class _Noting(TorchDispatchMode):
         with torch._C._DisableTorchDispatch():
             return func(*args, **kwargs)
 
-    def _note(self, op: str, schema: Any, given: tuple[Any, ...]) -> None:
-        arguments = (*given, *[p.default_value for p in schema[len(given) :]])
-        served = choose(get(op), arguments, False, None).implementation.name
-        plain = tuple(map(_without_memory, arguments))
-        key = op, tuple(map(_known_by, plain))
-        known = self.calls.get(key) or Call(op, plain, 0, served)
-        self.calls[key] = replace(known, often=known.often + 1)
+
+def called(func: Any, given: tuple[Any, ...]) -> Call | None:
+    """The call that an operator of PyTorch's, seen by a mode, is of an op of ours; None for another."""
+    space, _, name = func._schema.name.partition("::")
+    if space != "kpt" or name not in OPS:
+        return None
+    arguments = (*given, *[p.default_value for p in func._schema.arguments[len(given) :]])
+    served = choose(get(name), arguments, False, preferred()).implementation.name
+    return Call(name, tuple(map(_without_memory, arguments)), served=served)
 
 
 def _tensors(of: Any) -> list[torch.Tensor]:

@@ -6,7 +6,6 @@ their model, with what PyTorch's operations take to move as many bytes and multi
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,6 +15,7 @@ from kpt.ops.dtypes import KERNEL_FLOATS, torch_dtype
 from kpt.ops.estimates import estimate
 from kpt.ops.registry import get
 from kpt.ops.replace.modules import activation_name
+from kpt.ops.replace.rates import microseconds
 from kpt.ops.replace.rules import Rule
 from kpt_dsl import runtime
 from kpt_dsl.dtypes import dtype as named
@@ -36,12 +36,6 @@ PASSES = {"layer_norm": 2, "rms_norm": 2, "gated_act": 5, "linear_act": 2}
 
 MODEL_ERRS = 1.5
 """By so much a prediction must lose before it counts: the model ranks configs, and is not exact about microseconds."""
-
-BANDWIDTH_SHARE = 0.6
-"""Of a device's bandwidth, what PyTorch's operations reach: the most that its norms did on an H200 (benchmarks/results)."""
-
-PRODUCT_SHARE = 0.7
-"""Of a device's rate, what its products reach, likewise."""
 
 
 def why_slower(module: nn.Module, rule: Rule) -> str | None:
@@ -71,13 +65,10 @@ def slower_on(target: "Target", module: nn.Module, rule: Rule, dtype: str) -> st
 
 
 def _pytorchs(kind: str, dims: Mapping[str, int], dtype: str, target: "Target") -> float:
-    """Microseconds of PyTorch's operations; without end where it is not known how fast their products are."""
-    moved = PASSES[kind] * dims["M"] * dims["N"] * torch_dtype(dtype).itemsize
-    products = 2 * dims["M"] * dims["N"] * dims.get("K", 0)
-    if products and dtype not in target.flops_per_s:
-        return inf
-    multiplying = products / (PRODUCT_SHARE * target.flops_per_s[dtype]) if products else 0.0
-    return 1e6 * (moved / (BANDWIDTH_SHARE * target.bandwidth_bytes_per_s) + multiplying)
+    """Microseconds of PyTorch's operations."""
+    own = torch_dtype(dtype)
+    moved = PASSES[kind] * dims["M"] * dims["N"] * own.itemsize
+    return microseconds(target, moved, 2 * dims["M"] * dims["N"] * dims.get("K", 0), own)
 
 
 # ------------------------------------------------------------------ the sizes of the calls that modules make, but for rows

@@ -74,7 +74,8 @@ def replace_kinds(
         for module, rule in done:
             _becomes(module, rule.replacement, rule.original)
         raise
-    return Report("replaced", tuple(changes), tuple(skipped))
+    devices = {p.device.type: None for p in model.parameters()}
+    return Report("replaced", tuple(changes), tuple(skipped), tuple(devices))
 
 
 def restore_modules(model: nn.Module) -> Report:

@@ -99,7 +99,6 @@ def test_gates_move_five_times_their_size_and_products_take_their_time(monkeypat
     assert f"operations {5 * moved:.3g}" in str(judged(GatedMLP(64, 8192)))
     both = 2 * moved + 2 * 8192 * 8192 * 4096 / (0.7 * 989.4e12) * 1e6
     assert f"operations {both:.3g}" in str(judged(pair(4096, 8192).eval()))
-    assert judged(pair(4096, 8192).eval(), "f32") is None, "nobody knows how fast PyTorch's are"
 
 
 def test_what_no_kernel_serves_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,11 @@ def test_what_was_measured_is_what_the_table_says(monkeypatch: pytest.MonkeyPatc
 
     with recording() as calls:
         norms(4)
-    config = SimpleNamespace(entry=SimpleNamespace(microseconds=250.0), config=None, provenance="measured")
+    entry = SimpleNamespace(microseconds=250.0)
+    config = SimpleNamespace(entry=entry, config=None, provenance="measured", sibling="")
     monkeypatch.setattr(estimates, "lookup", SimpleNamespace(choose=lambda *_: config))
     assert calls.table("nvidia-h200").splitlines()[1].split()[:3] == ["4", "1", "measured"]
+    config.sibling = "another width"
+    modelled = SimpleNamespace(seconds=lambda _: 3e-6)
+    monkeypatch.setattr(estimates, "options", lambda *_: modelled)
+    assert calls.table("nvidia-h200").splitlines()[1].split()[:2] == ["4", "0.012"], "a time of other calls is none of these"

@@ -76,6 +76,7 @@ def test_the_report_reads_well() -> None:
             "    1  left alone, own: Doubled is not layer_norm: its output is off by 3.4 of 3.4, allowed 1.1e-05 "
             "(float32, inputs around 1, parameters around 1)"
         ),
+        "       on cpu PyTorch serves layer_norm, rms_norm, linear_act, unless kernels are preferred",
     ]
 
 

@@ -169,6 +169,8 @@ class Wrong(transformers.LlamaForCausalLM):
         logits = self.lm_head(hidden)
         if self.change == "added":
             logits = logits + 1
+        if self.change == "scaled":
+            logits = 0.25 * logits / 2
         if self.change == "tempered":
             logits = logits * self.lm_head.weight.mean()
         if self.change == "shifted":
@@ -209,10 +211,11 @@ def test_what_else_becomes_of_logits_is_refused(change: str, words: str, monkeyp
     assert words in reason
 
 
-@pytest.mark.parametrize("change", ["", "normed", "shifted"])
-def test_what_happens_before_the_head_is_the_models_own(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", ["", "normed", "shifted", "scaled"])
+def test_what_happens_around_head_and_loss_is_the_models_own(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Wrong, "change", change)
     model = Wrong(build("llama").config).train()
+    model.lm_head = nn.Linear(64, 128)
     expected, _ = run(model)
     assert KIND in {c.kind for c in only_loss(model).changes}
     assert_close(run(model)[0].loss, expected.loss, "f32", 128)
@@ -230,3 +233,9 @@ def test_heads_that_are_no_linear_layer_and_models_without_a_loss(llama: Any) ->
     assert reasons(llama) == ["LlamaForCausalLM has a head of the class Sequential, not nn.Linear"]
     assert reasons(nn.Linear(2, 2)) == ["no module of it looks up a loss of the logits that a linear layer of its own gives"]
     assert "its forward fails" in reasons(build("t5"))[0]
+
+
+def test_capped_logits_are_refused() -> None:
+    (reason,) = reasons(build("gemma2"))
+    assert "the loss of Gemma2ForCausalLM is not shown to be linear_cross_entropy" in reason
+    assert "its logits go through tanh" in reason

@@ -74,8 +74,14 @@ class Logits:
     def __mul__(self, other: Any) -> "Logits":
         return Logits(self.x, self.layer, self.scale * _number(other))
 
+    __rmul__ = __mul__
+
     def __truediv__(self, other: Any) -> "Logits":
         return Logits(self.x, self.layer, self.scale / _number(other))
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise TypeError(f"its logits go through {function.__name__}")
 
     def float(self) -> "Logits":
         """As they are: losses are float32 whatever logits are."""
