@@ -65,6 +65,11 @@ def oss(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
     return tuple(torch.cat((a * cos - b * sin, b * cos + a * sin), -1) for a, b in halves)
 
 
+def visions(q: Any, k: Any, cos: Any, sin: Any) -> Any:
+    cos, sin = cos.unsqueeze(-2).float(), sin.unsqueeze(-2).float()
+    return tuple((x.float() * cos + far(x.float()) * sin).to(x.dtype) for x in (q, k))
+
+
 class Attention(nn.Module):
     """As much of one as turns."""
 
@@ -213,6 +218,12 @@ CALLS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]], dict[str, Any], bool]
     "by place": (llamas, lambda: (*heads(), *angles(16), 1), {}, False),
     "without a batch": (llamas, lambda: (*(t[0] for t in heads()), *(t[0] for t in angles(16))), {"unsqueeze_dim": 0}, False),
     "angles of two dims": (llamas, lambda: (*heads(), *(t[0] for t in angles(16))), {"unsqueeze_dim": 0}, False),
+    "vision's, without a batch": (visions, lambda: (*(t[0] for t in heads(True)), *(t[0] for t in angles(16))), {}, True),
+    "without a batch, where that was not shown": (
+        llamas, lambda: (*torch.randn(2, 5, 5, 16, generator=torch.Generator().manual_seed(1)), *(t[0] for t in angles(16))),
+        {}, False,
+    ),
+    "vision's, with one": (visions, lambda: (*heads(True, torch.bfloat16), *angles(16)), {}, True),
     "float32 angles": (llamas, lambda: (*heads(dtype=torch.bfloat16), *angles(16)), {}, False),
     "float32 angles where that was shown": (coheres, lambda: (*heads(dtype=torch.bfloat16), *angles(16)), {}, True),
     "unlike types": (llamas, lambda: (heads()[0], heads(dtype=torch.bfloat16)[1], *angles(16)), {}, False),

@@ -55,21 +55,22 @@ pair (GLM), or all, which are one a pair (gpt-oss)."""
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """What a function was seen to compute. ``angles``: of ``ANGLES``. ``dims``: where heads may stand. ``partial``: cos may
-    have fewer columns than heads. ``wide``: cos may be float32 beside half precision, and the result is none the less."""
+    """What a function was seen to compute. ``angles``: of ``ANGLES``. ``dims``: where heads may stand, first where they do if
+    a call does not say. ``partial``: cos may have fewer columns than heads. ``wide``: cos may be float32 beside half
+    precision, and the result is none the less. ``single``: without a dim for batch entries too."""
 
     interleaved: bool
     angles: str
-    dims: tuple[int, ...] = ()
+    dims: tuple[int, ...]
     partial: bool = False
     wide: bool = False
+    single: bool = False
     kind = KIND
 
     def instead_of(self, own: FunctionType) -> Callable[..., Any]:
         """What is called in the place of a function: the op, and the function where a call is none that was proven."""
-        default = _default(own)
         spread, pairs, halves = ANGLES[self.angles], self.interleaved, self.angles == "one a pair"
-        dims, partial, wide = self.dims, self.partial, self.wide
+        dims, partial, wide, single = self.dims, self.partial, self.wide, self.single
 
         def fits(q: Any, k: Any, cos: Any, sin: Any, dim: Any) -> bool:
             """The op takes it, and the function would not broadcast otherwise."""
@@ -90,7 +91,10 @@ class Rotary:
             )
 
         def turned(q: Any, k: Any, cos: Any, sin: Any, *others: Any, **named: Any) -> Any:
-            dim = named[DIM] if len(named) == 1 and DIM in named else default
+            if single and not others and not named and q.ndim == 3 and k.ndim == 3 and cos.ndim == sin.ndim == 2:
+                y, z = turned(q[None], k[None], cos[None], sin[None])
+                return y[0], z[0]
+            dim = named[DIM] if len(named) == 1 and DIM in named else dims[0]
             if others or len(named) > (DIM in named) or not fits(q, k, cos, sin, dim):
                 return own(q, k, cos, sin, *others, **named)
             return rotary(q, k, spread(cos, pairs).unsqueeze(dim), spread(sin, pairs).unsqueeze(dim), pairs)
@@ -110,8 +114,10 @@ def find(forward: FunctionType) -> Iterator[str]:
 def prove(name: str, own: FunctionType) -> Rotary | str:
     """What a function computes, or how it differs from what comes nearest."""
     nearest, passed = "", -1
-    for interleaved, angles in product((False, True), ANGLES):
-        claim = Rotary(interleaved, angles)
+    told = inspect.signature(own).parameters.get(DIM)
+    dims = (1, 2) if told is None else (told.default,)
+    for interleaved, angles, dim in product((False, True), ANGLES, dims):
+        claim = Rotary(interleaved, angles, (dim,))
         difference = _difference(own, claim, proof.cases(torch.bfloat16))
         if difference is None:
             return _widened(own, claim)
@@ -124,19 +130,14 @@ def _widened(own: FunctionType, claim: Rotary) -> Rotary:
     """With what else it was seen to do."""
     few = [case for case in proof.cases(torch.bfloat16) if case.x == case.parameters == 1.0]
     half = [replace(case, gradients=False) for case in few if case.dtype.itemsize == 2]  # those of cos are float32
-    takes = DIM in inspect.signature(own).parameters
+    others = (1, 2) if DIM in inspect.signature(own).parameters else ()
     return replace(
         claim,
-        dims=tuple([d for d in (1, 2) if d == _default(own) or (takes and _difference(own, claim, few, dim=d) is None)]),
+        dims=tuple(dict.fromkeys([*claim.dims, *(d for d in others if _difference(own, claim, few, dim=d) is None)])),
         partial=_difference(own, claim, few, columns=WIDTH // 2) is None,
         wide=_difference(own, claim, half, angles=torch.float32) is None,
+        single=_difference(own, claim, few, single=True) is None,
     )
-
-
-def _default(own: FunctionType) -> int:
-    """Where heads stand if a call does not say."""
-    found = inspect.signature(own).parameters.get(DIM)
-    return found.default if found is not None and isinstance(found.default, int) else 1
 
 
 def _difference(
@@ -146,9 +147,10 @@ def _difference(
     dim: int | None = None,
     columns: int = WIDTH,
     angles: torch.dtype | None = None,
+    single: bool = False,
 ) -> proof.Difference | None:
     """Where a function does otherwise than claimed, its heads at a dim, with so many columns of cos, of a type of their own."""
-    spread, at = ANGLES[claim.angles], dim or _default(own)
+    spread, at = ANGLES[claim.angles], dim or claim.dims[0]
 
     def trial(case: proof.Case, draw: proof.Draw) -> proof.Run:
         batch, positions = 2, len(case.rows) + 2
@@ -160,15 +162,18 @@ def _difference(
             cos, sin = cos.to(angles), sin.to(angles)
         if at == 2:
             q, k = (t.transpose(1, 2).contiguous() for t in (q, k))
+        given = [t[0] for t in (q, k, cos, sin)] if single else [q, k, cos, sin]
 
         def forward() -> Any:
-            y, z = own(q, k, cos, sin) if dim is None else own(q, k, cos, sin, **{DIM: dim})
-            return torch.cat((y, z), at)
+            y, z = own(*given) if dim is None else own(*given, **{DIM: dim})
+            return torch.cat((y, z), at - single)
 
-        return proof.Run(dict(zip(NAMES, (q, k, cos, sin), strict=True)), forward)
+        return proof.Run(dict(zip(NAMES, given, strict=True)), forward)
 
-    def law(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def law(*given: torch.Tensor) -> torch.Tensor:
+        q, k, cos, sin = (t[None] for t in given) if single else given
         cos, sin = (spread(t, claim.interleaved).unsqueeze(at) for t in (cos, sin))
-        return torch.cat(reference.rotary(q, k, cos, sin, claim.interleaved), at)
+        y = torch.cat(reference.rotary(q, k, cos, sin, claim.interleaved), at)
+        return y[0] if single else y
 
     return proof.difference(trial, law, tuple(tests), CPU)
