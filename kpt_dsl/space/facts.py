@@ -169,6 +169,11 @@ class Facts(Read):
         return self.streamed.union(tile.axis for tile in self.grid_tiles)
 
     @cached_property
+    def links(self) -> int:
+        """How many products make what another one reads."""
+        return sum(p.link for p in self.products)
+
+    @cached_property
     def uneven(self) -> bool:
         """Whether some programs have more to do than others: a loop's bounds depend on where their tiles lie."""
         bounds = (node for loop in self.loops for bound in (loop.start, loop.stop) for node in ir.walk(bound))

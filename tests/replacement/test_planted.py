@@ -45,41 +45,56 @@ PLANTED: dict[str, tuple[str, Forward, str, bool]] = {
 """The class that is made another, its forward, and whether that kind may replace it all the same."""
 
 
+def of_another_class(found: Subject, original: str, **changed: Any) -> int:
+    """Makes the modules of a class those of another one, made of it, with what is changed; gives how many there are."""
+    planted = [module for module in found.model.modules() if type(module).__name__ == original]
+    other = type(original, (type(planted[0]),), changed)
+    for module in planted:
+        module.__class__ = other
+    return len(planted)
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_other_parts_of_a_model(name: str) -> None:
     original, forward, kind, may = PLANTED[name]
     found = subject("llama")
-    planted = [module for module in found.model.modules() if type(module).__name__ == original]
-    other = type(original, (type(planted[0]),), {"forward": forward})
-    for module in planted:
-        module.__class__ = other
+    planted = of_another_class(found, original, forward=forward)
     row = judge(found)
-    assert row["replaced" if may else "left alone"].get(kind) == len(planted)
+    assert row["replaced" if may else "left alone"].get(kind) == planted
     assert kind not in row["left alone" if may else "replaced"]
 
 
-def neighbours(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1) -> Any:
-    """Pairs of neighbours, where Llama's are of halves."""
+def rotated(turned: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    """Llama's function with another one of what stands beside the sines."""
 
-    def turned(x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+    def apply(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1) -> Any:
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        return q * cos + turned(q) * sin, k * cos + turned(k) * sin
 
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return q * cos + turned(q) * sin, k * cos + turned(k) * sin
-
-
-def minus(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1) -> Any:
-    """Turned the other way."""
-    from transformers.models.llama.modeling_llama import rotate_half
-
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return q * cos - rotate_half(q) * sin, k * cos - rotate_half(k) * sin
+    return apply
 
 
-@pytest.mark.parametrize("function", [neighbours, minus])
-def test_another_pairing(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.models.llama.modeling_llama.apply_rotary_pos_emb", function)
-    judge(subject("llama"))
+def backwards(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((second, -first), -1)
+
+
+def neighbours(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+
+def ends(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.flip(-1).chunk(2, -1)
+    return torch.cat((-first, second), -1)
+
+
+@pytest.mark.parametrize(("turned", "may"), [(backwards, False), (neighbours, True), (ends, False)])
+def test_another_pairing(turned: Any, may: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of neighbours, for which the op has a way, of both ends, and turned the other way."""
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.apply_rotary_pos_emb", rotated(turned))
+    row = judge(subject("llama"))
+    assert row["replaced" if may else "left alone"].get("rotary") == 2
+    assert "rotary" not in row["left alone" if may else "replaced"]
 
 
 def attend(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, scaling: float, **_: Any) -> Any:
@@ -91,6 +106,7 @@ def attend(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask:
 def test_attention_functions_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.models.llama.modeling_llama.eager_attention_forward", attend)
     found = subject("llama")
+    of_another_class(found, "LlamaAttention")
     found.model.set_attn_implementation("eager")
     assert "attention" not in judge(found)["replaced"]
 

@@ -121,7 +121,7 @@ def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, 
     if name == "num_warps":
         return tuple(v for v in values if int(v) >= PARTITIONS) + tuple(v for v in values if int(v) < PARTITIONS)
     if any(facts.block_of.get(p.n) == name and not p.carried for p in facts.products):
-        most = LINKS_COLUMNS if sum(p.link for p in facts.products) > 1 else LINK_COLUMNS
+        most = LINKS_COLUMNS if facts.links > 1 else LINK_COLUMNS
         return tuple(v for v in values if int(v) <= most)
     sizes = [p.dtype.bytes for p in facts.products if facts.block_of.get(p.k) == name and not p.chained]
     if sizes:

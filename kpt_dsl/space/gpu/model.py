@@ -128,7 +128,7 @@ def _roofline(sizes: GpuSizes) -> float:
     memory = _memory_seconds(sizes)
     if sizes.facts.streamed and sizes.stages == 1:  # only the core's other programs load while one computes
         memory += run / sizes.resident
-    if sum(p.link for p in sizes.facts.products) == 1 and memory > run:
+    if sizes.facts.links == 1 and memory > run:
         read = max((step.moved for step, _ in steps if step.is_pipelined), default=0)
         memory *= 1 + SMALL_STEP * max(0.0, math.log2(STEP_BYTES / max(1, read)))
     return _both(run, memory)
@@ -239,7 +239,7 @@ def _side_by_side(sizes: GpuSizes, tensor: float, vector: float, programs: int) 
     attention of head dim 64 runs 1.5 times as fast in three of 4 warps a core as in one of 8.
     """
     if sizes.target.async_products:
-        many = 1.0 if sizes.warps <= PARTITIONS else FELLOWS if sum(p.link for p in sizes.facts.products) == 1 else 2.0
+        many = 1.0 if sizes.warps <= PARTITIONS else FELLOWS if sizes.facts.links == 1 else 2.0
         company = max(programs, many) - 1
         exposed = max(OVERLAP, 1 - COMPANY * company)
     else:
