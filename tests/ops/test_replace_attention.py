@@ -168,10 +168,9 @@ def test_restoring_is_exact() -> None:
         report = kpt.replace_modules(subject)
         assert "sdpa -> kpt" in str(report)
         assert subject.config._attn_implementation == "kpt"
-        assert len(report.changes) == 6
         assert kpt.replace_modules(subject).changes == ()
         assert {name: value.data_ptr() for name, value in subject.state_dict().items()} == state
-        kpt.restore_modules(subject)
+        assert len(kpt.restore_modules(subject).changes) == len(report.changes)
         before = attended()
         assert torch.equal(subject(IDS, attention_mask=RIGHT).last_hidden_state, expected)
     assert attended() == before
