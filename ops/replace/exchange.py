@@ -18,7 +18,18 @@ def exchanged(function: Any, others: Mapping[str, Any]) -> FunctionType:
     )
     made.__kwdefaults__, made.__annotations__ = function.__kwdefaults__, function.__annotations__
     made.__module__, made.__qualname__, made.__doc__ = function.__module__, function.__qualname__, function.__doc__
+    vars(made)["made_of"] = function, frozenset(others)
     return made
+
+
+def is_as_now(function: Any) -> bool:
+    """Whether a function still looks up what the one does that it was made of, as one that was not made so always does: names of
+    libraries are patched, and a copy of them is not."""
+    if (made_of := getattr(function, "made_of", None)) is None:
+        return True
+    source, others = made_of
+    kept = {name: value for name, value in function.__globals__.items() if name not in others}
+    return all(source.__globals__.get(name) is value for name, value in kept.items())
 
 
 class Within(ModuleType):

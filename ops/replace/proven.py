@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol, TypeGuard
 import torch
 from torch import nn
 
+from kpt.ops.replace.exchange import is_as_now
+
 
 class Served(Protocol):
     """What runs in the place of a forward: a frozen record that pickles. ``kind``: as ``replace_modules(only=…)`` has it."""
@@ -57,9 +59,10 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 
 def proven_class(original: type[nn.Module], served: Served) -> type[nn.Module]:
-    """Modules of the class ``original`` with what serves them; one class, however often it is asked for."""
+    """Modules of the class ``original`` with what serves them; one class, however often it is asked for, while
+    the code of theirs looks up the same."""
     for kind in original.__subclasses__():
-        if is_proven(kind) and kind.served == served:
+        if is_proven(kind) and kind.served == served and is_as_now(kind.forward):
             return kind
     body = {
         "original": original,

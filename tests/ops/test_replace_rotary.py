@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -161,6 +162,32 @@ def test_rotary_functions_are_exchanged(name: str) -> None:
     kpt.restore_modules(module)
     assert type(module) is kind
     assert torch.equal(module(X, given), expected)
+
+
+def finished(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+class Finishing(Llama):
+    """Calls another function of its file, which somebody may patch."""
+
+    def forward(self, x: torch.Tensor, angles: Any) -> Any:
+        q, k = self.project(x)
+        return finished(torch.cat(llamas(q, k, *angles), 1))
+
+
+def test_what_is_patched_between_two_replacements_is_seen_by_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Finishing(), Finishing()
+    given = angles(Finishing.columns)
+    kpt.replace_modules(first)
+    monkeypatch.setattr(sys.modules[__name__], "finished", torch.neg)
+    expected = second(X, given)
+    assert kpt.replace_modules(second).changes
+    assert type(second) is not type(first)
+    assert_close(second(X, given).detach(), expected.detach(), "f32", scale=4.0)
+    third = Finishing()
+    kpt.replace_modules(third)
+    assert type(third) is type(second)
 
 
 WRONG: dict[str, Turn] = {
