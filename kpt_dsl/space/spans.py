@@ -63,11 +63,13 @@ def _spans(
 def _positions(
     loop: ir.Tile | ir.Each, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> list[tuple[float, float]]:
-    """First index and one past the last of tiles spread evenly along a dim."""
+    """First index and one past the last of tiles spread evenly along a dim, as many before its middle as behind."""
     extent, block = dims[loop.dim], blocks.get(loop.block, 1) if isinstance(loop, ir.Tile) else 1
-    count = min(samples, max(1, math.ceil(extent / block)))
-    starts = (math.floor((i + 0.5) / count * extent / block) * block for i in range(count))
-    return [(start, min(start + block, extent)) for start in starts]
+    tiles = max(1, math.ceil(extent / block))
+    count = min(samples, tiles)
+    before = [((2 * i + 1) * tiles - count) // (2 * count) for i in range((count + 1) // 2)]
+    behind = [tiles - 1 - place for place in before[: count // 2]]
+    return [(place * block, min((place + 1) * block, extent)) for place in (*before, *behind)]
 
 
 class _Known(NamedTuple):
