@@ -1,6 +1,7 @@
 """Loop spans: how far loops run where bounds depend on tiles, on other loops, or on what only the run knows."""
 
 import math
+from statistics import fmean
 
 import pytest
 
@@ -19,6 +20,8 @@ def banded(x: kd.In, first: kd.In, y: kd.Out, width: kd.Int, shape: kd.Static) -
         start, stop = kd.size("N") * 0, kd.size("N")
         if shape == "diagonal":
             start, stop = m.start, m.stop
+        if shape == "up to here":
+            stop = m.stop
         if shape == "scalar":
             start = kd.maximum(m.start, m.start + width)
         if shape == "beyond":
@@ -64,3 +67,16 @@ def test_uneven_loops_are_noticed() -> None:
     found = {shape: _instance(shape) for shape in ("whole", "diagonal")}
     uneven = {shape: collect(one.lower({}), one.extents).uneven for shape, one in found.items()}
     assert uneven == {"whole": False, "diagonal": True}
+
+
+@pytest.mark.parametrize("extent", [100, 511, 512, 513, 1000, 4096, 4097])
+@pytest.mark.parametrize("rows", [16, 64, 128])
+def test_few_tiles_stand_for_all(extent: int, rows: int) -> None:
+    """Also where their number is even: of a loop up to its own tile's end, as causal ones are, the mean is that of all tiles."""
+    found = _instance("up to here", extent)
+    facts = collect(found.lower({}), found.extents)
+    blocks = {"block_M": rows, "block_N": 16}
+    stops = [min(extent, start + rows) for start in range(0, extent, rows)]
+    assert mean_span(facts.loops[0], facts.variables, facts.dims, blocks) == pytest.approx(fmean(stops), rel=0.03)
+    steps = fmean(math.ceil(stop / 16) for stop in stops)
+    assert mean_steps(facts.loops[0], facts.variables, facts.dims, blocks) == pytest.approx(steps, rel=0.03)
