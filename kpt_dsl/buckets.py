@@ -102,9 +102,9 @@ SMALLEST_TILE = 16
 
 
 def class_spans(kernel: ir.Kernel, dims: Mapping[str, int]) -> dict[str, Span]:
-    """What the extents lie within that have one first config: these spans, but some in halves. Where there is one product, large
-    ones: how well its tiles fill a device goes up and down with their number; that of a chain of products hardly does. Where
-    there is a chain, short ones: its loops make a few steps, and what the last of these leaves over is much of them."""
+    """What the extents lie within that have one first config: these spans, some in halves. Of one product large ones: how well
+    its tiles fill a device goes up and down with their number; that of a chain of products hardly does. Of a chain short ones:
+    its loops make a few steps, and what the last of these leaves over is much of them."""
     found, products = spans(kernel, dims), _products(kernel)
     if products > 1:
         tiled = {tile.dim for tile in ir.tiles(kernel)}

@@ -56,11 +56,11 @@ class Scores(NamedTuple):
     @staticmethod
     def split(op: str, arguments: Sequence[Any]) -> "tuple[Scores, Any]":
         """From the arguments of a schema, and the one among them that is none of these: ``return_lse``, or ``needed``."""
-        causal, scale, window, key_lengths, other, *new = arguments
+        scores, window, other = Scores(*arguments[:4], *arguments[5:]), arguments[2], arguments[4]
         if isinstance(window, _PAIRS):
             window, ahead = sides(op, window)
-            return Scores(causal, scale, window, key_lengths, *new)._replace(ahead=ahead), other
-        return Scores(causal, scale, window, key_lengths, *new), other
+            return scores._replace(window=window, ahead=ahead), other
+        return scores, other
 
     def around(self, other: Any) -> tuple[Any, ...]:
         """The reverse of ``split``."""
