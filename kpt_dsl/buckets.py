@@ -96,27 +96,35 @@ def spans(kernel: ir.Kernel, dims: Mapping[str, int]) -> dict[str, Span]:
 
 
 HALVED = 1024
-"""From this upper end on, buckets of a kernel of one product are two classes."""
+"""From this upper end on, buckets of a kernel of one product are two classes; up to it, those along tiles of a chain."""
+SMALLEST_TILE = 16
+"""Of a product, along any of its dims: no shorter part of a bucket is a class."""
 
 
 def class_spans(kernel: ir.Kernel, dims: Mapping[str, int]) -> dict[str, Span]:
-    """What the extents lie within that have one first config: these spans, large ones in halves where there is one product. How
-    well its tiles fill a device goes up and down with their number; that of a chain of products hardly does."""
-    found = spans(kernel, dims)
-    return {dim: _half(span, dims[dim]) for dim, span in found.items()} if _is_lone(kernel) else found
+    """What the extents lie within that have one first config: these spans, some in halves. Of one product large ones: how well
+    its tiles fill a device goes up and down with their number; that of a chain of products hardly does. Of a chain short ones:
+    its loops make a few steps, and what the last of these leaves over is much of them."""
+    found, products = spans(kernel, dims), _products(kernel)
+    if products > 1:
+        tiled = {tile.dim for tile in ir.tiles(kernel)}
+        halved = {dim for dim, (_, high) in found.items() if dim in tiled and SMALLEST_TILE * 4 <= high <= HALVED}
+    else:
+        halved = {dim for dim, (_, high) in found.items() if products and high >= HALVED}
+    return {dim: _half(span, dims[dim]) if dim in halved else span for dim, span in found.items()}
 
 
 def _half(span: Span, extent: int) -> Span:
     low, high = span
-    if low == high or high < HALVED:
+    if low == high:
         return span
     middle = high * 3 // 4
     return Span(low, middle) if extent <= middle else Span(middle + 1, high)
 
 
 @remembered(1024)
-def _is_lone(kernel: ir.Kernel) -> bool:
-    return sum(isinstance(e, ir.Dot) for e in ir.every_expr(kernel.body)) == 1
+def _products(kernel: ir.Kernel) -> int:
+    return sum(isinstance(e, ir.Dot) for e in ir.every_expr(kernel.body))
 
 
 def _batch(kernel: ir.Kernel) -> str | None:

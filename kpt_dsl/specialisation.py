@@ -1,6 +1,6 @@
 """A kernel with all that its IR follows from: element types, static arguments, and what its text means. It knows no extents."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,12 @@ class Specialisation:
                 name, options = unmet[0]
                 waiting += [choices | {name: option} for option in options]
         return tuple(found)
+
+    @cached_property
+    def meant(self) -> tuple[tuple[Callable[[], Meaning], Meaning], ...]:
+        """What gives the meanings of the kernel and of the functions among its static arguments now; and what they are here."""
+        functions = [(value.now, self.functions[name]) for name, value in self.statics if name in self.functions]
+        return ((self.kernel.now, self.meaning), *functions)
 
     @cached_property
     def lowerings(self) -> Lowerings:

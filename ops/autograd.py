@@ -5,14 +5,14 @@ whose preference holds, and that a gradient is not differentiated again. Knows n
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from kpt.ops.choice import Holding, preferred
-from kpt.ops.eager import below_autograd
+from kpt.ops.eager import WORDS, below_autograd
 from kpt.ops.registry import Op, Ready, settled
 from kpt_dsl.errors import KptError
 
@@ -56,6 +56,20 @@ def _pick(positions: Sequence[int]) -> _Pick:
     return itemgetter(*positions) if len(positions) > 1 else lambda items: tuple([items[i] for i in positions])
 
 
+@lru_cache(maxsize=512)
+def _back_in_place(places: tuple[int, ...], count: int) -> _Pick:
+    """So many items, of those that belong at some places and then all others."""
+    order = [*places, *(i for i in range(count) if i not in places)]
+    return _pick([order.index(i) for i in range(count)])
+
+
+@lru_cache(maxsize=512)
+def _among_arguments(differentiable: tuple[int, ...], needed: tuple[bool, ...], count: int) -> _Pick:
+    """What autograd is given for a kind and so many arguments, of None and the gradients that are needed."""
+    wanted = [1 + position for position, n in zip(differentiable, needed, strict=True) if n]
+    return _pick([1 + wanted.index(i) if i in wanted else 0 for i in range(1 + count)])
+
+
 class _Kind:
     """Calls of an op that differ in values only."""
 
@@ -90,12 +104,11 @@ class _Kind:
 
         outputs, saved = self.gradient.forward(noting, needed, *arguments)
         given = outputs if isinstance(outputs, list) else [outputs]
-        places = [i for i, value in enumerate(saved) if isinstance(value, torch.Tensor)]
-        rest = [i for i in range(len(saved)) if i not in places]
+        tensors = {i: v for i, v in enumerate(saved) if type(v) not in WORDS and isinstance(v, torch.Tensor)}
         known = {*map(id, arguments), *map(id, given)}
-        others = tuple([i for i in places if id(saved[i]) not in known])
+        others = tuple([i for i, tensor in tensors.items() if id(tensor) not in known])
         plain = {*map(id, arguments), *map(id, dispatched)}
-        wanted = [1 + position for position, n in zip(self.op.differentiable, needed, strict=True) if n]
+        places = tuple(tensors)
         self.form = _Form(
             self,
             needed,
@@ -103,12 +116,12 @@ class _Kind:
             not others and given is not outputs,
             given is outputs,
             len(given),
-            plain.issuperset(map(id, (*given, *[saved[i] for i in places]))),
+            plain.issuperset(map(id, (*given, *tensors.values()))),
             _pick(places),
             others,
-            _pick([(places + rest).index(i) for i in range(len(saved))]),
-            tuple([saved[i] for i in rest]),
-            _pick([1 + wanted.index(i) if i in wanted else 0 for i in range(1 + len(arguments))]),
+            _back_in_place(places, len(saved)),
+            tuple([value for i, value in enumerate(saved) if i not in tensors]),
+            _among_arguments(self.op.differentiable, needed, len(arguments)),
         )
         return self.form, outputs, saved
 

@@ -15,10 +15,10 @@ import torch
 from kpt.ops.choice import preferred
 from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.dtypes import KERNEL_FLOATS
-from kpt.ops.eager import below
+from kpt.ops.eager import WORDS, below, tensors_in
 from kpt.ops.registry import Implementation, KernelChoice, Missing, Ready, Undecided
 from kpt.ops.straight import Repeated
-from kpt_dsl import configs
+from kpt_dsl import configs, runtime
 from kpt_dsl.arrays import ALIGNMENT
 from kpt_dsl.classes import extents, options
 from kpt_dsl.emit import emit
@@ -67,16 +67,17 @@ BACKENDS = (
 
 def wide_dtype(*arguments: Any) -> str | None:
     """Why kernels pass over floating tensors of these dtypes, or None."""
-    floating = [a.dtype for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point()]
-    found = next((dtype for dtype in floating if dtype not in KERNEL_FLOATS), None)
-    return None if found is None else f"kernels do not compute on {found}"
+    for tensor in tensors_in(arguments):
+        if tensor.dtype not in KERNEL_FLOATS and tensor.is_floating_point():
+            return f"kernels do not compute on {tensor.dtype}"
+    return None
 
 
 def generated(run: Run, why_not: Callable[..., str | None] = wide_dtype) -> tuple[Implementation, ...]:
     """An op's generated implementations. ``why_not(*arguments)`` says what the kernels themselves cannot do."""
 
     def not_served(*arguments: Any) -> str | None:
-        if 0 in [a.numel() for a in arguments if isinstance(a, torch.Tensor)]:
+        if 0 in [t.numel() for t in tensors_in(arguments)]:
             return "a tensor is empty"
         return why_not(*arguments)
 
@@ -127,24 +128,36 @@ def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _prepare(run: Run, backend: str, arguments: tuple[Any, ...]) -> Ready:
-    launches = Launches(backend, kin(run, arguments))
-    return below(partial(run, launches)) if _gpu(arguments) is None else Repeated(run, launches)
+    device = _gpu(arguments)
+    launches = Launches(backend, device, run, outline(arguments))
+    return below(partial(run, launches)) if device is None else Repeated(run, launches)
 
 
-def kin(run: Hashable, arguments: tuple[Any, ...]) -> Hashable:
-    """What a call has in common with others that are served alike, as a rule: lengths change with every call."""
-    return run, *[
-        (a.dtype, a.device, tuple([(n - 1).bit_length() for n in a.shape]), None if a.is_contiguous() else _order(a))
+Outline = Sequence[tuple[Any, ...]]
+"""Of each argument of a call what ``kin`` looks at: a tensor's dtype, device, shape, and strides unless it is contiguous."""
+
+
+def outline(arguments: tuple[Any, ...]) -> Outline:
+    """That of these: every new length comes by here, and few ask for more."""
+    return [
+        (type(a), a)
+        if type(a) in WORDS
+        else (a.dtype, a.device, a.shape, None if a.is_contiguous() else a.stride())
         if isinstance(a, torch.Tensor)
-        else (type(a), tuple(a) if isinstance(a, list) else a)  # as PyTorch's dispatcher hands sequences over
+        else (type(a), tuple(a))  # sequences, as PyTorch's dispatcher hands them over
         for a in arguments
     ]
 
 
-def _order(tensor: torch.Tensor) -> Hashable:
-    """How the dims of a tensor lie in memory."""
-    steps = tensor.stride()
-    return tuple(sorted(range(len(steps)), key=steps.__getitem__))
+def kin(run: Hashable, outline: Outline) -> Hashable:
+    """What a call has in common with others that are served alike, as a rule: lengths change with every call."""
+    return run, *[part if len(part) == 2 else _about(*part) for part in outline]
+
+
+def _about(dtype: torch.dtype, device: torch.device, shape: Sequence[int], strides: Sequence[int] | None) -> Hashable:
+    """A tensor's size, roughly, and how its dims lie in memory."""
+    order = None if strides is None else tuple(sorted(range(len(strides)), key=strides.__getitem__))
+    return dtype, device, tuple([(n - 1).bit_length() for n in shape]), order
 
 
 @lru_cache(maxsize=4096)
@@ -156,11 +169,10 @@ def _found_out(*_: Hashable) -> dict[tuple[str, ...], int]:
 class Launches:
     """Launches the kernels of one kind of call, each prepared when it first comes by and only started from then on."""
 
-    __slots__ = ("_backend", "_kin", "_prepared", "_quickest", "_ways")
+    __slots__ = ("_backend", "_device", "_outline", "_prepared", "_quickest", "_run", "_ways")
 
-    def __init__(self, backend: str, kin: Hashable) -> None:
-        self._backend = backend
-        self._kin = kin
+    def __init__(self, backend: str, device: int | None, run: Run, outline: Outline) -> None:
+        self._backend, self._device, self._run, self._outline = backend, device, run, outline
         self._prepared: dict[Kernel, _Prepared] = {}
         self._quickest: dict[tuple[str, ...], int] = {}
         self._ways: dict[str, Launches] = {}
@@ -177,7 +189,7 @@ class Launches:
                     break
             else:
                 return known
-        known = self._prepared[kernel] = _prepared(kernel, arguments, self._backend)
+        known = self._prepared[kernel] = _prepared(kernel, arguments, self._backend, self._device)
         return known
 
     def quickest(self, *ways: Way) -> Any:
@@ -190,7 +202,7 @@ class Launches:
         names = tuple(way.__name__ for way in ways)
         number = self._quickest.get(names)
         if number is None:
-            found = _found_out(self._kin, self._backend, configs.generation())
+            found = _found_out(kin(self._run, self._outline), self._backend, configs.generation())
             if (number := found.get(names)) is None:
                 if len(ways) > 1 and _must_not_wait():
                     raise NotMadeError("which way is the quickest is not known yet")
@@ -198,7 +210,7 @@ class Launches:
             self._quickest[names] = number
         launches = self._ways.get(names[number])
         if launches is None:
-            launches = self._ways[names[number]] = Launches(self._backend, self._kin)
+            launches = self._ways[names[number]] = Launches(self._backend, self._device, self._run, self._outline)
         return ways[number], launches
 
 
@@ -212,8 +224,6 @@ class _Look:
         self.ways: list[Undecided] = []
 
     def __call__(self, kernel: Kernel, *arguments: Any) -> None:
-        from kpt_dsl import runtime
-
         if runtime.runtime(self._backend).known_launch(kernel, arguments, _gpu(arguments)) is None:
             self.instances.append(Instance.bind(kernel, kernel.bind(*arguments)))
 
@@ -230,7 +240,7 @@ class _Look:
 def _missing(run: Run, backend: str, arguments: tuple[Any, ...], follow: Callable[[Ready], Any]) -> Missing:
     if _gpu(arguments) is None:
         return Missing()
-    look = _Look(backend, _found_out(kin(run, arguments), backend, configs.generation()))
+    look = _Look(backend, _found_out(kin(run, outline(arguments)), backend, configs.generation()))
     follow(partial(run, look))
     return Missing(look.instances, look.ways)
 
@@ -247,8 +257,7 @@ class _Prepared(NamedTuple):
 
     @staticmethod
     def of(run: Callable[..., Any], known: Specialisation) -> "_Prepared":
-        functions = [(value.now, known.functions[name]) for name, value in known.statics if name in known.functions]
-        return _Prepared(run, ((known.kernel.now, known.meaning), *functions))
+        return _Prepared(run, known.meant)
 
 
 class _Recorder:
@@ -313,8 +322,6 @@ class _Timed(NamedTuple):
 
 
 def _quickest(ways: Sequence[Way], backend: str) -> int:
-    from kpt_dsl import runtime
-
     if len(ways) < 2:
         return 0
     recorded = [list(_recorded(way)) for way in ways]
@@ -354,16 +361,13 @@ def _timed(way: Sequence[Instance], target: Target) -> list[_Timed] | None:
 
 def _gpu(arguments: tuple[Any, ...]) -> int | None:
     """The number of the GPU that the tensors are on."""
-    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    return device.index if device.type == "cuda" else None
+    first = next(a for a in arguments if isinstance(a, torch.Tensor))
+    return first.device.index if first.is_cuda else None
 
 
-def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prepared:
-    """What runs the kernel on any arguments of the same dtypes, shapes, strides and alignment."""
-    from kpt_dsl import runtime
-
-    assert len(arguments) == len(kernel.signature.parameters), f"{kernel.name}: a launch has all arguments, None where absent"
-    device = _gpu(arguments)
+def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str, device: int | None) -> _Prepared:
+    """What runs the kernel on any arguments of the same dtypes, shapes, strides and alignment, on a GPU of that number."""
+    assert len(arguments) == len(kernel.names), f"{kernel.name}: a launch has all arguments, None where absent"
     if device is not None:
         made = runtime.runtime(backend)
         if not _must_not_wait():
@@ -379,8 +383,6 @@ def _prepared(kernel: Kernel, arguments: tuple[Any, ...], backend: str) -> _Prep
 
 
 def _describe(run: Run, backend: str, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:
-    from kpt_dsl import runtime
-
     described = []
     recorder = _Recorder(lambda ways: (_quickest(ways, backend),))
     run(recorder, *arguments)

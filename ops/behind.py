@@ -23,10 +23,10 @@ from autotune_db.crew import Reply
 from autotune_db.jobs import COMPILE_SECONDS
 from autotune_db.location import VARIABLE as DATABASE
 from kpt.ops import compiling
-from kpt.ops.backends import kin
+from kpt.ops.backends import kin, outline
 from kpt.ops.capture import is_capturing, relaxed
 from kpt.ops.compile_job import Answer, Request, Surroundings, make
-from kpt.ops.eager import below_autograd
+from kpt.ops.eager import below_autograd, tensors_in
 from kpt.ops.registry import Implementation, Missing, Op, Ready
 from kpt_dsl.build import cache
 from kpt_dsl.configs import generation
@@ -115,7 +115,7 @@ def ask(
         _fail(new, "what was made does not serve the call that it was made for")
         return new
     log.warning("%s compiles in another process; PyTorch serves until then", new.name)
-    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    device = tensors_in(arguments)[0].device
     request = Request(
         op.name, tuple(map(_without_values, arguments)), needs_grad, missing.instances, [w.instances for w in missing.ways],
         triton.present(device.index or 0).name, _surroundings(),
@@ -136,7 +136,7 @@ def state(op: Op, served: Implementation, arguments: tuple[Any, ...], needs_grad
 
 
 def _key(op: Op, arguments: tuple[Any, ...], needs_grad: bool) -> Hashable:
-    return kin(op.name, arguments), needs_grad, triton.circumstances()
+    return kin(op.name, outline(arguments)), needs_grad, triton.circumstances()
 
 
 def _look(op: Op, served: Implementation, arguments: tuple[Any, ...], needs_grad: bool) -> Missing:
@@ -201,8 +201,7 @@ def _without_values(value: Any) -> Any:
 
 
 def _in_words(arguments: tuple[Any, ...]) -> str:
-    tensors = (a for a in arguments if isinstance(a, torch.Tensor))
-    return ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in tensors)
+    return ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in tensors_in(arguments))
 
 
 def _wait_again() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from kpt.ops.eager import has_memory, is_transformed
+from kpt.ops.eager import has_memory, is_transformed, tensors_in
 from kpt.ops.recompute import checkpoint_frame, lay_around
 from kpt.ops.registry import Implementation, Op
 from kpt_dsl.errors import InputError, MissingPackageError
@@ -123,7 +123,7 @@ def choose(
 
     Raises InputError, or MissingPackageError, where the preferred implementation cannot serve.
     """
-    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    tensors = tensors_in(arguments)
     device = _standing_in.get() or tensors[0].device.type
     passed: list[PassedOver] = []
     for candidate in op.implementations:

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from kpt.ops.autocast import Off, cast
 from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
 from kpt.ops.compiling import NotMadeError, is_behind
-from kpt.ops.eager import PLAIN, below, has_memory, is_autocasting, is_plain
+from kpt.ops.eager import PLAIN, below, has_memory, is_autocasting, is_plain, tensors_in
 from kpt.ops.fingerprint import Foreign, fingerprint
 from kpt.ops.pins import pin, pinned
 from kpt.ops.recent import AGAIN, Recent, same
@@ -100,7 +100,7 @@ class Dispatcher:
             return self._foreign(arguments)
         if not is_autocasting():
             return self._run(arguments, torch.is_grad_enabled())
-        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        tensors = tensors_in(arguments)
         if not all(type(t) in PLAIN for t in tensors):
             return self._foreign(arguments)
         device = tensors[0].device.type if tensors else "cpu"
@@ -193,11 +193,11 @@ class Dispatcher:
         if grad_mode and (held := pinned(self.put, key)) is not None:
             self._note(key, held)
             return held  # type: ignore[no-any-return]
-        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        tensors = tensors_in(arguments)
         if any(map(_is_lazy, tensors)):
             decision = Decision(None, self._written_out)
         else:
-            needs_grad = _needs_grad(grad_mode, arguments)
+            needs_grad = _needs_grad(grad_mode, tensors)
             choice = choose(self.op, arguments, needs_grad, prefers, failed)
             try:
                 ready = choice.implementation.prepare(arguments)
@@ -231,7 +231,7 @@ class Dispatcher:
 
     def _foreign(self, arguments: tuple[Any, ...]) -> Any:
         """A call that something intercepts, or of tensors that only PyTorch understands. Modes and subclasses see the op."""
-        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        tensors = tensors_in(arguments)
         if not all(map(has_memory, tensors)):
             return self.by_pytorch(arguments)
         if torch.is_inference_mode_enabled():  # where our kernel of the key Autograd, which tells them, is not asked
@@ -245,7 +245,7 @@ class Dispatcher:
         try:
             return run(*arguments)
         except NotImplementedError:
-            if _all_or_none.get() or all(type(a) in PLAIN for a in arguments if isinstance(a, torch.Tensor)):
+            if _all_or_none.get() or all(type(t) in PLAIN for t in tensors_in(arguments)):
                 raise
             return self.by_pytorch(arguments)
 
@@ -259,7 +259,7 @@ class Dispatcher:
     def by_pytorch(self, arguments: tuple[Any, ...]) -> Any:
         """PyTorch's own operations, and its own words where they refuse: what kinds of tensors they take is not known here."""
         self._served["reference"] += 1
-        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        tensors = tensors_in(arguments)
         if any(t.device.type in (kernel.devices or ()) for t in tensors for kernel in self.op.kernels):
             kinds = {str(t.layout) if type(t) in PLAIN else type(t).__name__ for t in tensors}
             reason = f"only PyTorch knows what to do with tensors of these kinds: {', '.join(sorted(kinds))}"
@@ -276,7 +276,7 @@ class Dispatcher:
 
         assert decision.choice is not None
         served = decision.choice.implementation
-        pending = behind.ask(self.op, served, arguments, _needs_grad(key[1], arguments), self.drop)
+        pending = behind.ask(self.op, served, arguments, _needs_grad(key[1], tensors_in(arguments)), self.drop)
         with self._lock:
             if self._decisions.get(key) is decision:
                 self._recent.drop(self._decisions.pop(key))  # with its count: what came by here was not served by it
@@ -363,8 +363,8 @@ class Dispatcher:
             return list(self._decisions.items())
 
 
-def _needs_grad(grad_mode: bool | None, arguments: tuple[Any, ...]) -> bool:
-    return bool(grad_mode) and any(a.requires_grad for a in arguments if isinstance(a, torch.Tensor))
+def _needs_grad(grad_mode: bool | None, tensors: Sequence[torch.Tensor]) -> bool:
+    return bool(grad_mode) and any(t.requires_grad for t in tensors)
 
 
 def _nothing() -> None:

@@ -4,7 +4,7 @@ how it may run where autograd notes nothing.
 The questions go to small C functions without a public name. Where a torch release lacks one, every call takes the dispatcher.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +16,12 @@ PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 WORDS = frozenset({bool, int, float, str, type(None), torch.dtype})
 """Types of what else an op is told."""
+
+
+def tensors_in(arguments: Iterable[Any]) -> list[torch.Tensor]:
+    """The tensors among the arguments of an op. The types of words are told first: to ask None whether it is a tensor takes
+    longer than all else about it, and most arguments of attention are None."""
+    return [a for a in arguments if type(a) not in WORDS and isinstance(a, torch.Tensor)]
 
 
 below_autograd = torch._C._AutoDispatchBelowADInplaceOrView

@@ -8,6 +8,7 @@ import torch
 
 from kpt.ops.choice import Choice, PassedOver, choose, preferred
 from kpt.ops.compiling import is_behind
+from kpt.ops.eager import tensors_in
 from kpt.ops.registry import KernelChoice, Op, get
 from kpt_dsl.errors import InputError, KptError
 
@@ -47,7 +48,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     bound.apply_defaults()
     arguments = tuple(tuple(a) if isinstance(a, list) else a for a in bound.arguments.values())
     spec.check(*arguments)
-    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    tensors = tensors_in(arguments)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     choice = choose(spec, arguments, needs_grad, preferred())
     if is_behind() and preferred() is None:

@@ -13,7 +13,7 @@ from torch.autograd.forward_ad import unpack_dual
 from kpt.ops import flops, inductor, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.dispatch import DISPATCHERS, Dispatcher
-from kpt.ops.eager import dispatch_modes, forward_mode, has_memory
+from kpt.ops.eager import dispatch_modes, forward_mode, has_memory, tensors_in
 from kpt.ops.registry import AutocastPolicy, Op, register
 
 _LIBRARY = torch.library.Library("kpt", "DEF")
@@ -52,7 +52,7 @@ def _of_all(defaults: tuple[Any, ...], function: Callable[..., Any]) -> Callable
 
 def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     """Calls that autograd must follow go to what it can follow; the others go on below."""
-    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    tensors = tensors_in(arguments)
     if not all(map(has_memory, tensors)):
         return dispatcher.by_pytorch(arguments)
     sharding.share_out(tensors)

@@ -48,12 +48,7 @@ class Known:
 
     def means_the_same(self) -> bool:
         """Whether names that the kernel uses from outside mean what they did."""
-        known = self.specialisation
-        if known.kernel.now() is not known.meaning:
-            return False
-        return all(
-            value.now() is known.functions[name] for name, value in known.statics if name in known.functions
-        )
+        return all(now() is meaning for now, meaning in self.specialisation.meant)
 
 
 def written(

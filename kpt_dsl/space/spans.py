@@ -63,10 +63,11 @@ def _spans(
 def _positions(
     loop: ir.Tile | ir.Each, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> list[tuple[float, float]]:
-    """First index and one past the last of tiles spread evenly along a dim."""
+    """First index and one past the last of tiles spread evenly along a dim: the same tiles whether the last one is whole."""
     extent, block = dims[loop.dim], blocks.get(loop.block, 1) if isinstance(loop, ir.Tile) else 1
-    count = min(samples, max(1, math.ceil(extent / block)))
-    starts = (math.floor((i + 0.5) / count * extent / block) * block for i in range(count))
+    tiles = max(1, math.ceil(extent / block))
+    count = min(samples, tiles)
+    starts = ((2 * i + 1) * tiles // (2 * count) * block for i in range(count))
     return [(start, min(start + block, extent)) for start in starts]
 
 

@@ -37,11 +37,11 @@ def check(op: str, q: Any, k: Any, v: Any, scores: Scores) -> None:
 def _check_dense(op: str, q: Any, k: Any, v: Any) -> None:
     checks.rank(op, "q", q, (4,), "rank 4, (batch, heads, queries, head dim)")
     checks.rank(op, "k", k, (4,), "rank 4, (batch, key-value heads, keys, head dim)")
-    (batch, _, _, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
-    if k.shape[0] != batch or k.shape[3] != head_dim:
+    (batch, _, _, head_dim), (entries, kv_heads, keys, width) = q.shape, k.shape
+    if entries != batch or width != head_dim:
         checks.reject(op, "k", checks.shape_of(k), f"the batch and head dim of q, ({batch}, heads, keys, {head_dim})")
     checks.rank(op, "v", v, (4,), "rank 4, (batch, key-value heads, keys, head dim of values)")
-    if v.shape[:3] != k.shape[:3]:
+    if v.shape[:3] != (entries, kv_heads, keys):
         accepted = f"the batch, heads and keys of k, ({batch}, {kv_heads}, {keys}, any head dim)"
         checks.reject(op, "v", checks.shape_of(v), accepted)
 

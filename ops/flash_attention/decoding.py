@@ -23,16 +23,16 @@ MOST_PARTS_CPU = 3
 
 def part_count(q: torch.Tensor, k: torch.Tensor, scores: Scores) -> int:
     """Over how many parts of the keys to attend; 0: not so, but as attention of many queries does."""
-    if not _takes(scores):
+    if q.shape[2] > MOST_QUERIES or not _takes(scores):
         return 0
-    (batch, heads, queries, _), (_, groups, keys, _) = q.shape, k.shape
+    (batch, heads, _, _), (_, groups, keys, _) = q.shape, k.shape
     if q.device.type == "cpu":
         fewest, most = FEWEST_KEYS_CPU, MOST_PARTS_CPU
     else:
         uneven = batch > 1 and (scores.lengths is not None or scores.key_starts is not None)
         programs = PROGRAMS_OF_LENGTHS if uneven else PROGRAMS
         fewest, most = FEWEST_KEYS, programs * multiprocessors(q.device) // (batch * groups)
-    if queries > MOST_QUERIES or keys < 2 * fewest:
+    if keys < 2 * fewest:
         return 0
     parts = max(1, min(most, keys // fewest))
     return 0 if parts == 1 and heads == groups else parts

@@ -56,11 +56,11 @@ class Scores(NamedTuple):
     @staticmethod
     def split(op: str, arguments: Sequence[Any]) -> "tuple[Scores, Any]":
         """From the arguments of a schema, and the one among them that is none of these: ``return_lse``, or ``needed``."""
-        causal, scale, window, key_lengths, other, *new = arguments
+        scores, window, other = Scores(*arguments[:4], *arguments[5:]), arguments[2], arguments[4]
         if isinstance(window, _PAIRS):
             window, ahead = sides(op, window)
-            return Scores(causal, scale, window, key_lengths, *new)._replace(ahead=ahead), other
-        return Scores(causal, scale, window, key_lengths, *new), other
+            return scores._replace(window=window, ahead=ahead), other
+        return scores, other
 
     def around(self, other: Any) -> tuple[Any, ...]:
         """The reverse of ``split``."""
@@ -111,16 +111,15 @@ class Scores(NamedTuple):
 
     def extents(self, op: str, q: torch.Tensor) -> tuple[int, int, int]:
         """Entries, heads, queries of a call. Raises InputError for ``cu_seqlens`` that do not say how many entries."""
-        given = {"cu_seqlens_q": self.cu_seqlens_q, "cu_seqlens_k": self.cu_seqlens_k}
-        for name, value in given.items():
-            if value is not None:
-                checks.rank(op, name, value, (1,), "(entries + 1,)")
-                checks.dtype(op, name, value.dtype, (torch.int32, torch.int64))
         if self.cu_seqlens_q is None:
             if self.cu_seqlens_k is not None:
                 checks.reject(op, "cu_seqlens_k", "given", "None without cu_seqlens_q")
             batch, heads, queries, _ = q.shape
             return batch, heads, queries
+        for name, value in (("cu_seqlens_q", self.cu_seqlens_q), ("cu_seqlens_k", self.cu_seqlens_k)):
+            if value is not None:
+                checks.rank(op, name, value, (1,), "(entries + 1,)")
+                checks.dtype(op, name, value.dtype, (torch.int32, torch.int64))
         count = self.cu_seqlens_q.shape[0]
         if not count:
             checks.reject(op, "cu_seqlens_q", "empty", "(entries + 1,), where each entry begins and the last one ends")

@@ -58,10 +58,14 @@ def test_a_handful_of_binaries_serves_all_lengths(op: str) -> None:
         ("linear_act", 3072, {"M": Span(2049, 3072)}),
         ("linear_act", 3073, {"M": Span(3073, 4096)}),
         ("linear_act", 512, {"M": Span(257, 512)}),
+        ("flash_attention", 33, {"M": Span(33, 48), "N": Span(33, 48)}),
+        ("flash_attention", 64, {"M": Span(49, 64), "N": Span(49, 64)}),
+        ("flash_attention", 769, {"M": Span(769, 1024), "N": Span(769, 1024)}),
+        ("flash_attention", 20, {"M": Span(17, 32), "N": Span(17, 32)}),
         ("flash_attention", 2112, {"M": Span(2049, 4096), "N": Span(2049, 4096)}),
     ],
 )
-def test_large_buckets_of_a_lone_product_are_two_classes(op: str, length: int, spans: dict[str, Span]) -> None:
+def test_buckets_are_two_classes_where_the_best_config_changes_within(op: str, length: int, spans: dict[str, Span]) -> None:
     made = Class.of(of_length(op, length)[0])
     assert {dim: span for dim, span in made.spans if span.low < span.high} == spans
 

@@ -46,7 +46,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
         yield found
 
 
-def on_the_gpu(kernel: Any, arguments: Arguments, backend: str) -> Any:
+def on_the_gpu(kernel: Any, arguments: Arguments, backend: str, _: int | None) -> Any:
     from kpt.ops.backends import _Prepared
 
     return _Prepared.of(*runtime(backend).prepared(kernel, arguments, 0))
@@ -55,6 +55,11 @@ def on_the_gpu(kernel: Any, arguments: Arguments, backend: str) -> Any:
 def run_of(op: str) -> Callable[..., Any]:
     run: Callable[..., Any] = registry.get(op).kernels[0].prepare.args[0]
     return run
+
+
+def launches(run: Callable[..., Any], kin: str = "kin") -> Launches:
+    """On the GPU, for calls of a run that have something in common."""
+    return Launches("triton", 0, run, [(str, kin)])
 
 
 def tensors(given: Any) -> list[torch.Tensor]:
@@ -129,8 +134,8 @@ CALLS: dict[str, tuple[str, Callable[[], Arguments]]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_it_starts_what_the_run_does(seen: Seen, name: str) -> None:
     op, draw = CALLS[name]
-    general = partial(run_of(op), Launches("triton", name))
-    ready = Repeated(run_of(op), Launches("triton", name))
+    general = partial(run_of(op), launches(run_of(op), name))
+    ready = Repeated(run_of(op), launches(run_of(op), name))
     for number in range(1, WATCHED + 3):
         assert (ready.settled() is ready) == (number <= WATCHED)
         arguments = draw()
@@ -145,7 +150,7 @@ def is_straight(ready: Repeated) -> bool:
 def test_tensors_that_were_one_may_be_several(seen: Seen) -> None:
     """A function written where keys and values were one tensor reads both where they are two."""
     run = run_of("flash_attention")
-    ready = Repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, launches(run))
     q, k, v = (torch.randn(1, 2, 64, 64, dtype=torch.bfloat16) for _ in range(3))
     flags = (False, None, None, None, False)
     for _ in range(WATCHED):
@@ -168,7 +173,7 @@ def test_parts_of_tensors_are_where_they_begin(seen: Seen) -> None:
         norm(into, x[8:], shape, None, 1e-3)
         return both
 
-    ready, general = Repeated(run, Launches("triton", "kin")), partial(run, Launches("triton", "other"))
+    ready, general = Repeated(run, launches(run)), partial(run, launches(run, "other"))
     draws = [(torch.randn(40, 64), (64,)) for _ in range(WATCHED + 2)]
     for arguments in draws:
         answers = [told(seen, call, arguments) for call in (ready, general)]
@@ -185,7 +190,7 @@ def test_another_device_may_be_current(seen: Seen) -> None:
         asked.append(1)
         return run_of("rms_norm")(launch, *given)
 
-    ready = Repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, launches(run))
     arguments = (torch.randn(8, 64), (64,), None, None)
     for _ in range(WATCHED + 1):
         ready(*arguments)
@@ -197,7 +202,7 @@ def test_another_device_may_be_current(seen: Seen) -> None:
 
 def test_what_copies_stays_as_it_is(seen: Seen) -> None:
     run = run_of("rms_norm")
-    ready = Repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, launches(run))
     arguments = (torch.randn(256, 64).t(), (256,), None, None)  # no dense rows: each call copies
     for _ in range(WATCHED + 2):
         ready(*arguments)
@@ -210,7 +215,7 @@ def test_what_computes_in_place_stays_as_it_is(seen: Seen) -> None:
     def run(launch: Any, *given: Any) -> Any:
         return run_of("rms_norm")(launch, *given).mul_(2.0)
 
-    ready = Repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, launches(run))
     for _ in range(WATCHED + 2):
         ready(torch.randn(8, 64), (64,), None, None)
     assert not is_straight(ready)
@@ -218,7 +223,7 @@ def test_what_computes_in_place_stays_as_it_is(seen: Seen) -> None:
 
 def test_it_asks_whether_to_be_deterministic(seen: Seen) -> None:
     run = run_of("flash_attention_backward")
-    ready = Repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, launches(run))
     arguments = registry.get("flash_attention_backward").arguments(ATTENTION, torch.bfloat16, "cpu", causal=True)
     asked: list[int] = []
 
@@ -226,7 +231,7 @@ def test_it_asks_whether_to_be_deterministic(seen: Seen) -> None:
         asked.append(1)
         return run(launch, *given)
 
-    ready = Repeated(counted, Launches("triton", "kin"))
+    ready = Repeated(counted, launches(counted))
     for _ in range(WATCHED + 1):
         ready(*arguments)
     assert len(asked) == WATCHED
@@ -242,17 +247,17 @@ def test_a_name_that_means_something_else_takes_the_run(seen: Seen, monkeypatch:
     from kpt.ops.flash_attention import kernels
 
     run = run_of("flash_attention")
-    ready = Repeated(run, Launches("triton", "kin"))
+    ready = Repeated(run, launches(run))
     arguments = (*packed(), True, None, None, None, False)
     for _ in range(WATCHED + 1):
         ready(*arguments)
-    general = partial(run, Launches("triton", "other"))
+    general = partial(run, launches(run, "other"))
     monkeypatch.setattr(kernels, "LOG2E", 2.0)
     assert told(seen, ready, arguments) == told(seen, general, arguments)
 
 
 def test_a_refusal_of_the_driver_has_our_name(seen: Seen) -> None:
-    ready = Repeated(run_of("rms_norm"), Launches("triton", "kin"))
+    ready = Repeated(run_of("rms_norm"), launches(run_of("rms_norm")))
     arguments = (torch.randn(8, 64), (64,), None, None)
     for _ in range(WATCHED + 1):
         ready(*arguments)

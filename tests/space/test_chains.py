@@ -57,6 +57,20 @@ def test_warps_beyond_the_rows_repeat_the_work_of_others() -> None:
     assert sizes(flash_attention_dkdv, 64, 64, 8).registers > sizes(flash_attention_dkdv, 32, 64, 8).registers + 16
 
 
+def test_causal_programs_that_all_run_at_once_end_late_too() -> None:
+    """As more do that do not: one tile more a head is no step in the model."""
+    config = Config(block_M=64, block_N=64, num_warps=4, num_stages=2, group=4, descriptors=False)
+
+    def found(tiles: int) -> tuple[int, float]:
+        of = space(instance(flash_attention_dq, D=64, causal=True).with_dims(B=1, M=64 * tiles, N=1024), H200)
+        sizes = GpuSizes(of.variants[0].facts, H200, config)
+        return sizes.programs // (sizes.resident * H200.cores), of.seconds(config)
+
+    (at_once, less), (beyond, more) = found(12), found(13)
+    assert (at_once, beyond) == (0, 1)
+    assert more < 1.2 * less
+
+
 @pytest.mark.parametrize("D", [64, 128])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", [flash_attention_dq, flash_attention_dkdv], ids=lambda k: k.name)

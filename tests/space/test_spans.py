@@ -1,6 +1,7 @@
 """Loop spans: how far loops run where bounds depend on tiles, on other loops, or on what only the run knows."""
 
 import math
+from statistics import fmean
 
 import pytest
 
@@ -19,6 +20,8 @@ def banded(x: kd.In, first: kd.In, y: kd.Out, width: kd.Int, shape: kd.Static) -
         start, stop = kd.size("N") * 0, kd.size("N")
         if shape == "diagonal":
             start, stop = m.start, m.stop
+        if shape == "up to here":
+            stop = m.stop
         if shape == "scalar":
             start = kd.maximum(m.start, m.start + width)
         if shape == "beyond":
@@ -64,3 +67,17 @@ def test_uneven_loops_are_noticed() -> None:
     found = {shape: _instance(shape) for shape in ("whole", "diagonal")}
     uneven = {shape: collect(one.lower({}), one.extents).uneven for shape, one in found.items()}
     assert uneven == {"whole": False, "diagonal": True}
+
+
+@pytest.mark.parametrize("extent", [112, 512, 1024, 4096])
+@pytest.mark.parametrize("rows", [16, 64, 128])
+def test_a_row_less_makes_causal_loops_no_shorter(extent: int, rows: int) -> None:
+    """Nor has a program more or fewer tiles then: which ones stand for all must not change."""
+    blocks, found = {"block_M": rows, "block_N": 16}, []
+    for length in (extent, extent - 1):
+        one = _instance("up to here", length)
+        facts = collect(one.lower({}), one.extents)
+        found.append(mean_steps(facts.loops[0], facts.variables, facts.dims, blocks))
+    assert found[0] == found[1]
+    tiles = range(rows, extent + rows, rows)
+    assert found[0] == pytest.approx(fmean(math.ceil(min(stop, extent) / 16) for stop in tiles), rel=0.15)

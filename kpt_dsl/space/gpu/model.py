@@ -121,8 +121,9 @@ def _roofline(sizes: GpuSizes) -> float:
 
     at_once = target.cores * sizes.resident
     full, rest = divmod(sizes.programs, at_once)
-    if full and sizes.facts.uneven:  # programs end at different times, and the next begin at once
-        run = (sizes.programs / at_once + 0.5) * batch(sizes.resident)
+    if sizes.facts.uneven:  # programs end at different times, and the next begin at once; the last ones end late
+        most = min(sizes.resident, math.ceil(sizes.programs / target.cores))
+        run = (max(1.0, sizes.programs / at_once) + 0.5) * batch(most)
     else:
         run = full * batch(sizes.resident) + (batch(math.ceil(rest / target.cores)) if rest else 0.0)
     memory = _memory_seconds(sizes)
