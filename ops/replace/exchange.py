@@ -23,8 +23,8 @@ def exchanged(function: Any, others: Mapping[str, Any]) -> FunctionType:
 
 
 def is_as_now(function: Any) -> bool:
-    """Whether a function still looks up what the one does that it was made of, as one that was not made so always does: names of
-    libraries are patched, and a copy of them is not."""
+    """Whether a function still looks up what the one does that it was made of, as one that was not made so always does: names
+    of libraries are patched, and a copy of them is not."""
     if (made_of := getattr(function, "made_of", None)) is None:
         return True
     source, others = made_of
