@@ -118,7 +118,7 @@ def test_a_classes_config_is_legal_for_all_its_lengths(target: str, op: str) -> 
 
 def test_a_schedule_that_the_least_of_a_class_cannot_have_is_not_its_config() -> None:
     """Products of 64 rows are shared out among warps, those of 33 are not."""
-    (instance,) = registry.get("flash_attention").instances({"B": 64, "H": 32, "G": 32, "M": 64, "N": 64, "D": 64}, "bf16")
+    (instance,) = of_length("linear_act", 64)
     of_class = options(instance, H100)
     assert isinstance(of_class, ClassSpace)
     alone = next(c for c in space(instance, H100) if c.get("schedule") == "warp_specialised")
