@@ -29,7 +29,7 @@ class Beyond:
     def _fails_from(self, end: Expr, condition: ir.Binary, along: affine.Lane) -> bool:
         for farthest in (_of_tile, _of_dim):
             bound = affine.bound(condition, along, {}, self.inside, farthest)
-            if bound is not None and bound.upper and self._at_least(end, bound.value):
+            if bound is not None and bound.upper and any(self._at_least(end, b) for b in _least_of(bound.value)):
                 return True
         return False
 

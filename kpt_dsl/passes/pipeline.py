@@ -8,10 +8,12 @@ step is issued before the work between the two, so that the matrix unit runs whi
 The pass says what goes where and knows no machine; ``why_not`` gives the reason where a kernel has no such form.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kpt_dsl import ir
+from kpt_dsl.dtypes import bool_, i32
 from kpt_dsl.passes import indices
 from kpt_dsl.passes.padding import whole
 from kpt_dsl.passes.split import split_masks
@@ -54,6 +56,7 @@ class Pipeline:
     ``scalars``: ahead of the loop, for everybody, bounds included. ``setup``: tiles that consumers begin with. ``held``: the
     tile that the link reads in each step. ``loop``: the whole loop, with ``masked`` as a step that is right for any tile of it;
     ``parts``: the same tiles, in order, with the masks that each needs. ``after``: what consumers do at the end.
+    ``foreign``: whether what lies beyond the loop's bounds is another's, which may be NaN and is to enter no product.
     """
 
     scalars: tuple[ir.Assign, ...]
@@ -63,6 +66,7 @@ class Pipeline:
     masked: Step
     parts: tuple[Part, ...]
     after: tuple[ir.Stmt, ...]
+    foreign: bool
 
     @property
     def link(self) -> tuple[Operand, ...]:
@@ -80,6 +84,28 @@ class Pipeline:
     def product(self) -> tuple[Operand, ...]:
         """What the producer loads for the product that accumulates, in each step."""
         return tuple(_ring(_dot(self.masked.product)))
+
+
+def hidden(kernel: ir.Kernel) -> ir.Kernel:
+    """``kernel``, before it is guarded: where a loop is counted from its start, products have minus infinity for what lies
+    beyond it, where they may have anything; of that a softmax makes zeros without another mask."""
+    return replace(kernel, body=tuple(replace(s, body=_hidden(s)) if isinstance(s, ir.For) else s for s in kernel.body))
+
+
+def _hidden(loop: ir.For) -> tuple[ir.Stmt, ...]:
+    body: list[ir.Stmt] = []
+    for stmt in loop.body:
+        body.append(stmt)
+        if not loop.at_start or not isinstance(stmt, ir.Assign) or not isinstance(stmt.value, ir.Dot):
+            continue
+        result = ir.Var(stmt.name, type=stmt.value.type)
+        if (axis := result.type.shape[1]) == loop.tile.axis:
+            lanes = ir.Lanes(axis, type=ir.Type(i32, (axis,)))
+            inside = ir.Binary("lt", lanes, loop.stop, type=ir.Type(bool_, (axis,)))
+            spread = ir.Expand(inside, 0, type=ir.Type(bool_, (ir.UNIT, axis)))
+            nothing = ir.Const(-math.inf, type=ir.Type(result.type.dtype))
+            body.append(ir.Assign(stmt.name, ir.Where(spread, result, nothing, type=result.type)))
+    return tuple(body)
 
 
 class Unfit(Exception):
@@ -110,21 +136,23 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
         raise Unfit("its loop goes through single indices")
     if loop.start != ir.scalar(0) and counts(loop):
         raise Unfit("its loop has a start of its own and counts elements")
-    if ir.groups(kernel):
-        raise Unfit("its tiles keep within groups")
     if ir.added(kernel):
         raise Unfit("it adds to an output")
     scalars = [s.value for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape]
-    if any(isinstance(e, ir.Load) for x in (*scalars, loop.start, loop.stop) for e in ir.walk(x)):
+    loaded = any(isinstance(e, ir.Load) for x in (*scalars, loop.start, loop.stop) for e in ir.walk(x))
+    if loaded and not (ir.groups(kernel) and loop.at_start):
         raise Unfit("a scalar is loaded: what lies beyond bounds that depend on it may not enter a product")
     if any(isinstance(e, ir.Gather) for e in ir.every_expr(kernel.body)):
         raise Unfit("it gathers: copies move blocks, and what indices tell passes through registers")
     if indices.checked(kernel):
         raise Unfit("an index may be of no element")
     masked = _step(loop.body)
+    rows = {masked.link.value.type.shape[0].tile} if masked.link else set()
+    if not rows.issuperset(ir.groups(kernel)):
+        raise Unfit("its tiles keep within groups")
     if masked.link is None and not whole(loop):
         raise Unfit("its loop has bounds of its own: what lies outside them, inside a tile, would be multiplied too")
-    before = _before(kernel.body)
+    before = [_where_there(s, loop, kernel) for s in _before(kernel.body)]
     held = _held(masked, before)
     split = split_masks(kernel).body
     bounds = [s for s in split if isinstance(s, ir.Assign) and s not in kernel.body]
@@ -136,6 +164,7 @@ def pipeline(kernel: ir.Kernel) -> Pipeline:
         masked=masked,
         parts=tuple(Part(s, _step(s.body)) for s in split if isinstance(s, ir.For)),
         after=kernel.body[kernel.body.index(loop) + 1 :],
+        foreign=loaded,
     )
     _check(kernel, found)
     return found
@@ -150,6 +179,15 @@ def _before(body: tuple[ir.Stmt, ...]) -> list[ir.Assign]:
             raise Unfit("it stores before its loop")
         found.append(stmt)
     return found
+
+
+def _where_there(stmt: ir.Assign, loop: ir.For, kernel: ir.Kernel) -> ir.Assign:
+    """Of the places for tiles of groups, those that hold none end their loop before it begins."""
+    if loop.at_start and isinstance(loop.stop, ir.Var) and stmt.name == loop.stop.name:
+        for tile in ir.groups(kernel):
+            there = ir.Binary("lt", *(end(tile, type=stmt.value.type) for end in (ir.Start, ir.Stop)), type=ir.Type(bool_))
+            stmt = replace(stmt, value=ir.Where(there, stmt.value, ir.scalar(0), type=stmt.value.type))
+    return stmt
 
 
 def _step(body: tuple[ir.Stmt, ...]) -> Step:

@@ -51,6 +51,10 @@ class _Values(Array):
     def to(self, dtype: str) -> "_Values":
         return self.astype(_dtype(dtype)).view(_Values)
 
+    def __iadd__(self, other: Any) -> Any:  # type: ignore[misc]
+        """Another value: others may hold this one."""
+        return self + other
+
 
 NARROW = {"float8e4nv": "float8_e4m3fn", "float8e5": "float8_e5m2"}
 """What ml_dtypes calls types that it names otherwise."""
@@ -201,7 +205,7 @@ class Machine:
     def layout(self, *_: Any, **__: Any) -> None:
         """Where values would live."""
 
-    NVMMADistributedLayout = NVMMASharedLayout = SliceLayout = DotOperandLayout = MBarrierLayout = layout
+    NVMMADistributedLayout = NVMMASharedLayout = SliceLayout = DotOperandLayout = MBarrierLayout = BlockedLayout = layout
 
     def arange(self, start: int, stop: int, layout: None) -> Any:
         return np.arange(start, stop, dtype=np.int32).view(_Values)

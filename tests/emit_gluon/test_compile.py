@@ -23,7 +23,7 @@ def attention(
     head_dim: int, m: int = 4096, n: int = 4096, dtype: str = "bf16", heads: int = 8, **flags: Any
 ) -> Instance:
     dims = {"B": 2, "H": heads, "G": 2, "M": m, "N": n, "D": head_dim}
-    return registry.get("flash_attention").instances(dims, dtype, **flags)[0]
+    return registry.get("flash_attention").instances(dims, dtype, **flags)[-1]
 
 
 def product(op: str, m: int, n: int, k: int, kernel: str = "", dtype: str = "bf16", **flags: Any) -> Instance:
@@ -55,6 +55,8 @@ CASES = [
     pytest.param(attention(80, 97, 199), {}, id="D80-ragged"),
     pytest.param(attention(128, causal=True, mask="added"), {}, id="D128-bias"),
     pytest.param(attention(128, 199, 760, mask="added"), {"overlap": False}, id="D128-bias-ragged"),
+    pytest.param(attention(128, causal=True, packed=True), {}, id="D128-packed"),
+    pytest.param(attention(64, packed=True), {}, id="D64-packed-all"),
     pytest.param(attention(64, causal=True), COMPACT | {"persistent": True}, id="D64-causal-persistent"),
     pytest.param(attention(128, causal=True), {"persistent": True}, id="D128-causal-persistent"),
     pytest.param(attention(128, causal=True), {"persistent": True, "overlap": False}, id="D128-compact-persistent"),

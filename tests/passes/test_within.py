@@ -51,7 +51,7 @@ def test_a_loop_of_some_rows(tmp_path: Path, stop: str, within: bool) -> None:
     kernel = lower(tmp_path, BODY.format(stop=stop))
     loop = next(s for s in kernel.body if isinstance(s, ir.For))
     scalars = [s for s in kernel.body if isinstance(s, ir.Assign) and not s.value.type.shape]
-    assert ends_within(scalars, loop.stop, "m") is within
+    assert ends_within(scalars, loop, "m") is within
     assert not (within and exceeds(stop))
 
 

@@ -17,13 +17,14 @@ from kpt_dsl.emit.gluon.partitions import Partitions
 from kpt_dsl.emit.gluon.program import Program
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton import outline
-from kpt_dsl.emit.triton.abi import Counted, TritonAbi
+from kpt_dsl.emit.triton.abi import TritonAbi
 from kpt_dsl.emit.triton.facts import Facts, row_tile
 from kpt_dsl.emit.triton.grid import Grid
 from kpt_dsl.emit.triton.helpers import HELPERS
 from kpt_dsl.errors import ConfigError
 from kpt_dsl.passes.padding import guard
-from kpt_dsl.passes.pipeline import Unfit, pipeline
+from kpt_dsl.passes.pipeline import Unfit, hidden, pipeline
+from kpt_dsl.passes.starts import at_loaded_starts
 
 if TYPE_CHECKING:
     from kpt_dsl.space import Config
@@ -40,7 +41,7 @@ def emit(kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") ->
     """
     row = row_tile(kernel)
     try:
-        plan = pipeline(guard(kernel, known.padded, known.level))
+        plan = pipeline(guard(hidden(at_loaded_starts(kernel)), known.padded, known.level))
     except Unfit as reason:
         raise ConfigError(f"{kernel.name} has no warp-specialised schedule: {reason}") from None
     assert row is not None, "a pipeline has a product with rows"
@@ -48,8 +49,10 @@ def emit(kernel: ir.Kernel, known: Facts, target: "Target", config: "Config") ->
 
 
 def in_gluon(helper: str) -> str:
-    """A function of a Triton module for one of Gluon."""
-    return re.sub(r"\btl\.(?!PropagateNan)", "gl.", helper.replace("@triton.", "@gluon."))
+    """A function of a Triton module for one of Gluon, whose loops are plain and whose vectors lie along the default warps."""
+    text = helper.replace("@triton.", "@gluon.").replace("tl.range", "range")
+    text = re.sub(r"\btl\.(?!PropagateNan)", "gl.", text)
+    return re.sub(r"(gl\.arange\(0, (\d+))\)", rf"\1, layout=gl.BlockedLayout([\2 // 128], [32], [{GROUP_WARPS}], [0]))", text)
 
 
 class Module(Program):
@@ -77,7 +80,7 @@ class Module(Program):
         out.line("\n\n@gluon.jit")
         out.call(f"def {self.name}(", [a.name for a in arguments], tail="):", packed=True)
         out.paste(entry)
-        grid = tuple(Counted(g.dim, self.block(g) if isinstance(g, ir.Tile) else 1) for g in self.kernel.grid)
+        grid = tuple(outline.counted(g, self.block(g) if isinstance(g, ir.Tile) else 1) for g in self.kernel.grid)
         options = (("num_warps", GROUP_WARPS), ("enable_fp_fusion", True))
         head = Writer()
         imports = (*vocabulary.IMPORTS, *[vocabulary.NAN_IMPORT] * ("tl.PropagateNan" in out.text()), "")
@@ -104,11 +107,13 @@ class Module(Program):
         grid.write(number, out)
         body, walk = Writer(out.depth), partitions.walk
         with self.tiles(wide) as scopes:
-            self.limits(body)
-            start, block = self.plan.loop.start, self.axes.lanes(self.plan.loop.tile.axis)
-            low = self.low if not isinstance(start, ir.Const) else str(start.value)
-            body.line(f"{walk.begin} = {f'{low} // {block} * {block}' if low != '0' else 0}", self.plan.loop.loc)
+            partitions.statements.limits(body)
+            loop, block = self.plan.loop, self.axes.lanes(self.plan.loop.tile.axis)
+            low = self.low if not isinstance(loop.start, ir.Const) else str(loop.start.value)
+            body.line(f"{walk.begin} = {low if low == '0' or loop.at_start else f'{low} // {block} * {block}'}", loop.loc)
             body.line(f"{walk.end} = {self.steps_end(walk.begin, self.persistent)}")
+            if self.plan.foreign:
+                body.line(f"{walk.beyond} = {self.high}")
         for scope in scopes:
             define(scope, out)
         out.paste(body)

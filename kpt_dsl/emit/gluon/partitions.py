@@ -31,7 +31,7 @@ class Partitions:
         self._turn, self._before, self._next, self._more = (names.new(w) for w in ("turn", "before", "next", "more"))
         self._last, self._running, self._left = names.new("last"), names.new("running"), names.new("left")
         # Consumers may have less to do than their program, whose last rows see more.
-        trimmed = ends_within(self.plan.scalars, self.plan.loop.stop, module.row.name)
+        trimmed = ends_within(self.plan.scalars, self.plan.loop, module.row.name)
         self._end = names.new(f"{self.tile.name}_stop") if trimmed else self.walk.end
         self.words = vocabulary.names(vocabulary.installed())
         self.statements = Statements(module, self.words)
@@ -44,6 +44,10 @@ class Partitions:
             self._kinds["masked"] = self._between("masked", self.plan.masked, ragged=self._ragged)
             if clear is not None and clear.step != self.plan.masked:
                 self._kinds["clear"] = self._between("clear", clear.step, ragged=False)
+        if self.plan.foreign and self.shared.product is not None:
+            (tile,) = self.shared.product.tiles
+            body = self.statements.clear_slot(tile, "buffer", self.walk.beyond)
+            self._kinds["cleared"] = self._function(f"{tile.name}_cleared", ("buffer",), body)
         self.producer = self._load_tiles()
         self.consumer = self._multiply()
         return [*self._kinds.values(), self.producer, self.consumer]
@@ -122,7 +126,7 @@ class Partitions:
         out, body = Writer(depth=1), Writer(depth=2 if self.walk.persistent else 1)
         with self.module.tiles(row) as scopes:
             if self._end != self.walk.end:
-                self.module.limits(body)
+                self.statements.limits(body)
                 body.line(f"{self._end} = {self.module.steps_end(self.walk.begin, counted=True)}")
             self.statements.write(self.plan.setup, body)
             if self.plan.masked.link is not None:
@@ -144,7 +148,10 @@ class Partitions:
 
     def _pass_over(self, out: Writer) -> None:
         """The steps that only others have to take: their tiles are free as soon as they are there."""
-        first = f"gl.cdiv({self._end}, {self.walk.block}) * {self.walk.block}"
+        begin, block = self.walk.begin, self.walk.block
+        first = f"gl.cdiv({self._end}, {block}) * {block}"
+        if self.plan.loop.at_start:
+            first = f"{begin} + gl.cdiv({self._end} - {begin}, {block}) * {block}"
         with self.walk.each_step(out, first, self.walk.end):
             for ring in (self.shared.link, self.shared.product):
                 if ring is not None:
@@ -207,6 +214,9 @@ class Partitions:
         self._release_held(out)
         out.line(f"{self._last} = {self.walk.count(f'{self._end} - 1')}")
         out.line(f"mbarrier.wait({product.ready}.index({self._last} % SLOTS), {self._last} // SLOTS & 1)")
+        if self.plan.foreign:
+            out.line(f"{self.walk.start} = {self.walk.begin} + {self._last} * {self.walk.block}")
+            self._clear(f"{self._last} % SLOTS", out)
         right = self._right(product, f"{self._last} % SLOTS", masked.product)
         out.line(f"{self._sum} = warpgroup_mma({self._left}, {right}, {self._sum}, is_async=True)")
         out.line(f"{self._sum} = warpgroup_mma_wait(0, deps=[{self._sum}])")
@@ -259,6 +269,9 @@ class Partitions:
         with self.walk.each_step(out, low, self._high(part), part.loop.loc):
             out.line(f"{self._next} = ({self.walk.step} + 1) % SLOTS")
             out.line(f"{self._more} = {self.walk.start} + {self.walk.block} < {self._end}")
+            if part.loop.part != "interior" and self.plan.foreign:
+                out.line(f"mbarrier.wait({product.ready}.index({self.walk.slot}), {self.walk.step} // SLOTS & 1)")
+                self._clear(self.walk.slot, out)
             self._call(self._function_of(part), part.step, out)
             self._rescale(part.step, out)
             ready = f"{link.ready}.index({self._next})"
@@ -346,12 +359,19 @@ class Partitions:
             return
         out.line(f"{self._sum} = {self.expressions.at_home(step.addend)}", step.product.loc)
 
+    def _clear(self, slot: str, out: Writer) -> None:
+        """Where the tile of a step reaches beyond the loop, what is another's leaves its slot."""
+        if self.plan.foreign and self.shared.product is not None:
+            (tile,), cleared = self.shared.product.tiles, self._kinds["cleared"]
+            with out.block(f"if {self.walk.beyond} < {self.walk.start} + {self.walk.block}:"):
+                out.line(f"{cleared.name}({', '.join(cleared.arguments(self._buffer(tile, slot)))})")
+
     # ------------------------------------------------------------------ the work between products
     def _between(self, name: str, step: Step, ragged: bool) -> Function:
         """A function of the link's result that gives what later work reads: the left operand first."""
         loop, row = self.plan.loop, self.module.row
         high = self.module.high
-        low = None if not ragged or isinstance(loop.start, ir.Const) else self.module.low
+        low = None if not ragged or isinstance(loop.start, ir.Const) or loop.at_start else self.module.low
         natural = low is None and isinstance(loop.stop, ir.Size) and loop.stop.dim == self.tile.dim
         bounds = Bounds(low, high, ragged, ragged and self.module.facts.padded(self.tile.axis), natural)
         body, out = Writer(depth=1), Writer(depth=1)

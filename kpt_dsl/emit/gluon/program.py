@@ -8,8 +8,7 @@ from kpt_dsl import ir
 from kpt_dsl.emit.gluon import vocabulary
 from kpt_dsl.emit.gluon.layouts import INSTRUCTION_BYTES, LaidOutAxes, LaidOutExpressions, Product
 from kpt_dsl.emit.gluon.shared import SWIZZLES, Shared, layout_name
-from kpt_dsl.emit.text import Writer
-from kpt_dsl.emit.triton.axes import Bounds, Scope
+from kpt_dsl.emit.triton.axes import Scope
 from kpt_dsl.emit.triton.facts import Facts, tiles
 from kpt_dsl.emit.triton.helpers import HELPERS
 from kpt_dsl.emit.triton.memory import Memory
@@ -51,15 +50,15 @@ class Program:
         self.memory = Memory(kernel, self.expressions, descriptors=False, emulate=frozenset(), relaxed={})
         self.shared = Shared(kernel, self.axes, self.memory, plan, row.axis, consumers, slots, self.persistent)
         loop = plan.loop
-        self.low = names.new(f"{loop.tile.name}_first")
-        self.high = (
-            self.axes.extent(loop.tile.dim) if isinstance(loop.stop, ir.Size) else names.new(f"{loop.tile.name}_last")
-        )
+        self.low = self._bound(loop.start, "first")
+        self.high = self.axes.extent(loop.tile.dim) if isinstance(loop.stop, ir.Size) else self._bound(loop.stop, "last")
 
-    def bounds(self, tile: ir.Tile) -> Bounds:
-        """The bounds of a parallel tile: its dim's."""
-        ragged = self.facts.padded(tile.axis)
-        return Bounds(None, self.axes.extent(tile.dim), ragged, beyond=ragged, natural=True)
+    def _bound(self, bound: ir.Expr, end: str) -> str:
+        """The name of one of the loop's bounds: its own, where it is a variable of a loop that is counted from its start."""
+        loop = self.plan.loop
+        if loop.at_start and isinstance(bound, ir.Var):
+            return self.expressions.name(bound.name)
+        return self.axes.names.new(f"{loop.tile.name}_{end}")
 
     @contextmanager
     def tiles(self, row: ir.Tile) -> Iterator[list[Scope]]:
@@ -67,21 +66,11 @@ class Program:
         with ExitStack() as stack:
             yield [
                 stack.enter_context(
-                    self.axes.tile(tile, self.bounds(tile), self.block(tile) if tile != self.row else None)
+                    self.axes.tile(tile, self.axes.to_the_end(tile), self.block(tile) if tile != self.row else None)
                 )
                 for tile in (row if entry.name == row.name else entry for entry in self.kernel.grid)
                 if isinstance(tile, ir.Tile)
             ]
-
-    def limits(self, out: Writer) -> None:
-        """Write the scalars of the kernel, and from where to where its loop runs, for the rows that are in scope."""
-        loop = self.plan.loop
-        for stmt in self.plan.scalars:
-            out.line(f"{self.expressions.name(stmt.name)} = {self.expressions.text(stmt.value)}", stmt.loc)
-        if not isinstance(loop.start, ir.Const):
-            out.line(f"{self.low} = {self.expressions.text(loop.start)}", loop.loc)
-        if not isinstance(loop.stop, ir.Size):
-            out.line(f"{self.high} = {self.expressions.text(loop.stop)}", loop.loc)
 
     def steps_end(self, begin: str, counted: bool) -> str:
         """Where the steps of the loop end, as text: after one at least where consumers take the first by itself, and never

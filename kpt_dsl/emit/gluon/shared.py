@@ -129,7 +129,8 @@ class Shared:
         return self._tile(store.tensor, store.index, "tile")
 
     def _is_tile(self, store: ir.Store) -> bool:
-        return len(ir.kept(store.index)) == 2
+        """Whether a store is of whole blocks: rows beyond a group are others', to which a descriptor would write as well."""
+        return len(ir.kept(store.index)) == 2 and self.row.tile not in ir.groups(self.kernel)
 
     def _buffer(self, tile: Tile, count: str, out: Writer) -> None:
         axes = ir.kept(tile.index)

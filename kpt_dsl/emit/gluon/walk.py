@@ -23,6 +23,8 @@ class Walk:
         self.start, self.block = axes.start(tile.name), axes.lanes(tile.axis)
         new = axes.names.new
         self.begin, self.end = new(f"{tile.name}_begin"), new(f"{tile.name}_end")
+        self.beyond = new(f"{tile.name}_beyond")
+        """From where on no consumer of a tile has an element."""
         self.step, self.slot = new("step"), new("slot")
         self.number, self.tiles = new("tile"), new("tiles")
         self._steps_done, self._tiles_done = new("steps_done"), new("tiles_done")

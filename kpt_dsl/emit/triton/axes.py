@@ -69,6 +69,13 @@ class Axes:
         yield scope
         del self._scopes[tile.name], self._bounds[tile.name]
 
+    def to_the_end(self, tile: ir.Tile) -> Bounds:
+        """The bounds of a parallel tile: its dim's, or its group's."""
+        if tile.groups is not None:
+            return Bounds(None, self.end(tile.name), ragged=True, beyond=True, natural=False)
+        ragged = self.facts.padded(tile.axis)
+        return Bounds(None, self.extent(tile.dim), ragged, beyond=ragged, natural=True)
+
     def extent(self, dim: str) -> str:
         """The name of a dim's extent: a constant for baked dims, an argument for others."""
         if dim in self.facts.baked:

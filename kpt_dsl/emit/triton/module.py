@@ -14,7 +14,7 @@ from kpt_dsl.emit import Source
 from kpt_dsl.emit.gluon import module as gluon
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.emit.triton import epilogue, outline
-from kpt_dsl.emit.triton.abi import Counted, TritonAbi
+from kpt_dsl.emit.triton.abi import TritonAbi
 from kpt_dsl.emit.triton.axes import Axes, Bounds, Scope
 from kpt_dsl.emit.triton.checks import Checks
 from kpt_dsl.emit.triton.expressions import Expressions
@@ -106,13 +106,9 @@ class _Emitter:
             out.paste(body)
         persistent = bool(self.config.get("persistent", False))
         places = tuple(self.checks.places.values()) if self.checks else ()
-        abi = TritonAbi(arguments, tuple(map(self._counted, self.kernel.grid)), persistent, self._options(), places=places)
+        grid = tuple(outline.counted(g, self.facts.lanes[g.axis] if isinstance(g, ir.Tile) else 1) for g in self.kernel.grid)
+        abi = TritonAbi(arguments, grid, persistent, self._options(), places=places)
         return Source("triton", self.entry, out.text(), abi)
-
-    def _counted(self, entry: ir.Each | ir.Tile) -> Counted:
-        lanes = self.facts.lanes[entry.axis] if isinstance(entry, ir.Tile) else 1
-        groups = entry.groups if isinstance(entry, ir.Tile) else None
-        return Counted(entry.dim, lanes, groups.dim, groups.tensor) if groups else Counted(entry.dim, lanes)
 
     def _options(self) -> tuple[tuple[str, object], ...]:
         chosen = {name: self.config[name] for name in COMPILER_OPTIONS if name in self.config}
@@ -147,15 +143,8 @@ class _Emitter:
         first, rest = grid[0], grid[1:]
         if isinstance(first, ir.Each):
             return self._in_grid(rest, out)
-        with self.axes.tile(first, self._to_the_end(first)) as scope:
+        with self.axes.tile(first, self.axes.to_the_end(first)) as scope:
             return [scope, *self._in_grid(rest, out)]
-
-    def _to_the_end(self, tile: ir.Tile) -> Bounds:
-        """The bounds of a parallel tile: its dim's, or its group's."""
-        if tile.groups is not None:
-            return Bounds(None, self.axes.end(tile.name), ragged=True, beyond=True, natural=False)
-        ragged = self.facts.padded(tile.axis)
-        return Bounds(None, self.axes.extent(tile.dim), ragged, beyond=ragged, natural=True)
 
     def _body(self, out: Writer) -> None:
         parts = int(self.config.get("epilogue", 1))
@@ -176,7 +165,7 @@ class _Emitter:
             out.line(f"{self.axes.start(tile.name)} = {self.axes.start(columns.tile)}{shift}")
             inner = Writer(out.depth)
             whole = next(g for g in self.kernel.grid if isinstance(g, ir.Tile) and g.axis == columns)
-            with self.axes.tile(tile, self._to_the_end(whole), width) as scope:
+            with self.axes.tile(tile, self.axes.to_the_end(whole), width) as scope:
                 narrowed = [epilogue.narrow(s, {columns: tile.axis}, names) for s in found.parted]
                 self._block(tuple(narrowed), inner)
             _define(scope, out)

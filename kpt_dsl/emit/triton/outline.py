@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kpt_dsl import ir
 from kpt_dsl.emit.text import Writer, in_docstring
-from kpt_dsl.emit.triton.abi import Argument, Descriptor, Extent, Pointer, Scalar, Stride
+from kpt_dsl.emit.triton.abi import Argument, Counted, Descriptor, Extent, Pointer, Scalar, Stride
 from kpt_dsl.emit.triton.axes import Axes
 from kpt_dsl.space import PIPELINED, Config
 
@@ -18,6 +18,12 @@ def begin(out: Writer, kernel: ir.Kernel, arch: str, config: Config, imports: It
     shown = Config({knob: value for knob, value in config.items() if (knob, value) != ("schedule", PIPELINED)})
     for line in ("", f"Config: {in_docstring(str(shown))}", '"""', "", *imports):
         out.line(line)
+
+
+def counted(entry: ir.Each | ir.Tile, lanes: int) -> Counted:
+    """How a launch counts the programs of one parallel loop, each of which has so many lanes."""
+    groups = entry.groups if isinstance(entry, ir.Tile) else None
+    return Counted(entry.dim, lanes, groups.dim, groups.tensor) if groups else Counted(entry.dim, lanes)
 
 
 def arguments(kernel: ir.Kernel, axes: Axes, used: Iterable[Argument]) -> tuple[Argument, ...]:

@@ -12,6 +12,7 @@ from kpt_dsl.emit.triton.facts import describable
 from kpt_dsl.passes import pipeline
 from kpt_dsl.passes.bounds import settle
 from kpt_dsl.passes.padding import guard
+from kpt_dsl.passes.starts import at_loaded_starts
 from kpt_dsl.same import remembered
 from kpt_dsl.space.config import Config, Value, points
 from kpt_dsl.space.facts import Facts
@@ -61,7 +62,8 @@ def knobs(facts: Facts, target: Target) -> Knobs:
     found |= {"consumers": CONSUMERS, "num_stages": SLOTS, "registers": REGISTERS}
     if _is_chained(facts):
         found["overlap"] = (False, True)
-    return found | {"group": GROUPS, "persistent": (False, True)}
+    in_turn = (False,) if ir.groups(facts.kernel) else (False, True)  # places that hold no tile would break the flow
+    return found | {"group": GROUPS, "persistent": in_turn}
 
 
 def why_not(facts: Facts) -> str | None:
@@ -85,7 +87,7 @@ def why_not(facts: Facts) -> str | None:
 @remembered(256)
 def _why_not_cut(kernel: ir.Kernel) -> str | None:
     """Why the statements of a kernel cannot be shared out, or None."""
-    return pipeline.why_not(guard(settle(kernel), lambda _: True))
+    return pipeline.why_not(guard(pipeline.hidden(at_loaded_starts(settle(kernel))), lambda _: True))
 
 
 def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:

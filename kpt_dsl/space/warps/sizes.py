@@ -78,7 +78,8 @@ class WarpSizes(GpuSizes):
             for load in filter(None, product.loads):
                 loads[load] = self.bytes(load) * (self.stages if load.scope else 1)
         held = [load for load in loads if not load.scope]
-        stored = [store for store in self.facts.stores if len(store.axes) == 2]
+        by_address = bool(ir.groups(self.facts.kernel))
+        stored = [store for store in self.facts.stores if len(store.axes) == 2 and not by_address]
         if self.config.get("persistent"):
             stored += held
         else:
