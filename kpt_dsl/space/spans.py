@@ -43,15 +43,16 @@ def mean_steps(
 def _spans(
     loop: ir.For, loops: Loops, dims: Mapping[str, int], blocks: Mapping[str, int], samples: int
 ) -> Iterator[tuple[float, float]]:
-    named, bounds = _bounds(loop)
+    named, also, bounds = _bounds(loop)
     grouped = {name: t.groups for name, t in loops.items() if isinstance(t, ir.Tile) and t.groups}
-    # Of groups the first stands for all.
+    extent = float(dims[loop.over.dim])
+    # Of groups the first stands for all, and what other tensors have at theirs and the next one's are ends too.
     lengths = {name: max(1, dims[loops[name].dim] // max(1, dims[groups.dim] - 1)) for name, groups in grouped.items()}
     ends = {(groups.tensor, groups.index): (0.0, float(lengths[name])) for name, groups in grouped.items()}
+    ends |= {(t, g.index): (0.0, extent // max(1, dims[g.dim] - 1)) for g in grouped.values() for t in also - {g.tensor}}
     mentioned = sorted(named & loops.keys())
     within = [{**dims, loops[name].dim: lengths[name]} if name in lengths else dims for name in mentioned]
     choices = [_positions(loops[name], extents, blocks, samples) for name, extents in zip(mentioned, within, strict=True)]
-    extent = float(dims[loop.over.dim])
     lanes = {name: blocks.get(tile.block, 1) for name, tile in loops.items() if isinstance(tile, ir.Tile)}
     for at in itertools.product(*choices):
         known = _Known(dims, lanes, dict(zip(mentioned, at, strict=True)), ends)
@@ -86,11 +87,14 @@ _Value = Callable[[_Known], float | None]
 
 
 @remembered(1024)
-def _bounds(loop: ir.For) -> tuple[set[str], tuple[_Value, _Value]]:
-    """The loop variables that a loop's bounds speak of, and the bounds: read once, for every tiling asks for them."""
+def _bounds(loop: ir.For) -> tuple[set[str], set[str], tuple[_Value, _Value]]:
+    """The loop variables that a loop's bounds speak of, the tensors that they read at an index and at the next one, and the
+    bounds: read once, for every tiling asks for them."""
     inside = [node for bound in (loop.start, loop.stop) for node in ir.walk(bound)]
     named = {n.tile for n in inside if isinstance(n, ir.Start | ir.Stop)}
-    return named | {n.name for n in inside if isinstance(n, ir.Index)}, (_value(loop.start), _value(loop.stop))
+    loads = {(n.tensor, n.index) for n in inside if isinstance(n, ir.Load)}
+    also = {t for t, (i, *_) in loads if isinstance(i, ir.Binary) and any((t, (at,)) in loads for at in ir.children(i))}
+    return named | {n.name for n in inside if isinstance(n, ir.Index)}, also, (_value(loop.start), _value(loop.stop))
 
 
 def _value(node: ir.Expr) -> _Value:

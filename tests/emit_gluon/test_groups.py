@@ -75,10 +75,11 @@ def packed(head_dim: int, **flags: bool) -> Instance:
 def test_the_first_config(head_dim: int) -> None:
     instance = packed(head_dim, causal=True)
     found = space(instance, H200)
-    assert found.first["schedule"] == "warp_specialised"
-    assert (found.first["group"], found.first["persistent"]) == (1, False)
-    assert found.why_illegal(Config({**found.first, "persistent": True})) is not None
-    text = emit(instance, H200, found.first).text
+    config = warp_specialised(instance)
+    assert (found.first == config) is (head_dim == 128)
+    assert (config["group"], config["persistent"]) == (1, False)
+    assert found.why_illegal(Config({**config, "persistent": True})) is not None
+    text = emit(instance, H200, config).text
     assert "o_desc" not in text
     assert "mask=m_valid[:, None]" in text
     assert "n_last = gl.where(m_start < m_stop, " in text, "a place that holds no tile takes no step"

@@ -266,6 +266,28 @@ def test_the_mean_group_is_known() -> None:
         assert mean_steps(loop, facts.variables, facts.dims, {"block_T": 4}) == pytest.approx(5000 / 40 / 2 / 4, rel=0.1)
 
 
+@kd.kernel(x="T D", z="S D", cu="C", other="C", lengths="C", y="T D")
+def beside(x: kd.In, z: kd.In, cu: kd.In, other: kd.In, lengths: kd.In, y: kd.Out, by_length: kd.Static) -> None:
+    """Rows of one tensor with those of another that belong to the same group."""
+    for m in kd.parallel(kd.tile("T", starts=cu)):
+        total = x[m, :].to(kd.f32)
+        stop = other[m.group] + lengths[m.group] if by_length else other[m.group + 1]
+        for n in kd.sequential(kd.tile("S"), start=other[m.group], stop=stop):
+            total += kd.sum(z[n, :], axis=0)[None, :]
+        y[m, :] = total
+
+
+@pytest.mark.parametrize(("by_length", "mean"), [(False, 9000 / 40), (True, 9000)])
+def test_so_are_its_rows_in_another_tensor_whose_ends_are_read(by_length: bool, mean: float) -> None:
+    """Not where a length is read: nobody knows what one is."""
+    dims = {"T": 5000, "S": 9000, "D": 8, "C": 41}
+    dtypes = {"x": "f32", "z": "f32", "cu": "i32", "other": "i32", "lengths": "i32", "y": "f32"}
+    instance = Instance.of_shapes(beside, dims, dtypes, {"by_length": by_length})
+    facts = collect(instance.lower(), instance.extents)
+    (loop,) = facts.loops
+    assert mean_span(loop, facts.variables, facts.dims, {"block_T": 16}) == mean
+
+
 @pytest.mark.parametrize("target", ["nvidia-h200", "amd-mi300x"])
 def test_it_compiles_without_spills(target: str) -> None:
     report = kd.compile(experts, target, shapes={"T": 8192, "E": 8, "K": 1024, "N": 1024, "C": 9},
