@@ -8,6 +8,12 @@ import torch
 from kpt.ops.registry import AutocastPolicy
 
 
+def as_pytorchs(native: str, policy: AutocastPolicy) -> dict[str, AutocastPolicy]:
+    """The policy on CUDA, where this PyTorch has one there for its own op: that of ``rms_norm`` is younger than the op."""
+    known = torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{native}", "AutocastCUDA")
+    return {"cuda": policy if known else "keep"}
+
+
 def cast(
     policy: AutocastPolicy, device: str, arguments: Sequence[Any], left_alone: Sequence[int] = ()
 ) -> Sequence[Any]:

@@ -9,6 +9,7 @@ import torch
 from kpt.ops import fakes, norms
 from kpt.ops.add_rms_norm import reference
 from kpt.ops.add_rms_norm.shapes import SHAPES, arguments
+from kpt.ops.autocast import as_pytorchs
 from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.library import define
 from kpt.ops.norms import ROWS
@@ -90,7 +91,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
-        autocast={"cuda": "float32"},
+        autocast=as_pytorchs("rms_norm", "float32"),
         gradient=Gradient(("input", "residual", "weight"), _forward, _backward),
         shardings=lambda _, x, residual, shape, *__: norms.shardings(
             x, shape, (ROWS, ROWS), (ROWS, ROWS, None, WHOLE, None, None)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kpt.ops import fakes
+from kpt.ops.autocast import as_pytorchs
 from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.library import define
 from kpt.ops.norms import ROWS, as_shape, check_norm, shardings
@@ -70,7 +71,7 @@ _dispatch = define(
         arguments=arguments,
         shapes=SHAPES,
         fuses=True,
-        autocast={"cuda": "float32"},
+        autocast=as_pytorchs("rms_norm", "float32"),
         gradient=GRADIENT,
         shardings=lambda _, x, shape, *__: shardings(x, shape, (ROWS,), (ROWS, None, WHOLE, None, None)),
         schema="(Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps, float weight_offset=0.0) -> Tensor",
