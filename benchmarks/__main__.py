@@ -2,7 +2,8 @@
 
 Candidates of a case run in turns on the same inputs, with cold L2 and warm clocks, so that their ratios mean something. kpt
 runs with the configs that dispatch would use (after ``--tune``: the tuned ones); where a case is one kernel, with its first
-config too. A peer that is not installed, or fails, is named as missing.
+config too. A peer that is not installed, or fails, is named as missing. What is stopped, by Ctrl-C or SIGTERM, writes the rows
+that it has by then; lengths and classes have none before their end.
 
 Four suites ask something else, in their own way, and take no --tune: host, what a call costs the host; models, what
 whole models take, replaced and not; lengths, what programs pay whose lengths change with every call, each in a process of
@@ -11,6 +12,7 @@ its own without caches; classes, how far the first configs of classes are from t
 
 import argparse
 import gc
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.case import Found, OwnSuite, Suite
+from benchmarks.case import Found, OwnSuite, Stopping, Suite
 from kpt_dsl import KptError
 
 SUITES = (
@@ -59,6 +61,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("benchmarks need a CUDA or ROCm device; none is visible to torch", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = 0
     for name in SUITES if "all" in given.suites else given.suites:
         suite: Suite | OwnSuite = import_module(f"benchmarks.{name}")
@@ -70,6 +73,9 @@ def main() -> int:
         elif not found.failed:
             print(f"{name}: no case holds {given.only!r}", file=sys.stderr)
             return 2
+        if found.stopped:
+            print(f"{name} was stopped", file=sys.stderr)
+            return 1
     return 1 if failed else 0
 
 
@@ -87,7 +93,7 @@ def _measure(suite: Suite, given: argparse.Namespace) -> Found:
     clock = measure.clock(target)
     rows: list[dict[str, Any]] = []
     failed = 0
-    with clock.on_its_stream(), timing.chooser(given.tune) as choose:
+    with clock.on_its_stream(), timing.chooser(given.tune) as choose, Stopping() as cases:
         for name, make in suite.cases():
             if given.only not in name:
                 continue
@@ -100,7 +106,7 @@ def _measure(suite: Suite, given: argparse.Namespace) -> Found:
                 traceback.print_exc()
             gc.collect()
             torch.cuda.empty_cache()
-    return Found(rows, failed)
+    return Found(rows, failed, stopped=cases.stopped)
 
 
 if __name__ == "__main__":

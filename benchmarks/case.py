@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -65,12 +66,24 @@ def rate(work: float, unit: str, microseconds: float) -> float:
 
 @dataclass(frozen=True)
 class Found:
-    """What a suite found: a row a case, how many cases failed, what there is to say of all together, and how to draw it."""
+    """What a suite found: a row a case, how many cases failed, what there is to say of all together, how to draw it, and
+    whether somebody stopped it."""
 
     rows: Sequence[Mapping[str, Any]]
     failed: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
     picture: Picture = field(default_factory=Picture)
+    stopped: bool = False
+
+
+class Stopping(AbstractContextManager["Stopping"]):
+    """Cases until somebody stops them, by Ctrl-C or SIGTERM: the rows that are there by then are worth having."""
+
+    stopped = False
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self.stopped = kind is KeyboardInterrupt
+        return self.stopped
 
 
 class Suite(Protocol):

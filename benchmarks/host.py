@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks import peers
-from benchmarks.case import Found, Run
+from benchmarks.case import Found, Run, Stopping
 from benchmarks.norms_backward import EPS, liger
 from benchmarks.report import Picture
 from kpt import ops, replace_modules
@@ -59,22 +59,22 @@ def measure(given: Namespace) -> Found:
 
 def compared(device: str, calls: int, rounds: int, only: str = "", llama: Mapping[str, int] = LLAMA) -> Found:
     """A row an op without gradients, one with, and one of the step: medians of interleaved rounds."""
-    rows = []
-    for name, (inputs, functions) in _functions(device).items():
-        for case, makers in (
-            (name, _forwards(inputs, functions)),
-            (f"{name}, forward and backward", _backwards(inputs, functions)),
-        ):
-            if only in case:
-                rows.append(_row(case, makers, calls, rounds))
-                print(_line(rows[-1]), flush=True)
-    case = STEP
-    if only in case:
-        with _one_process(device):
-            makers = {side: partial(_step, side, device, llama) for side in ("kpt", "torch")}
-            rows.append(_row(case, makers, max(1, calls // 60), rounds))
-        print(_line(rows[-1]), flush=True)
-    return Found(rows, sum("kpt" in row["missing"] for row in rows), picture=PICTURE)
+    rows: list[dict[str, Any]] = []
+    with Stopping() as cases:
+        for name, (inputs, functions) in _functions(device).items():
+            for case, makers in (
+                (name, _forwards(inputs, functions)),
+                (f"{name}, forward and backward", _backwards(inputs, functions)),
+            ):
+                if only in case:
+                    rows.append(_row(case, makers, calls, rounds))
+                    print(_line(rows[-1]), flush=True)
+        if only in STEP:
+            with _one_process(device):
+                makers = {side: partial(_step, side, device, llama) for side in ("kpt", "torch")}
+                rows.append(_row(STEP, makers, max(1, calls // 60), rounds))
+            print(_line(rows[-1]), flush=True)
+    return Found(rows, sum("kpt" in row["missing"] for row in rows), picture=PICTURE, stopped=cases.stopped)
 
 
 Makers = Mapping[str, Callable[[], Function]]
@@ -171,7 +171,7 @@ def _one_process(device: str) -> Iterator[None]:
 
 
 def _step(side: str, device: str, sizes: Mapping[str, int]) -> Run:
-    """The forward and backward of a model that DDP holds; with kpt, its attention is replaced. Raises ImportError where
+    """The forward and backward of a model that DDP holds; with kpt, it is replaced. Raises ImportError where
     transformers is not installed."""
     from torch.nn.parallel import DistributedDataParallel
     from transformers import LlamaConfig, LlamaForCausalLM

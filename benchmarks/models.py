@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks import peers
-from benchmarks.case import Found, Run
+from benchmarks.case import Found, Run, Stopping
 from benchmarks.report import Picture
 from benchmarks.sides import DECODING_SIDES, RIVALS, SIDES, TRAINING_SIDES, Side
 from benchmarks.subjects import SUBJECTS, Subject
@@ -44,16 +44,16 @@ def measure(given: Namespace) -> Found:
 
 def compared(subjects: Mapping[str, Subject], device: str, rounds: int, only: str = "") -> Found:
     """A row a model and what is done with it; DECODED decode besides."""
-    rows = []
-    for name, subject in subjects.items():
-        for mode, (sides, make) in _modes(name, subject).items():
-            case = f"{name}, {mode}"
+    rows: list[dict[str, Any]] = []
+    modes = ((f"{name}, {mode}", s, *found) for name, s in subjects.items() for mode, found in _modes(name, s).items())
+    with Stopping() as cases:
+        for case, subject, sides, make in modes:
             if only in case:
                 makers = {side: partial(_run, build, subject, make, device) for side, build in sides.items()}
                 rows.append(_row(case, makers, device, rounds))
                 print(_line(rows[-1]), flush=True)
     failed = sum(side.startswith("kpt") for row in rows for side in row["missing"])
-    return Found(rows, failed, picture=PICTURE)
+    return Found(rows, failed, picture=PICTURE, stopped=cases.stopped)
 
 
 def _modes(name: str, subject: Subject) -> dict[str, tuple[Mapping[str, Side], Make]]:

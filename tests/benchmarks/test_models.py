@@ -47,6 +47,20 @@ def test_rows_of_small_models(
     assert "Llama, forward and backward" in capsys.readouterr().out
 
 
+def test_what_is_stopped_keeps_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def row(case: str, *_: object) -> dict[str, object]:
+        if made:
+            raise KeyboardInterrupt
+        made.append(case)
+        return {"case": case, "milliseconds": {}, "times as fast": {}, "missing": {}}
+
+    monkeypatch.setattr(models, "_row", row)
+    found = models.compared(TINY, "cpu", 2)
+    assert ([r["case"] for r in found.rows], found.stopped, found.failed) == (["Llama, forward"], True, 0)
+
+
 def test_sides_start_from_the_same_weights_and_kpt_replaces_its_own() -> None:
     losses = [models._run(sides.SIDES[side], TINY["Llama"], models._backward, "cpu")() for side in ("torch", "kpt")]
     torch.testing.assert_close(losses[0], losses[1], rtol=2e-2, atol=2e-2)
