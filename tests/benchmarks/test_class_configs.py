@@ -18,10 +18,14 @@ H200, CLOCK = targets.get("nvidia-h200"), measure.clock(targets.get("cpu"))
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> list[Instance]:
-    """Of lengths 3, 17 and 40 attention has equal configs, two binaries, and two configs of one binary."""
-    ops = {"flash_attention": ({"H": 2, "G": 2, "D": 16}, {"causal": True}), "rms_norm": ({"N": 24}, {})}
+    """Of length 130 attention has two binaries, of length 40 a product two configs of one; all else has equal configs."""
+    ops = {
+        "flash_attention": ({"H": 2, "G": 2, "D": 128}, {}),
+        "linear_act": ({"K": 64, "N": 80}, {}),
+        "rms_norm": ({"N": 24}, {}),
+    }
     monkeypatch.setattr(classes, "OPS", ops)
-    return classes.problems((3, 17, 40), (1,), H200)
+    return classes.problems((3, 40, 130), (1,), H200)
 
 
 def compared(every: list[Instance]) -> Any:
@@ -32,14 +36,14 @@ def compared(every: list[Instance]) -> Any:
 def test_what_differs_is_timed_and_the_rest_counts_as_equal(small: list[Instance], tmp_path: Path) -> None:
     found = compared(small)
     (row,) = found.rows
-    assert "flash_attention_fwd[B=1,H=2,M=17" in row["case"]
+    assert "flash_attention_fwd[B=1,H=2,M=130" in row["case"]
     times = row["microseconds"]
     assert row["ratio"] == pytest.approx(times["length"] / times["class"], rel=0.01)
     about = found.about
     counts = [about[key] for key in ("problems", classes.SAME_CONFIG, classes.SAME_BINARY, "two binaries", "timed")]
-    assert counts == [6, 4, 1, 1, 1]
+    assert counts == [9, 7, 1, 1, 1]
     assert about["geometric mean of the timed"] == about["worst"] == row["ratio"]
-    assert about["geometric mean"] == pytest.approx(row["ratio"] ** (1 / 6), abs=2e-4)
+    assert about["geometric mean"] == pytest.approx(row["ratio"] ** (1 / 9), abs=2e-4)
     assert about["kernels"]["rms_norm_fwd"]["geometric mean"] == 1.0
     assert not about["not timed"]
     assert not found.failed
@@ -58,7 +62,7 @@ def test_nothing_differs_and_that_is_drawn_too(small: list[Instance], tmp_path: 
 def test_what_is_not_compiled_or_too_late_is_named(
     small: list[Instance], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pair = next(p for p in small if p.kernel.name == "flash_attention_fwd" and p.extents.dim("M") == 17)
+    pair = next(p for p in small if p.kernel.name == "flash_attention_fwd" and p.extents.dim("M") == 130)
     two = classes.Two(Config(block_M=16), Config(block_M=32), ("one", "other"))
     monkeypatch.setattr(classes, "Crew", nullcontext)
     monkeypatch.setattr(classes, "_choices", lambda *_: [two])

@@ -94,7 +94,7 @@ def test_what_a_program_calls_is_compiled_and_tuned(
     done = tune("run", *words, "--offline", "--trials", "1")
     assert "1 of 1 kernels are known and skipped" in done.err
     refused = tune("warm", *words, "--op", "rms_norm")
-    assert refused.code == 2 and "--calls brings its own ops" in refused.err
+    assert refused.code == 2 and "--calls, as --model, brings its own ops" in refused.err
 
 
 def test_what_fails_is_told_and_the_rest_is_done(tune: Command) -> None:

@@ -18,6 +18,10 @@ from kpt.jax.serve import serve  # noqa: E402
 DY, GATE, UP = (np.random.default_rng(s).normal(size=(5, 33)).astype(np.float32) * 3 for s in range(3))
 
 
+SOME = 16
+"""Operations of an activation's gradient, each of which rounds; which are contracted is XLA's affair."""
+
+
 def references(dy: Any, gate: Any, up: Any) -> dict[str, Any]:
     """Of every activation, in one program."""
     forward, backward = get("gated_act").reference, get("gated_act_backward").reference
@@ -33,7 +37,7 @@ def test_activations() -> None:
     assert found.keys() == right.keys() == set(ACTIVATIONS)
     for name, outputs in right.items():
         for got, expected in zip(found[name], outputs, strict=True):
-            assert_close(got, expected, "f32")
+            assert_close(got, expected, "f32", SOME)
 
 
 ATTENTION = {
