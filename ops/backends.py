@@ -14,6 +14,7 @@ import torch
 
 from kpt.ops.choice import preferred
 from kpt.ops.compiling import NotMadeError, is_behind
+from kpt.ops.devices import why_no_tpu
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.eager import WORDS, below, tensors_in
 from kpt.ops.registry import Implementation, KernelChoice, Missing, Ready, Undecided
@@ -60,7 +61,7 @@ class Backend(NamedTuple):
 
 BACKENDS = (
     Backend("triton", frozenset({"cuda"}), "triton"),
-    Backend("pallas", frozenset(), "jax"),
+    Backend("pallas", frozenset({"xla"}), "jax"),
     Backend("numpy", frozenset(), "numpy"),
 )
 
@@ -81,12 +82,15 @@ def generated(run: Run, why_not: Callable[..., str | None] = wide_dtype) -> tupl
             return "a tensor is empty"
         return why_not(*arguments)
 
+    def not_served_by_pallas(*arguments: Any) -> str | None:
+        return not_served(*arguments) or why_no_tpu(tensors_in(arguments))
+
     return tuple(
         Implementation(
             backend.name,
             prepare=partial(_prepare, run, backend.name),
             devices=backend.devices,
-            why_not=not_served,
+            why_not=not_served_by_pallas if backend.name == "pallas" else not_served,
             describe=partial(_describe, run, backend.name),
             package=backend.package,
             missing=partial(_missing, run, backend.name),

@@ -143,11 +143,11 @@ def shares(rows: torch.Tensor, held: bool) -> int:
     count, columns = rows.shape
     if rows.device.type == "cpu":
         return share_count(count // CPU_ROWS, CPU_SHARES)
-    cores = multiprocessors(rows.device)
+    cores = multiprocessors(rows)
     programs = cores * TILE_PROGRAMS * TILE_COLUMNS // columns
     if held:
         programs = cores * max(1, min(MOST_PROGRAMS, HELD_COLUMNS // columns))
-    return share_count(count if tpu() is None else count // TPU_ROWS, max(1, min(programs, MOST_SHARES)))
+    return share_count(count if tpu(rows) is None else count // TPU_ROWS, max(1, min(programs, MOST_SHARES)))
 
 
 def partial_sums(rows: torch.Tensor, count: int) -> torch.Tensor:

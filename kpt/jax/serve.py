@@ -13,6 +13,7 @@ from kpt.jax.gradients import followed
 from kpt.jax.interpreter import Interpreter
 from kpt.jax.partitioning import partitioned
 from kpt.ops.choice import preferred
+from kpt.ops.devices import NO_FLOAT16
 from kpt.ops.registry import Op
 from kpt_dsl.errors import InputError, KptError
 from kpt_dsl.runtime import pallas
@@ -63,7 +64,7 @@ def choose(op: Op, arguments: tuple[Any, ...]) -> Choice:
     tensors = tree_map(Interpreter(serve).enter, arguments)
     reason = kernels.implementation(op).why_not(*tensors)
     if reason is None and device is not None and _has_float16(tensors):
-        reason = "TPUs do not compute in float16: give bfloat16 or float32"
+        reason = NO_FLOAT16
     if reason is None and any(isinstance(a, jax.Array) and jax.typeof(a).sharding.mesh.explicit_axes for a in arguments):
         reason = "arrays are dealt out over Explicit axes of a mesh: call within jax.shard_map, or make a mesh of Auto axes"
     if reason is not None and prefers is not None:

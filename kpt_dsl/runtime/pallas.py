@@ -1,7 +1,7 @@
 """Running generated Pallas source: on the TPU that holds the arrays, elsewhere in Pallas's interpret mode.
 
 JAX arrays cannot be written in place, so for them the outputs are returned. Tensors of torch (on the CPU) and NumPy arrays are
-handed to JAX and their outputs copied back.
+handed to JAX and their outputs copied back; what is done with tensors of PyTorch/XLA is in ``xla``.
 """
 
 import linecache
@@ -17,6 +17,7 @@ from kpt_dsl.arrays import library
 from kpt_dsl.dtypes import dtype, i32, i64
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import InputError, MissingPackageError, TargetError
+from kpt_dsl.runtime import xla
 from kpt_dsl.runtime.memory import refuse_shared_outputs
 from kpt_dsl.runtime.numpy import as_numpy
 
@@ -46,6 +47,7 @@ JaxFunction = Callable[..., Any]
 
 def jax_package() -> Any:
     """The ``jax`` package with ``jax.export``. Raises MissingPackageError where it is not installed."""
+    xla.guard_import()
     try:
         import jax
         import jax.export
@@ -59,12 +61,15 @@ def target(arrays: Mapping[Any, Any]) -> "Target":
 
     Raises TargetError for a TPU that no target describes.
     """
-    device = tpu(arrays)
-    if device is None:
+    kind = xla.kind(arrays)
+    if kind is None and (device := tpu(arrays)) is not None:
+        kind = device.device_kind
+    if kind in (None, xla.CPU):
         return targets.get(STAND_IN)
-    found = targets.of_device(device.device_kind)
-    if found is None:
-        raise TargetError(f"no target describes the TPU {device.device_kind!r}; known are {', '.join(targets.names())}")
+    found = targets.of_device(kind)
+    if found is None or found.backend != "pallas":
+        known = [name for name in targets.names() if targets.get(name).backend == "pallas"]
+        raise TargetError(f"no target describes the TPU {kind!r}; known are {', '.join(known)}")
     return found
 
 
@@ -76,6 +81,10 @@ def run(
     ``interpret``: True or ``pltpu.InterpretParams(...)``; by default only where there is no TPU.
     Raises InputError for arrays that are neither JAX's, NumPy's nor tensors of the CPU, and for outputs that share memory.
     """
+    if (kind := xla.kind(arrays)) is not None:
+        source = emit(instance, target(arrays), config)
+        interpret = kind == xla.CPU if interpret is None else interpret
+        return xla.run(source, _generated(source, interpret), interpret, arrays)
     if 0 in dict(instance.extents.dims).values():
         return _run_empty(instance, arrays, config)
     written = {name: arrays[name] for name, role in instance.kernel.roles.items() if role == "out"}
@@ -195,9 +204,11 @@ def define(name: str, text: str) -> JaxFunction:
     function: JaxFunction = module[name]
     jax = jax_package()
 
+    enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # its place before JAX 0.8
+
     @wraps(function)
     def narrow(*arguments: Any, **options: Any) -> Any:
-        with jax.enable_x64(False):
+        with enable_x64(False):
             return function(*arguments, **options)
 
     return narrow

@@ -31,7 +31,7 @@ def part_count(q: torch.Tensor, k: torch.Tensor, scores: Scores) -> int:
     else:
         uneven = batch > 1 and (scores.lengths is not None or scores.key_starts is not None)
         programs = PROGRAMS_OF_LENGTHS if uneven else PROGRAMS
-        fewest, most = FEWEST_KEYS, programs * multiprocessors(q.device) // (batch * groups)
+        fewest, most = FEWEST_KEYS, programs * multiprocessors(q) // (batch * groups)
     if keys < 2 * fewest:
         return 0
     parts = max(1, min(most, keys // fewest))
