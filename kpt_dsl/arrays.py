@@ -112,7 +112,7 @@ def why_no_memory(array: Any) -> str | None:
     except RuntimeError as error:
         why = str(error).splitlines()[0]
         return f"is a {kind} without memory of its own ({why}); a kernel runs on tensors that hold values"
-    if address:
+    if address or array.device.type == "xla":  # whose values are where no address tells
         return None
     return f"is a {kind} on {array.device} without memory; a kernel runs on tensors that hold values"
 

@@ -74,8 +74,8 @@ def _overridden(instance: Instance, target: "Target", found: Config, knobs: Conf
 def run(instance: Instance, arrays: Mapping[str, Any], config: Config, backend: str) -> Outputs:
     """Run an instance on its arguments by name. Outputs are written in place; for arrays that cannot be, they are returned.
 
-    "triton": CUDA and ROCm tensors on their device, CPU tensors under Triton's interpreter; "pallas": JAX arrays on their TPU,
-    else in interpret mode; "numpy": NumPy arrays and CPU tensors.
+    "triton": CUDA and ROCm tensors on their device, CPU tensors under Triton's interpreter; "pallas": JAX arrays and
+    tensors of PyTorch/XLA on their TPU, else in interpret mode; "numpy": NumPy arrays and CPU tensors.
     """
     outputs: Outputs = runtime(backend).run(instance, arrays, config)
     return outputs
@@ -104,11 +104,12 @@ def runtime(backend: str) -> Any:
 
 
 def backend_of(arguments: Mapping[str, Any]) -> str:
-    """The backend that serves arrays where they are: GPU tensors "triton", JAX arrays "pallas", the rest "numpy"."""
+    """The backend that serves arrays where they are: GPU tensors "triton", JAX arrays and tensors of
+    PyTorch/XLA "pallas", the rest "numpy"."""
     for array in arguments.values():
         kind = library(array)
         if kind == "torch" and hasattr(array, "device"):
-            return "triton" if array.device.type == "cuda" else "numpy"
+            return {"cuda": "triton", "xla": "pallas"}.get(array.device.type, "numpy")
         if kind == "jax":
             return "pallas"
     return "numpy"

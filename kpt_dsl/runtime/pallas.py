@@ -17,7 +17,7 @@ from kpt_dsl.arrays import library
 from kpt_dsl.dtypes import dtype, i32, i64
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import InputError, MissingPackageError, TargetError
-from kpt_dsl.runtime import xla
+from kpt_dsl.runtime import older_jax, xla
 from kpt_dsl.runtime.memory import refuse_shared_outputs
 from kpt_dsl.runtime.numpy import as_numpy
 
@@ -197,18 +197,19 @@ def define(name: str, text: str) -> JaxFunction:
 
     Numbers in the text are 32 bits wide, as a TPU's are, also where the user's own default is 64.
     """
+    jax = jax_package()
+    if older_jax.is_older(jax):
+        text = older_jax.adapted(text)
     file = f"<kpt pallas {name} {hash(text) & 0xFFFFFFFF:08x}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     module: dict[str, Any] = {"__name__": f"kpt_pallas_{name}"}
     exec(compile(text, file, "exec"), module)
     function: JaxFunction = module[name]
-    jax = jax_package()
-
-    enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # its place before JAX 0.8
+    in_64_bits = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # before JAX 0.8
 
     @wraps(function)
     def narrow(*arguments: Any, **options: Any) -> Any:
-        with enable_x64(False):
+        with in_64_bits(False):
             return function(*arguments, **options)
 
     return narrow

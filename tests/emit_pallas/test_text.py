@@ -41,11 +41,8 @@ block_N = 128
 
 def manual_axes(*arrays):
     """The axes of a mesh over which any of the arrays varies within jax.shard_map: over them outputs do."""
-    types = [jax.typeof(array) for array in arrays]
-    if not hasattr(jax.sharding, "ManualAxisType"):  # before JAX 0.10
-        return {"vma": frozenset().union(*[t.vma for t in types])}
-    varying = [t.manual_axis_type.varying for t in types]
-    return {"manual_axis_type": jax.sharding.ManualAxisType(varying=frozenset().union(*varying))}
+    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    return jax.sharding.ManualAxisType(varying=frozenset().union(*varying))
 
 
 def scaled_kernel(x_ref, weight_ref, out_ref, top_scratch):
@@ -85,7 +82,7 @@ def scaled(x: jax.Array, weight: jax.Array, interpret: bool = False) -> jax.Arra
                 pltpu.VMEM((block_M, 1), jnp.float32),  # top
             ],
         ),
-        out_shape=[jax.ShapeDtypeStruct((M, N), jnp.float32, **axes)],
+        out_shape=[jax.ShapeDtypeStruct((M, N), jnp.float32, manual_axis_type=axes)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
             vmem_limit_bytes=134217728,

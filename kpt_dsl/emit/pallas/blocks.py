@@ -227,7 +227,7 @@ class Blocks:
         dims = [block.tensor.dims[i] for i in block.order]
         single = len(dims) - len(block.axes)
         sizes = dims[:single] + self._two(dims[single:], block, "1")
-        return f"jax.ShapeDtypeStruct(({', '.join(sizes)}), {JAX_DTYPES[block.tensor.dtype.name]}, **axes)"
+        return f"jax.ShapeDtypeStruct(({', '.join(sizes)}), {JAX_DTYPES[block.tensor.dtype.name]}, manual_axis_type=axes)"
 
     def restored(self, block: Block, name: str) -> str:
         """An output as the caller wants it."""

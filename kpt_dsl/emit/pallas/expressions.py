@@ -93,11 +93,8 @@ def saturated(x, largest, dtype):
     "manual_axes": '''\
 def manual_axes(*arrays):
     """The axes of a mesh over which any of the arrays varies within jax.shard_map: over them outputs do."""
-    types = [jax.typeof(array) for array in arrays]
-    if not hasattr(jax.sharding, "ManualAxisType"):  # before JAX 0.10
-        return {"vma": frozenset().union(*[t.vma for t in types])}
-    varying = [t.manual_axis_type.varying for t in types]
-    return {"manual_axis_type": jax.sharding.ManualAxisType(varying=frozenset().union(*varying))}''',
+    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    return jax.sharding.ManualAxisType(varying=frozenset().union(*varying))''',
 }
 """Functions that generated text may call; a module carries those that it uses."""
 
