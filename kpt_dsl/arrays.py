@@ -37,9 +37,8 @@ def library(array: Any) -> str:
 
 def layout(array: Any) -> Hashable:
     """All that a kernel's launch depends on in an array, beside the values in it."""
-    address = getattr(array, "data_ptr", None)
-    if address is not None:
-        place = address()
+    if hasattr(array, "data_ptr"):
+        place = _address(array)
         return (
             type(array), array.dtype, array.shape, array.stride(), place % ALIGNMENT if place else _NOWHERE,
             array.is_neg(), array.requires_grad,
@@ -51,6 +50,11 @@ def layout(array: Any) -> Hashable:
     return (
         type(array), str(array.dtype), tuple(array.shape), getattr(array, "strides", None), place % ALIGNMENT, fixed,
     )  # fmt: skip
+
+
+def _address(tensor: Any) -> int:
+    """Where a tensor of PyTorch begins; 0 where no address tells, for which some of PyTorch/XLA's must not even be asked."""
+    return 0 if tensor.device.type == "xla" else tensor.data_ptr()
 
 
 def strides(array: Any) -> tuple[int, ...]:
@@ -66,10 +70,9 @@ def strides(array: Any) -> tuple[int, ...]:
 
 def aligned(array: Any) -> bool:
     """Whether an array's base address is a multiple of ALIGNMENT; that of one without memory counts as such."""
-    pointer = getattr(array, "data_ptr", None)
-    if callable(pointer):
+    if hasattr(array, "data_ptr"):
         try:
-            return bool(pointer() % ALIGNMENT == 0)
+            return _address(array) % ALIGNMENT == 0
         except RuntimeError:
             return True
     interface = getattr(array, "__array_interface__", None)
@@ -108,7 +111,7 @@ def why_no_memory(array: Any) -> str | None:
     if library(array) == "jax" or 0 in array.shape or not hasattr(array, "data_ptr"):
         return None
     try:
-        address = array.data_ptr()
+        address = _address(array)
     except RuntimeError as error:
         why = str(error).splitlines()[0]
         return f"is a {kind} without memory of its own ({why}); a kernel runs on tensors that hold values"

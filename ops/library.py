@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
-from kpt.ops import flops, inductor, sharding
+from kpt.ops import flops, inductor, lazy, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.dispatch import DISPATCHERS, Dispatcher
 from kpt.ops.eager import dispatch_modes, forward_mode, has_memory, tensors_in
@@ -32,6 +32,8 @@ def define(op: Op) -> Dispatcher:
     # Under vmap, PyTorch's own operations: they have rules for batches, where a kernel would run sample by sample.
     _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.with_autograd), "FuncTorchBatchedDecomposition")
     sharding.enter(dispatcher.through_torch, op)
+    if lazy.IS_INSTALLED:
+        _LIBRARY.impl(op.name, _of_all(defaults, lazy.wrapped(dispatcher.below_autograd)), "XLA")
     if op.fuses:
         inductor.enter(dispatcher.through_torch, op.reference)
     if op.flops is not None:
