@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest $(WORKERS)
 LINKS := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help env libtpu test check soak lint types links vision unit oldest-triton other-python demo train bench clean
+.PHONY: help env libtpu test check soak lint types links vision unit oldest-triton other-python torch-xla demo train bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,18 @@ else
 	touch .venv-3.12/.ready
 	.venv-3.12/bin/python -m pytest $(WORKERS) $(WITHOUT_TORCH)
 endif
+
+# PyTorch/XLA needs the torch and the JAX of its day, with all that CUDA's torch brings: 7.7 GB, so no part of `make test`, whose
+# stand-in for it (tests/torch_xla/stand_in.py) runs the same tests. Its triton is older than kpt's, and not used.
+XLA := build/torch-xla
+torch-xla: $(XLA)/.ready  ## the tests of tensors of PyTorch/XLA, on its CPU (makes an environment of 7.7 GB)
+	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest tests/torch_xla tests/emit_pallas/test_older_jax.py
+
+$(XLA)/.ready: pyproject.toml
+	test -x $(XLA)/bin/python || $(PYTHON) -m venv $(XLA)
+	$(XLA)/bin/pip install --quiet torch==2.9.0 torch_xla==2.9.0 jax==0.7.1 jaxlib==0.7.1 flax ml_dtypes numpy optuna platformdirs rich sqlalchemy typer hypothesis pytest pytest-timeout pytest-xdist
+	$(XLA)/bin/pip install --quiet --no-deps --editable .
+	touch $@
 
 demo: $(READY)  ## tune, generate, replace a real model's modules, and write build/demo.html
 	$(BIN)/python -m demo --report build/demo.html
