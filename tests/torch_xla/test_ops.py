@@ -1,6 +1,7 @@
 """Ops, modules and kernels of one's own on tensors of PyTorch/XLA, with their gradients, against float64."""
 
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 import kpt
+from kpt_dsl.runtime import pallas, xla
+from kpt_dsl.runtime.pallas import on_abstract_tpu, specs
 from tests.jax.calls import CASES, cosines, in_float64, loss
 from tests.jax.kernels import softmax
 from tests.tolerances import assert_close
@@ -15,6 +18,8 @@ from tests.torch_xla.conftest import IS_REAL
 
 IN_CI = ("rms_norm", "linear_act", "flash_attention", "cross_entropy")
 """Interpreted kernels take seconds each; ``make torch-xla`` runs all."""
+
+TORCH = {"f32": "float32", "bf16": "bfloat16", "i32": "int32", "bool": "bool"}
 
 
 def served() -> Counter[str]:
@@ -44,6 +49,36 @@ def test_outputs_and_gradients(name: str, place: str) -> None:
         assert_close(output.detach().cpu(), exact.detach(), "f32", case.length)
     for position, slope in zip(case.graded, slopes, strict=True):
         assert_close(given[position].grad.cpu(), slope, "f32", 70 * case.length)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_calls_lower_for_a_tpu(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, by the JAX that is installed; nothing runs."""
+    from torch_xla.core import xla_builder
+
+    lowered: list[str] = []
+
+    def call_jax(function: Any, args: tuple[Any, ...], override_hash: Any) -> Any:
+        source, interpret = override_hash
+        assert not interpret
+        inputs = specs([(a.shape, a.dtype) for a in source.abi.inputs])
+        program = jax.jit(lambda *arrays: function(*arrays, *args[len(inputs) :]))
+        lowered.append(jax.export.export(program, platforms=["tpu"])(*inputs).mlir_module())
+        made = [torch.zeros(a.shape, dtype=getattr(torch, TORCH[a.dtype])).to(place) for a in source.abi.outputs]
+        return made if len(made) > 1 else made[0]
+
+    jax = pallas.jax_package()
+    monkeypatch.setattr(xla, "_kind", lambda _: "TPU v5 lite")
+    monkeypatch.setattr(xla_builder, "call_jax", call_jax)
+    case, before = CASES[name], served()
+    given = [torch.tensor(a).to(place) if isinstance(a, np.ndarray) else a for a in case.arguments()]
+    for position in case.graded:
+        given[position].requires_grad_()
+    with on_abstract_tpu("TPU v5 lite", 1) if hasattr(jax.sharding, "AbstractDevice") else nullcontext():
+        outputs = getattr(kpt.ops, case.op)(*given, **case.options)
+        loss(outputs, cosines_at(place)).backward()
+    assert len(lowered) > 1 and all("tpu_custom_call" in text for text in lowered)
+    assert set(served() - before) == {"pallas"}
 
 
 def test_half_precision_and_views(place: str) -> None:
