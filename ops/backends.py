@@ -27,6 +27,7 @@ from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.frontend.outside import Meaning
 from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
+from kpt_dsl.runtime import xla
 from kpt_dsl.space import Config, space
 from kpt_dsl.specialisation import Specialisation
 from kpt_dsl.targets import Target
@@ -61,7 +62,7 @@ class Backend(NamedTuple):
 
 BACKENDS = (
     Backend("triton", frozenset({"cuda"}), "triton"),
-    Backend("pallas", frozenset({"xla"}), "jax"),
+    Backend("pallas", frozenset(xla.DEVICES), "jax"),
     Backend("numpy", frozenset(), "numpy"),
 )
 

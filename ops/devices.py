@@ -45,7 +45,7 @@ def why_no_tpu(tensors: Sequence[torch.Tensor]) -> str | None:
     if kind is None:
         return None
     try:
-        xla.check_packages()
+        xla.check_packages(tensors[0].device.type)
         _target(tensors)
     except KptError as error:
         return str(error)

@@ -1,8 +1,8 @@
 """Ops that PyTorch's dispatcher brings to tensors of PyTorch/XLA, which are functional tensors all the time: views and writes
 are noted on a wrapper, and what it holds has no address to ask for, on pain of a segmentation fault.
 
-The dispatcher takes wrappers off before it runs an op of ours, as where a mode looks on. An op's ``run`` views and writes, so here
-they are put on again.
+The dispatcher takes wrappers off before it runs an op of ours, as where a mode looks on. An op's ``run`` views and writes, so
+here they are put on again.
 """
 
 from collections.abc import Callable
@@ -34,5 +34,5 @@ def _put_on(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _taken_off(tensor: torch.Tensor) -> torch.Tensor:
-    torch._sync(tensor)
+    torch._functionalize_sync(tensor)
     return torch._from_functional_tensor(tensor)

@@ -109,7 +109,7 @@ def backend_of(arguments: Mapping[str, Any]) -> str:
     for array in arguments.values():
         kind = library(array)
         if kind == "torch" and hasattr(array, "device"):
-            return {"cuda": "triton", "xla": "pallas"}.get(array.device.type, "numpy")
+            return {"cuda": "triton", "xla": "pallas", "tpu": "pallas"}.get(array.device.type, "numpy")
         if kind == "jax":
             return "pallas"
     return "numpy"

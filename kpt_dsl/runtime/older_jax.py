@@ -1,4 +1,4 @@
-"""Generated Pallas text under JAX 0.7 to 0.9, one of which PyTorch/XLA brings: what these name otherwise or have not for TPUs."""
+"""Generated Pallas text under JAX 0.7 to 0.9, which PyTorch/XLA needs: what these name otherwise, or have not for TPUs."""
 
 from typing import Any
 

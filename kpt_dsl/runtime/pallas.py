@@ -84,7 +84,8 @@ def run(
     if (kind := xla.kind(arrays)) is not None:
         source = emit(instance, target(arrays), config)
         interpret = kind == xla.CPU if interpret is None else interpret
-        return xla.run(source, _generated(source, interpret), interpret, arrays)
+        xla.run(source, _generated(source, interpret), interpret, arrays)
+        return None
     if 0 in dict(instance.extents.dims).values():
         return _run_empty(instance, arrays, config)
     written = {name: arrays[name] for name, role in instance.kernel.roles.items() if role == "out"}

@@ -5,7 +5,7 @@ the text of a function and by the shapes of its arguments. Nothing here imports 
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from kpt_dsl.arrays import library
 from kpt_dsl.errors import MissingPackageError
+from kpt_dsl.runtime import torch_tpu
 
 if TYPE_CHECKING:
     from kpt_dsl.emit import Source
+
+DEVICES = ("xla", "tpu")
+"""The types of PyTorch/XLA's devices, and of TorchTPU's."""
 
 CPU = "cpu"
 """The kind of a device that is none: what PyTorch/XLA runs on where it is told ``PJRT_DEVICE=CPU``."""
@@ -30,18 +34,20 @@ CALLED_THROUGH = ("torchax", "flax")
 
 
 def is_xla(array: Any) -> bool:
-    """Whether an array is a tensor of PyTorch/XLA."""
-    return library(array) == "torch" and array.device.type == "xla"
+    """Whether an array is a tensor of PyTorch/XLA, or of TorchTPU, which is to follow it."""
+    return library(array) == "torch" and array.device.type in DEVICES
 
 
 def kind(arrays: Mapping[Any, Any]) -> str | None:
-    """What kind of device the tensors of PyTorch/XLA are on, as its driver says ("TPU v4", "cpu"); None where there are none."""
+    """What kind of device tensors of PyTorch/XLA are on, as its driver says ("TPU v4", "cpu"); None where there are none."""
     device = next((str(array.device) for array in arrays.values() if is_xla(array)), None)
     return None if device is None else _kind(device)
 
 
 @lru_cache(maxsize=64)
 def _kind(device: str) -> str:
+    if device.startswith("tpu"):
+        return torch_tpu.device_name()
     from torch_xla.core import xla_model
 
     found: str = xla_model.xla_device_kind(device)
@@ -61,36 +67,34 @@ def run(source: "Source", function: Any, interpret: Any, arrays: Mapping[str, An
 
     Numbers are part of the graph: another number is another trace.
     """
-    from torch_xla.core.xla_builder import call_jax
-
     given = [*(_narrowed(arrays[a.name]) for a in source.abi.inputs), *(arrays[a.name] for a in source.abi.scalars)]
-    found = call_jax(function, tuple(given), override_hash=(source, interpret))
-    for name, result in _named(source, found):
-        arrays[name].copy_(result)
+    outputs = source.abi.outputs
+    if arrays[outputs[0].name].device.type == "tpu":
+        found = torch_tpu.operator(source, function)(*given)
+    else:
+        from torch_xla.core.xla_builder import call_jax
+
+        found = call_jax(function, tuple(given), override_hash=(source, interpret))
+    for output, result in zip(outputs, found if len(outputs) > 1 else [found], strict=True):
+        arrays[output.name].copy_(result)
 
 
-def _named(source: "Source", found: Any) -> Iterator[tuple[str, Any]]:
-    """The outputs of a function by name; of a single one it is the output itself."""
-    names = [a.name for a in source.abi.outputs]
-    yield from zip(names, found if len(names) > 1 else [found], strict=True)
-
-
-def check_packages() -> None:
-    """Raises MissingPackageError where JAX is missing or too old, or where PyTorch/XLA cannot call it."""
-    wanted = f"tensors of PyTorch/XLA need JAX {'.'.join(map(str, OLDEST_JAX))} or newer: pip install 'torch_xla[pallas]' flax"
+def check_packages(device: str) -> None:
+    """Raises MissingPackageError where JAX is missing or too old for tensors on such devices, or cannot be called."""
+    wanted = f"tensors on {device} need JAX {OLDEST_JAX[0]}.{OLDEST_JAX[1]} or newer: pip install 'torch_xla[pallas]' flax"
     try:
         found = version("jax")
     except PackageNotFoundError as error:
         raise MissingPackageError(f"{wanted}; it is not installed") from error
     if tuple([int(part) for part in found.split(".")[:2]]) < OLDEST_JAX:
         raise MissingPackageError(f"{wanted}; {found} is installed")
-    if missing := [name for name in CALLED_THROUGH if find_spec(name) is None]:
+    if missing := [name for name in CALLED_THROUGH if device != "tpu" and find_spec(name) is None]:
         raise MissingPackageError(f"{wanted}; {' and '.join(missing)} is not installed")
 
 
 def _narrowed(tensor: Any) -> Any:
-    """A tensor as a TPU computes with it: whole numbers of 64 bits as the nearest of 32, so that an index outside of a dim stays
-    outside."""
+    """A tensor as a TPU computes with it: whole numbers of 64 bits are the nearest of 32, so that an index that lies outside of
+    a dim stays there."""
     import torch
 
     return tensor.clamp(*INT32).to(torch.int32) if tensor.dtype == torch.int64 else tensor

@@ -79,7 +79,7 @@ TPU7X = replace(
     V6E,
     name="tpu-tpu7x",
     arch="tpu7x",
-    device_names=(r"TPU ?7x",),
+    device_names=(r"TPU ?7x", r"TPU v7"),
     clock_hz=2.2 * GHZ,
     bandwidth_bytes_per_s=3690 * GB,
     flops_per_s={

@@ -1,4 +1,4 @@
-"""Generated text under a JAX before 0.10: nothing of the newer names is left, and what is put in their place computes the same."""
+"""Generated text under a JAX before 0.10: none of the newer names is left, and what takes their place computes the same."""
 
 import math
 from typing import Any

@@ -8,8 +8,8 @@ import pytest
 
 os.environ.setdefault("PJRT_DEVICE", "CPU")
 
-from kpt_dsl import configs  # noqa: E402
-from tests.torch_xla.stand_in import stand_in  # noqa: E402
+from kpt_dsl import configs
+from tests.torch_xla.stand_in import stand_in
 
 IS_REAL = find_spec("torch_xla") is not None
 

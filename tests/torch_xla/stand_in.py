@@ -1,4 +1,4 @@
-"""Stands in for PyTorch/XLA where it is not installed: tensors of the CPU count as its own, and ``call_jax`` runs what it is given.
+"""Stands in for PyTorch/XLA where it is not installed: the CPU's tensors count as its own, and ``call_jax`` runs what it gets.
 
 What it traced it knows again as the real one does; what is lazy there is done at once here.
 """
@@ -27,12 +27,12 @@ class CallJax:
     def __init__(self) -> None:
         self.traced: dict[Any, Any] = {}
 
-    def __call__(self, function: Any, args: tuple[Any, ...], kwargs: Any = None, name: Any = None, override_hash: Any = None) -> Any:
+    def __call__(self, function: Any, args: tuple[Any, ...], *, override_hash: Any) -> Any:
         """Run a function of JAX on tensors and numbers, and give tensors."""
         import jax
 
         is_tensor = [isinstance(a, torch.Tensor) for a in args]
-        key = (override_hash or id(function), *[(a.shape, a.dtype) if t else a for a, t in zip(args, is_tensor, strict=True)])
+        key = (override_hash, *[(a.shape, a.dtype) if t else a for a, t in zip(args, is_tensor, strict=True)])
 
         def of_tensors(*arrays: Any) -> Any:
             rest = iter(arrays)
