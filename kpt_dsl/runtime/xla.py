@@ -35,7 +35,7 @@ CALLED_THROUGH = ("torchax", "flax")
 
 def is_xla(array: Any) -> bool:
     """Whether an array is a tensor of PyTorch/XLA, or of TorchTPU, which is to follow it."""
-    return library(array) == "torch" and array.device.type in DEVICES
+    return library(array) == "torch" and hasattr(array, "device") and array.device.type in DEVICES
 
 
 def kind(arrays: Mapping[Any, Any]) -> str | None:
