@@ -107,6 +107,14 @@ def test_a_known_length_is_not_traced_again(place: str) -> None:
     assert traced() == before + 2
 
 
+def test_texts_of_one_name_are_told_apart(place: str) -> None:
+    """Of the same shapes, too: what is traced for one activation is not the other's."""
+    x, w = torch.randn(6, 24, generator=torch.Generator().manual_seed(8)), torch.eye(24)
+    for activation, exact in (("relu", x.double().relu()), ("silu", torch.nn.functional.silu(x.double()))):
+        y = kpt.ops.linear_act(x.to(place), w.to(place), activation=activation)
+        assert_close(y.cpu(), exact, "f32", 24)
+
+
 def test_modules_are_replaced(place: str) -> None:
     torch.manual_seed(5)
     model = torch.nn.Sequential(torch.nn.LayerNorm(24), torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.RMSNorm(40))
