@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -88,6 +88,15 @@ def test_half_precision_and_views(place: str) -> None:
     y = kpt.ops.rms_norm(x, (70,))
     exact = torch.nn.functional.rms_norm(whole[:, 1, 4:37].t().double(), (70,))
     assert_close(y.float().cpu(), exact, "bf16", 70)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row"])
+def test_fp8(granularity: Literal["tensor", "row"], real: str) -> None:
+    x = torch.randn(8, 128, generator=torch.Generator().manual_seed(4))
+    y, scale = kpt.ops.quantize_fp8(x.to(real), granularity)
+    exact, exact_scale = kpt.ops.quantize_fp8(x, granularity)
+    assert_close(scale.cpu(), exact_scale, "f32")
+    assert (y.cpu().float() == exact.float()).all()
 
 
 def test_a_known_length_is_not_traced_again(place: str) -> None:
