@@ -33,7 +33,7 @@ def centred(x: kd.In, y: kd.Out, first: kd.Int) -> None:
 def test_a_number_is_carried_between_bounds_that_the_call_gives(first: int) -> None:
     x, z, y = torch.randn(5), torch.randn(33), torch.empty(5)
     shifted(x, z, y, first, backend="pallas")
-    assert_close(y, x.double() + z[first:].double().sum(), "f32", 33)
+    assert_close(y, x.double() + z[first:].double().sum(), "f32", 33, scale=4.0)  # as its terms, which may cancel
 
 
 @pytest.mark.parametrize("extents", [(1, 1), (1, 33), (3, 1), (2, 33)], ids=str)
@@ -42,4 +42,4 @@ def test_rows_of_one_number_are_carried_where_xla_does_not_simplify(extents: tup
     x, y = torch.randn(extents), torch.empty(extents[0])
     centred(x, y, first, backend="pallas")
     seen = x[:, first:].double()
-    assert_close(y, seen.sum(1) / (seen.square().sum(1) + 1.0), "f32", 33)
+    assert_close(y, seen.sum(1) / (seen.square().sum(1) + 1.0), "f32", 33, scale=1.0)

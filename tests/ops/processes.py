@@ -5,6 +5,7 @@ with a GPU of its own if so asked. Exits with 1 at the first difference.
 """
 
 import copy
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -246,4 +247,6 @@ if __name__ == "__main__":
     for check in (check_ops, check_redistribution, check_trainings, check_tensor_parallel):
         check(group)
         print(f"{check.__name__}: ok", flush=True)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may outlive the group, and end a process that ends in order: "terminate called"
