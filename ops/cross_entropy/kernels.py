@@ -32,7 +32,7 @@ def cross_entropy_fwd(
             top = new_top
         size = top + kd.log(total)
         lse[m] = size
-        cost = size - hit
+        cost = kd.log(total) + (top - hit)  # exact where the target is nearly all: size would cancel against it
         if smoothing is not None:
             cost = (1.0 - smoothing) * cost + smoothing * (size - plain / kd.size("N"))
         if z_loss is not None:

@@ -190,3 +190,15 @@ def test_the_gradient_is_served_as_the_loss_was() -> None:
         loss = cross_entropy(x, targets(x))
     loss.backward()
     assert served("cross_entropy_backward")["numpy"] == before + 1
+
+
+def test_a_loss_that_is_nearly_nothing_does_not_cancel() -> None:
+    """Of large logits, where their log-sum-exp minus the target's leaves roundings of the former."""
+    x = torch.full((5, 17), 100.0)
+    x[:, 3] += torch.linspace(9.0, 11.0, 5)
+    target = torch.full((5,), 3)
+    with kpt.ops.prefer("numpy"):
+        found = cross_entropy(x, target, reduction="none")
+    exact = F.cross_entropy(x.double(), target, reduction="none")
+    assert isinstance(found, torch.Tensor)
+    assert (found.double() - exact).abs().max() < 5e-7
