@@ -132,7 +132,8 @@ class _Exchanged:
     """A model as its own forward sees it: the head gives what stands for logits, the loss takes that; else it is itself."""
 
     def __init__(self, model: Any, head: str) -> None:
-        vars(self).update(_model=model, _head=head)
+        object.__setattr__(self, "_model", model)  # as torch.compile of older versions follows it
+        object.__setattr__(self, "_head", head)
 
     def __getattr__(self, name: str) -> Any:
         if name == self._head:
