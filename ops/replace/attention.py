@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from kpt.ops.flash_attention.contract import LARGEST_HEAD_DIM
-from kpt.ops.replace.keywords import EAGER, SDPA
+from kpt.ops.replace.keywords import EAGER, SDPA, WHOSE
 from kpt.ops.replace.proven import own_class
 from kpt.ops.replace.report import Change, Skipped
 from kpt.ops.replace.rules import ATTENTION, PLACE
-from kpt.ops.replace.source import NAMES, findings
+from kpt.ops.replace.source import NAMES, dropped, findings
 from kpt_dsl.errors import MissingPackageError
 
 OLDEST = (5, 4)
@@ -77,8 +77,9 @@ class _Config:
         found: str = self.config._attn_implementation
         if found == SDPA:
             return SDPA
-        own = found == EAGER and any(not getattr(m, "_supports_sdpa", True) for m in self._models)
-        return EAGER if own else None
+        own = any(not getattr(m, "_supports_sdpa", True) for m in self._models)
+        own = own or any(dropped(module, SDPA) for module in self.modules.values())
+        return EAGER if own and found == EAGER else None
 
     @property
     def _models(self) -> list[Any]:
@@ -92,8 +93,11 @@ class _Config:
         if not all(m._can_set_attn_implementation() for m in self._models):
             return "the model does not go through Transformers' AttentionInterface"
         for path, module in self.modules.items():
+            where = f"{path} ({own_class(module).__name__})"
             for refusal in findings(type(module), former).refusals:
-                return f"{path} ({own_class(module).__name__}) {refusal}"
+                return f"{where} {refusal}"
+            if lost := ", ".join(dropped(module, former)):
+                return f'{where} passes {lost}, which {WHOSE[former]} attention drops; load it with attn_implementation="{EAGER}"'
         if former == EAGER:
             if getattr(self.config, "output_attentions", False):
                 return "it asks for attention weights"

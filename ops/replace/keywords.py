@@ -47,7 +47,8 @@ SDPA, EAGER = "sdpa", "eager"
 WHOSE = {SDPA: "PyTorch's", EAGER: "its own"}
 
 _UNDERSTOOD = {
-    SDPA: HARMLESS | PYTORCHS | (SCORES - {"s_aux"}),  # it drops sinks, and computes something else
+    # PyTorch's drops sinks and caps, caps before Transformers 5.21 without a word: with them a model computes something else.
+    SDPA: HARMLESS | PYTORCHS | (SCORES - {"s_aux", "softcap"}),
     EAGER: HARMLESS | SCORES,
 }
 

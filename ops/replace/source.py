@@ -80,6 +80,12 @@ def _of_file(module: str, former: str) -> dict[str, Findings]:
     return found
 
 
+def dropped(module: nn.Module, former: str) -> list[str]:
+    """What of ``SCORES`` a module passes that its former function drops; not where it passes an attribute that is None."""
+    scores = [name for name, held in findings(type(module), former).scores if not held or getattr(module, held, held) is not None]
+    return not_understood(scores, former)
+
+
 def _of_code(code: ast.AST, names: dict[str, Any], former: str) -> Findings:
     refusals, pytorchs, scores, attends = [], [], [], False
     for function in [n for n in ast.walk(code) if isinstance(n, ast.FunctionDef)]:
@@ -95,6 +101,7 @@ def _of_code(code: ast.AST, names: dict[str, Any], former: str) -> Findings:
         refusals += [
             f"passes {name}, which neither kpt's nor {WHOSE[former]} attention understands"
             for name in not_understood(passed, former)
+            if name not in SCORES
         ]
         pytorchs += [name for name in passed if name in PYTORCHS]
         scores += [(name, _of_self(value)) for name, value in keywords if name in SCORES]

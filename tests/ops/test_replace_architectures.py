@@ -159,7 +159,7 @@ def test_a_config_is_named_without_those_inside_it() -> None:
 
 
 def test_selections_sinks_and_masks_of_heads_are_not_understood() -> None:
-    names = ["indices", "block_indices", "sinks", "s_aux", "head_mask", "something_new"]
+    names = ["indices", "block_indices", "sinks", "s_aux", "softcap", "head_mask", "something_new"]
     assert not_understood([*names, "sliding_window", "position_bias"]) == names
 
 

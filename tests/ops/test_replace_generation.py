@@ -47,7 +47,8 @@ def build(name: str) -> Any:
     torch.manual_seed(20)
     small = {**SMALL, "hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2, **MODELS[name]}
     config = getattr(transformers, f"{name}Config")(**small)
-    subject = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    own = {"attn_implementation": "eager"} if name in ("Gemma2", "GptOss") else {}
+    subject = getattr(transformers, f"{name}ForCausalLM")._from_config(config, **own).eval()
     with torch.no_grad():
         for parameter in subject.parameters():
             parameter.normal_(0.0, 0.5)

@@ -115,6 +115,19 @@ def test_a_config_that_asks_for_attention_weights_is_left_alone() -> None:
     assert "left alone, (model).config: it asks for attention weights" in str(kpt.replace_modules(subject, only=["attention"]))
 
 
+def test_a_cap_that_pytorchs_attention_drops_is_not_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 5.21 Transformers let Gemma 2 run "sdpa", which computes no cap: nor does what comes in its place."""
+    monkeypatch.setattr(transformers.Gemma2PreTrainedModel, "_supports_sdpa", True)
+    for implementation, cap, name in (("sdpa", 2.0, "sdpa"), ("sdpa", None, "kpt"), ("eager", 2.0, "kpt_own")):
+        config = build("gemma2").config
+        config.attn_logit_softcapping = cap
+        subject = transformers.Gemma2Model._from_config(config, attn_implementation=implementation)
+        report = str(kpt.replace_modules(subject, only=["attention"]))
+        assert subject.config._attn_implementation == name
+        said = "passes softcap, which PyTorch's attention drops; load it with attn_implementation=\"eager\"" in report
+        assert said == (name == "sdpa"), report
+
+
 def test_a_function_that_drops_what_layers_pass_is_found_out() -> None:
     known = gpt_oss.eager_attention_forward
     assert own_attention._why_not(known, (("s_aux", "sinks"),), 2) is None
