@@ -49,7 +49,8 @@ def _spans(
     # Of groups the first stands for all, and what other tensors have at theirs and the next one's are ends too.
     lengths = {name: max(1, dims[loops[name].dim] // max(1, dims[groups.dim] - 1)) for name, groups in grouped.items()}
     ends = {(groups.tensor, groups.index): (0.0, float(lengths[name])) for name, groups in grouped.items()}
-    ends |= {(t, g.index): (0.0, extent // max(1, dims[g.dim] - 1)) for g in grouped.values() for t in also - {g.tensor}}
+    of_others = {g.index: max(1.0, extent // max(1, dims[g.dim] - 1)) for g in grouped.values()}
+    ends |= {(t, g.index): (0.0, of_others[g.index]) for g in grouped.values() for t in also - {g.tensor}}
     mentioned = sorted(named & loops.keys())
     within = [{**dims, loops[name].dim: lengths[name]} if name in lengths else dims for name in mentioned]
     choices = [_positions(loops[name], extents, blocks, samples) for name, extents in zip(mentioned, within, strict=True)]

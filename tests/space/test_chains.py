@@ -102,3 +102,11 @@ def test_heads_take_no_turns_where_tiles_keep_within_groups() -> None:
     *_, packed = registry.get("flash_attention").instances(dims, "bf16", causal=True, packed=True)
     assert space(packed, H200).first["group"] == 1
     assert space(instance(flash_attention_dq, causal=True), H200).first["group"] == 4
+
+
+def test_more_groups_than_keys_have_a_config() -> None:
+    dims = {"B": 1, "H": 4, "G": 2, "M": 64, "N": 64, "D": 64}
+    *_, packed = registry.get("flash_attention").instances(dims, "bf16", causal=True, packed=True)
+    groups = packed.kernel.tensors["query_ends"][0], packed.kernel.tensors["key_ends"][0]
+    few = packed.with_dims(N=1, **dict.fromkeys(groups, 5))
+    assert space(few, H200).first["block_M"] == space(packed, H200).first["block_M"]

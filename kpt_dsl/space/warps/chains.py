@@ -76,7 +76,8 @@ def seconds(sizes: WarpSizes) -> float:
         tensor += times * sum(product_seconds(sizes, p) for p in facts.products if p.scope == scope)
         vector += times * sizes.scopes[scope].work / (target.vector_flops_per_s / 2 / target.cores)
     busy = max(tensor, vector) + min(1.0, EXPOSED / sizes.consumers) * min(tensor, vector)
-    busy *= 1 + MUCH_COST * max(0.0, vector / tensor - MUCH_VECTOR)
+    if tensor:  # else no loop makes a step
+        busy *= 1 + MUCH_COST * max(0.0, vector / tensor - MUCH_VECTOR)
     busy += sum(sizes.steps[1:]) * STEP_SECONDS
     rounds = sizes.programs / target.cores
     rounds = rounds + 0.5 if facts.uneven and rounds > 1 else math.ceil(rounds)
