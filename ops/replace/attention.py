@@ -97,7 +97,8 @@ class _Config:
             for refusal in findings(type(module), former).refusals:
                 return f"{where} {refusal}"
             if lost := ", ".join(dropped(module, former)):
-                return f'{where} passes {lost}, which {WHOSE[former]} attention drops; load it with attn_implementation="{EAGER}"'
+                drops = f"which {WHOSE[former]} attention drops"
+                return f'{where} passes {lost}, {drops}; load it with attn_implementation="{EAGER}"'
         if former == EAGER:
             if getattr(self.config, "output_attentions", False):
                 return "it asks for attention weights"

@@ -82,8 +82,8 @@ def _of_file(module: str, former: str) -> dict[str, Findings]:
 
 def dropped(module: nn.Module, former: str) -> list[str]:
     """What of ``SCORES`` a module passes that its former function drops; not where it passes an attribute that is None."""
-    scores = [name for name, held in findings(type(module), former).scores if not held or getattr(module, held, held) is not None]
-    return not_understood(scores, former)
+    scores = findings(type(module), former).scores
+    return not_understood([name for name, held in scores if not held or getattr(module, held, held) is not None], former)
 
 
 def _of_code(code: ast.AST, names: dict[str, Any], former: str) -> Findings:

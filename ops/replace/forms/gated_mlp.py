@@ -1,7 +1,8 @@
 """The form of a gated MLP: linear layers for gate and up, each of its own or joined in one, and for down, around an activation.
 
-``down(activation(gate(x)) * up(x))``; what lies between the products becomes one ``kpt.ops.gated_act``. The layers stay modules
-and are called as such, so that hooks, adapters, quantised and sharded layers hold.
+``down(activation(gate(x)) * up(x))``; what lies between the products becomes one ``kpt.ops.gated_act``, which is not kept for
+the backward where a model's logits are not either. The layers stay modules and are called as such, so that hooks, adapters,
+quantised and sharded layers hold.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -16,6 +17,8 @@ from kpt.ops.gated_act import reference
 from kpt.ops.gated_act.op import gated_act
 from kpt.ops.linear_act.reference import ACTIVATIONS
 from kpt.ops.replace import proof
+from kpt.ops.replace.anew import fed_anew
+from kpt.ops.replace.forms import head_and_loss
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
 from kpt.ops.replace.forms.stand_ins import Given, Negated, are_as_proven
 from kpt.ops.replace.proven import Refused, Served
@@ -36,6 +39,7 @@ class GatedMLP:
     others: tuple[tuple[str, type[nn.Module]], ...]
     gate_first: bool = True
     activation: str = ""
+    anew: bool = False
     kind = "gated_act"
 
     def law(self) -> proof.Law:
@@ -47,23 +51,28 @@ class GatedMLP:
 
     def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
         activation, others, down, gate_first = self.activation, self.others, self.down, self.gate_first
+        fed = fed_anew if self.anew else _fed
         (first, *second) = self.products
 
         def apart(self: Any, x: torch.Tensor) -> Any:
             if are_as_proven(self, others):
                 gate, up = getattr(self, first)(x), getattr(self, second[0])(x)
                 if gate.dtype is up.dtype:
-                    return getattr(self, down)(gated_act(gate, up, activation))
+                    return fed(getattr(self, down), gate, up, activation)
             return original.forward(self, x)
 
         def joined(self: Any, x: torch.Tensor) -> Any:
             if not are_as_proven(self, others):
                 return original.forward(self, x)
             left, right = getattr(self, first)(x).chunk(2, -1)
-            y = gated_act(left, right, activation) if gate_first else gated_act(right, left, activation)
-            return getattr(self, down)(y)
+            gate, up = (left, right) if gate_first else (right, left)
+            return fed(getattr(self, down), gate, up, activation)
 
         return taking(self.input, apart if second else joined)
+
+
+def _fed(layer: Callable[..., Any], gate: torch.Tensor, up: torch.Tensor, activation: str) -> Any:
+    return layer(gated_act(gate, up, activation))
 
 
 def match(module: nn.Module) -> tuple[GatedMLP, ...] | None:
@@ -100,7 +109,7 @@ def prove(module: nn.Module, ways: tuple[GatedMLP, ...], kinds: Collection[str])
         return Refused(GatedMLP.kind, reason)
     tests = tuple(proof.cases(next(module.parameters()).dtype))
     nearest, passed = "", -1
-    for way in _claims(ways):
+    for way in _claims(ways, anew=head_and_loss.KIND in kinds):
         difference = proof.difference(_trial(module, way), way.law(), tests, proof.device_of(module))
         if difference is None:
             return way
@@ -110,11 +119,11 @@ def prove(module: nn.Module, ways: tuple[GatedMLP, ...], kinds: Collection[str])
     return Refused(GatedMLP.kind, nearest)
 
 
-def _claims(ways: tuple[GatedMLP, ...]) -> Iterator[GatedMLP]:
+def _claims(ways: tuple[GatedMLP, ...], anew: bool) -> Iterator[GatedMLP]:
     for way in ways:
         for activation in ACTIVATIONS:
             for gate_first in (True, False) if len(way.products) == 1 else (True,):
-                yield replace(way, activation=activation, gate_first=gate_first)
+                yield replace(way, activation=activation, gate_first=gate_first, anew=anew)
 
 
 def _trial(module: nn.Module, way: GatedMLP) -> proof.Trial:
