@@ -4,6 +4,7 @@ import pytest
 
 from kpt.ops import registry
 from kpt.ops.flash_attention.backward_kernels import flash_attention_dkdv, flash_attention_dq
+from kpt_dsl.classes import options
 from kpt_dsl.instance import Instance
 from kpt_dsl.kernel import Kernel
 from kpt_dsl.space import Config, space
@@ -66,7 +67,7 @@ def test_causal_programs_that_all_run_at_once_end_late_too() -> None:
         sizes = GpuSizes(of.variants[0].facts, H200, config)
         return sizes.programs // (sizes.resident * H200.cores), of.seconds(config)
 
-    (at_once, less), (beyond, more) = found(12), found(13)
+    (at_once, less), (beyond, more) = found(8), found(9)
     assert (at_once, beyond) == (0, 1)
     assert more < 1.2 * less
 
@@ -90,6 +91,22 @@ def test_results_that_wait_for_each_other_are_narrow(kernel: Kernel, D: int, cau
     """128 x 128 of scores and of their gradients fit, and were measured slower than 128 x 64."""
     first = space(instance(kernel, D, causal), H200).first
     assert int(first["block_N" if kernel is flash_attention_dq else "block_M"]) <= 64
+
+
+@pytest.mark.parametrize(
+    ("D", "length", "expected"),
+    [
+        (64, 200, {"block_M": 32, "num_stages": 2, "descriptors": False}),  # 1.68 of its time with 64, descriptors
+        (64, 256, {"block_M": 32, "num_stages": 2, "descriptors": False}),  # 1.25
+        (64, 4096, {"block_M": 64, "num_stages": 3, "descriptors": False}),  # 1.08 with two stages, descriptors
+        (128, 4096, {"block_M": 64, "num_stages": 2, "descriptors": True}),  # 1.29 with 32
+    ],
+)
+def test_gradients_of_keys_have_what_was_measured_to_be_quick(D: int, length: int, expected: dict[str, object]) -> None:
+    """As many keys a program; short loops leave registers to masks, so that three programs share a core."""
+    dims = {"B": 64 if length < 1000 else 2, "H": 32, "G": 8, "M": length, "N": length}
+    first = options(instance(flash_attention_dkdv, D, causal=True).with_dims(**dims), H200).first
+    assert {"block_N": 64, "num_warps": 4, **expected}.items() <= first.items()
 
 
 def test_two_accumulators_are_no_more_than_one_to_an_epilogue() -> None:

@@ -9,7 +9,7 @@ from operator import itemgetter
 from kpt_dsl import ir
 from kpt_dsl.space.config import Config, Value, points
 from kpt_dsl.space.facts import Facts
-from kpt_dsl.space.gpu import legal, model
+from kpt_dsl.space.gpu import legal, model, registers
 from kpt_dsl.space.gpu.model import PARTITIONS
 from kpt_dsl.space.gpu.sizes import GpuSizes
 from kpt_dsl.targets import Target
@@ -22,8 +22,9 @@ LINKS_COLUMNS = 64
 """The same where several results wait for each other: with 128, attention's gradient of the queries took 1.15 to 1.27 times as
 long as the best that was tried at head dim 128, and 1.28 to 1.55 times at 64, on an H100."""
 DEPTHS = (2, 3, 4)
-"""Pipeline depths worth considering, the least first. Where copies pass through registers, a chain of products leaves none
-for them: one stage then (AMD's own attention kernels)."""
+"""Pipeline depths worth considering, the least first; four are none where several results wait for each other and products
+are issued ahead: gradients of head dim 64 took 1.1 to 1.8 times as long, on an H200. Where copies pass through registers, a
+chain of products leaves none for them: one stage then (AMD's own attention kernels)."""
 LONE_DEPTH = 3
 """Stages of a chain of products that has its core to itself, where they fit: else its second operand arrives late."""
 ROOM_FOR_ADDRESSES = 0.8
@@ -31,6 +32,12 @@ ROOM_FOR_ADDRESSES = 0.8
 with them on sm_90, and do not with descriptors."""
 DESCRIPTOR_SECONDS = 20e-6
 """Below this run time, encoding descriptors on the host costs more than they save."""
+CROWDED = 0.9
+"""Share of a thread's registers from which results that wait for each other, with what is beside them, crowd a gradient's
+loops. Where lengths are ragged, 64 queries beside 64 keys then took 1.1 to 2.1 times as long as 32 or 16 do up to length 512,
+and a third stage 1.2 to 1.4 times as long as two up to 1000, on an H200 (head dim 64, causal)."""
+LONG = 8
+"""Steps of a loop, for each stage after the first, from which such tiles are worth it all the same."""
 GROUP = 16
 """Rows of tiles that are walked together, so that operands stay in L2."""
 TURNS = 4
@@ -88,7 +95,16 @@ def _is_spare(sizes: GpuSizes, deeper: GpuSizes) -> bool:
     scores = [(p.m, p.n) for p in sizes.facts.products if p.link]
     more = any(load.axes in scores for load in sizes.facts.loads)
     free = sizes.programs <= sizes.target.cores or deeper.resident == sizes.resident
+    if len(scores) > 1:
+        return deeper.resident == sizes.resident and not _is_too_much(deeper)
     return len(scores) == 1 and free and not more
+
+
+def _is_too_much(sizes: GpuSizes) -> bool:
+    """Whether tiles and stages crowd the registers beside results that wait for each other, for loops as short as these."""
+    beside = registers.beside_links(sizes)
+    crowded = beside > 0 and sizes.registers + beside > CROWDED * sizes.register_limit
+    return crowded and max(sizes.steps) < LONG * (sizes.stages - 1)
 
 
 def _threads(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
@@ -107,7 +123,7 @@ def _candidates(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> Iterato
     """Legal points with the same tiles and warps, the least pipeline first, each completed by rule."""
     searched = {n: _worth_trying(sizes.facts, sizes.target, n, knobs[n]) for n in ("num_stages",) if n in knobs}
     for done in (_completed(sizes.having(depth), knobs) for depth in points(searched)):
-        if legal.why_illegal(done) is None and not _overfull(done):
+        if legal.why_illegal(done) is None and not _overfull(done) and not _is_too_much(done):
             yield done
 
 
@@ -116,7 +132,8 @@ def _worth_trying(facts: Facts, target: Target, name: str, values: tuple[Value, 
         if facts.streamed:
             return tuple(depth for depth in (1, *DEPTHS) if depth in values)
         through_registers = not target.async_copies and any(p.chained for p in facts.products)
-        depths = (1,) if through_registers else DEPTHS
+        shallow = target.async_products and facts.links > 1
+        depths = (1,) if through_registers else DEPTHS[:2] if shallow else DEPTHS
         return tuple(depth for depth in depths if depth in values) or values
     if name == "num_warps":
         return tuple(v for v in values if int(v) >= PARTITIONS) + tuple(v for v in values if int(v) < PARTITIONS)
@@ -145,7 +162,9 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
         # on an H200.
         chain = any(p.chained for p in facts.products)
         lone_chain = chain and sizes.resident == 1
-        by_rule["descriptors"] = not lone_chain or sizes.pressure > ROOM_FOR_ADDRESSES
+        # So were gradients, however many share a core, of short and of ragged lengths by up to 40%.
+        roomy = (lone_chain or facts.links > 1) and sizes.pressure <= ROOM_FOR_ADDRESSES
+        by_rule["descriptors"] = not roomy
         deeper = sizes.having({"num_stages": LONE_DEPTH})
         spared = lone_chain or (chain and _is_spare(sizes, deeper))
         if spared and sizes.stages < LONE_DEPTH and deeper.shared_bytes <= target.shared_bytes:

@@ -31,12 +31,14 @@ PARTITIONS = 4
 COMPANY = 0.1
 """Of asynchronous products and vector work, how much of the lesser one each further program on a core hides."""
 FELLOWS = 1.5
-"""Of how many programs the warps of one are worth whose scores are one product's: packed causal attention of head dim 128 took
-6896 µs in one program of 8 warps and 6415 in two of 4, with slopes 1354 and 1216, on an H200."""
+"""Of how many programs the warps of one are worth in a chain: packed causal attention of head dim 128 took 6896 µs in one of 8
+warps and 6415 in two of 4, with slopes 1354 and 1216, gradients over 2048 keys of 64 a quarter more, on an H200."""
 OVERLAP = 0.5
 """How much of it is never hidden."""
-COMFORTABLE_PRESSURE = 0.95
-"""Share of a thread's registers in use from which the compiler is likely to run out."""
+COMFORTABLE_PRESSURE, COMFORTABLE_AHEAD = 0.95, 0.975
+"""Shares of a thread's registers in use from which the compiler is likely to run out; the second where products are issued
+ahead. Attention's gradient of the keys took 928 µs at 0.973, and 1198 in tiles half as wide, at 0.82 (head dim 128, 4096
+keys, H200)."""
 COMFORTABLE_SHARED = 0.95
 """Share of shared memory from which a kernel may not fit after all whose loops are split where masks end."""
 PRESSURE_COST = 3
@@ -75,7 +77,8 @@ def seconds(sizes: GpuSizes) -> float:
     Those are registers close to the limit, which the compiler then spills, and, without products, threads that hold more or
     less of a tile than they load at once.
     """
-    crowded = PRESSURE_COST * max(0.0, sizes.pressure - COMFORTABLE_PRESSURE)
+    comfortable = COMFORTABLE_AHEAD if sizes.target.async_products else COMFORTABLE_PRESSURE
+    crowded = PRESSURE_COST * max(0.0, sizes.pressure - comfortable)
     if sizes.facts.uneven and sizes.shared_bytes > COMFORTABLE_SHARED * sizes.target.shared_bytes:
         crowded += 1
     return _roofline(sizes) * (1 + crowded + _held(sizes))
@@ -240,7 +243,7 @@ def _side_by_side(sizes: GpuSizes, tensor: float, vector: float, programs: int) 
     attention of head dim 64 runs 1.5 times as fast in three of 4 warps a core as in one of 8.
     """
     if sizes.target.async_products:
-        many = 1.0 if sizes.warps <= PARTITIONS else FELLOWS if sizes.facts.links == 1 else 2.0
+        many = 1.0 if sizes.warps <= PARTITIONS else FELLOWS if sizes.facts.links else 2.0
         company = max(programs, many) - 1
         exposed = max(OVERLAP, 1 - COMPANY * company)
     else:

@@ -39,6 +39,12 @@ EDGES = 48
 """Registers of a thread that a loop which adds takes where it may begin or end within a dim: its masked steps have operands,
 masks and addresses of their own (compiled for sm_90, gfx942, gfx950: 40 to 57)."""
 
+BESIDE_LINKS = 2
+"""Words an element of results that wait for each other that masks and what is between them take (compiled for sm_90, 64 keys of
+64: tiles of 16, 32, 64 queries took 126, 166, 239 registers where the last is ragged, 121, 154, 209 where it is not)."""
+DEEPER = 8
+"""Registers that a further stage takes there (6 to 22)."""
+
 
 def needed(sizes: GpuTiles) -> int:
     """Registers of a thread without which a config is hopeless: carried tiles, the largest one made, operands kept."""
@@ -58,6 +64,15 @@ def wished(sizes: GpuTiles) -> float:
     else:  # a row stays while another is made of it
         extra = max(_held(sizes, scope) for scope in range(len(sizes.scopes)))
     return extra / sizes.threads
+
+
+def beside_links(sizes: GpuTiles) -> float:
+    """Registers of a thread beside several results that wait for each other, where products are issued ahead and lengths are
+    ragged."""
+    if sizes.facts.links < 2 or not sizes.target.async_products or sizes.target.tensor_memory_bytes:
+        return 0.0
+    scores = max(sizes.count((p.m, p.n)) for p in sizes.facts.products if p.link) / sizes.threads
+    return BESIDE_LINKS * scores + DEEPER * max(0, sizes.stages - 2)
 
 
 def _held(sizes: GpuTiles, scope: Scope) -> int:
