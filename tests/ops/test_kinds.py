@@ -315,6 +315,24 @@ def test_vmap_runs_what_pytorch_can_follow() -> None:
         vmap(lambda x: rms_norm(x, (8,)))(rows)
 
 
+def test_gradients_that_are_batched_are_those_of_each_sample() -> None:
+    """By a vmap of autograd's own, older than torch.func's."""
+    calls: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "attention": lambda q: flash_attention(q, q[:, :1], q[:, :1], causal=True),  # type: ignore[dict-item,return-value]
+        "linear": lambda q: gelu(q, W, B),
+        "norm": lambda q: rms_norm(q, (8,)),
+        "angles": lambda q: kpt.ops.rotary(q, q, Q[0, 0], Q[0, 0])[0],
+    }
+    for name, call in calls.items():
+        with prefer("numpy"):
+            q = torch.stack([Q[0], 2 * Q[0]]).requires_grad_()
+            o = call(q)
+            slopes = torch.randn(3, *o.shape)
+            (found,) = torch.autograd.grad(o, q, slopes, is_grads_batched=True, retain_graph=True)
+            each = [torch.autograd.grad(o, q, slope, retain_graph=True)[0] for slope in slopes]
+        assert torch.equal(found, torch.stack(each)), name
+
+
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
