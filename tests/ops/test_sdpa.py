@@ -80,6 +80,14 @@ def test_a_mask_that_takes_all_keys_far_down_leaves_their_mean(backend: Any) -> 
     torch.testing.assert_close(found, v.mean(2, keepdim=True).expand_as(v), rtol=1e-5, atol=1e-6)
 
 
+def test_forward_mode_is_pytorchs() -> None:
+    """Of tensors of three dims it has one, which it has not of the four that kernels take."""
+    q, k, v = tensors(*[(3, 5, 8)] * 3)
+    both = scaled_dot_product_attention, F.scaled_dot_product_attention
+    ours, native = (torch.func.jvp(attention, (q, k, v), (k, v, q)) for attention in both)
+    torch.testing.assert_close(ours, native, rtol=0, atol=0)
+
+
 def _outside() -> int:
     counted = kpt.ops.counters()["flash_attention"]["fallbacks"]
     return sum(count for reason, count in counted.items() if reason.startswith("scaled_dot_product_attention: "))
