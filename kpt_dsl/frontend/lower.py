@@ -385,8 +385,8 @@ class _Lowering(Expressions):
         if not isinstance(bound, Expr) or bound.type != ir.Type(i32):
             fail(
                 loc,
-                f"{key} must be a whole-number scalar, but is {describe(bound)}",
-                "m.start, m.stop, kd.size(dim) …",
+                f"{key} must be a whole-number scalar of type i32, but is {describe(bound)}",
+                "m.start, m.stop, kd.size(dim), first[m].to(kd.i32) …",
             )
         return bound
 
