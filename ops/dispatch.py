@@ -22,7 +22,7 @@ from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
 from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.eager import PLAIN, below, has_memory, is_autocasting, is_plain, tensors_in
-from kpt.ops.fingerprint import Foreign, fingerprint
+from kpt.ops.fingerprint import Foreign, fingerprint, is_numpys, of_python
 from kpt.ops.pins import pin, pinned
 from kpt.ops.recent import AGAIN, Recent, same
 from kpt.ops.registry import Op, Ready, settled
@@ -231,6 +231,8 @@ class Dispatcher:
 
     def _foreign(self, arguments: tuple[Any, ...]) -> Any:
         """A call that something intercepts, or of tensors that only PyTorch understands. Modes and subclasses see the op."""
+        if any(map(is_numpys, arguments)):
+            return self(*of_python(arguments))
         tensors = tensors_in(arguments)
         if not all(map(has_memory, tensors)):
             return self.by_pytorch(arguments)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -313,6 +314,19 @@ def test_vmap_runs_what_pytorch_can_follow() -> None:
     assert served("flash_attention")["reference"] > before
     with prefer("numpy"), pytest.raises(kpt.InputError, match=r"torch\.func transforms"):
         vmap(lambda x: rms_norm(x, (8,)))(rows)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """To PyTorch they are, and a config may hold some."""
+    with prefer("numpy"):
+        q = Q.clone().requires_grad_()
+        given, plain = (flash_attention(q, q, q, scale=s, window=w) for s, w in ((np.float32(0.5), np.int64(2)), (0.5, 2)))
+        assert torch.equal(given, plain)  # type: ignore[arg-type]
+        assert given.requires_grad  # type: ignore[union-attr]
+        assert torch.equal(rms_norm(X, (8,), G, np.float32(0.5)), rms_norm(X, (8,), G, 0.5))
+        assert kpt.ops.explain("rms_norm", X, (8,), G, np.float32(0.5)).implementation == "numpy"
+        with pytest.raises(kpt.InputError, match=r"window is 2\.5"):
+            flash_attention(Q, Q, Q, window=np.float32(2.5))
 
 
 def test_gradients_that_are_batched_are_those_of_each_sample() -> None:
