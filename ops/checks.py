@@ -29,14 +29,14 @@ def tensor(op: str, argument: str, value: Any, accepted: str = "a torch.Tensor")
 
 def rank(op: str, argument: str, value: torch.Tensor, ranks: Sequence[int], accepted: str) -> None:
     """A tensor of one of these ranks."""
-    tensor(op, argument, value, accepted)
+    tensor(op, argument, value, f"a torch.Tensor: {accepted}")
     if value.ndim not in ranks:
         reject(op, argument, f"{shape_of(value)}, rank {value.ndim}", accepted)
 
 
 def shape(op: str, argument: str, value: torch.Tensor, extents: Sequence[int], accepted: str) -> None:
     """A tensor of exactly this shape."""
-    tensor(op, argument, value, accepted)
+    tensor(op, argument, value, f"a torch.Tensor: {accepted}, here {tuple(extents)}")
     if tuple(value.shape) != tuple(extents):
         reject(op, argument, shape_of(value), f"{accepted}, here {tuple(extents)}")
 

@@ -131,10 +131,9 @@ def choose(
         if prefers is not None and candidate.name != prefers:
             passed.append(PassedOver(candidate.name, f"{prefers} is preferred"))
         elif prefers is None and not at_home:
-            homes = " and ".join(sorted(candidate.devices or ())) or "no"
-            passed.append(
-                PassedOver(candidate.name, f"serves {homes} tensors, and {device} tensors only when preferred")
-            )
+            homes = " and ".join(sorted(candidate.devices or ()))
+            unasked = f"{homes} tensors, and " if homes else ""
+            passed.append(PassedOver(candidate.name, f"serves {unasked}{device} tensors only when preferred"))
         elif reason := _why_not(op, candidate, arguments, tensors, needs_grad, failed):
             if prefers is not None:
                 _refuse(op, candidate, reason)

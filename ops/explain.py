@@ -9,6 +9,7 @@ import torch
 from kpt.ops.choice import Choice, PassedOver, choose, preferred
 from kpt.ops.compiling import is_behind
 from kpt.ops.eager import tensors_in
+from kpt.ops.fingerprint import of_python
 from kpt.ops.registry import KernelChoice, Op, get
 from kpt_dsl.errors import InputError, KptError
 
@@ -46,7 +47,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     except TypeError as error:
         raise InputError(f"{op}: {error}") from None
     bound.apply_defaults()
-    arguments = tuple(tuple(a) if isinstance(a, list) else a for a in bound.arguments.values())
+    arguments = of_python(tuple(a) if isinstance(a, list) else a for a in bound.arguments.values())
     spec.check(*arguments)
     tensors = tensors_in(arguments)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -1,5 +1,7 @@
 """What kinds of calls are told apart by: asked of every argument on every call, so there is nothing here but the questions."""
 
+from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from kpt.ops.eager import PLAIN, WORDS
 
 
 class Foreign(Exception):
-    """An argument is not of the kinds that kernels take: neither a tensor with memory and strides nor a plain value."""
+    """An argument is not of the kinds that kernels take: neither a tensor with memory and strides nor Python's."""
 
 
 def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -36,6 +38,16 @@ def _unusual(value: Any) -> Any:
         return value
     if kind is tuple or kind is list or kind is torch.Size:
         return (*map(type, value), *value)
-    if hasattr(kind, "__torch_function__"):
+    if hasattr(kind, "__torch_function__") or is_numpys(value):
         raise Foreign
     return kind, value
+
+
+def of_python(arguments: Iterable[Any]) -> tuple[Any, ...]:
+    """The arguments with Python's numbers for NumPy's, which PyTorch takes for numbers too."""
+    return tuple([a.item() if is_numpys(a) else a for a in arguments])
+
+
+def is_numpys(value: Any) -> bool:
+    """Whether it is a number, but none of Python's."""
+    return isinstance(value, Real) and hasattr(value, "dtype")

@@ -13,8 +13,11 @@ from torch.autograd.forward_ad import unpack_dual
 from kpt.ops import flops, inductor, lazy, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.dispatch import DISPATCHERS, Dispatcher
-from kpt.ops.eager import dispatch_modes, forward_mode, has_memory, tensors_in
+from kpt.ops.eager import dispatch_modes, forward_mode, function_of_torch, has_memory, tensors_in
 from kpt.ops.registry import AutocastPolicy, Op, register
+
+_is_batched = function_of_torch("_functorch.is_legacy_batchedtensor") or (lambda _: False)
+"""Whether a tensor stands for all samples under the vmap of autograd's own."""
 
 _LIBRARY = torch.library.Library("kpt", "DEF")
 
@@ -31,6 +34,7 @@ def define(op: Op) -> Dispatcher:
     torch.library.register_fake(f"kpt::{op.name}", _of_all(defaults, _checked_fake(op)), lib=_LIBRARY)
     # Under vmap, PyTorch's own operations: they have rules for batches, where a kernel would run sample by sample.
     _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.with_autograd), "FuncTorchBatchedDecomposition")
+    _LIBRARY.impl(op.name, partial(_each_sample, dispatcher), "Batched")
     sharding.enter(dispatcher.through_torch, op)
     if lazy.IS_INSTALLED:
         _LIBRARY.impl(op.name, _of_all(defaults, lazy.wrapped(dispatcher.below_autograd)), "XLA")
@@ -71,6 +75,22 @@ def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
 def _below_autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return dispatcher.through_torch(*arguments)
+
+
+def _each_sample(dispatcher: Dispatcher, *arguments: Any) -> Any:
+    """A call under autograd's own vmap (``is_grads_batched``, ``jacobian(vectorize=True)``), which has rules for few
+    operations: sample by sample, as PyTorch runs what has none and gives a tensor."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    tensors = {i: a for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)}
+    batched = {i: torch._remove_batch_dim(t, level, 1, 0) for i, t in tensors.items() if _is_batched(t)}
+    samples = [
+        dispatcher.through_torch(*[batched[i][n] if i in batched else a for i, a in enumerate(arguments)])
+        for n in range(max(len(t) for t in batched.values()))
+    ]
+    if isinstance(samples[0], torch.Tensor):
+        return torch._add_batch_dim(torch.stack(samples), 0, level)
+    return [torch._add_batch_dim(torch.stack(outputs), 0, level) for outputs in zip(*samples, strict=True)]
 
 
 def _autocast(dispatcher: Dispatcher, device: str, policy: AutocastPolicy, *arguments: Any) -> Any:

@@ -383,11 +383,8 @@ class _Lowering(Expressions):
         if isinstance(bound, int) and not isinstance(bound, bool):
             bound = ir.scalar(bound, loc)
         if not isinstance(bound, Expr) or bound.type != ir.Type(i32):
-            fail(
-                loc,
-                f"{key} must be a whole-number scalar, but is {describe(bound)}",
-                "m.start, m.stop, kd.size(dim) …",
-            )
+            fail(loc, f"{key} must be a whole-number scalar of type i32, but is {describe(bound)}",
+                 "m.start, m.stop, kd.size(dim), first[m].to(kd.i32) …")  # fmt: skip
         return bound
 
     def share(

@@ -51,7 +51,7 @@ def without_extent(kernel: "Definition", output: str, dim: str) -> InputError:
     """For an output with a dim that no input has."""
     return InputError(
         f"{kernel.name}: dim {dim} of output {output} is in no input, so that a call does not say how long it is: make "
-        f"{output} yourself, and call {kernel.name} with it"
+        f"{output} yourself, and call {kernel.name} with it, or, in JAX, let an input have that dim"
     )
 
 

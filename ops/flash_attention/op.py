@@ -47,11 +47,11 @@ def flash_attention(
     i stands at key position i + N - M, so that the last query meets the last key.
 
     Which keys a query sees: ``causal``: none ahead of it. ``window``: those less than ``window`` positions away, or, of a pair
-    (behind, ahead), at most so many positions away, -1 for no limit. ``key_lengths``, ``key_starts``: (B,) int32 or int64,
-    batch entry b has only the keys from key_starts[b] (left padding) up to key_lengths[b] (right padding); positions still
-    count from N. ``cache_lengths``, in place of key_lengths: such lengths, where the last query of entry b stands at the last
-    of its own keys, cache_lengths[b] - 1, and N is only what there is room for. ``mask``: what broadcasts to (B, H, M, N), of
-    bools (True: seen) or added to the scores, where -2.4e38 and less hides.
+    (behind, ahead), at most so many positions away, -1 for no limit. ``key_lengths``, ``key_starts``: (B,) int32, or int64 of
+    numbers that fit it: batch entry b has only the keys from key_starts[b] (left padding) up to key_lengths[b] (right
+    padding); positions still count from N. ``cache_lengths``, in place of key_lengths: such lengths, where the last query of
+    entry b stands at the last of its own keys, cache_lengths[b] - 1, and N is only what there is room for. ``mask``: what
+    broadcasts to (B, H, M, N), of bools (True: seen) or added to the scores, where -2.4e38 and less hides.
 
     ``block_table``, (B, W) int32, with cache_lengths: keys lie in pages, ``k`` (pages, page size, G, D) and ``v`` (pages, page
     size, G, E), and key j of entry b is k[block_table[b, j // page size], j % page size]; N is W times the page size, which may

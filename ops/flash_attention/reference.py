@@ -264,12 +264,15 @@ def _with_lse(
     # Rows without any key keep finite scores, so that no NaN reaches a gradient, and are blanked at the end.
     blank = ~allowed.any(-1, keepdim=True)
     made = made.masked_fill(~(allowed | blank), -torch.inf)
+    # Not by the log-sum-exp, which has no digits left for the sum where a mask is added that takes all keys down to -1e9.
+    o = made.softmax(-1) @ v
     lse = torch.logsumexp(made, dim=-1, keepdim=True)
     unseen: torch.Tensor | float = -torch.inf
     if scores.sinks is not None:
         unseen = scores.sinks.to(compute)[:, None, None]
+        o = o * (lse - unseen).sigmoid()
         lse = torch.logaddexp(lse, unseen)
-    o = ((made - lse).exp() @ v).masked_fill(blank, 0.0)
+    o = o.masked_fill(blank, 0.0)
     return o.to(q.dtype), torch.where(blank, unseen, lse).squeeze(-1)
 
 

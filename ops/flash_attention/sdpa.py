@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from kpt.ops.dispatch import DISPATCHERS
+from kpt.ops.eager import is_transformed
 from kpt.ops.flash_attention.op import flash_attention
 
 
@@ -28,8 +29,8 @@ def scaled_dot_product_attention(
     ``attn_mask``: of bools (True: seen) or added to the scores. A query whose mask hides all keys gets zeros, also where
     numbers hide them that are as low as ``torch.finfo(torch.float32).min``.
 
-    What ``flash_attention`` computes goes there; PyTorch serves the rest (dropout, more queries than keys where causal),
-    which ``kpt.ops.counters()`` shows among the fallbacks of ``flash_attention``. Raises what PyTorch raises.
+    What ``flash_attention`` computes goes there; PyTorch serves the rest (dropout, torch.func, more queries than keys where
+    causal), which ``kpt.ops.counters()`` shows among the fallbacks of ``flash_attention``. Raises what PyTorch raises.
     """
     reason = _why_not(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if reason is None:
@@ -49,8 +50,11 @@ def _why_not(
     scale: float | None,
 ) -> str | None:  # fmt: skip
     """What keeps a call from ``flash_attention``, shapes aside; PyTorch computes it, or says what is wrong with it."""
-    if not all(isinstance(t, torch.Tensor) for t in (query, key, value)) or type(causal) is not bool or type(scale) is bool:
+    numbers = type(causal) is bool and not isinstance(scale, bool | str | torch.Tensor)
+    if not numbers or not all(isinstance(t, torch.Tensor) for t in (query, key, value)):
         return "an argument is of another type"
+    if not torch.compiler.is_compiling() and is_transformed():
+        return "torch.func transforms and forward-mode differentiation follow PyTorch's own operations only"
     if mask is not None:
         if causal:
             return "it is causal, and there is a mask"

@@ -24,8 +24,10 @@ def pattern(mask: torch.Tensor, any_size: bool) -> tuple[bool, int | None] | Non
     """(causal, window) of a mask, (B, 1, queries, keys), that is being traced, or None: it depends on inputs, or is another.
 
     ``any_size``: the mask has no size in it but its own, so that the pattern at one size is that of all; else a graph of
-    unknown sizes gets None.
+    unknown sizes gets None. So does what else traces, as torch.export does unless it is strict: it computes nothing meanwhile.
     """
+    if not torch.compiler.is_dynamo_compiling():
+        return None
     looked_at, sizes_may_change = mask, any_size  # named for ``_look``
     comptime(_look)
     if not _was_constant(sizes_may_change):

@@ -35,7 +35,7 @@ def lengths(*values: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
 
 BAD: list[tuple[str, Callable[[], Any]]] = [
     ("flash_attention: q is of shape (3, 8), rank 2; accepted: rank 4", lambda: flash_attention(X, KV, KV)),
-    ("flash_attention: q is [1, 2] (list); accepted: rank 4", lambda: flash_attention([1, 2], KV, KV)),
+    ("flash_attention: q is [1, 2] (list); accepted: a torch.Tensor: rank 4", lambda: flash_attention([1, 2], KV, KV)),
     ("flash_attention: k is of shape (8,), rank 1; accepted: rank 4", lambda: flash_attention(Q, X[0], KV)),
     ("flash_attention: k is of shape (1, 2, 7, 16); accepted: the batch and head dim of q, (2, heads, keys, 16)",
      lambda: flash_attention(Q, KV[:1], KV[:1])),
@@ -97,7 +97,7 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
      lambda: kpt.ops.add_layer_norm(X, X.half(), (8,))),
     ("add_layer_norm: residual is on meta; accepted: the device of input, cpu",
      lambda: kpt.ops.add_layer_norm(X, X.to("meta"), (8,))),
-    ("add_layer_norm: residual is None (NoneType); accepted: the shape of input",
+    ("add_layer_norm: residual is None (NoneType); accepted: a torch.Tensor: the shape of input",
      lambda: kpt.ops.add_layer_norm(X, None, (8,))),
     ("cross_entropy: input is of rank 0; accepted: (C,), (N, C)", lambda: cross_entropy(ONE, ONE)),
     ("cross_entropy: input is of dtype torch.int64", lambda: cross_entropy(X.long(), CLASSES)),
@@ -129,7 +129,7 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
     ("linear_cross_entropy: reduction is 'max'; accepted: mean", lambda: linear_cross_entropy(X, X, CLASSES, reduction="max")),
     ("cross_entropy_backward: first is 2; accepted: from 0 to 1, as there are 9 classes",
      lambda: get("cross_entropy_backward").public(X[:, 0], X, CLASSES, X[:, 0], first=2, classes=9)),
-    ("cross_entropy_backward: lse is None (NoneType); accepted: one number a row",
+    ("cross_entropy_backward: lse is None (NoneType); accepted: a torch.Tensor: one number a row",
      lambda: get("cross_entropy_backward").public(X[:, 0], X, CLASSES, None)),
     ("cross_entropy_backward: count is of shape (1,); accepted: one number, here ()",
      lambda: get("cross_entropy_backward").public(X[:, 0], X, CLASSES, X[:, 0], ONE.view(1))),

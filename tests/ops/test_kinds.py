@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -313,6 +314,37 @@ def test_vmap_runs_what_pytorch_can_follow() -> None:
     assert served("flash_attention")["reference"] > before
     with prefer("numpy"), pytest.raises(kpt.InputError, match=r"torch\.func transforms"):
         vmap(lambda x: rms_norm(x, (8,)))(rows)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """To PyTorch they are, and a config may hold some."""
+    with prefer("numpy"):
+        q = Q.clone().requires_grad_()
+        given, plain = (flash_attention(q, q, q, scale=s, window=w) for s, w in ((np.float32(0.5), np.int64(2)), (0.5, 2)))
+        assert torch.equal(given, plain)  # type: ignore[arg-type]
+        assert given.requires_grad  # type: ignore[union-attr]
+        assert torch.equal(rms_norm(X, (8,), G, np.float32(0.5)), rms_norm(X, (8,), G, 0.5))
+        assert kpt.ops.explain("rms_norm", X, (8,), G, np.float32(0.5)).implementation == "numpy"
+        with pytest.raises(kpt.InputError, match=r"window is 2\.5"):
+            flash_attention(Q, Q, Q, window=np.float32(2.5))
+
+
+def test_gradients_that_are_batched_are_those_of_each_sample() -> None:
+    """By a vmap of autograd's own, older than torch.func's."""
+    calls: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "attention": lambda q: flash_attention(q, q[:, :1], q[:, :1], causal=True),  # type: ignore[dict-item,return-value]
+        "linear": lambda q: gelu(q, W, B),
+        "norm": lambda q: rms_norm(q, (8,)),
+        "angles": lambda q: kpt.ops.rotary(q, q, Q[0, 0], Q[0, 0])[0],
+    }
+    for name, call in calls.items():
+        with prefer("numpy"):
+            q = torch.stack([Q[0], 2 * Q[0]]).requires_grad_()
+            o = call(q)
+            slopes = torch.randn(3, *o.shape)
+            (found,) = torch.autograd.grad(o, q, slopes, is_grads_batched=True, retain_graph=True)
+            each = [torch.autograd.grad(o, q, slope, retain_graph=True)[0] for slope in slopes]
+        assert torch.equal(found, torch.stack(each)), name
 
 
 class Model(nn.Module):

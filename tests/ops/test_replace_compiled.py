@@ -126,3 +126,15 @@ def test_a_static_cache_is_followed_without_being_read(queries: int) -> None:
             assert_close(got[tokens], expected[tokens], "f32", 256)
     assert attended() > before
     assert passed_by() == outside
+
+
+def test_a_model_that_was_compiled_is_exported() -> None:
+    """Which traces in another way, where nothing that torch.compile found out holds."""
+    subject = llama()
+    kpt.replace_modules(subject)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(subject, fullgraph=True, backend="eager")(IDS, use_cache=False)
+        program = torch.export.export(subject, (IDS,), {"use_cache": False}, strict=False)
+        found = program.module()(IDS, use_cache=False).last_hidden_state
+        assert_close(found, subject(IDS, use_cache=False).last_hidden_state, "f32", 256)

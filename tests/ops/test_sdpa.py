@@ -69,6 +69,25 @@ def test_what_kernels_do_not_compute_is_pytorchs(case: str) -> None:
     assert _outside() == before + 1
 
 
+@pytest.mark.parametrize("backend", ["reference", "numpy"])
+def test_a_mask_that_takes_all_keys_far_down_leaves_their_mean(backend: Any) -> None:
+    """As (1 - mask) * -1e9 does: beside that, float32 has no digits for how many keys there are."""
+    q, k, v = tensors(*[(2, 3, 5, 8)] * 3)
+    mask = torch.full((5, 5), -1e9)
+    with kpt.ops.prefer(backend):
+        found = scaled_dot_product_attention(q, k, v, mask)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(q, k, v, mask), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, v.mean(2, keepdim=True).expand_as(v), rtol=1e-5, atol=1e-6)
+
+
+def test_forward_mode_is_pytorchs() -> None:
+    """Of tensors of three dims it has one, which it has not of the four that kernels take."""
+    q, k, v = tensors(*[(3, 5, 8)] * 3)
+    both = scaled_dot_product_attention, F.scaled_dot_product_attention
+    ours, native = (torch.func.jvp(attention, (q, k, v), (k, v, q)) for attention in both)
+    torch.testing.assert_close(ours, native, rtol=0, atol=0)
+
+
 def _outside() -> int:
     counted = kpt.ops.counters()["flash_attention"]["fallbacks"]
     return sum(count for reason, count in counted.items() if reason.startswith("scaled_dot_product_attention: "))

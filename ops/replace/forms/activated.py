@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.linear_act.reference import ACTIVATIONS
 from kpt.ops.replace import proof
@@ -21,6 +22,9 @@ from kpt.ops.replace.proven import Refused, Served
 
 IDLE = (nn.Dropout, nn.Identity)
 """Behind a layer, no activation."""
+
+FEW_ROWS = "fewer rows than the weight of a Conv1D has, of which kernels need a copy"
+"""Why a call is the module's own."""
 
 OF_FLOAT16 = (0.1, 30.0)
 """How small and large values are drawn in float16, whose numbers end at 6e-5 and 65504."""
@@ -59,8 +63,12 @@ class Activated:
 
         def transposed(self: Any, x: torch.Tensor) -> Any:
             layer = getattr(self, first)
+            if not are_as_proven(self, gone):
+                return original.forward(self, x)
             # The kernel wants the weight the other way round: below as many rows, its copy costs more than is saved.
-            if not are_as_proven(self, gone) or x.numel() < x.shape[-1] * layer.weight.shape[0]:
+            if x.numel() < x.shape[-1] * layer.weight.shape[0]:
+                if not torch.compiler.is_compiling():
+                    DISPATCHERS[Activated.kind].count_outside(FEW_ROWS)
                 return original.forward(self, x)
             y = linear_act(x, layer.weight.mT, layer.bias, activation=activation)
             for name in after:
