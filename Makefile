@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest $(WORKERS)
 LINKS := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help env libtpu test check soak lint types links vision unit oldest-triton other-python torch-xla demo train bench clean
+.PHONY: help env libtpu test check soak lint types links vision unit oldest-triton oldest-torch other-python torch-xla demo train bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,9 +79,24 @@ unit: $(READY) vision  ## the tests
 # What speaks to Triton, again with the oldest version supported, laid over the environment. That first configs do not spill is
 # asked of it for Hopper only: how many registers a kernel takes differs by version.
 OLDEST_TRITON := build/triton-3.6.0
-oldest-triton: $(READY)  ## the Triton tests with triton 3.6.0
-	test -d $(OLDEST_TRITON)/triton || $(BIN)/pip install --quiet --no-deps --target $(OLDEST_TRITON) triton==3.6.0
+oldest-triton: $(OLDEST_TRITON)/.ready  ## the Triton tests with triton 3.6.0
 	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) tests/emit_triton tests/emit_gluon tests/standalone -k 'sm_90 or nvidia-h200 or not (test_first_configs or test_attention_of_models)'
+
+build/triton-%/.ready: $(READY)
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) triton==$*
+	touch $@
+
+# What leans on PyTorch's internals, again with the oldest version supported or another, laid over the environment before that
+# triton, since the one that comes with PyTorch 2.9 is older than kpt's. PyPI's PyTorch is CUDA's, 6 GB: no part of `make test`.
+TORCH ?= 2.9.0
+LEANS_ON_TORCH := tests/ops tests/replacement tests/training tests/jax/test_ops.py tests/jax/test_operations.py
+oldest-torch: build/torch-$(TORCH)/.ready $(OLDEST_TRITON)/.ready vision  ## the tests of PyTorch's side with torch 2.9.0 (6 GB), or TORCH=2.11.0
+	PYTHONPATH=$(OLDEST_TRITON):build/torch-$(TORCH) $(PYTEST) $(LEANS_ON_TORCH)
+
+build/torch-%/.ready: $(READY)
+	$(BIN)/pip install --quiet --upgrade --target $(@D) torch==$*
+	rm -rf $(@D)/triton*
+	touch $@
 
 # The language, again on CPython 3.12 and without torch: kpt_dsl must import and run without it.
 WITHOUT_TORCH := tests/standalone tests/language tests/passes/test_padding.py tests/emit_numpy/test_printer.py tests/targets

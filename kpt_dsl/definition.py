@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kpt_dsl import language
 from kpt_dsl.errors import InputError
-from kpt_dsl.frontend.outside import Helper, Meaning, Outside
+from kpt_dsl.frontend.outside import DECLARED, Helper, Meaning, Outside
 from kpt_dsl.frontend.source import fail, read
 from kpt_dsl.ir import Loc
 
@@ -52,6 +52,7 @@ class Definition:
         self._expected = set(self.names)
         self.backward: Any = None
         """What gives the gradients of its inputs (``runtime.torch_gradient.Gradient``), if anything does."""
+        DECLARED[id(self)] = self
 
     def _declare(self, dims: Mapping[str, Any]) -> None:
         parameters = inspect.signature(self.fn).parameters
@@ -159,7 +160,7 @@ class Definition:
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Arguments by name. Raises InputError where they do not fit the signature."""
         # By hand: the signature takes three times as long, and tells what is wrong.
-        given = dict(zip(self.names, args, strict=False)) | kwargs
+        given = dict(zip(self.names, args)) | kwargs  # noqa: B905 - to torch.compile of PyTorch 2.9 any strict= is true
         arguments = self.defaults | given
         if len(given) != len(args) + len(kwargs) or arguments.keys() != self._expected:
             raise InputError(

@@ -18,6 +18,7 @@ from enum import Enum
 from numbers import Number
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from kpt_dsl import language
 from kpt_dsl.dtypes import DType
@@ -27,6 +28,9 @@ from kpt_dsl.frontend.source import Source
 Function = Callable[..., Any]
 Values = Mapping[tuple[Function, str], Any]
 """The function whose text has a name, and the name, dotted where it goes through modules -> what it means."""
+
+DECLARED: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""Kernels and helpers that are alive, by their ``id``: for whoever cannot be handed objects."""
 
 _PACKAGE = __name__.partition(".")[0]
 _ABSENT: Any = object()
@@ -108,6 +112,7 @@ class Helper:
         self.__doc__ = source.fn.__doc__
         self.__wrapped__ = source.fn
         self._outside = Outside(source)
+        DECLARED[id(self)] = self
 
     def now(self) -> Meaning:
         """The helper with what its names from outside mean now."""

@@ -28,7 +28,7 @@ def with_dtypes(
             f"{kernel.name}.{way}: {len(args)} arguments were given, but it makes its outputs and takes {len(inputs)}: "
             f"{', '.join(inputs)}"
         )
-    first = dict(zip(inputs, args, strict=False))
+    first = dict(zip(inputs, args))  # noqa: B905 - to torch.compile of PyTorch 2.9 any strict= is true
     if twice := [name for name in named if name in first]:
         raise InputError(f"{kernel.name}.{way}: argument {twice[0]!r} was given twice")
     unsaid = [name for name in kernel.outputs if name not in kernel.defaults and name not in named]

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from kpt_dsl import runtime
 from kpt_dsl.errors import InputError
+from kpt_dsl.frontend.outside import Helper
 from kpt_dsl.runtime.made import only_or_all, with_dtypes
 from kpt_dsl.runtime.torch_op import NAMESPACE, first_input, new_outputs, operator_name
 
@@ -35,9 +36,12 @@ def operator(kernel: "Definition", arguments: Mapping[str, Any], config: Any, ba
     Raises InputError where some outputs are given, and some to be made.
     """
     fixed: list[Any] = []
+    helpers: list[tuple[str, int]] = []
     given: list[Any] = []
     for name, value in arguments.items():
-        if name in kernel.statics:
+        if isinstance(value, Helper):
+            helpers.append((name, id(value)))
+        elif name in kernel.statics:
             fixed += [name, _known(value)]
         elif value is None or isinstance(value, torch.dtype):
             fixed += [name, value]
@@ -46,7 +50,7 @@ def operator(kernel: "Definition", arguments: Mapping[str, Any], config: Any, ba
     if len({isinstance(arguments[name], torch.dtype) for name in kernel.outputs if arguments[name] is not None}) > 1:
         raise InputError(f"{kernel.name}: of outputs {', '.join(kernel.outputs)} give either all as tensors or all as dtypes")
     knobs = tuple([(name, _known(value)) for name, value in (config or {}).items()])
-    name = operator_name(kernel, backend, knobs, *fixed)
+    name = operator_name(id(kernel), tuple(helpers), backend, knobs, *fixed)
     return getattr(getattr(torch.ops, NAMESPACE), name).default, given
 
 
@@ -82,7 +86,7 @@ def _known(value: Any) -> Any:
         return int(value)
     if isinstance(value, torch.SymFloat):
         return float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):  # a union torch.compile of PyTorch 2.9 does not take
         (value,) = {value}  # torch.compile does not keep numbers in sets symbolic
     return value
 

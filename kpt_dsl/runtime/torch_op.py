@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from kpt_dsl import arrays, runtime
 from kpt_dsl.errors import InputError
-from kpt_dsl.frontend.outside import Helper
+from kpt_dsl.frontend.outside import DECLARED, Helper
 from kpt_dsl.runtime.binding import without_gradient
 from kpt_dsl.runtime.made import only_or_all, without_extent
 from kpt_dsl.values import told_apart
@@ -34,24 +34,26 @@ _lock = threading.Lock()
 
 
 def operator_name(
-    kernel: "Definition", backend: str | None, config: tuple[tuple[str, Any], ...], *fixed: Any
+    kernel: int, helpers: tuple[tuple[str, int], ...], backend: str | None, config: tuple[tuple[str, Any], ...], *fixed: Any
 ) -> str:
     """The name of a kernel's operator, which is made if it is not there yet.
 
-    ``fixed``: name and value, in turn, of each argument that the operator does not take: a static, None for what is absent,
-    for an output that the operator makes its ``torch.dtype``.
+    ``kernel``: its ``id``; ``helpers``: static arguments that are helpers, with theirs. ``fixed``: name and value, in turn, of
+    each other argument that the operator does not take: a static, None for what is absent, for an output that the operator
+    makes its ``torch.dtype``.
     """
-    bound = dict(zip(fixed[::2], fixed[1::2], strict=True))
-    # Helpers by which they are, not by what they say: a text may come to mean something else.
-    apart = tuple([(name, id(v) if isinstance(v, Helper) else told_apart(v)) for name, v in bound.items()])
-    key = (kernel, backend, tuple([(name, told_apart(v)) for name, v in config]), apart)
+    # Helpers are told by which they are, not by what they say: a text may come to mean something else.
+    knobs = tuple([(name, told_apart(v)) for name, v in config])
+    key = (kernel, helpers, backend, knobs, *map(told_apart, fixed))
     with _lock:
         if key not in _names:
-            _names[key] = _Operator(kernel, bound, backend, dict(config)).define()
+            bound = {**dict(zip(fixed[::2], fixed[1::2], strict=True)), **{name: DECLARED[one] for name, one in helpers}}
+            _names[key] = _Operator(DECLARED[kernel], bound, backend, dict(config)).define()
         return _names[key]
 
 
-# For torch.compile: called while a program is traced, for a name that stays as long as kernel and helpers are the same objects.
+# For torch.compile: called while a program is traced, for a name that stays as long as kernel and helpers are the same objects,
+# which its guards on their ids see to. Before PyTorch 2.13 it hands over numbers and words only.
 operator_name.__dict__["_dynamo_marked_constant"] = True
 
 

@@ -251,7 +251,8 @@ def test_an_exported_program_is_loaded_where_the_operator_is(made: bool, tmp_pat
     lambda x: softmax(GRADED, torch.empty_like(x)),
     lambda x: softmax.torch(x, backend="cuda"),
     lambda x: softmax.torch(x, config={"nonsense": 3}),
-], ids=["dims", "name", "output", "dtype", "grad", "backend", "knob"])  # fmt: skip
+    lambda x: shifted.torch(x, None, 1.0, 0, (1, 2)),
+], ids=["dims", "name", "output", "dtype", "grad", "backend", "knob", "static"])  # fmt: skip
 def test_a_compiled_call_fails_with_the_words_of_an_eager_one(call: Callable[[torch.Tensor], Any]) -> None:
     with pytest.raises(kd.KptError) as told:
         call(seeded(5, 7))

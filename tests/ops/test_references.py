@@ -197,7 +197,8 @@ def test_fp8_matmul(granularity: str, kinds: tuple[torch.dtype, torch.dtype], ou
     assert_close(got, exact, narrow, 48)
     got = kpt.ops.fp8_matmul(a, b, scale_a, scale_b, bias=bias, out_dtype=out_dtype)
     assert_close(got, exact + bias.double(), narrow, 48)
-    if kinds[0] == kinds[1] and out_dtype == torch.bfloat16:
+    if kinds[0] == kinds[1] and out_dtype == torch.bfloat16 and (not rows or torch.__version__ >= "2.13"):
+        # PyTorch 2.11's on a CPU has no scales of rows.
         one, other = (scale_a, scale_b) if rows else (scale_a.reshape(()), scale_b.reshape(()))
         assert_close(
             kpt.ops.fp8_matmul(a, b, one, other), torch._scaled_mm(a, b, one, other, out_dtype=out_dtype), narrow, 48

@@ -4,6 +4,7 @@ at instead, compiled as well. What differs is said, and kept out of the table; e
 import argparse
 import os
 import sys
+import traceback
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,7 +18,8 @@ def every(name: str) -> architectures.Verdict:
     """What replacing makes of any type."""
     try:
         found = subject(name)
-    except Exception as error:
+        found.call(found.model)
+    except Exception as error:  # no model, or none that runs on what these tests have for it
         return architectures.Verdict(name, False, str(error))
     verdict = architectures.Verdict(name, True)
     try:
@@ -25,7 +27,8 @@ def every(name: str) -> architectures.Verdict:
         verdict.replaced, verdict.served = bool(row["replaced"]), sum(row["served"].values())
         verdict.note, verdict.cases["all"] = str(row["replaced"]), "equal"
     except AssertionError as error:
-        verdict.cases["all"] = f"WRONG: {error}"
+        said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        verdict.cases["all"] = f"WRONG: {said}"
     except Exception as error:
         verdict.cases["all"] = f"failed: {type(error).__name__}: {error}"
     return verdict
