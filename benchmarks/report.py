@@ -12,7 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-PACKAGES = ("kpt-dsl", "torch", "triton", "liger-kernel", "flash-attn", "flash-attn-4", "jax")
+PACKAGES = (
+    "kpt-dsl", "torch", "triton", "liger-kernel", "flash-attn", "flash-attn-4", "jax", "jaxlib", "libtpu", "tokamax",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
