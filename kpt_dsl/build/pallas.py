@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kpt_dsl.build.cache import Entry
 from kpt_dsl.build.report import Report
-from kpt_dsl.build.tpu_bundles import cycles
+from kpt_dsl.build.tpu_bundles import BELIEVED, cycles
 from kpt_dsl.build.tpu_compiler import COMPILER, versions
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import CompileError, TargetError
@@ -29,7 +29,7 @@ def compile(instance: "Instance", target: "Target", config: "Config") -> Report:
     without JAX or libtpu, and as ``emit`` does.
     """
     source = emit(instance, target, config)
-    key = f"{source.text}\0{target.name}\0{versions()}"
+    key = f"{source.text}\0{target.name}\0{versions()}\0{BELIEVED}"
     entry = Entry("pallas-reports", hashlib.sha256(key.encode()).hexdigest()[:32])
     if (found := entry.get_json("report.json")) is not None:
         with suppress(TypeError, KeyError):

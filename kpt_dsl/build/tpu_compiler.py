@@ -133,7 +133,7 @@ def serve() -> None:
 
 
 def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
-    """Compile ``job["text"]`` for ``job["arch"]``: bytes of VMEM, seconds, the program, and the final bundles of its kernels."""
+    """Compile ``job["text"]`` for ``job["arch"]``: bytes of VMEM, seconds, the program, the final bundles of its kernels."""
     import jax
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
@@ -148,8 +148,7 @@ def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
     started = time.perf_counter()
     with on_abstract_tpu(device.device_kind, getattr(device, "num_cores", None) or 1):
         function = jax.jit(define(job["name"], job["text"]), out_shardings=sharding)
-        lowered = function.lower(*specs(job["arguments"], sharding))
-    program = lowered.compile().as_text()
+        program = function.lower(*specs(job["arguments"], sharding)).compile().as_text()
     scoped = re.findall(_VMEM, "\n".join(line for line in program.splitlines() if "tpu_custom_call" in line))
     listings = {file.name.split("-", 1)[1].rsplit("-", 2)[0]: file for file in sorted(dump.glob("*-final_bundles.txt"))}
     return {
