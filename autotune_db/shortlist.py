@@ -15,7 +15,7 @@ RANKED = 4096
 
 NEAR = 2.0
 """Times the roofline's best: in turns of sizes, what is further from it is not compiled. Products are best in half of the
-largest blocks, which a roofline puts at 1.5 times (docs/decisions.md)."""
+largest blocks, which a roofline puts at 1.5 times."""
 
 
 def shortlist(
@@ -30,7 +30,7 @@ def shortlist(
     sizes = {config: size for config in ranked if (size := model.code_size(options, config)) is not None}
     if sizes:
         near = [c for c in ranked if cost[c] <= NEAR * cost[ranked[0]]]
-        ranked = _in_turns([c for c in near if model.compile_seconds(sizes[c]) <= seconds], sizes)
+        ranked = _in_turns([c for c in near if sizes[c] * model.SECONDS_A_BUNDLE <= seconds], sizes)
     return [config for config in dict.fromkeys([*legal, *ranked]) if config not in without][:most]
 
 

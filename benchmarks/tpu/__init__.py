@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks import timing
 from benchmarks.case import Found, Stopping, compared
 from benchmarks.report import Picture
-from benchmarks.tpu import cost
-from benchmarks.tpu.cases import TpuCase, cases
+from benchmarks.tpu import cases, cost
+from benchmarks.tpu.cases import TpuCase
 from benchmarks.tpu.peers import Program
 from kpt_dsl import build, classes, configs, targets
 from kpt_dsl.build.tpu_compiler import Compiler, versions
@@ -39,7 +39,7 @@ def predict(given: Namespace) -> Iterator[Found]:
         rows: list[dict[str, Any]] = []
         failed = 0
         with _Compiling(target) as compiling, Stopping() as stopping:
-            for case in cases():
+            for case in cases.every():
                 if given.only not in f"{device} {case.name}":
                     continue
                 try:

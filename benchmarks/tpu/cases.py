@@ -38,7 +38,7 @@ class TpuCase:
         return rate(self.work.flops if self.unit == "TFLOP/s" else self.work.bytes, self.unit, microseconds)
 
 
-def cases() -> Iterator[TpuCase]:
+def every() -> Iterator[TpuCase]:
     for length in (4096, 16384):
         for causal in (False, True):
             yield attention(HEADS, length, WIDTH, causal)
