@@ -55,6 +55,8 @@ def test_bytes_and_products_take_their_time_too() -> None:
 def test_fusions_run_as_often_as_their_bounds_say_and_add_up() -> None:
     made = answer(FUSION + FUSION.replace("fusion.2", "fusion.3"), fusion_2=LISTING, fusion_3=LISTING, TLP=LISTING)
     assert cost.microseconds(made, None, NO_WORK, V6E) == pytest.approx(2 * 150 * 10 / 1.75e3)
+    two_cores = targets.get("tpu-v5p")  # whose clock is the same
+    assert cost.microseconds(made, None, NO_WORK, two_cores) == pytest.approx(150 * 10 / 1.75e3)
     assert cost.microseconds(made, None, Work(0.0, 1638 * 10**6), V6E) == pytest.approx(1000)
     assert cost.microseconds(made, None, Work(918e9, 0), V6E) == pytest.approx(1000 / 0.95)
 
