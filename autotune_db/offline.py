@@ -1,10 +1,9 @@
 """Tuning for a chip that is not here: compile candidates for it, reject what spills or does not fit, rank the rest by a model.
 
-The space is ranked by its roofline before anything compiles; only the best of it is. What comes out is stored as predicted:
-tuning on the chip starts from that short list, and a measurement always goes before it.
+Only a short list of the space is compiled. What comes out is stored as predicted: tuning on the chip starts from that list, and
+a measurement always goes before it.
 """
 
-import random
 from collections.abc import Iterable
 from contextlib import nullcontext
 
@@ -15,6 +14,7 @@ from autotune_db.jobs import COMPILE_SECONDS
 from autotune_db.key import key_of
 from autotune_db.ledger import Ledger, Watch
 from autotune_db.result import Result
+from autotune_db.shortlist import shortlist
 from autotune_db.store import Store
 from autotune_db.trial import Trial
 from autotune_db.workshop import Workshop
@@ -24,11 +24,11 @@ from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, Space
 from kpt_dsl.targets import Target
 
-RANKED = 4096
-"""Legal configs that are ranked by the roofline; larger spaces are sampled."""
-
 COMPILED = 48
-"""Of those, how many are compiled at most."""
+"""Configs that are compiled at most."""
+
+PATIENCE = 0.25
+"""Of the budget, how much a single config may be expected to take."""
 
 _POLL_SECONDS = 0.2
 
@@ -50,7 +50,8 @@ def predict(
     options = classes.options(instance, target)
     first = options.first
     without = ledger.dangerous() - {first}
-    waiting = _shortlist(options, [*options.firsts, *warm], without, min(COMPILED, budget.trials), seed)
+    patience = min(PATIENCE * budget.seconds, COMPILE_SECONDS)
+    waiting = shortlist(options, [*options.firsts, *warm], without, min(COMPILED, budget.trials), patience, seed)
     interrupted = False
     with nullcontext(workshop) if workshop else Workshop() as shop:
         compilers = shop.compilers
@@ -91,29 +92,6 @@ def predict(
     )
 
 
-def _shortlist(options: Space, known: list[Config], without: set[Config], most: int, seed: int) -> list[Config]:
-    """Known configs, then the best of the space by its roofline, each once; never those ``without``."""
-    legal = [c for c in dict.fromkeys(known) if options.why_illegal(c) is None]
-    ranked = sorted(_sample(options, seed), key=options.seconds)
-    return [config for config in dict.fromkeys([*legal, *ranked]) if config not in without][:most]
-
-
-def _sample(options: Space, seed: int) -> list[Config]:
-    """Every legal config of a small space, as many at random of a large one."""
-    if options.size <= RANKED:
-        return list(options)
-    chance = random.Random(seed)
-    knobs = options.knobs
-    found: dict[Config, None] = {}
-    for _ in range(8 * RANKED):
-        config = options.canonical({name: chance.choice(values) for name, values in knobs.items()})
-        if options.why_illegal(config) is None:
-            found[config] = None
-        if len(found) >= RANKED:
-            break
-    return list(found)
-
-
 def _judged(options: Space, reply: Reply) -> Trial:
     config = reply.job
     assert isinstance(config, Config)
@@ -121,4 +99,5 @@ def _judged(options: Space, reply: Reply) -> Trial:
         return jobs.failed(config, reply)
     if reason := model.misfit(options, reply.value):
         return Trial(config, "rejected", detail=reason)
-    return Trial(config, "predicted", model.seconds(options, config, reply.value) * 1e6)
+    microseconds = model.seconds(options, config, reply.value) * 1e6
+    return Trial(config, "predicted", microseconds, detail=model.held(options, config, reply.value))

@@ -5,6 +5,9 @@ runs with the configs that dispatch would use (after ``--tune``: the tuned ones)
 config too. A peer that is not installed, or fails, is named as missing. What is stopped, by Ctrl-C or SIGTERM, writes the rows
 that it has by then; lengths and classes have none before their end.
 
+One needs no GPU, and measures nothing: tpu, what kernels would take on TPUs, predicted from the code that Google's compiler
+makes of them (JAX and libtpu are needed); its figures are run on no TPU, and go to a folder for each generation.
+
 Four suites ask something else, in their own way, and take no --tune: host, what a call costs the host; models, what
 whole models take, replaced and not; lengths, what programs pay whose lengths change with every call, each in a process of
 its own without caches; classes, how far the first configs of classes are from those of each length.
@@ -15,12 +18,13 @@ import gc
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.case import Found, OwnSuite, Stopping, Suite
+from benchmarks.case import Found, OwnSuite, PredictingSuite, Stopping, Suite
 from kpt_dsl import KptError
 
 SUITES = (
@@ -40,13 +44,19 @@ SUITES = (
     "lengths",
     "classes",
 )
+"""On a GPU."""
+
+PREDICTED = ("tpu",)
+"""On devices that are not here."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("suites", nargs="+", choices=(*SUITES, "all"), help="what to measure")
+    parser.add_argument(
+        "suites", nargs="+", choices=(*SUITES, *PREDICTED, "all"), help="what to measure; all: on the GPU"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("results"), help="folder for NAME.json and NAME.png (default: results)"
     )
@@ -56,27 +66,37 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="timing a case (default: 1)")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
     given = parser.parse_args()
+    names = list(SUITES) if "all" in given.suites else given.suites
     import torch
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not set(names) <= set(PREDICTED):
         print("benchmarks need a CUDA or ROCm device; none is visible to torch", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = 0
-    for name in SUITES if "all" in given.suites else given.suites:
-        suite: Suite | OwnSuite = import_module(f"benchmarks.{name}")
-        found = _measure(suite, given) if hasattr(suite, "cases") else suite.measure(given)
-        failed += found.failed
-        if found.rows or found.about:
-            path = report.write(given.out, name, suite.TITLE, found.rows, found.picture, found.about)
-            print(f"{path} {report.plot(path)}")
-        elif not found.failed:
+    for name in names:
+        suite: Suite | OwnSuite | PredictingSuite = import_module(f"benchmarks.{name}")
+        shown = False
+        for found in _found(suite, given):
+            failed += found.failed
+            if found.rows or (found.about and not found.device):
+                path = report.write(given.out / found.device, name, suite.TITLE, found.rows, found.picture, found.about)
+                print(f"{path} {report.plot(path)}")
+                shown = True
+            if found.stopped:
+                print(f"{name} was stopped", file=sys.stderr)
+                return 1
+        if not shown and not failed:
             print(f"{name}: no case holds {given.only!r}", file=sys.stderr)
             return 2
-        if found.stopped:
-            print(f"{name} was stopped", file=sys.stderr)
-            return 1
     return 1 if failed else 0
+
+
+def _found(suite: Suite | OwnSuite | PredictingSuite, given: argparse.Namespace) -> Iterable[Found]:
+    """What a suite finds: one thing on the GPU at hand, or one for each device that is not here."""
+    if hasattr(suite, "predict"):
+        return suite.predict(given)
+    return [_measure(suite, given) if hasattr(suite, "cases") else suite.measure(given)]
 
 
 def _measure(suite: Suite, given: argparse.Namespace) -> Found:

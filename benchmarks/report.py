@@ -12,7 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-PACKAGES = ("kpt-dsl", "torch", "triton", "liger-kernel", "flash-attn", "flash-attn-4", "jax")
+PACKAGES = (
+    "kpt-dsl", "torch", "triton", "liger-kernel", "flash-attn", "flash-attn-4", "jax", "jaxlib", "libtpu", "tokamax",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def plot(path: Path) -> Path:
         axes.set_xlabel(f"{len(rows)} cases, in order")
     if picture.logarithmic:
         axes.set_yscale("log")
-        axes.margins(y=0.15)  # room for the legend
+    axes.margins(y=0.15)  # room for the legend
     axes.set_ylabel(picture.axis or rows[0]["unit"])
     axes.set_title(f"{found['title']} — {found['device']}, {found['date'][:10]}")
     drawn = path.with_suffix(".png")

@@ -10,7 +10,7 @@ import torch
 import autotune_db
 from autotune_db import measure
 from autotune_db.measure import Clock
-from benchmarks.case import Case, OpCase, Run
+from benchmarks.case import Case, OpCase, Run, compared
 from benchmarks.peers import as_tensors, reason
 from kpt_dsl import KptError, configs, runtime
 from kpt_dsl.classes import options
@@ -64,18 +64,11 @@ def row(case: Case | OpCase, target: Target, clock: Clock, choose: Choose, secon
 
     prepared, missing = _prepared(clock, kpt, case.peers)
     taken = dict(zip(prepared, measure.medians(clock, list(prepared.values()), seconds), strict=True))
-    peers = {name: t for name, t in taken.items() if name in case.peers and name not in case.bound}
-    best = min(peers, key=peers.__getitem__, default=None)
     captured = {name for name, run in prepared.items() if run is not kpt.get(name, case.peers.get(name))}
     return {
         "case": case.name,
         "problem": " ".join(map(str, tuned)),
-        "unit": case.unit,
-        "microseconds": {name: round(t, 2) for name, t in taken.items()},
-        "rate": {name: round(case.rate(t), 1) for name, t in taken.items()},
-        "best peer": best,
-        **{name.replace("kpt", "ratio", 1): _ratio(taken, best, name) for name in sorted(kpt)},
-        "ratios": {name: _ratio(taken, name, "kpt") for name in taken if name not in kpt},
+        **compared(case, taken, kpt, case.bound),
         **about,
         "missing": {**case.missing, **missing},
         "not in a graph": sorted(prepared.keys() - captured),
@@ -89,10 +82,6 @@ def line(found: Mapping[str, Any]) -> str:
     against = "" if found["best peer"] is None else f"  | kpt / {found['best peer']}: {found['ratio']:.3f}"
     lines = [f"{found['case']:<28} {found['unit']:<8} {rates}{against} ({', '.join(sorted(origins))})"]
     return "\n".join([*lines, *(f"{'':<28} missing: {name}: {why}" for name, why in found["missing"].items())])
-
-
-def _ratio(taken: Mapping[str, float], best: str | None, name: str) -> float | None:
-    return None if best is None else round(taken[best] / taken[name], 4)
 
 
 def _tuned(problem: Instance, target: Target, seconds: float, workshop: "Workshop") -> tuple[Config, str]:

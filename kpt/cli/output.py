@@ -74,6 +74,7 @@ def result_dict(result: Result) -> dict[str, Any]:
         "first_microseconds": result.first_microseconds,
         "speedup": result.speedup,
         "trials": {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)},
+        "held": result.held,
         "seconds": round(result.seconds, 2),
         "interrupted": result.interrupted,
         "unsaved": result.unsaved or None,

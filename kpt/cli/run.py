@@ -185,6 +185,10 @@ def _report(results: list[Result], failures: list[tuple[Instance, str]], json: b
             [_row(result) for result in results],
             numbers=("µs", "first µs", "speed-up", "trials", "seconds"),
         )
+    for result in results:
+        if result.held:
+            known = f"{result.held} of {len(result.trials)} configs"
+            print(f"kpt-tune: {result.key.title}: {known} would be above what is believed, and count as that", file=sys.stderr)
     for instance, reason in failures:
         print(f"kpt-tune: {instance}: {reason}", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kpt_dsl.build.cache import Entry
 from kpt_dsl.build.report import Report
-from kpt_dsl.build.tpu_bundles import cycles
+from kpt_dsl.build.tpu_bundles import BELIEVED, cycles
 from kpt_dsl.build.tpu_compiler import COMPILER, versions
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import CompileError, TargetError
@@ -29,7 +29,7 @@ def compile(instance: "Instance", target: "Target", config: "Config") -> Report:
     without JAX or libtpu, and as ``emit`` does.
     """
     source = emit(instance, target, config)
-    key = f"{source.text}\0{target.name}\0{versions()}"
+    key = f"{source.text}\0{target.name}\0{versions()}\0{BELIEVED}"
     entry = Entry("pallas-reports", hashlib.sha256(key.encode()).hexdigest()[:32])
     if (found := entry.get_json("report.json")) is not None:
         with suppress(TypeError, KeyError):
@@ -41,12 +41,13 @@ def _compiled(source: Source, target: "Target", config: "Config", entry: Entry) 
     abi = source.abi
     arguments = [(a.shape, a.dtype) for a in (*abi.inputs, *abi.scalars)]
     answer = COMPILER.run({"name": source.name, "text": source.text, "arch": target.arch, "arguments": arguments})
+    listing = next((text for kernel, text in answer["bundles"].items() if kernel.split(".")[0] == source.name), "")
     forms = {"source": str(entry.path / "source.py"), "bundles": str(entry.path / "bundles.txt")}
     report = Report(
-        target.name, str(config), vmem_bytes=answer["vmem_bytes"], cycles=cycles(answer["bundles"], abi, target),
+        target.name, str(config), vmem_bytes=answer["vmem_bytes"], cycles=cycles(listing, abi, target),
         seconds=answer["seconds"], forms=tuple(forms.items()),
     )  # fmt: skip
-    entry.put({"source.py": source.text, "bundles.txt": answer["bundles"], "report.json": json.dumps(report.to_dict())})
+    entry.put({"source.py": source.text, "bundles.txt": listing, "report.json": json.dumps(report.to_dict())})
     return report
 
 

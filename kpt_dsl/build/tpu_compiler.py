@@ -133,7 +133,7 @@ def serve() -> None:
 
 
 def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
-    """Compile ``job["text"]`` for ``job["arch"]``: bytes of VMEM, seconds, and the listing of final bundles."""
+    """Compile ``job["text"]`` for ``job["arch"]``: bytes of VMEM, seconds, the program, the final bundles of its kernels."""
     import jax
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
@@ -143,19 +143,17 @@ def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
     for file in dump.iterdir():
         with suppress(OSError):
             file.unlink()
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[job["arch"]])
-    device = topology.devices[0]
+    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[job["arch"]]).devices[0]
     sharding = SingleDeviceSharding(device)
     started = time.perf_counter()
     with on_abstract_tpu(device.device_kind, getattr(device, "num_cores", None) or 1):
         function = jax.jit(define(job["name"], job["text"]), out_shardings=sharding)
-        lowered = function.lower(*specs(job["arguments"], sharding))
-    executable = lowered.compile()
-    calls = [line for line in executable.as_text().splitlines() if "tpu_custom_call" in line]
-    scoped = re.findall(_VMEM, "\n".join(calls))
-    listings = sorted(f for f in dump.glob(f"*-{job['name']}.*-final_bundles.txt") if "schedule-analysis" not in f.name)
+        program = function.lower(*specs(job["arguments"], sharding)).compile().as_text()
+    scoped = re.findall(_VMEM, "\n".join(line for line in program.splitlines() if "tpu_custom_call" in line))
+    listings = {file.name.split("-", 1)[1].rsplit("-", 2)[0]: file for file in sorted(dump.glob("*-final_bundles.txt"))}
     return {
         "vmem_bytes": max(map(int, scoped), default=0),
         "seconds": round(time.perf_counter() - started, 3),
-        "bundles": listings[-1].read_text(errors="replace") if listings else "",
+        "program": program,
+        "bundles": {kernel: file.read_text(errors="replace") for kernel, file in listings.items()},
     }

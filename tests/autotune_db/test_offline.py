@@ -13,7 +13,7 @@ from kpt_dsl import targets
 from kpt_dsl.build import Report
 from kpt_dsl.errors import CompileError
 from kpt_dsl.instance import Instance
-from kpt_dsl.space import Config, space
+from kpt_dsl.space import space
 from kpt_dsl.targets import Target
 from tests.autotune_db import crimes, instances
 
@@ -65,17 +65,6 @@ def test_where_nothing_compiles_that_is_the_error(database: Path, monkeypatch: p
         predict(instances.softmax(), H200, None, Budget(60, 3))
 
 
-def test_the_shortlist_is_the_best_of_the_space_after_what_is_known() -> None:
-    options = space(instances.linear(), H200)
-    known = [options.first, Config(block_M=3)]
-    short = offline._shortlist(options, known, set(), 20, seed=0)
-    assert short[0] == options.first
-    assert len(short) == len(set(short)) == 20
-    assert all(options.why_illegal(config) is None for config in short)
-    cost = [options.seconds(config) for config in short[1:]]
-    assert cost == sorted(cost)
-
-
 def test_predictions_are_where_a_search_on_the_chip_begins(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "compile_one", crimes.compile_or_not)
     instance, cpu = instances.softmax("f32", M=1000, N=64), targets.get("cpu")
@@ -106,6 +95,30 @@ def test_cycles_are_believed_where_the_compiler_tells_them() -> None:
     options = space(instances.softmax(), tpu)
     report = Report("tpu-v6e", "", cycles=int(tpu.clock_hz))
     assert model.seconds(options, options.first, report) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.95, True), (0.9, False)])
+def test_what_is_held_at_the_peak_is_named(share: float, held: bool) -> None:
+    tpu = targets.get("tpu-v5e")
+    options = space(instances.linear(M=1024, N=1024, K=1024), tpu)
+    cycles = round(2 * 1024**3 / tpu.peak("bf16") / share * tpu.clock_hz)
+    told = model.held(options, options.first, Report("tpu-v5e", "", cycles=cycles))
+    assert told == ("held at 95% of the peak of tpu-v5e: more is not believed" if held else "")
+    assert not model.held(space(instances.linear(), H200), space(instances.linear(), H200).first, Report("", "", registers=64))
+
+
+def test_of_those_held_at_the_peak_the_first_wins_and_all_are_counted(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cannot be told apart."""
+    monkeypatch.setattr(jobs, "compile_one", crimes.compile_at_the_peak)
+    result = predict(instances.linear(M=1024, N=1024, K=1024), targets.get("tpu-v6e"), None, Budget(60, 8))
+    slower = [t for t in result.trials if t.config["block_K"] == crimes.SLOWER]
+    assert slower
+    assert not any(t.detail for t in slower)
+    assert result.held == len(result.trials) - len(slower) > 1
+    assert result.config == result.first
+    assert result.speedup == 1.0
 
 
 @pytest.mark.parametrize(
