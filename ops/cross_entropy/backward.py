@@ -98,7 +98,8 @@ def _run(
     dx = torch.empty_like(rows, memory_format=torch.contiguous_format)
     launch(
         cross_entropy_bwd, dloss, rows, target, lse, dx, ignore_index, label_smoothing or None,
-        label_smoothing / classes or None, z_loss or None, None if count is None else count.view(1), dlse, first or None, softcap,
+        label_smoothing / classes or None, z_loss or None, None if count is None else count.view(1), dlse, first or None,
+        softcap,
     )  # fmt: skip
     return dx
 

@@ -17,6 +17,7 @@ import kpt
 from kpt.ops.linear_cross_entropy import chunks
 from tests.architectures import build
 from tests.ops.calls import served
+from tests.replacement.lowered import assert_as_good
 from tests.tolerances import assert_close
 
 
@@ -74,6 +75,18 @@ def test_training_computes_what_it_did(name: str) -> None:
     kpt.restore_modules(model)
     assert type(model) is kind
     assert torch.equal(run(model)[0].logits, expected.logits)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite"])
+def test_under_autocast_it_is_as_good_as_the_models_own(name: str) -> None:
+    model = build(name).train()
+    exact = run(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        own = run(model)
+        only_loss(model)
+        with kpt.ops.prefer("numpy"):
+            got = run(model)
+    assert_as_good(*(([outputs.loss.detach()], gradients) for outputs, gradients in (got, own, exact)))
 
 
 @pytest.fixture
