@@ -17,7 +17,7 @@ PLACE = torch.device("cuda", 0)
 
 def widens(trial: proof.Trial) -> bool:
     """Whether a module's own forward gives another type than it is given, bfloat16, under autocast on a GPU, or may."""
-    mode = FakeTensorMode()  # type: ignore[no-untyped-call]
+    mode = FakeTensorMode()
 
     def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
         return FakeTensor(mode, torch.empty(shape, dtype=CASE.dtype, device="meta"), PLACE)
@@ -33,4 +33,4 @@ def widens(trial: proof.Trial) -> bool:
     finally:
         torch.set_autocast_enabled(PLACE.type, on)
         torch.set_autocast_dtype(PLACE.type, dtype)
-    return y.dtype is not CASE.dtype  # type: ignore[no-any-return]
+    return y.dtype is not CASE.dtype

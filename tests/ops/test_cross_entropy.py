@@ -14,6 +14,7 @@ import kpt_dsl as kd
 from kpt.ops import cross_entropy
 from kpt.ops.cross_entropy.backward_kernels import cross_entropy_bwd
 from kpt.ops.cross_entropy.kernels import cross_entropy_fwd
+from kpt.ops.registry import get
 from kpt_dsl.errors import IndexRangeError
 from tests.ops.calls import served
 from tests.tolerances import assert_close
@@ -188,6 +189,16 @@ def test_autocast_does_what_it_does_to_pytorchs(backend: Any) -> None:
     found, wanted = (torch.autograd.grad(t, x)[0] for t in (loss, native))
     assert found.dtype == torch.bfloat16
     assert_close(found, wanted, "bf16")
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_gradients_op_by_pytorchs_operations(options: dict[str, Any]) -> None:
+    options = {name: value for name, value in options.items() if name != "reduction"}
+    x = logits(7, 24).double().requires_grad_()
+    target, dloss = targets(x), logits(7).double()
+    loss, lse = exactly(x, target, "none", **options)
+    found = get("cross_entropy_backward").public(dloss, x.detach(), target, lse.detach(), **options)
+    assert_close(found, torch.autograd.grad(loss, x, dloss)[0], "f32", 24)
 
 
 def test_the_gradient_is_served_as_the_loss_was() -> None:
