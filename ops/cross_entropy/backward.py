@@ -28,6 +28,7 @@ def cross_entropy_backward(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     first: int = 0,
     classes: int | None = None,
 ) -> torch.Tensor:
@@ -39,14 +40,14 @@ def cross_entropy_backward(
     this one on. Gives a contiguous tensor of the shape and dtype of the input, rounded once.
     Raises InputError for arguments that do not fit.
     """
-    options = (ignore_index, label_smoothing, z_loss, first, input.shape[-1] if classes is None else classes)
+    options = (ignore_index, label_smoothing, z_loss, softcap, first, input.shape[-1] if classes is None else classes)
     dx: torch.Tensor = _dispatch(dloss, input, target, lse, count, dlse, *options)
     return dx
 
 
 def _check(
     dloss: Any, x: Any, target: Any, lse: Any, count: Any, dlse: Any, ignore_index: Any, label_smoothing: Any, z_loss: Any,
-    first: Any, classes: Any,
+    softcap: Any, first: Any, classes: Any,
 ) -> None:  # fmt: skip
     checks.rank(OP, "input", x, (2,), "rank 2, (rows, classes)")
     checks.dtype(OP, "input", x.dtype, FLOATS)
@@ -58,7 +59,7 @@ def _check(
             checks.shape(OP, name, given, shape, "one number a row" if shape else "one number")
             checks.dtype(OP, name, given.dtype, (contract.loss_dtype(x),))
     checks.same_device(OP, "input", x, target=target, dloss=dloss, lse=lse, count=count, dlse=dlse)
-    contract.check_options(OP, ignore_index, "none", label_smoothing, z_loss)
+    contract.check_options(OP, ignore_index, "none", label_smoothing, z_loss, softcap)
     if not 0 <= first <= classes - x.shape[1]:
         checks.reject(OP, "first", repr(first), f"from 0 to {classes - x.shape[1]}, as there are {classes} classes")
 
@@ -68,13 +69,14 @@ def _fake(dloss: Any, x: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 def _why_not(
-    dloss: Any, x: torch.Tensor, target: Any, lse: Any, count: Any, dlse: Any, ignore_index: int, *_: Any
-) -> str | None:
-    return contract.why_not(x, target, None, ignore_index)
+    dloss: Any, x: torch.Tensor, target: Any, lse: Any, count: Any, dlse: Any, ignore_index: int, smoothing: float,
+    z_loss: float, softcap: float | None, *_: Any,
+) -> str | None:  # fmt: skip
+    return contract.why_not(x, target, None, ignore_index, softcap)
 
 
 def _shardings(_: int, *__: Any) -> Iterator[Sharding]:
-    yield Sharding((0,), (0, 0, 0, 0, WHOLE, 0, None, None, None, None, None))
+    yield Sharding((0,), (0, 0, 0, 0, WHOLE, 0, None, None, None, None, None, None))
 
 
 def _run(
@@ -88,6 +90,7 @@ def _run(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
     first: int,
     classes: int,
 ) -> torch.Tensor:
@@ -96,6 +99,7 @@ def _run(
     launch(
         cross_entropy_bwd, dloss, rows, target, lse, dx, ignore_index, label_smoothing or None,
         label_smoothing / classes or None, z_loss or None, None if count is None else count.view(1), dlse, first or None,
+        softcap,
     )  # fmt: skip
     return dx
 
@@ -103,7 +107,7 @@ def _run(
 _dispatch = define(
     Op(
         schema="(Tensor dloss, Tensor input, Tensor target, Tensor lse, Tensor? count, Tensor? dlse, int ignore_index, "
-        "float label_smoothing, float z_loss, SymInt first, SymInt classes) -> Tensor",
+        "float label_smoothing, float z_loss, float? softcap, SymInt first, SymInt classes) -> Tensor",
         reference=reference.cross_entropy_backward,
         public=cross_entropy_backward,
         fake=_fake,
@@ -128,13 +132,15 @@ def _forward(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
     return_lse: bool,
     return_count: bool | None,
 ) -> tuple[list[torch.Tensor], tuple[Any, ...]]:
     """The kernel makes the log-sum-exp in any case."""
-    options = (ignore_index, reduction, label_smoothing, z_loss)
+    options = (ignore_index, reduction, label_smoothing, z_loss, softcap)
     loss, lse, *count = dispatch(x, target, weight, *options, True, reduction == "mean")
-    return [loss, lse][: 1 + return_lse], (x, target, lse, *(count or [None]), ignore_index, label_smoothing, z_loss)
+    saved = (x, target, lse, *(count or [None]), ignore_index, label_smoothing, z_loss, softcap)
+    return [loss, lse][: 1 + return_lse], saved
 
 
 def _backward(

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from kpt.ops import checks
+from kpt.ops import checks, softcap
 from kpt.ops.backends import as_matrix, wide_dtype
 from kpt.ops.dtypes import FLOATS
 
@@ -18,7 +18,7 @@ LARGEST_INT = 2**31 - 1
 
 
 def check(
-    x: Any, target: Any, weight: Any, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any,
+    x: Any, target: Any, weight: Any, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any, cap: Any,
     return_lse: Any, return_count: Any = None,
 ) -> None:  # fmt: skip
     """Raises InputError unless the arguments are those of ``cross_entropy``."""
@@ -31,7 +31,7 @@ def check(
         checks.shape(OP, "weight", weight, (x.shape[min(1, x.ndim - 1)],), "(C,)")
         checks.same_dtype(OP, "input", x, weight=weight)
         checks.same_device(OP, "input", x, weight=weight)
-    check_options(OP, ignore_index, reduction, label_smoothing, z_loss)
+    check_options(OP, ignore_index, reduction, label_smoothing, z_loss, cap)
     checks.flag(OP, "return_lse", return_lse)
 
 
@@ -46,7 +46,7 @@ def check_targets(op: str, x: torch.Tensor, target: Any, shape: tuple[int, ...])
     checks.same_device(op, "input", x, target=target)
 
 
-def check_options(op: str, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any) -> None:
+def check_options(op: str, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any, cap: Any) -> None:
     """Raises InputError unless these are what every kind of cross-entropy takes."""
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         checks.reject(op, "ignore_index", repr(ignore_index), "a whole number")
@@ -56,9 +56,12 @@ def check_options(op: str, ignore_index: Any, reduction: Any, label_smoothing: A
     if not 0 <= label_smoothing <= 1:
         checks.reject(op, "label_smoothing", repr(label_smoothing), "a number from 0 to 1")
     checks.number(op, "z_loss", z_loss)
+    softcap.check(op, cap)
 
 
-def why_not(x: torch.Tensor, target: torch.Tensor, weight: Any, ignore_index: int, *_: Any) -> str | None:
+def why_not(
+    x: torch.Tensor, target: torch.Tensor, weight: Any, ignore_index: int, cap: float | None
+) -> str | None:
     """Why kernels pass a call over, or None."""
     if weight is not None:
         return "classes have weights"
@@ -68,7 +71,7 @@ def why_not(x: torch.Tensor, target: torch.Tensor, weight: Any, ignore_index: in
         return "ignore_index does not fit 32 bits"
     if x.ndim > 2 and not x.movedim(1, -1).is_contiguous():
         return "the classes of a row do not lie side by side"
-    return wide_dtype(x)
+    return softcap.why_not(cap) or wide_dtype(x)
 
 
 def loss_dtype(x: torch.Tensor) -> torch.dtype:

@@ -8,21 +8,31 @@ ABSENT: Any = None
 """What an argument is that a call does not have."""
 
 
+@kd.function
+def capped(x: kd.Value, softcap: kd.Value) -> kd.Value:
+    """softcap * tanh(x / softcap)."""
+    return softcap * kd.tanh(x * (1.0 / softcap))
+
+
 @kd.kernel(x="M N", target="M", loss="M", lse="M")
 def cross_entropy_fwd(
     x: kd.In, target: kd.In, loss: kd.Out, lse: kd.Out,
-    ignored: kd.Int, smoothing: kd.Float = ABSENT, z_loss: kd.Float = ABSENT,
+    ignored: kd.Int, smoothing: kd.Float = ABSENT, z_loss: kd.Float = ABSENT, softcap: kd.Positive = ABSENT,
 ) -> None:  # fmt: skip
     """loss = (1 - smoothing) * (lse - x[target]) + smoothing * (lse - mean(x)) + z_loss * lse ** 2, where lse is
-    log(sum(exp(x))), a row at a time, in float32; 0 where the target is ``ignored``.
+    log(sum(exp(x))), a row at a time, in float32; 0 where the target is ``ignored``. With ``softcap``, x is ``capped`` first.
 
     The maximum and the sum are carried from tile to tile: a row is read once (Milakov & Gimelshein 2018, arXiv:1805.02867).
     """
     for m in kd.parallel(kd.tile("M")):
         hit = kd.where(target[m] == ignored, 0.0, x[m, target[m]].to(kd.f32))
+        if softcap is not None:
+            hit = capped(hit, softcap)
         top, total, plain = kd.full([m], -kd.inf), kd.zeros([m]), kd.zeros([m])
         for n in kd.sequential(kd.tile("N")):
             part = x[m, n].to(kd.f32)
+            if softcap is not None:
+                part = capped(part, softcap)
             new_top = kd.maximum(top, kd.max(part, axis=1))
             # A row that has had no probable class yet has -inf here; subtracting that would be NaN.
             shift = kd.where(new_top == -kd.inf, 0.0, new_top)

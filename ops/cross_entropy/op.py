@@ -26,6 +26,7 @@ def cross_entropy(
     reduction: Literal["mean", "sum", "none"] = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """The cross-entropy of logits and targets, as ``torch.nn.functional.cross_entropy``, each logit read once.
@@ -35,7 +36,8 @@ def cross_entropy(
     the input's dtype. A row whose target is ``ignore_index`` costs nothing, and does not count for the "mean", which is NaN
     where no row does. ``label_smoothing``: how much of the target is spread over all classes, from 0 to 1 (Szegedy et al. 2015,
     arXiv:1512.00567). ``z_loss``: adds ``z_loss * lse ** 2`` to each row's loss, with lse = log(sum(exp(input))), which keeps
-    logits from drifting (Chowdhery et al. 2022, arXiv:2204.02311, there 1e-4); it is not weighted by classes.
+    logits from drifting (Chowdhery et al. 2022, arXiv:2204.02311, there 1e-4); it is not weighted by classes. ``softcap``: all
+    of this is of ``softcap * tanh(input / softcap)`` in the place of the input, as in Gemma 2 (arXiv:2408.00118, there 30).
 
     Gives the loss, () or for "none" of the shape of the target, and with ``return_lse`` also lse, (N,) or (N, d1, ...): both
     float32, which half precision is not rounded to again (float64 for float64). Kernels serve classes that lie side by side
@@ -43,7 +45,8 @@ def cross_entropy(
     made in the same order every time. A target that is no class is an error where an index is one (docs/language.md). Raises
     InputError for arguments that do not fit.
     """
-    outputs = _dispatch(input, target, weight, ignore_index, reduction, label_smoothing, z_loss, return_lse, None)
+    options = (ignore_index, reduction, label_smoothing, z_loss, softcap)
+    outputs = _dispatch(input, target, weight, *options, return_lse, None)
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
 
@@ -55,6 +58,7 @@ def _fake(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
     return_lse: bool,
     return_count: bool | None = None,
 ) -> list[torch.Tensor]:
@@ -70,7 +74,14 @@ def _shardings(
     """By rows, but for the mean, whose parts do not add up."""
     if x.ndim > 1 and reduction != "mean":
         first = 0 if reduction == "none" else SUM
-        yield Sharding((first, 0), (0, 0, WHOLE, None, None, None, None, None, None))
+        yield Sharding((first, 0), (0, 0, WHOLE, None, None, None, None, None, None, None))
+
+
+def _why_not(
+    x: torch.Tensor, target: torch.Tensor, weight: Any, ignored: int, reduction: str, smoothing: float, z_loss: float,
+    softcap: float | None, *_: Any,
+) -> str | None:  # fmt: skip
+    return contract.why_not(x, target, weight, ignored, softcap)
 
 
 def _run(
@@ -82,6 +93,7 @@ def _run(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
     return_lse: bool,
     return_count: bool | None = None,
 ) -> list[torch.Tensor]:
@@ -89,7 +101,7 @@ def _run(
     rows, target = contract.as_rows(x), target.reshape(-1)
     loss, lse = (x.new_empty(target.shape, dtype=torch.float32) for _ in range(2))
     launch(
-        kernels.cross_entropy_fwd, rows, target, loss, lse, ignore_index, label_smoothing or None, z_loss or None
+        kernels.cross_entropy_fwd, rows, target, loss, lse, ignore_index, label_smoothing or None, z_loss or None, softcap
     )
     besides = [lse.view(shape)] if return_lse else []
     if reduction == "none":
@@ -105,12 +117,12 @@ def _run(
 _dispatch = define(
     Op(
         schema="(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, float label_smoothing, "
-        "float z_loss, bool return_lse, bool? return_count=None) -> Tensor[]",
+        "float z_loss, float? softcap, bool return_lse, bool? return_count=None) -> Tensor[]",
         reference=reference.cross_entropy,
         public=cross_entropy,
         fake=_fake,
         check=contract.check,
-        kernels=generated(_run, contract.why_not),
+        kernels=generated(_run, _why_not),
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,

@@ -9,6 +9,11 @@ def widened(t: torch.Tensor) -> torch.Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
+def capped(x: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """softcap * tanh(x / softcap), or x without one."""
+    return x if softcap is None else softcap * torch.tanh(x / softcap)
+
+
 def cross_entropy(
     x: torch.Tensor,
     target: torch.Tensor,
@@ -17,11 +22,12 @@ def cross_entropy(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
     return_lse: bool,
     return_count: bool | None = None,
 ) -> list[torch.Tensor]:
     """``torch.nn.functional.cross_entropy`` of the logits in float32, what the z-loss adds, and what is asked for besides."""
-    wide, classes = widened(x), min(1, x.ndim - 1)
+    wide, classes = capped(widened(x), softcap), min(1, x.ndim - 1)
     indices = not target.is_floating_point()
     loss = F.cross_entropy(
         wide,
@@ -52,11 +58,12 @@ def cross_entropy_backward(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
     first: int,
     classes: int,
 ) -> torch.Tensor:
     """The gradient of the logits of rows, (M, N), in float32 (float64 for float64), rounded at the end."""
-    wide, kept = widened(x), target != ignore_index
+    wide, kept = capped(widened(x), softcap), target != ignore_index
     factor = torch.where(kept, dloss if count is None else dloss / count, 0.0)
     along = factor * (1 + 2 * z_loss * lse)
     if dlse is not None:
@@ -65,4 +72,7 @@ def cross_entropy_backward(
     place = target.long() - first
     here = (place >= 0) & (place < x.shape[1])
     pull = torch.where(here, factor * (1 - label_smoothing), 0.0)
-    return dx.scatter_add(1, torch.where(here, place, 0)[:, None], -pull[:, None]).to(x.dtype).contiguous()
+    dx = dx.scatter_add(1, torch.where(here, place, 0)[:, None], -pull[:, None])
+    if softcap is not None:
+        dx = dx * (1 - (wide / softcap).square())
+    return dx.to(x.dtype).contiguous()

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from kpt.ops.cross_entropy.reference import capped
 from kpt.ops.dtypes import torch_dtype
 from kpt.ops.shapes import Shape
 
@@ -30,12 +31,13 @@ def arguments(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     return_lse: bool = False,
 ) -> tuple[Any, ...]:
     """Random arguments of the op for M rows of N classes."""
     x = torch.randn(dims["M"], dims["N"], dtype=torch_dtype(dtype), device=device)
     target = torch.randint(dims["N"], (dims["M"],), device=device)
-    return x, target, None, IGNORED, reduction, label_smoothing, z_loss, return_lse, None
+    return x, target, None, IGNORED, reduction, label_smoothing, z_loss, softcap, return_lse, None
 
 
 def backward_arguments(
@@ -46,6 +48,7 @@ def backward_arguments(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
 ) -> tuple[Any, ...]:
     """Random arguments of ``cross_entropy_backward``: the gradient of one number stands for all rows, unless ``reduction`` is
     "none"."""
@@ -53,4 +56,5 @@ def backward_arguments(
     rows = dims["M"]
     dloss = torch.ones(rows if reduction == "none" else (), device=device).expand(rows)
     count = torch.full((), float(rows), device=device) if reduction == "mean" else None
-    return dloss, x, target, x.float().logsumexp(1), count, None, IGNORED, label_smoothing, z_loss, 0, dims["N"]
+    lse = capped(x.float(), softcap).logsumexp(1)
+    return dloss, x, target, lse, count, None, IGNORED, label_smoothing, z_loss, softcap, 0, dims["N"]

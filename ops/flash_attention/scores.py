@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kpt.ops import checks
+from kpt.ops import checks, softcap
 from kpt.ops.dtypes import FLOATS
 from kpt.ops.flash_attention import pages
 from kpt_dsl.language import SMALLEST_POSITIVE
@@ -70,11 +70,9 @@ class Scores(NamedTuple):
         """Raises InputError, in the name of ``op``, for what does not fit."""
         batch, heads, queries = self.extents(op, q)
         checks.flag(op, "causal", self.causal)
-        for name, value in (("scale", self.scale), ("softcap", self.softcap)):
-            if value is not None:
-                checks.number(op, name, value)
-        if self.softcap is not None and not 0 < self.softcap < float("inf"):
-            checks.reject(op, "softcap", repr(self.softcap), "None, or a finite number above zero")
+        if self.scale is not None:
+            checks.number(op, "scale", self.scale)
+        softcap.check(op, self.softcap)
         if self.window is not None and not (_whole(self.window) and self.window >= 1):
             checks.reject(op, "window", repr(self.window), WINDOW)
         if self.ahead is not None and not (_whole(self.ahead) and self.ahead >= 0):
@@ -136,8 +134,8 @@ class Scores(NamedTuple):
         """Why kernels do not make these scores, or None."""
         if self.scale is not None and self.scale != self.scale:
             return "scale is NaN"
-        if self.softcap is not None and self.softcap < SMALLEST_POSITIVE:
-            return f"softcap is below {SMALLEST_POSITIVE:.3g}"
+        if (reason := softcap.why_not(self.softcap)) is not None:
+            return reason
         if self.alibi_slopes is not None and self.alibi_slopes.requires_grad and torch.is_grad_enabled():
             return "no kernel makes the gradient of alibi_slopes"
         return None

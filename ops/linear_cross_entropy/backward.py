@@ -35,6 +35,7 @@ def linear_cross_entropy_backward(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
     needed: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The gradients of ``linear_cross_entropy``: of x, weight and bias those that are ``needed`` (one bool for each), in order.
@@ -43,14 +44,14 @@ def linear_cross_entropy_backward(
     target, and ``count``: (), of a mean, what the forward saves, float32 (float64 beside float64). Each gradient is contiguous,
     of the shape and dtype of what it belongs to. Raises InputError for arguments that do not fit.
     """
-    given = (dloss, x, weight, target, bias, lse, count, ignore_index, label_smoothing, z_loss, tuple(needed))
+    given = (dloss, x, weight, target, bias, lse, count, ignore_index, label_smoothing, z_loss, softcap, tuple(needed))
     gradients: list[torch.Tensor] = _dispatch(*given)
     return gradients
 
 
 def _check(
     dloss: Any, x: Any, weight: Any, target: Any, bias: Any, lse: Any, count: Any, ignore_index: Any, label_smoothing: Any,
-    z_loss: Any, needed: Any,
+    z_loss: Any, softcap: Any, needed: Any,
 ) -> None:  # fmt: skip
     checks.tensor(OP, "x", x)
     checks.dtype(OP, "x", x.dtype, FLOATS)
@@ -65,7 +66,7 @@ def _check(
             checks.dtype(OP, name, given.dtype, (contract.loss_dtype(x),))
     checks.same_dtype(OP, "x", x, weight=weight, bias=bias)
     checks.same_device(OP, "x", x, dloss=dloss, weight=weight, target=target, bias=bias, lse=lse, count=count)
-    contract.check_options(OP, ignore_index, "none", label_smoothing, z_loss)
+    contract.check_options(OP, ignore_index, "none", label_smoothing, z_loss, softcap)
     if not isinstance(needed, Sequence) or len(needed) != 3 or not all(isinstance(n, bool) for n in needed):
         checks.reject(OP, "needed", repr(needed), f"three bools, for {', '.join(INPUTS)}")
     if needed[2] and bias is None:
@@ -90,14 +91,14 @@ def _flops(dloss: Any, x: Any, weight: torch.Tensor, target: torch.Tensor, *othe
 def _shardings(_: int, dloss: Any, x: torch.Tensor, *others: Any) -> Iterator[Sharding]:
     outputs: list[Placed] = [0, SUM, SUM]
     if x.ndim > 1:
-        given = (0, 0, WHOLE, 0, WHOLE, 0, WHOLE, None, None, None, None)
+        given = (0, 0, WHOLE, 0, WHOLE, 0, WHOLE, None, None, None, None, None)
         yield Sharding([o for o, n in zip(outputs, others[-1], strict=True) if n], given)
 
 
 def _run(
     dloss: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, bias: torch.Tensor | None,
     lse: torch.Tensor, count: torch.Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float,
-    needed: Sequence[bool],
+    softcap: float | None, needed: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     if not any(needed):
         return []
@@ -110,7 +111,7 @@ def _run(
         logits = F.linear(rows, weight[part], None if bias is None else bias[part])
         slopes = cross_entropy_backward(
             dloss, logits, *given, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-            first=part.start, classes=classes,
+            softcap=softcap, first=part.start, classes=classes,
         )  # fmt: skip
         del logits
         if dx is not None:
@@ -131,13 +132,13 @@ def _inner(
     """The gradient of the logits of the first chunk."""
     logits = x.new_empty(target.numel(), next(chunks(weight.shape[0], target.numel())).stop)
     given = (dloss, logits, target.reshape(-1), lse.reshape(-1), count, None)
-    return "cross_entropy_backward", (*given, *options[:3], 0, weight.shape[0])
+    return "cross_entropy_backward", (*given, *options[:4], 0, weight.shape[0])
 
 
 _dispatch = define(
     Op(
         schema="(Tensor dloss, Tensor x, Tensor weight, Tensor target, Tensor? bias, Tensor lse, Tensor? count, "
-        "int ignore_index, float label_smoothing, float z_loss, bool[] needed) -> Tensor[]",
+        "int ignore_index, float label_smoothing, float z_loss, float? softcap, bool[] needed) -> Tensor[]",
         reference=reference.linear_cross_entropy_backward,
         public=linear_cross_entropy_backward,
         fake=_fake,
@@ -156,12 +157,12 @@ _dispatch = define(
 
 def _forward(
     dispatch: Ready, needed: Sequence[bool], x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor,
-    bias: torch.Tensor | None, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float, saving: Any,
+    bias: torch.Tensor | None, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float,
+    softcap: float | None, saving: Any,
 ) -> tuple[list[torch.Tensor], tuple[Any, ...]]:  # fmt: skip
-    options = (ignore_index, reduction, label_smoothing, z_loss)
-    loss, lse, count = dispatch(x, weight, target, bias, *options, True)
-    saved = (x, weight, target, bias, lse, count if reduction == "mean" else None, ignore_index, label_smoothing, z_loss)
-    return [loss], saved
+    loss, lse, count = dispatch(x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, True)
+    kept = count if reduction == "mean" else None
+    return [loss], (x, weight, target, bias, lse, kept, ignore_index, label_smoothing, z_loss, softcap)
 
 
 def _backward(saved: tuple[Any, ...], needed: Sequence[bool], dloss: torch.Tensor) -> list[torch.Tensor]:

@@ -32,6 +32,7 @@ def linear_cross_entropy(
     reduction: Literal["mean", "sum", "none"] = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """``cross_entropy(x @ weight.T + bias, target)`` without all logits in memory: those of a chunk are, some 2 ** 26.
 
@@ -42,14 +43,14 @@ def linear_cross_entropy(
     backward. Where PyTorch serves (on a CPU unasked, float64) it does hold the logits. Raises InputError for arguments that do
     not fit.
     """
-    options = (ignore_index, reduction, label_smoothing, z_loss)
+    options = (ignore_index, reduction, label_smoothing, z_loss, softcap)
     loss: torch.Tensor = _dispatch(x, weight, target, bias, *options, None)[0]
     return loss
 
 
 def _check(
     x: Any, weight: Any, target: Any, bias: Any, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any,
-    saving: Any = None,
+    softcap: Any, saving: Any = None,
 ) -> None:  # fmt: skip
     checks.tensor(OP, "x", x)
     checks.rank(OP, "weight", weight, (2,), "rank 2, (classes, features)")
@@ -62,12 +63,12 @@ def _check(
         checks.shape(OP, "bias", bias, weight.shape[:1], "(classes,)")
     checks.same_dtype(OP, "x", x, weight=weight, bias=bias)
     checks.same_device(OP, "x", x, weight=weight, target=target, bias=bias)
-    contract.check_options(OP, ignore_index, reduction, label_smoothing, z_loss)
+    contract.check_options(OP, ignore_index, reduction, label_smoothing, z_loss, softcap)
 
 
 def _fake(
     x: torch.Tensor, weight: Any, target: torch.Tensor, bias: Any, ignore_index: Any, reduction: str, label_smoothing: Any,
-    z_loss: Any, saving: bool | None = None,
+    z_loss: Any, softcap: Any, saving: bool | None = None,
 ) -> list[torch.Tensor]:  # fmt: skip
     rows: Any = target.shape
     shapes = [rows if reduction == "none" else (), *([rows, ()] if saving else [])]
@@ -84,12 +85,12 @@ def _shardings(
     """By rows, but for the mean, whose parts do not add up."""
     if x.ndim > 1 and reduction != "mean":
         first = 0 if reduction == "none" else SUM
-        yield Sharding((first, 0, SUM), (0, WHOLE, 0, WHOLE, None, None, None, None, None))
+        yield Sharding((first, 0, SUM), (0, WHOLE, 0, WHOLE, None, None, None, None, None, None))
 
 
 def _run(
     x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, bias: torch.Tensor | None, ignore_index: int, reduction: str,
-    label_smoothing: float, z_loss: float, saving: bool | None = None,
+    label_smoothing: float, z_loss: float, softcap: float | None, saving: bool | None = None,
 ) -> list[torch.Tensor]:  # fmt: skip
     rows, targets = rows_of(x), target.reshape(-1)
     losses, lse = (x.new_empty(targets.shape, dtype=torch.float32) for _ in range(2))
@@ -97,7 +98,7 @@ def _run(
         logits = F.linear(rows[part], weight, bias)
         losses[part], lse[part] = cross_entropy(
             logits, targets[part], ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing,
-            z_loss=z_loss, return_lse=True,
+            z_loss=z_loss, softcap=softcap, return_lse=True,
         )  # fmt: skip
         del logits  # before the next are made
     count = (targets != ignore_index).sum(dtype=torch.float32)
@@ -111,17 +112,17 @@ def _inner(
     x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, bias: Any, *options: Any
 ) -> tuple[str, tuple[Any, ...]]:
     """The cross-entropy of the first chunk."""
-    ignore_index, _, label_smoothing, z_loss, *_ = options
+    ignore_index, _, label_smoothing, z_loss, softcap, *_ = options
     part = next(chunks(target.numel(), weight.shape[0]))
     logits = x.new_empty(part.stop, weight.shape[0])
     target = target.reshape(-1)[part]
-    return "cross_entropy", (logits, target, None, ignore_index, "none", label_smoothing, z_loss, True, None)
+    return "cross_entropy", (logits, target, None, ignore_index, "none", label_smoothing, z_loss, softcap, True, None)
 
 
 _dispatch = define(
     Op(
         schema="(Tensor x, Tensor weight, Tensor target, Tensor? bias, int ignore_index, str reduction, float label_smoothing, "
-        "float z_loss, bool? saving=None) -> Tensor[]",
+        "float z_loss, float? softcap, bool? saving=None) -> Tensor[]",
         reference=reference.linear_cross_entropy,
         public=linear_cross_entropy,
         fake=_fake,

@@ -17,11 +17,12 @@ def linear_cross_entropy(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
     saving: bool | None = None,
 ) -> list[torch.Tensor]:
     """``cross_entropy`` of ``torch.nn.functional.linear``, both PyTorch's, which hold the logits."""
     logits = F.linear(x, weight, bias).reshape(-1, weight.shape[0])
-    options = (ignore_index, reduction, label_smoothing, z_loss, bool(saving), saving)
+    options = (ignore_index, reduction, label_smoothing, z_loss, softcap, bool(saving), saving)
     loss, *saved = reference.cross_entropy(logits, target.reshape(-1), None, *options)
     if reduction == "none":
         loss = loss.view(target.shape)
@@ -39,12 +40,13 @@ def linear_cross_entropy_backward(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
+    softcap: float | None,
     needed: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The gradients that are needed, by way of that of the logits."""
     rows, classes = x.reshape(-1, x.shape[-1]), weight.shape[0]
     given = (dloss, F.linear(rows, weight, bias), target.reshape(-1), lse.reshape(-1), count, None)
-    slopes = reference.cross_entropy_backward(*given, ignore_index, label_smoothing, z_loss, 0, classes)
+    slopes = reference.cross_entropy_backward(*given, ignore_index, label_smoothing, z_loss, softcap, 0, classes)
     gradients = []
     if needed[0]:
         gradients.append((slopes @ weight).view(x.shape))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from kpt.ops.cross_entropy.reference import capped
 from kpt.ops.cross_entropy.shapes import IGNORED
 from kpt.ops.dtypes import torch_dtype
 from kpt.ops.shapes import Shape
@@ -30,12 +31,13 @@ def arguments(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
 ) -> tuple[Any, ...]:
     """Random arguments of the op: weights of standard deviation 1 / sqrt(K), so that logits are of size one."""
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
     m, n, k = dims["M"], dims["N"], dims["K"]
     target = torch.randint(n, (m,), device=device)
-    options = (IGNORED, reduction, label_smoothing, z_loss)
+    options = (IGNORED, reduction, label_smoothing, z_loss, softcap)
     return randn(m, k), randn(n, k) * k**-0.5, target, randn(n) if bias else None, *options, None
 
 
@@ -45,7 +47,8 @@ def backward_arguments(
     """Random arguments of ``linear_cross_entropy_backward``, of a mean, with all gradients wanted."""
     x, weight, target, b, ignored, _, *others, _ = arguments(dims, dtype, device, bias=bias, **options)
     rows = dims["M"]
-    lse = torch.nn.functional.linear(x, weight, b).float().logsumexp(1) if device != "meta" else x.new_empty(rows).float()
+    logits = x.new_empty(rows, 1) if device == "meta" else torch.nn.functional.linear(x, weight, b)
+    lse = capped(logits.float(), others[-1]).logsumexp(1)
     count = torch.full((), float(rows), device=device)
     dloss = torch.ones((), device=device).expand(rows)
     return dloss, x, weight, target, b, lse, count, ignored, *others, (True, True, bias)

@@ -16,6 +16,7 @@ from torch import nn
 
 from kpt.ops.flash_attention import reference
 from kpt.ops.flash_attention.scores import Scores
+from kpt.ops.replace import proof
 from kpt.ops.replace.attention_call import attend, count, refuse_unknown, why_not
 from kpt.ops.replace.attention_mask import added
 from kpt.ops.replace.keywords import EAGER
@@ -78,7 +79,8 @@ def why_not_shown(module: nn.Module) -> str | None:
     function = own_function(type(module))
     if function is None:
         return "calls an attention function of its own that was not found"
-    return _why_not(function, said.scores, 2 if hasattr(module, "num_key_value_groups") else 1)
+    with proof.undisturbed(torch.device("cpu")):
+        return _why_not(function, said.scores, 2 if hasattr(module, "num_key_value_groups") else 1)
 
 
 @cache

@@ -7,6 +7,7 @@ its attributes, what was drawn, and no hooks. Knows no form of modules.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from math import sqrt
@@ -85,13 +86,8 @@ def cases(own: torch.dtype, smallest: float = 1e-3) -> Iterator[Case]:
 
 
 def difference(trial: Trial, law: Law, tests: Sequence[Case], device: torch.device) -> Difference | None:
-    """Where a module's own forward first differs from the law; None where it never does. No random state is touched."""
-    with (
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
+    """Where a module's own forward first differs from the law; None where it never does."""
+    with undisturbed(device):
         for passed, case in enumerate(tests):
             try:
                 reason = _difference(trial, law, case, device)
@@ -100,6 +96,18 @@ def difference(trial: Trial, law: Law, tests: Sequence[Case], device: torch.devi
             if reason is not None:
                 return Difference(passed, f"{reason} ({case})")
     return None
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Within the block, nothing hangs on the modes of whoever replaces, and their random state is not touched."""
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def twin(

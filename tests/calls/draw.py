@@ -292,6 +292,7 @@ def _entropy(rng: random.Random) -> Drawn:
         "reduction": rng.choice(("mean", "sum", "none")),
         "label_smoothing": rng.choice((0.0, 0.0, 0.1, 1)),
         "z_loss": rng.choice((0.0, 0.0, 1e-4, 0.1)),
+        "softcap": rng.choice((None, None, 0.5, 30, 1e5)),
         "return_lse": rng.random() < 0.3,
     }
     return found, flags, classes * torch.Size(rows).numel()

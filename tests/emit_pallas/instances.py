@@ -98,7 +98,7 @@ def entropy(dtype: str, M: int = 199, N: int = 1300, P: int = 2) -> Iterator[tup
     for kernel in (cross_entropy_fwd, cross_entropy_bwd, partial_losses, reduce_losses):
         known = {"x": dtype, "dx": dtype, "target": "i32"}
         dtypes = {tensor: known.get(tensor, "f32") for tensor in kernel.tensors}
-        statics = {"mean": True} if kernel is reduce_losses else {}
+        statics = {"mean": True} if kernel is reduce_losses else dict.fromkeys(kernel.scalars, 1)
         mine = {dim: dims[dim] for dim in kernel.dim_names}
         yield f"{kernel.name}-{dtype}", Instance.of_shapes(kernel, mine, dtypes, statics)
 

@@ -22,7 +22,7 @@ IGNORED = -100
 @dataclass(frozen=True, kw_only=True)
 class Logits(Case):
     """``ignored``: every so many rows are; 0 for none. ``hidden``: the first so many classes are impossible, but not the last
-    one. ``wide``: targets are int64. ``smoothing`` and ``z_loss`` None: the kernel has none."""
+    one. ``wide``: targets are int64. ``smoothing``, ``z_loss`` and ``softcap`` None: the kernel has none."""
 
     M: int
     N: int
@@ -32,6 +32,7 @@ class Logits(Case):
     wide: bool = True
     smoothing: float | None = None
     z_loss: float | None = None
+    softcap: float | None = None
     magnitude: float = 1.0
     centre: float = 0.0
     layout: Layout = ROWS
@@ -50,8 +51,12 @@ class Logits(Case):
             drawn[:: self.ignored] = IGNORED
         return torch.from_numpy(drawn).to(torch.int64 if self.wide else torch.int32)
 
+    def capped(self, x: Array) -> Array:
+        """The logits as the loss sees them."""
+        return x if self.softcap is None else self.softcap * np.tanh(x / self.softcap)
+
     def sizes(self, x: Array) -> tuple[Array, Array]:
-        """The log-sum-exps, and what float32 may make of them."""
+        """The log-sum-exps of such logits, and what float32 may make of them."""
         top = x.max(axis=1, initial=-np.inf)
         total = np.exp(x - top[:, None]).sum(axis=1)
         with np.errstate(divide="ignore"):
@@ -77,10 +82,11 @@ class CrossEntropy(Logits):
             "ignored": IGNORED,
             "smoothing": self.smoothing,
             "z_loss": self.z_loss,
+            "softcap": self.softcap,
         }
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
-        x, target = exact(arguments["x"]), arguments["target"].numpy()
+        x, target = self.capped(exact(arguments["x"])), arguments["target"].numpy()
         lse, error = self.sizes(x)
         hit, s, z = _picked(x, target), self.smoothing or 0.0, self.z_loss or 0.0
         loss = lse - (1 - s) * hit + z * lse**2
@@ -109,7 +115,7 @@ class CrossEntropyBackward(Logits):
 
     def arguments(self) -> dict[str, Any]:
         x = self.logits()
-        lse, _ = self.sizes(exact(x))
+        lse, _ = self.sizes(self.capped(exact(x)))
         return {
             "dloss": place(random(self.seed + 2, (self.M,)), "f32", VECTOR),
             "x": x,
@@ -121,12 +127,13 @@ class CrossEntropyBackward(Logits):
             "spread": None if self.smoothing is None else self.smoothing / (2 * max(1, self.N)),
             "z_loss": self.z_loss,
             "first": self.first,
+            "softcap": self.softcap,
             "count": torch.tensor([float(max(1, self.M // 2))]) if self.mean else None,
             "dlse": place(random(self.seed + 3, (self.M,)), "f32", VECTOR) if self.along else None,
         }
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
-        x, lse, target = exact(arguments["x"]), exact(arguments["lse"]), arguments["target"].numpy()
+        x, lse, target = self.capped(exact(arguments["x"])), exact(arguments["lse"]), arguments["target"].numpy()
         s, z = self.smoothing or 0.0, self.z_loss or 0.0
         kept = target != IGNORED
         factor = np.where(kept, exact(arguments["dloss"]), 0.0)
@@ -142,6 +149,9 @@ class CrossEntropyBackward(Logits):
         # A probability is off, relatively, by some eps of the logit and of the log-sum-exp.
         finite = np.where(np.isfinite(x), np.abs(x), 0.0) + np.abs(lse)[:, None]
         size = np.abs(p * along[:, None]) * (tolerance("f32") + 2 * EPS_F32 * finite) + tolerance("f32") * np.abs(pull)
+        slope = 1.0 if self.softcap is None else 1 - (x / self.softcap) ** 2
+        size = size * slope + (0.0 if self.softcap is None else 4 * EPS_F32 * np.abs(dx))  # of 1 - tanh ** 2, which cancels
+        dx = dx * slope
         return {"dx": Close(dx, rounding(self.dtype, dx) + size, beside=float(np.abs(pull).max(initial=0.0)))}
 
 
@@ -211,6 +221,7 @@ def _logits(draw: st.DrawFn) -> dict[str, Any]:
         "hidden": draw(st.sampled_from([0, 0, 1, 70, 600])),
         "wide": draw(st.booleans()),
         "z_loss": draw(st.sampled_from([None, None, 1e-4, 0.5])),
+        "softcap": draw(st.sampled_from([None, None, 30.0, 1.5, 1e4])),
         "magnitude": draw(st.sampled_from([1.0, 1.0, 10.0, 1e-3])),
         "centre": draw(st.sampled_from([0.0, 0.0, 50.0, -300.0])),
         "layout": draw(layouts(2, COLUMNS)),
@@ -233,8 +244,8 @@ def cross_entropy(draw: st.DrawFn) -> Case:
         return PartialLosses(M=M, P=draw(st.sampled_from(shares)), ignored=draw(st.sampled_from([0, 1, 3])), seed=M)
     common = _logits(draw)
     smoothing = draw(st.sampled_from([None, 0.1, 1.0]))
-    if kind is CrossEntropy:  # which spreads over all classes: an impossible one would cost infinitely much
-        return CrossEntropy(**common, smoothing=None if common["hidden"] else smoothing)
+    if kind is CrossEntropy:  # which spreads over all classes: an impossible one would cost infinitely much, uncapped
+        return CrossEntropy(**common, smoothing=None if common["hidden"] and not common["softcap"] else smoothing)
     return CrossEntropyBackward(
         **common, smoothing=smoothing, mean=draw(st.booleans()), along=draw(st.booleans()),
         first=draw(st.sampled_from([None, None, 1, 760])), dx_layout=draw(layouts(2, COLUMNS)),
@@ -247,6 +258,7 @@ ALWAYS = (
     CrossEntropy(M=2, N=32000, dtype="bf16", smoothing=0.1, z_loss=1e-4),
     CrossEntropy(M=37, N=760, dtype="f32", hidden=600, centre=-300.0),
     CrossEntropy(M=3, N=199, wide=False, ignored=1, layout=Layout(COLUMNS, 1)),
+    CrossEntropy(M=37, N=199, dtype="bf16", softcap=30.0, magnitude=10.0, smoothing=0.1),
     PartialLosses(M=0, P=3),
     PartialLosses(M=760, P=5),
     ReduceLosses(P=128, mean=False),
@@ -256,5 +268,6 @@ ALWAYS = (
     CrossEntropyBackward(M=2, N=32000, dtype="bf16", smoothing=0.1, z_loss=1e-4, along=True),
     CrossEntropyBackward(M=37, N=760, dtype="f32", hidden=600, centre=-300.0),
     CrossEntropyBackward(M=3, N=199, wide=False, ignored=1, mean=False, layout=Layout(COLUMNS, 1)),
+    CrossEntropyBackward(M=37, N=199, dtype="bf16", softcap=30.0, magnitude=10.0, first=760, along=True),
 )
 """Cases that every run has."""

@@ -56,11 +56,12 @@ CASES = {
         {}, (0, 1), 2,
     ),
     "cross_entropy": Case(
-        "cross_entropy", lambda r: (r.normal(size=(13, 37)), np.array([*range(12), -100])), {"label_smoothing": 0.1}, (0,), 37
+        "cross_entropy", lambda r: (r.normal(size=(13, 37)), np.array([*range(12), -100])),
+        {"label_smoothing": 0.1, "softcap": 2.0}, (0,), 37,
     ),
     "linear_cross_entropy": Case(
         "linear_cross_entropy", lambda r: (r.normal(size=(13, 16)), r.normal(size=(37, 16)), np.arange(13)),
-        {"reduction": "sum"}, (0, 1), 37,
+        {"reduction": "sum", "softcap": 5.0}, (0, 1), 37,
     ),
     "flash_attention": Case(
         "flash_attention",

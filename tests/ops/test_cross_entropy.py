@@ -10,7 +10,11 @@ import torch
 import torch.nn.functional as F
 
 import kpt
+import kpt_dsl as kd
 from kpt.ops import cross_entropy
+from kpt.ops.cross_entropy.backward_kernels import cross_entropy_bwd
+from kpt.ops.cross_entropy.kernels import cross_entropy_fwd
+from kpt.ops.registry import get
 from kpt_dsl.errors import IndexRangeError
 from tests.ops.calls import served
 from tests.tolerances import assert_close
@@ -21,6 +25,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"reduction": "sum", "label_smoothing": 0.1},
     {"reduction": "none", "z_loss": 0.3},
     {"label_smoothing": 1.0, "z_loss": 0.01},
+    {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 0.7},
 ]
 SHAPES = [(1, 1), (37, 37), (3, 760), (199, 5), (9,), (2, 5, 3), (1, 4, 2, 3)]
 """Of logits; the classes of the last two lie side by side."""
@@ -42,9 +47,12 @@ def targets(x: torch.Tensor, ignored: int = 3) -> torch.Tensor:
 
 
 def exactly(
-    x: torch.Tensor, target: torch.Tensor, reduction: str = "mean", label_smoothing: float = 0.0, z_loss: float = 0.0
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: torch.Tensor, target: torch.Tensor, reduction: str = "mean", label_smoothing: float = 0.0, z_loss: float = 0.0,
+    softcap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The loss and the log-sum-exps as they are defined, in the type of x."""
+    if softcap is not None:
+        x = softcap * (x / softcap).tanh()
     kept = target != -100
     loss = F.cross_entropy(x, target, reduction="none", label_smoothing=label_smoothing)
     lse = x.logsumexp(min(1, x.ndim - 1))
@@ -183,6 +191,16 @@ def test_autocast_does_what_it_does_to_pytorchs(backend: Any) -> None:
     assert_close(found, wanted, "bf16")
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_gradients_op_by_pytorchs_operations(options: dict[str, Any]) -> None:
+    options = {name: value for name, value in options.items() if name != "reduction"}
+    x = logits(7, 24).double().requires_grad_()
+    target, dloss = targets(x), logits(7).double()
+    loss, lse = exactly(x, target, "none", **options)
+    found = get("cross_entropy_backward").public(dloss, x.detach(), target, lse.detach(), **options)
+    assert_close(found, torch.autograd.grad(loss, x, dloss)[0], "f32", 24)
+
+
 def test_the_gradient_is_served_as_the_loss_was() -> None:
     x = logits(3, 5).requires_grad_()
     before = served("cross_entropy_backward").get("numpy", 0)
@@ -202,3 +220,13 @@ def test_a_loss_that_is_nearly_nothing_does_not_cancel() -> None:
     exact = F.cross_entropy(x.double(), target, reduction="none")
     assert isinstance(found, torch.Tensor)
     assert (found.double() - exact).abs().max() < 5e-7
+
+
+@pytest.mark.parametrize("target", ["nvidia-h200", "tpu-v6e", "cpu"])
+@pytest.mark.parametrize("kernel", [cross_entropy_fwd, cross_entropy_bwd])
+def test_without_a_cap_kernels_have_no_trace_of_it(kernel: kd.Kernel, target: str) -> None:
+    dtypes = {name: "i32" if name == "target" else "bf16" if name in ("x", "dx") else "f32" for name in kernel.tensors}
+    plain, capped = (kd.source(kernel, target, dtypes=dtypes, softcap=cap) for cap in (None, 1.0))
+    for word in ("softcap", "tanh"):
+        assert word not in plain
+        assert word in capped

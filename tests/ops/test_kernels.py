@@ -126,6 +126,9 @@ def test_half_precision(op: str) -> None:
         (lambda: cross_entropy(randn(3, 8), CLASSES, randn(8).abs()), "classes have weights"),
         (lambda: cross_entropy(randn(3, 8), randn(3, 8).softmax(1)), "targets are probabilities"),
         (lambda: cross_entropy(randn(3, 8), CLASSES, ignore_index=2**31), "ignore_index does not fit 32 bits"),
+        (lambda: cross_entropy(randn(3, 8), CLASSES, softcap=1e-40), "softcap is below 1.18e-38"),
+        (lambda: cross_entropy(randn(3, 8), CLASSES, softcap=1e38), r"softcap is above 8.51e\+37"),
+        (lambda: flash_attention(*[randn(1, 1, 3, 8)] * 3, softcap=1e300), r"softcap is above 8.51e\+37"),
         (lambda: cross_entropy(randn(1, 8, 3), CLASSES[None]), "the classes of a row do not lie side by side"),
     ],
 )

@@ -21,6 +21,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"reduction": "sum", "label_smoothing": 0.1},
     {"reduction": "none", "z_loss": 0.3},
     {"label_smoothing": 0.2, "z_loss": 0.01},
+    {"reduction": "sum", "z_loss": 0.01, "softcap": 5.0},
 ]
 ROWS, CLASSES, FEATURES = 199, 760, 37
 
@@ -87,9 +88,9 @@ def test_the_logits_are_never_held(few: int) -> None:
     """Neither forward nor backward; PyTorch's does, which shows that this sees it."""
     rows = 2 * CLASSES
     x, w, b, target = (t.detach() for t in made(rows))
-    forward = (x, w, target, b, -100, "mean", 0.1, 1e-4, True)
+    forward = (x, w, target, b, -100, "mean", 0.1, 1e-4, 30.0, True)
     saved = get("linear_cross_entropy").reference(*forward)[1:]
-    backward = (torch.ones(()).expand(rows), x, w, target, b, *saved, -100, 0.1, 1e-4, (True, True, True))
+    backward = (torch.ones(()).expand(rows), x, w, target, b, *saved, -100, 0.1, 1e-4, 30.0, (True, True, True))
     for op, given in (("linear_cross_entropy", forward), ("linear_cross_entropy_backward", backward)):
         largest = {}
         for implementation in get(op).implementations:
@@ -132,7 +133,7 @@ def test_only_what_is_needed() -> None:
 @pytest.mark.usefixtures("few")
 def test_one_graph_serves_all_lengths(backend: str) -> None:
     def loss(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return linear_cross_entropy(x * 2, w, target, b, label_smoothing=0.1, z_loss=1e-3)
+        return linear_cross_entropy(x * 2, w, target, b, label_smoothing=0.1, z_loss=1e-3, softcap=3.0)
 
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)

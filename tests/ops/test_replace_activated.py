@@ -11,6 +11,7 @@ from torch import nn
 
 import kpt
 from kpt.ops import prefer
+from kpt.ops.replace import lowered, proof
 from tests.ops.calls import served
 from tests.tolerances import assert_close
 
@@ -43,13 +44,20 @@ class Functional(MLP):
 class Intermediate(nn.Module):
     """As BERT's: what comes behind is another module's."""
 
-    def __init__(self) -> None:
+    def __init__(self, act: nn.Module | None = None) -> None:
         super().__init__()
         torch.manual_seed(20)
-        self.dense, self.act = nn.Linear(8, 12, bias=False), nn.Tanh()
+        self.dense, self.act = nn.Linear(8, 12, bias=False), act or nn.Tanh()
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.act(self.dense(x))
+
+
+class Power(nn.Module):
+    """Which autocast on a GPU computes in float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x * (1.0 + torch.tanh(0.7978845608028654 * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
 class Transposed(MLP):
@@ -67,6 +75,8 @@ RIGHT: dict[str, tuple[Any, dict[str, Any]]] = {
     "code": (Functional, {"between": (), "after": ("fc2",), "activation": "relu2"}),
     "nothing behind": (Intermediate, {"after": (), "activation": "tanh"}),
     "Conv1D": (Transposed, {"activation": "gelu_tanh"}),
+    "a power": (lambda: MLP(Power()), {"activation": "gelu_tanh", "widens": False}),
+    "a power, nothing behind": (lambda: Intermediate(Power()), {"activation": "gelu_tanh", "widens": True}),
 }
 
 
@@ -93,6 +103,7 @@ def test_a_layer_and_its_activation_are_one_op(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert_close(module(x), own(x).double(), "bf16", 12)
         assert module(x).dtype == own(x).dtype
+    assert widens_on_a_gpu(module) == widens_on_a_gpu(own) == (name == "a power, nothing behind")
     if name == "Conv1D":
         before = sum(served("linear_act").values())
         assert torch.equal(module(x[:7]), own(x[:7]))  # a copy of the weight would cost more
@@ -101,6 +112,16 @@ def test_a_layer_and_its_activation_are_one_op(name: str) -> None:
         assert "fewer rows" in reason
     kpt.restore_modules(module)
     assert torch.equal(module(x), own(x))
+
+
+def widens_on_a_gpu(module: nn.Module) -> bool:
+    """Whether it gives another type than bfloat16 for that, under autocast."""
+
+    def trial(case: proof.Case, draw: proof.Draw) -> proof.Run:
+        parameters = {name: draw(*p.shape) for name, p in module.named_parameters()}
+        return proof.Run({}, lambda: torch.func.functional_call(module, parameters, (draw(300, 8),)))
+
+    return lowered.widens(trial)
 
 
 WRONG = {

@@ -17,6 +17,7 @@ import kpt
 from kpt.ops.linear_cross_entropy import chunks
 from tests.architectures import build
 from tests.ops.calls import served
+from tests.replacement.lowered import assert_as_good
 from tests.tolerances import assert_close
 
 
@@ -30,8 +31,9 @@ def _one_thread() -> Iterator[None]:
 
 KIND = "linear_cross_entropy"
 
-MODELS = ("llama", "cohere", "granite", "gpt2", "mixtral", "phi", "opt", "falcon_mamba")
-"""Cohere and Granite multiply their logits, Phi's head has a bias, OPT and Mamba ask their model for parts of it."""
+MODELS = ("llama", "cohere", "granite", "gpt2", "mixtral", "phi", "opt", "falcon_mamba", "gemma2", "recurrent_gemma")
+"""Cohere and Granite multiply their logits, Phi's head has a bias, OPT and Mamba ask their model for parts of it, Gemma 2 and
+RecurrentGemma cap their logits."""
 
 IDS = torch.randint(3, 100, (2, 7), generator=torch.Generator().manual_seed(20))
 LABELS = IDS.masked_fill(torch.arange(7) < 3, -100)
@@ -73,6 +75,18 @@ def test_training_computes_what_it_did(name: str) -> None:
     kpt.restore_modules(model)
     assert type(model) is kind
     assert torch.equal(run(model)[0].logits, expected.logits)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite"])
+def test_under_autocast_it_is_as_good_as_the_models_own(name: str) -> None:
+    model = build(name).train()
+    exact = run(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        own = run(model)
+        kpt.optimize(model, loss=True)
+        with kpt.ops.prefer("numpy"):
+            got = run(model)
+    assert_as_good(*(([outputs.loss.detach()], gradients) for outputs, gradients in (got, own, exact)))
 
 
 @pytest.fixture
@@ -118,19 +132,20 @@ def test_kernels_make_a_chunk_of_logits_at_a_time(llama: Any, monkeypatch: pytes
     assert_close(gradients["lm_head.weight"], slopes["lm_head.weight"], "f32", 4096)
 
 
-def test_compiled_pickled_copied_and_twice(llama: Any) -> None:
-    only_loss(llama)
-    assert only_loss(llama).changes == ()
-    assert only_loss(llama).skipped == ()
-    again, copied = pickle.loads(pickle.dumps(llama)), copy.deepcopy(llama)
-    assert type(again) is type(copied) is type(llama)
-    compiled = torch.compile(llama, backend="eager", fullgraph=True)
+def test_compiled_pickled_copied_and_twice() -> None:
+    capped = build("gemma2").train()
+    only_loss(capped)
+    assert only_loss(capped).changes == ()
+    assert only_loss(capped).skipped == ()
+    again, copied = pickle.loads(pickle.dumps(capped)), copy.deepcopy(capped)
+    assert type(again) is type(copied) is type(capped)
+    compiled = torch.compile(capped, backend="eager", fullgraph=True)
     for model in (again, copied, compiled):
         before = fused()
-        assert_close(run(model)[0].loss, run(llama)[0].loss, "f32", 128)
+        assert_close(run(model)[0].loss, run(capped)[0].loss, "f32", 128)
         assert fused() > before
     kpt.restore_modules(again)
-    assert type(again) is transformers.LlamaForCausalLM
+    assert type(again) is transformers.Gemma2ForCausalLM
 
 
 def test_a_model_is_saved_under_its_own_name(llama: Any, tmp_path: Any) -> None:
@@ -171,6 +186,10 @@ class Wrong(transformers.LlamaForCausalLM):
             logits = logits + 1
         if self.change == "scaled":
             logits = 0.25 * logits / 2
+        if self.change.startswith("capped"):
+            logits = -3 * nn.functional.tanh(logits / 2)
+        if self.change == "capped twice":
+            logits = logits.tanh()
         if self.change == "tempered":
             logits = logits * self.lm_head.weight.mean()
         if self.change == "shifted":
@@ -202,6 +221,7 @@ def reasons(model: nn.Module) -> list[str]:
     [
         ("added", "unsupported operand type"),
         ("tempered", "its logits meet a Tensor"),
+        ("capped twice", "its logits go through tanh twice"),
         ("penalised", "no attribute 'logsumexp'"),
     ],
 )
@@ -211,7 +231,7 @@ def test_what_else_becomes_of_logits_is_refused(change: str, words: str, monkeyp
     assert words in reason
 
 
-@pytest.mark.parametrize("change", ["", "normed", "shifted", "scaled"])
+@pytest.mark.parametrize("change", ["", "normed", "shifted", "scaled", "capped"])
 def test_what_happens_around_head_and_loss_is_the_models_own(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Wrong, "change", change)
     model = Wrong(build("llama").config).train()
@@ -233,9 +253,3 @@ def test_heads_that_are_no_linear_layer_and_models_without_a_loss(llama: Any) ->
     assert reasons(llama) == ["LlamaForCausalLM has a head of the class Sequential, not nn.Linear"]
     assert reasons(nn.Linear(2, 2)) == ["no module of it looks up a loss of the logits that a linear layer of its own gives"]
     assert "its forward fails" in reasons(build("t5"))[0]
-
-
-def test_capped_logits_are_refused() -> None:
-    (reason,) = reasons(build("gemma2"))
-    assert "the loss of Gemma2ForCausalLM is not shown to be linear_cross_entropy" in reason
-    assert "its logits go through tanh" in reason

@@ -237,6 +237,12 @@ def never(q: Any, k: Any, cos: Any, sin: Any) -> Any:
     return q, k
 
 
+def fickle(q: Any, k: Any, cos: Any, sin: Any) -> Any:
+    """Gives queries of cos' type, and keys of their own."""
+    y, z = llamas(q, k, cos, sin)
+    return y, z.to(k.dtype)
+
+
 CALLS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]], dict[str, Any], bool]] = {
     "as shown": (llamas, lambda: (*heads(), *angles(16)), {}, True),
     "heads last": (llamas, lambda: (*heads(True), *angles(16)), {"unsqueeze_dim": 2}, True),
@@ -251,7 +257,10 @@ CALLS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]], dict[str, Any], bool]
         {}, False,
     ),
     "vision's, with one": (visions, lambda: (*heads(True, torch.bfloat16), *angles(16)), {}, True),
-    "float32 angles": (llamas, lambda: (*heads(dtype=torch.bfloat16), *angles(16)), {}, False),
+    "float32 angles, and the result": (llamas, lambda: (*heads(dtype=torch.bfloat16), *angles(16)), {}, True),
+    "float32 angles, and one of the results": (
+        fickle, lambda: (*heads(dtype=torch.bfloat16), *angles(16)), {}, False,
+    ),
     "float32 angles where that was shown": (coheres, lambda: (*heads(dtype=torch.bfloat16), *angles(16)), {}, True),
     "unlike types": (llamas, lambda: (heads()[0], heads(dtype=torch.bfloat16)[1], *angles(16)), {}, False),
     "one position for all": (llamas, lambda: (*heads(), *(t[:, :1] for t in angles(16))), {}, False),

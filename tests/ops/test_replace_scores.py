@@ -109,6 +109,13 @@ def test_an_attention_function_that_computes_something_else_is_left_alone(monkey
         assert f"model.layers.0.self_attn (GptOssAttention) has an attention function that {why}" in str(report)
 
 
+def test_an_own_function_is_tried_outside_of_autocast() -> None:
+    """Whose roundings would pass for something else, and be remembered."""
+    own_attention._why_not.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [c.kind for c in kpt.replace_modules(build("gpt_oss"), only=["attention"]).changes] == ["attention"]
+
+
 def test_a_config_that_asks_for_attention_weights_is_left_alone() -> None:
     subject = build("gpt_oss")
     subject.config.output_attentions = True

@@ -23,6 +23,8 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("linear_act_backward", {"activation": "none"}),
     ("linear_act_backward", {"recompute": True}),
     ("layer_norm", {"weight": False}),
+    ("linear_cross_entropy", {"softcap": 3.0}),
+    ("cross_entropy_backward", {"softcap": 3.0}),
     ("fp8_matmul", {"granularity": "row", "bias": True, "out_dtype": "f16"}),
     ("quantize_fp8", {"granularity": "row", "to": "f8e5m2"}),
 ]

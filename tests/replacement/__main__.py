@@ -1,5 +1,6 @@
 """Writes ``table.json`` anew: ``python -m tests.replacement``. With ``--every`` all types of Transformers that build are looked
-at instead, compiled as well. What differs is said, and kept out of the table; exits with 1 then."""
+at instead, compiled and under autocast as well; with ``--autocast cuda`` the table's models, under autocast of that device.
+What differs is said, and kept out of the table; exits with 1 then."""
 
 import argparse
 import os
@@ -9,8 +10,8 @@ import traceback
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests import architectures
-from tests.replacement import table
-from tests.replacement.judge import judge
+from tests.replacement import lowered, table
+from tests.replacement.judge import Row, judge
 from tests.replacement.models import OTHERS, TRANSFORMERS, subject
 
 
@@ -22,23 +23,43 @@ def every(name: str) -> architectures.Verdict:
     except Exception as error:  # no model, or none that runs on what these tests have for it
         return architectures.Verdict(name, False, str(error))
     verdict = architectures.Verdict(name, True)
-    try:
-        row = judge(found, compiled=True)
-        verdict.replaced, verdict.served = bool(row["replaced"]), sum(row["served"].values())
-        verdict.note, verdict.cases["all"] = str(row["replaced"]), "equal"
-    except AssertionError as error:
-        said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-        verdict.cases["all"] = f"WRONG: {said}"
-    except Exception as error:
-        verdict.cases["all"] = f"failed: {type(error).__name__}: {error}"
+    row: Row = {"replaced": {}, "served": {}}
+    cases = {"all": lambda: row.update(judge(found, compiled=True)), "autocast": lambda: lowered.judge(found, compiled=True)}
+    for case, run in cases.items():
+        try:
+            run()
+            verdict.cases[case] = "equal"
+        except AssertionError as error:
+            said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+            verdict.cases[case] = f"WRONG: {said}"
+        except Exception as error:
+            verdict.cases[case] = f"failed: {type(error).__name__}: {error}"
+    verdict.replaced, verdict.served, verdict.note = bool(row["replaced"]), sum(row["served"].values()), str(row["replaced"])
     return verdict
+
+
+def under_autocast(device: str) -> int:
+    """How many models of the table are worse there."""
+    wrong = 0
+    for name in (*TRANSFORMERS, *OTHERS):
+        try:
+            lowered.judge(subject(name), device, compiled=True)
+            print(f"{name}: as good", flush=True)
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+            wrong += 1
+    return wrong
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.replacement", description=__doc__)
     parser.add_argument("--every", action="store_true", help="all types that build; writes nothing")
-    if parser.parse_args(arguments).every:
+    parser.add_argument("--autocast", metavar="DEVICE", help="the table's models under autocast of cpu or cuda; writes nothing")
+    given = parser.parse_args(arguments)
+    if given.every:
         return architectures.report(architectures.names(), every)
+    if given.autocast:
+        return 1 if under_autocast(given.autocast) else 0
     rows, wrong = {}, 0
     for name in (*TRANSFORMERS, *OTHERS):
         try:

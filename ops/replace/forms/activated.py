@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from kpt.ops.dispatch import DISPATCHERS
+from kpt.ops.eager import is_autocasting
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.linear_act.reference import ACTIVATIONS
-from kpt.ops.replace import proof
+from kpt.ops.replace import lowered, proof
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
 from kpt.ops.replace.forms.stand_ins import Given, Negated, Noted, are_as_proven
 from kpt.ops.replace.proven import Refused, Served
@@ -36,13 +37,15 @@ WIDTH = 24
 @dataclass(frozen=True, slots=True)
 class Activated:
     """What a module calls its parts. ``between``: the child that is the activation, if one is. ``after``: the children that are
-    called one after the other behind it. Children stand with their classes where they are not called any more."""
+    called one after the other behind it. Children stand with their classes where they are not called any more. ``widens``: its
+    own code may give float32 under autocast, where the op gives half precision."""
 
     input: str
     first: tuple[str, type[nn.Module]]
     between: tuple[tuple[str, type[nn.Module]], ...]
     after: tuple[str, ...]
     activation: str = ""
+    widens: bool = False
     kind = "linear_act"
 
     def law(self) -> proof.Law:
@@ -51,9 +54,13 @@ class Activated:
 
     def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
         activation, gone, after, first = self.activation, (self.first, *self.between), self.after, self.first[0]
+        widens = self.widens
+
+        def is_unlike(self: Any) -> bool:
+            return not are_as_proven(self, gone) or (widens and is_autocasting())
 
         def plain(self: Any, x: torch.Tensor) -> Any:
-            if not are_as_proven(self, gone):
+            if is_unlike(self):
                 return original.forward(self, x)
             layer = getattr(self, first)
             y = linear_act(x, layer.weight, layer.bias, activation=activation)
@@ -62,9 +69,9 @@ class Activated:
             return y
 
         def transposed(self: Any, x: torch.Tensor) -> Any:
-            layer = getattr(self, first)
-            if not are_as_proven(self, gone):
+            if is_unlike(self):
                 return original.forward(self, x)
+            layer = getattr(self, first)
             # The kernel wants the weight the other way round: below as many rows, its copy costs more than is saved.
             if x.numel() < x.shape[-1] * layer.weight.shape[0]:
                 if not torch.compiler.is_compiling():
@@ -131,9 +138,11 @@ def prove(module: nn.Module, parts: Activated, kinds: Collection[str]) -> Served
         if activation == "none":
             continue
         claim = replace(parts, activation=activation)
-        difference = proof.difference(_trial(module, claim), claim.law(), tests, proof.device_of(module))
+        trial = _trial(module, claim)
+        difference = proof.difference(trial, claim.law(), tests, proof.device_of(module))
         if difference is None:
-            return claim
+            narrowed = any(_is_linear(type(getattr(module, name))) for name in claim.after)  # whatever it is given
+            return replace(claim, widens=not narrowed and lowered.widens(trial))
         if difference.passed > passed:
             passed = difference.passed
             nearest = f"{type(module).__name__} has no activation of kpt's; with {activation}, {difference.what}"

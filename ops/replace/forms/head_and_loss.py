@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, wraps
+from math import isclose
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ FEATURES = 8
 """Of what is drawn for the input of the head; its classes are as many as it has."""
 
 TOKENS = (2, 5)
+
+UNSCALED = 1e-12
+"""Within which a scale is 1: a cap is divided by and multiplied with, each rounded."""
 
 IGNORED = -100
 
@@ -64,23 +68,35 @@ class HeadAndLoss:
 
 
 class Logits:
-    """In the place of logits: the input and the layer that they are made of, and the number that they are multiplied with."""
+    """In the place of logits: the input and the layer that they are made of, and the number that they are multiplied with;
+    ``softcap``: what they are then capped at, as cap * tanh(logits / cap)."""
 
-    def __init__(self, x: torch.Tensor, layer: nn.Linear, scale: float = 1.0) -> None:
+    def __init__(self, x: torch.Tensor, layer: nn.Linear, scale: float = 1.0, softcap: float | None = None) -> None:
         self.x = x
         self.layer = layer
         self.scale = scale
+        self.softcap = softcap
 
     def __mul__(self, other: Any) -> "Logits":
-        return Logits(self.x, self.layer, self.scale * _number(other))
+        factor = _number(other)  # f c tanh(s x / c) is the same with f s and f c in the place of s and c
+        softcap = None if self.softcap is None else abs(self.softcap * factor)
+        return Logits(self.x, self.layer, self.scale * factor, softcap)
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> "Logits":
-        return Logits(self.x, self.layer, self.scale / _number(other))
+        return self * (1 / _number(other))
+
+    def tanh(self) -> "Logits":
+        """A cap at 1, which a factor makes another."""
+        if self.softcap is not None:
+            raise TypeError("its logits go through tanh twice")
+        return Logits(self.x, self.layer, self.scale, 1.0)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.tanh and not kwargs:
+            return args[0].tanh()
         raise TypeError(f"its logits go through {function.__name__}")
 
     def float(self) -> "Logits":
@@ -104,11 +120,11 @@ class Logits:
             shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
         x: torch.Tensor = self.x
         bias: torch.Tensor | None = self.layer.bias
-        if self.scale != 1.0:
+        if not isclose(self.scale, 1.0, rel_tol=UNSCALED):
             x, bias = x * self.scale, None if bias is None else bias * self.scale
         loss = linear_cross_entropy(
             x.reshape(-1, x.shape[-1]), self.layer.weight, shift_labels.reshape(-1).to(x.device), bias,
-            ignore_index=ignore_index, reduction="mean" if num_items_in_batch is None else "sum",
+            ignore_index=ignore_index, reduction="mean" if num_items_in_batch is None else "sum", softcap=self.softcap,
         )  # fmt: skip
         if isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.to(loss.device)

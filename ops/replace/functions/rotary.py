@@ -56,21 +56,23 @@ pair (GLM), or all, which are one a pair (gpt-oss)."""
 @dataclass(frozen=True, slots=True)
 class Rotary:
     """What a function was seen to compute. ``angles``: of ``ANGLES``. ``dims``: where heads may stand, first where they do if
-    a call does not say. ``partial``: cos may have fewer columns than heads. ``wide``: cos may be float32 beside half
-    precision, and the result is none the less. ``single``: without a dim for batch entries too."""
+    a call does not say. ``partial``: cos may have fewer columns than heads. ``wide``, ``promotes``: cos may be float32
+    beside half precision, as under autocast, and the result is half, or float32. ``single``: without a dim for batch entries
+    too."""
 
     interleaved: bool
     angles: str
     dims: tuple[int, ...]
     partial: bool = False
     wide: bool = False
+    promotes: bool = False
     single: bool = False
     kind = KIND
 
     def instead_of(self, own: FunctionType) -> Callable[..., Any]:
         """What is called in the place of a function: the op, and the function where a call is none that was proven."""
         spread, pairs, halves = ANGLES[self.angles], self.interleaved, self.angles == "one a pair"
-        dims, partial, wide, single = self.dims, self.partial, self.wide, self.single
+        dims, partial, wide, promotes, single = self.dims, self.partial, self.wide, self.promotes, self.single
 
         def fits(q: Any, k: Any, cos: Any, sin: Any, dim: Any) -> bool:
             """The op takes it, and the function would not broadcast otherwise."""
@@ -81,7 +83,7 @@ class Rotary:
                 dtype == k.dtype
                 and dtype in FLOATS
                 and cos.dtype == sin.dtype
-                and (cos.dtype == dtype or (wide and cos.dtype == torch.float32 and dtype.itemsize == 2))
+                and (cos.dtype == dtype or ((wide or promotes) and cos.dtype == torch.float32 and dtype.itemsize == 2))
                 and shape[0] == k.shape[0]
                 and shape[3 - dim] == k.shape[3 - dim] == cos.shape[1]
                 and shape[3] == k.shape[3]
@@ -97,6 +99,8 @@ class Rotary:
             dim = named[DIM] if len(named) == 1 and DIM in named else dims[0]
             if others or len(named) > (DIM in named) or not fits(q, k, cos, sin, dim):
                 return own(q, k, cos, sin, *others, **named)
+            if promotes and q.dtype != cos.dtype:
+                q, k = q.to(cos.dtype), k.to(cos.dtype)
             return rotary(q, k, spread(cos, pairs).unsqueeze(dim), spread(sin, pairs).unsqueeze(dim), pairs)
 
         return turned
@@ -129,13 +133,16 @@ def prove(name: str, own: FunctionType) -> Rotary | str:
 def _widened(own: FunctionType, claim: Rotary) -> Rotary:
     """With what else it was seen to do."""
     few = [case for case in proof.cases(torch.bfloat16) if case.x == case.parameters == 1.0]
-    half = [replace(case, gradients=False) for case in few if case.dtype.itemsize == 2]  # those of cos are float32
+    plain = [replace(case, gradients=False) for case in few]  # those of cos are float32
+    half = [case for case in plain if case.dtype.itemsize == 2]
+    promoted = [replace(case, dtype=torch.float32) for case in half]
     others = (1, 2) if DIM in inspect.signature(own).parameters else ()
     return replace(
         claim,
         dims=tuple(dict.fromkeys([*claim.dims, *(d for d in others if _difference(own, claim, few, dim=d) is None)])),
         partial=_difference(own, claim, few, columns=WIDTH // 2) is None,
         wide=_difference(own, claim, half, angles=torch.float32) is None,
+        promotes=all(_difference(own, claim, promoted, heads=case.dtype) is None for case in half),
         single=_difference(own, claim, few, single=True) is None,
     )
 
@@ -146,10 +153,12 @@ def _difference(
     tests: Any,
     dim: int | None = None,
     columns: int = WIDTH,
+    heads: torch.dtype | None = None,
     angles: torch.dtype | None = None,
     single: bool = False,
 ) -> proof.Difference | None:
-    """Where a function does otherwise than claimed, its heads at a dim, with so many columns of cos, of a type of their own."""
+    """Where a function does otherwise than claimed, its heads at a dim, with so many columns of cos, either of a type of its
+    own."""
     spread, at = ANGLES[claim.angles], dim or claim.dims[0]
 
     def trial(case: proof.Case, draw: proof.Draw) -> proof.Run:
@@ -158,8 +167,8 @@ def _difference(
         count = columns // 2 if claim.angles == "one a pair" else columns
         # one for all of the batch too, which is broadcast
         cos, sin = (draw(batch if case.gradients else 1, positions, count, scale=case.parameters) for _ in "cs")
-        if angles is not None:
-            cos, sin = cos.to(angles), sin.to(angles)
+        q, k = (t.to(heads or case.dtype) for t in (q, k))
+        cos, sin = (t.to(angles or case.dtype) for t in (cos, sin))
         if at == 2:
             q, k = (t.transpose(1, 2).contiguous() for t in (q, k))
         given = [t[0] for t in (q, k, cos, sin)] if single else [q, k, cos, sin]
