@@ -62,5 +62,8 @@ SUMS = "add_norm"
 KINDS = (*dict.fromkeys(rule.kind for rule in RULES), "gated_act", "rotary", ATTENTION)
 """What is replaced unasked."""
 
-ASKED_FOR = (SUMS,)
+PAIRS = "inner_linear_act"
+"""The kind of modules that take an activation of what a linear layer gives somewhere in their forward."""
+
+ASKED_FOR = (SUMS, PAIRS)
 """What is replaced where it is named."""

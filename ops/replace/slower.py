@@ -84,7 +84,9 @@ def _of_gated(module: nn.Module, rule: Rule) -> Iterator[dict[str, int]]:
 
 def _of_linear(module: nn.Module, rule: Rule) -> Iterator[dict[str, int]]:
     served, layers = vars(rule.replacement).get("served"), []
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Linear):
+        layers = [module]
+    elif isinstance(module, nn.Sequential):
         pairs = pairwise(module.children())
         layers = [a for a, b in pairs if isinstance(a, nn.Linear) and activation_name(b) is not None]
     else:
