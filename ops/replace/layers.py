@@ -20,11 +20,8 @@ from kpt.ops.replace.rewriting.sums import JOINED, Sum, join_sums
 from kpt.ops.replace.rewriting.text import Text, text_of
 from kpt.ops.replace.rules import PAIRS, SUMS, Rule
 
-WhyNot = Callable[[nn.Module, Rule], str | None]
-"""Why a module is better left as it is, or None."""
-
-LINEAR = Rule("linear_act", nn.Linear, nn.Linear)
-"""A linear layer with the activation of what it gives, to whoever is asked whether that is faster."""
+WhyNot = Callable[[nn.Module, str, Any], str | None]
+"""Of a module, a kind, and what would serve it: why it is better left as it is, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +122,13 @@ class Layers:
             name, difference = pair_proof.activation_of(module, place, function)
             if difference is not None:
                 left.append(f"{pair.activation} of {pair.linear} is no activation of kpt's; with {name}, {difference}")
-            elif name and (reason := self.why_not(linear, LINEAR)) is not None:
-                left.append(f"{pair.activation} of {pair.linear}: {reason}")
             elif name:
-                served.append(Served(pair, name, _known(module, pair)))
+                found = Served(pair, name, _known(module, pair))
+                reason = self.why_not(linear, "linear_act", found)
+                if reason is None:
+                    served.append(found)
+                else:
+                    left.append(f"{pair.activation} of {pair.linear}: {reason}")
         return tuple(served), [Refused(PAIRS, reason) for reason in left]
 
 

@@ -28,6 +28,11 @@ class Rule:
     why_not: Callable[[Any], str | None] = lambda _: None
     unserved: tuple[str, ...] = ()
 
+    @property
+    def served(self) -> Any:
+        """What serves modules of a form, by its own record; None for PyTorch's classes."""
+        return vars(self.replacement).get("served")
+
 
 def has_pair(module: nn.Module) -> bool:
     """Some linear layer is followed by an activation that can be fused into it."""

@@ -60,7 +60,7 @@ def replace_kinds(
                     continue  # why it stays was said
                 if isinstance(answer, Refused):
                     skipped.append(Skipped(path, answer.kind, answer.reason))
-                elif answer is not None and (reason := why_not(module, answer)) is not None:
+                elif answer is not None and (reason := why_not(module, answer.kind, answer.served)) is not None:
                     skipped.append(Skipped(path, answer.kind, reason))
                 elif answer is not None and not _becomes(module, answer.original, answer.replacement):
                     skipped.append(Skipped(path, answer.kind, "its forward was patched on the instance"))

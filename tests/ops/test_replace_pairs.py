@@ -354,7 +354,7 @@ def test_sums_and_activations_of_one_forward() -> None:
 
 
 def test_what_is_slower_stays_beside_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(levels, "why_slower", lambda module, rule: "slower so" if rule.kind == "linear_act" else None)
+    monkeypatch.setattr(levels, "why_slower", lambda _, kind, __: "slower so" if kind == "linear_act" else None)
     module = nn.ModuleList([Layer(), Steps()])
     report = kpt.optimize(module, "aggressive")
     assert [(c.path, c.kind, c.unserved) for c in report.changes][-1] == ("0", "add_norm", ("self.act of fc2: slower so",))

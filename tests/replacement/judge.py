@@ -27,7 +27,7 @@ def judge(subject: Subject, compiled: bool = False) -> Row:
     before, slopes = _run(subject)
     tokens = subject.generate(model) if subject.generate else None
 
-    report = kpt.replace_modules(model)
+    report = kpt.optimize(model, "aggressive")
     calls = _served()
     outputs, gradients = _run(subject)
     served = _served() - calls
