@@ -210,11 +210,14 @@ class Before(Block):
         return self.fc1(self.act(x))
 
 
+HOW = "tanh"
+
+
 class Chosen(Block):
     """Which activation is not known before it is called."""
 
-    def forward(self, x: torch.Tensor, gelu: Any = F.gelu, how: str = "tanh") -> Any:
-        return gelu(self.fc1(x)) + F.gelu(self.fc2(x), approximate=how)
+    def forward(self, x: torch.Tensor, doubled: Any = F.gelu) -> Any:
+        return doubled(self.fc1(x)) + F.gelu(self.fc2(x), approximate=HOW)
 
 
 class Handled(Block):
@@ -246,11 +249,9 @@ class Kept(Block):
     """A function inside has the name as well."""
 
     def forward(self, x: torch.Tensor) -> Any:
-        h = x
-        inner = lambda: h  # noqa: E731
-        h = self.fc1(x)
-        h = self.act(h)
-        return inner() + h
+        inner = lambda: x  # noqa: E731
+        x = self.fc1(x)
+        return self.act(x) + inner()
 
 
 class None_(Block):
@@ -258,7 +259,7 @@ class None_(Block):
 
     def forward(self, x: torch.Tensor) -> Any:
         x = self.drop(self.fc1(x))
-        x = torch.softmax(self.fc2(x), -1)
+        x = torch.softmax(self.fc2(x), 1)
         return self.twice(self.fc1(self.fc2(self.fc1(x))))
 
     def twice(self, x: torch.Tensor) -> torch.Tensor:
@@ -360,6 +361,21 @@ def test_what_is_slower_stays_beside_what_is_not(monkeypatch: pytest.MonkeyPatch
     assert [(c.path, c.kind, c.unserved) for c in report.changes][-1] == ("0", "add_norm", ("self.act of fc2: slower so",))
     assert [(s.path, s.kind, s.reason) for s in report.skipped] == [("1", "inner_linear_act", "self.act of fc1: slower so")]
     assert "stays PyTorch's: self.act of fc2: slower so" in str(report)
+
+
+class MLP(Block):
+    """Of a form that is known."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+def test_why_a_module_stays_is_said_once() -> None:
+    module = MLP(nn.Softplus())
+    del module.norm
+    report = kpt.optimize(module, "aggressive")
+    assert [(s.path, s.kind) for s in report.skipped] == [("(model)", "linear_act")]
+    assert not report.changes
 
 
 def test_what_has_a_form_is_not_looked_at_again() -> None:
