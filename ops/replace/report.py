@@ -51,7 +51,7 @@ class Report:
     @property
     def ops(self) -> tuple[str, ...]:
         """Those that were put in."""
-        names = [name for c in self.changes for name in OPS.get(c.kind, c.kind).split(", ")]
+        names = [name for c in self.changes for name in _ops(c.kind).split(", ")]
         return tuple(dict.fromkeys(INSIDE.get(name, name) for name in names))
 
     @contextmanager
@@ -73,7 +73,7 @@ class Report:
     def __str__(self) -> str:
         changed: dict[tuple[str, ...], list[str]] = {}
         for c in self.changes:
-            by = f"kpt.ops.{OPS.get(c.kind, c.kind)}" if self.action == "replaced" else "its own code"
+            by = f"kpt.ops.{_ops(c.kind)}" if self.action == "replaced" else "its own code"
             changed.setdefault((f"{c.before} -> {c.after}", by, *c.unserved), []).append(c.path)
         left: dict[str, list[str]] = {}
         for s in self.skipped:
@@ -91,11 +91,15 @@ class Report:
         return "\n".join(lines)
 
 
-OPS = {"attention": "flash_attention", "add_norm": "add_rms_norm, add_layer_norm"}
+OPS = {"attention": "flash_attention", "add_norm": "add_rms_norm, add_layer_norm", "inner_linear_act": "linear_act"}
 """The ops that serve a kind, where they are not called like it."""
 
 INSIDE = {"scaled_dot_product_attention": "flash_attention"}
 """The op that a function of ours calls."""
+
+
+def _ops(kinds: str) -> str:
+    return ", ".join([OPS.get(kind, kind) for kind in kinds.split(", ")])
 
 
 def _shown(paths: list[str]) -> str:

@@ -28,6 +28,11 @@ class Rule:
     why_not: Callable[[Any], str | None] = lambda _: None
     unserved: tuple[str, ...] = ()
 
+    @property
+    def served(self) -> Any:
+        """What serves modules of a form, by its own record; None for PyTorch's classes."""
+        return vars(self.replacement).get("served")
+
 
 def has_pair(module: nn.Module) -> bool:
     """Some linear layer is followed by an activation that can be fused into it."""
@@ -62,5 +67,8 @@ SUMS = "add_norm"
 KINDS = (*dict.fromkeys(rule.kind for rule in RULES), "gated_act", "rotary", ATTENTION)
 """What is replaced unasked."""
 
-ASKED_FOR = (SUMS,)
+PAIRS = "inner_linear_act"
+"""The kind of modules that take an activation of what a linear layer gives somewhere in their forward."""
+
+ASKED_FOR = (SUMS, PAIRS)
 """What is replaced where it is named."""

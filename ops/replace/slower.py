@@ -1,12 +1,14 @@
 """Where kpt was measured, or is predicted, to be slower than what a module does now: ``kpt.optimize`` leaves that as it is.
 
-Asked of modules on a GPU; on a CPU, PyTorch serves in any case. A prediction compares what kpt's kernels take, measured or by
-their model, with what PyTorch's operations take to move as many bytes and multiply as much, for ``ROWS`` rows.
+Asked of modules on a GPU; on a CPU, PyTorch serves in any case. What was measured decides where something was. A prediction
+compares what kpt's kernels take, measured or by their model, with what PyTorch's operations take to move as many bytes and
+multiply as much, for ``ROWS`` rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from math import log
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -16,7 +18,7 @@ from kpt.ops.estimates import estimate
 from kpt.ops.registry import get
 from kpt.ops.replace.modules import activation_name
 from kpt.ops.replace.rates import microseconds
-from kpt.ops.replace.rules import Rule
+from kpt.ops.replace.transformer_layers import hidden_activation
 from kpt_dsl import runtime
 from kpt_dsl.dtypes import dtype as named
 
@@ -26,10 +28,23 @@ if TYPE_CHECKING:
 ROWS = 8192
 """As a batch of 4 has with 2048 tokens."""
 
-MEASURED = {
-    ("nvidia-h200", "linear_act"): "forward and backward took 1.03 and 1.06 times as long (benchmarks linear_training)"
+
+class Measured(NamedTuple):
+    """How many ``times`` as long as PyTorch's operations kpt's took, in half precision, for features ``k`` in and ``n`` out."""
+
+    activation: str
+    n: int
+    k: int
+    times: float
+
+
+MEASURED: Mapping[tuple[str, str], tuple[Measured, ...]] = {
+    ("nvidia-h200", "linear"): (Measured("gelu_tanh", 14336, 4096, 0.904), Measured("gelu_tanh", 4096, 4096, 0.947)),
+    ("nvidia-h200", "linear_training"): (Measured("gelu_tanh", 14336, 4096, 1.029), Measured("gelu_tanh", 4096, 4096, 1.063)),
+    ("nvidia-h100", "linear"): (Measured("gelu_tanh", 14336, 4096, 0.952), Measured("gelu_tanh", 4096, 4096, 0.943)),
+    ("nvidia-h100", "linear_training"): (Measured("gelu_tanh", 14336, 4096, 0.994), Measured("gelu_tanh", 4096, 4096, 0.946)),
 }
-"""Target and kind, in training -> what was measured."""
+"""By target and suite of benchmarks (benchmarks/results): linear layers with activations, forward, and forward and backward."""
 
 PASSES = {"layer_norm": 2, "rms_norm": 2, "gated_act": 5, "linear_act": 2}
 """How often PyTorch's operations beside products read or write as many elements as the result has."""
@@ -38,30 +53,46 @@ MODEL_ERRS = 1.5
 """By so much a prediction must lose before it counts: the model ranks configs, and is not exact about microseconds."""
 
 
-def why_slower(module: nn.Module, rule: Rule) -> str | None:
-    """Why a module is better left as it is; None where nothing is known to speak for that."""
+def why_slower(module: nn.Module, kind: str, served: Any) -> str | None:
+    """Why a module is better left as it is than replaced by what is of this kind; None where nothing is known to speak for
+    that. ``served``: what would serve a module of a form, or None."""
     first = next(module.parameters(), None)
-    if first is None or first.device.type != "cuda" or first.dtype not in KERNEL_FLOATS or rule.kind not in SIZES:
+    if first is None or first.device.type != "cuda" or first.dtype not in KERNEL_FLOATS or kind not in SIZES:
         return None
     target = runtime.runtime("triton").present(first.device.index or 0)
-    return slower_on(target, module, rule, named(str(first.dtype).removeprefix("torch.")).name)
+    return slower_on(target, module, kind, served, named(str(first.dtype).removeprefix("torch.")).name)
 
 
-def slower_on(target: "Target", module: nn.Module, rule: Rule, dtype: str) -> str | None:
+def slower_on(target: "Target", module: nn.Module, kind: str, served: Any, dtype: str) -> str | None:
     """The same of a module with parameters of a type on a target."""
-    if module.training and (known := MEASURED.get((target.name, rule.kind))) is not None:
-        return f"measured slower on {target.name}: {known}"
+    sizes = list(SIZES[kind](module, served))
+    if kind == "linear_act" and dtype != "f32" and (known := MEASURED.get((target.name, suite := _suite(module)))):
+        for dims, flags in sizes:
+            nearest = min(known, key=lambda m: _distance(m, flags["activation"], dims))
+            if nearest.times > 1:
+                took = f"{nearest.times:.3g} times as long, with {nearest.k} features to {nearest.n} (benchmarks {suite})"
+                return f"measured slower on {target.name}: {took}"
+        return None
     ours = theirs = 0.0
-    for sizes in SIZES[rule.kind](module, rule):
-        dims = {"M": ROWS, **sizes}
-        found = estimate(Call(rule.kind, get(rule.kind).arguments(dims, dtype, "meta")), target)
+    for some, flags in sizes:
+        dims = {"M": ROWS, **some}
+        found = estimate(Call(kind, get(kind).arguments(dims, dtype, "meta", **flags)), target)
         if found is None:
-            return f"no kernel of {rule.kind} runs on {target.name}"
+            return f"no kernel of {kind} runs on {target.name}"
         ours += found.microseconds
-        theirs += _pytorchs(rule.kind, dims, dtype, target)
+        theirs += _pytorchs(kind, dims, dtype, target)
     if ours <= MODEL_ERRS * theirs:
         return None
     return f"predicted slower on {target.name}: {ours:.3g} µs for {ROWS} rows, PyTorch's operations {theirs:.3g}"
+
+
+def _suite(module: nn.Module) -> str:
+    return "linear_training" if module.training else "linear"
+
+
+def _distance(measured: Measured, activation: str, dims: Mapping[str, int]) -> tuple[bool, float]:
+    """How unlike a call what was measured is."""
+    return measured.activation != activation, abs(log(measured.n / dims["N"])) + abs(log(measured.k / dims["K"]))
 
 
 def _pytorchs(kind: str, dims: Mapping[str, int], dtype: str, target: "Target") -> float:
@@ -71,30 +102,36 @@ def _pytorchs(kind: str, dims: Mapping[str, int], dtype: str, target: "Target") 
     return microseconds(target, moved, 2 * dims["M"] * dims["N"] * dims.get("K", 0), own)
 
 
-# ------------------------------------------------------------------ the sizes of the calls that modules make, but for rows
-def _of_norm(module: nn.Module, _: Rule) -> Iterator[dict[str, int]]:
-    yield {"N": next(module.parameters()).numel()}
+# ------------------------------------- the sizes of the calls that modules make, but for rows, and what else is said of them
+Sizes = Iterator[tuple[Mapping[str, int], Mapping[str, Any]]]
 
 
-def _of_gated(module: nn.Module, rule: Rule) -> Iterator[dict[str, int]]:
-    kind: Any = rule.replacement
-    layers = [getattr(module, name) for name in kind.served.products]
-    yield {"N": sum(layer.out_features for layer in layers) // 2}
+def _of_norm(module: nn.Module, _: Any) -> Sizes:
+    yield {"N": next(module.parameters()).numel()}, {}
 
 
-def _of_linear(module: nn.Module, rule: Rule) -> Iterator[dict[str, int]]:
-    served, layers = vars(rule.replacement).get("served"), []
-    if isinstance(module, nn.Sequential):
-        pairs = pairwise(module.children())
-        layers = [a for a, b in pairs if isinstance(a, nn.Linear) and activation_name(b) is not None]
+def _of_gated(module: nn.Module, served: Any) -> Sizes:
+    layers = [getattr(module, name) for name in served.products]
+    yield {"N": sum(layer.out_features for layer in layers) // 2}, {"activation": served.activation}
+
+
+def _of_linear(module: nn.Module, served: Any) -> Sizes:
+    if isinstance(module, nn.Linear):
+        layers = [(module, served.activation)]
+    elif isinstance(module, nn.Sequential):
+        layers = [(a, activation_name(b)) for a, b in pairwise(module.children()) if isinstance(a, nn.Linear)]
+    elif isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        layers = [(module.linear1, hidden_activation(module))]
     else:
-        layers = [getattr(module, "linear1" if served is None else served.first[0])]
-    for layer in layers:
+        layers = [(getattr(module, served.first[0]), served.activation)]
+    for layer, activation in layers:
+        if activation is None:
+            continue
         n, k = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.mT.shape
-        yield {"N": n, "K": k}
+        yield {"N": n, "K": k}, {"activation": activation, "bias": layer.bias is not None}
 
 
-SIZES: Mapping[str, Callable[[nn.Module, Rule], Iterator[dict[str, int]]]] = {
+SIZES: Mapping[str, Callable[[nn.Module, Any], Sizes]] = {
     "layer_norm": _of_norm,
     "rms_norm": _of_norm,
     "gated_act": _of_gated,

@@ -6,16 +6,16 @@ A ``forward`` patched on an instance runs whatever it captured, so a module with
 Accelerate patches thus (device maps, offloading), and keeps what it wraps where it can be exchanged: ``_old_forward``.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from torch import nn
 
 from kpt.ops.replace import attention
 from kpt.ops.replace.candidates import Candidates, replacement_of
+from kpt.ops.replace.layers import Layers, WhyNot
 from kpt.ops.replace.proven import Refused
 from kpt.ops.replace.report import Change, Report, Skipped
-from kpt.ops.replace.rules import ASKED_FOR, ATTENTION, KINDS, SUMS, Rule
-from kpt.ops.replace.sums import Layers
+from kpt.ops.replace.rules import ASKED_FOR, ATTENTION, KINDS, Rule
 from kpt_dsl.errors import InputError
 
 
@@ -25,13 +25,13 @@ def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) ->
     Transformers' attention.
 
     ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "rotary",
-    "scaled_dot_product_attention", "attention", which are all by default, and "add_norm": layers, by the text of their
-    forward, that take a norm of kpt's of a sum. A module of a class that is not PyTorch's is replaced where it was shown to
-    compute what the op does: on drawn rows, at several scales, in float32 and both half types, with gradients. State dicts,
-    hooks, flags, devices and dtypes stay as they are. Attention is replaced where a model runs "sdpa" and its code needs no
-    more than that; calls that kpt cannot express still go there, and are counted (``kpt.ops.counters``). Gives a report
-    that prints what changed, what of it stays PyTorch's, and what was left alone, and why. Replacing twice changes nothing
-    more. An exception leaves modules as they were.
+    "scaled_dot_product_attention", "attention", which are all by default, and two of modules that are found by the text of
+    their forward: "add_norm", a norm of kpt's of a sum, and "inner_linear_act", an activation of what a linear layer gives.
+    A module of a class that is not PyTorch's is replaced where it was shown to compute what the op does: on drawn rows, at
+    several scales, in float32 and both half types, with gradients. State dicts, hooks, flags, devices and dtypes stay as they
+    are. Attention is replaced where a model runs "sdpa" and its code needs no more than that; calls that kpt cannot express
+    still go there, and are counted (``kpt.ops.counters``). Gives a report that prints what changed, what of it stays
+    PyTorch's, and what was left alone, and why. Replacing twice changes nothing more. An exception leaves modules as they were.
 
     Raises InputError for a model that is no ``nn.Module`` and for an unknown kind, MissingPackageError when attention is asked
     for by name and Transformers is missing or too old.
@@ -44,23 +44,23 @@ def replace_kinds(
     kinds: Collection[str],
     *,
     required: bool,
-    why_not: Callable[[nn.Module, Rule], str | None] = lambda *_: None,
+    why_not: WhyNot = lambda *_: None,
 ) -> Report:
     """Replace what is of these kinds, attention too where Transformers is there, or ``required``. ``why_not``: why a module
     stays although a replacement is known to compute the same, or None."""
     changes: list[Change] = []
     skipped: list[Skipped] = []
     done: list[tuple[nn.Module, Rule]] = []
-    askings: list[Candidates | Layers] = [Candidates(kinds)]
-    if SUMS in kinds:
-        askings.append(Layers())  # which asks for norms that were replaced
+    askings = (Candidates(kinds), Layers(kinds, why_not))  # the latter asks for norms that were replaced
     try:
         for answers in askings:
             found = [(path or "(model)", module, answers.of(module)) for path, module in model.named_modules()]
             for path, module, answer in found:
+                if isinstance(answer, Refused) and any(s.path == path for s in skipped):
+                    continue  # why it stays was said
                 if isinstance(answer, Refused):
                     skipped.append(Skipped(path, answer.kind, answer.reason))
-                elif answer is not None and (reason := why_not(module, answer)) is not None:
+                elif answer is not None and (reason := why_not(module, answer.kind, answer.served)) is not None:
                     skipped.append(Skipped(path, answer.kind, reason))
                 elif answer is not None and not _becomes(module, answer.original, answer.replacement):
                     skipped.append(Skipped(path, answer.kind, "its forward was patched on the instance"))

@@ -99,12 +99,17 @@ _NAMES: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.
 """How ``linear_act`` calls activations that are functions."""
 
 
+def hidden_activation(layer: Any) -> str | None:
+    """How ``linear_act`` calls the activation of a transformer layer, a module or a function; None for one that it has not."""
+    activation = layer.activation
+    return activation_name(activation) if isinstance(activation, nn.Module) else _NAMES.get(activation)
+
+
 def _hidden(layer: Any, x: torch.Tensor) -> torch.Tensor | None:
     """What the first linear layer and the activation make of x; None where they are none that the op has, or watched."""
-    activation, first = layer.activation, layer.linear1
-    is_module = isinstance(activation, nn.Module)
-    name = activation_name(activation) if is_module else _NAMES.get(activation)
-    if name is None or type(first) is not nn.Linear or is_watched(first) or (is_module and is_watched(activation)):
+    name, first, activation = hidden_activation(layer), layer.linear1, layer.activation
+    is_seen = isinstance(activation, nn.Module) and is_watched(activation)
+    if name is None or type(first) is not nn.Linear or is_watched(first) or is_seen:
         return None
     return linear_act(x, first.weight, first.bias, activation=name)
 

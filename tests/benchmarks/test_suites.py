@@ -52,8 +52,8 @@ TINY: dict[str, Callable[[], Case | OpCase]] = {
     "varlen, dense": partial(varlen.dense, "tiny", (17, 17), 4, 2, 16, True, "cpu"),
     "layer_norm_backward": partial(norms_backward.case, "layer_norm", 40, 24, "cpu"),
     "rms_norm_backward": partial(norms_backward.case, "rms_norm", 40, 24, "cpu"),
-    "linear": partial(linear.case, 24, 40, 16, "cpu"),
-    "linear_training": partial(linear_training.case, 24, 40, 16, "cpu"),
+    "linear": partial(linear.case, "24x40x16", 24, 40, 16, "gelu", "cpu"),
+    "linear_training": partial(linear_training.case, "24x40x16", 24, 40, 16, "gelu", "cpu"),
 }
 
 

@@ -1,5 +1,8 @@
 """``kpt.optimize``: what each level replaces, what stays since it would be slower."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,17 +55,58 @@ def test_balanced_is_the_default() -> None:
 
 def judged(module: nn.Module, dtype: str = "bf16", name: str = "nvidia-h200") -> str | None:
     rule: Any = Candidates(KINDS).of(module)
-    return slower.slower_on(targets.get(name), module, rule, dtype)
+    return slower.slower_on(targets.get(name), module, rule.kind, rule.served, dtype)
 
 
-def pair(features: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(features, width, device="meta"), nn.GELU())
+def pair(features: int, width: int, act: nn.Module | None = None) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, width, device="meta"), act or nn.GELU("tanh"))
 
 
-def test_what_was_measured_slower_stays_where_it_was() -> None:
-    assert "measured slower on nvidia-h200" in str(judged(pair(4096, 4096)))
+def test_what_was_measured_decides() -> None:
+    words = "measured slower on nvidia-h200: 1.06 times as long, with 4096 features to 4096 (benchmarks linear_training)"
+    assert judged(pair(4096, 4096)) == words
+    assert "1.03 times as long, with 4096 features to 14336" in str(judged(pair(4096, 11008)))
     assert judged(pair(4096, 4096).eval()) is None
     assert judged(pair(4096, 4096), name="nvidia-h100") is None
+
+
+def test_like_activations_come_before_like_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = (slower.Measured("gelu", 3072, 768, 1.2), slower.Measured("gelu_tanh", 4096, 4096, 0.9))
+    monkeypatch.setattr(slower, "MEASURED", {("nvidia-h200", "linear"): known})
+    estimated: list[Any] = []
+    monkeypatch.setattr(slower, "estimate", lambda *given: estimated.append(given) or _Estimate(1e9))
+    assert judged(pair(768, 3072).eval()) is None
+    assert "1.2 times as long, with 768 features to 3072" in str(judged(pair(4096, 4096, nn.GELU()).eval()))
+    assert "1.2 times" in str(judged(nn.TransformerEncoderLayer(8, 2, 16, activation="gelu").eval()))
+    assert judged(nn.Sequential(*pair(8, 16), *pair(16, 8, nn.GELU())).eval()) is not None
+    assert not estimated
+    assert "predicted slower" in str(judged(pair(4096, 4096).eval(), "f32"))
+    assert "predicted slower" in str(judged(pair(4096, 4096)))
+
+
+def test_predictions_know_the_activation_and_the_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(slower, "estimate", lambda call, _: calls.append(call) or _Estimate(0.0))
+    layer = nn.Sequential(nn.Linear(8, 16, bias=False, device="meta"), nn.SiLU())
+    assert judged(layer, name="nvidia-a100") is None
+    assert judged(GatedMLP(8, 16), name="nvidia-a100") is None
+    (_, _, bias, activation, _), gated = (call.arguments for call in calls)
+    assert (bias, activation, gated[2]) == (None, "silu", "silu")
+
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("suite", ["linear", "linear_training"])
+@pytest.mark.parametrize("target", ["nvidia-h200", "nvidia-h100"])
+def test_the_table_is_what_the_results_say(target: str, suite: str) -> None:
+    rows = json.loads((RESULTS / target / f"{suite}.json").read_text())["rows"]
+    expected = []
+    for row in rows:
+        size = dict(re.findall(r"(\w+)=(\w+)", row["problem"].partition("]")[0]))
+        times = row["microseconds"]["kpt"] / row["microseconds"]["eager"]
+        expected.append(slower.Measured(size["activation"], int(size["N"]), int(size["K"]), round(times, 3)))
+    assert slower.MEASURED[target, suite] == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +142,7 @@ def test_gates_move_five_times_their_size_and_products_take_their_time(monkeypat
     moved = 8192 * 8192 * 2 / (0.6 * 4.8e12) * 1e6
     assert f"operations {5 * moved:.3g}" in str(judged(GatedMLP(64, 8192)))
     both = 2 * moved + 2 * 8192 * 8192 * 4096 / (0.7 * 989.4e12) * 1e6
+    monkeypatch.setattr(slower, "MEASURED", {})
     assert f"operations {both:.3g}" in str(judged(pair(4096, 8192).eval()))
 
 
@@ -107,7 +152,7 @@ def test_what_no_kernel_serves_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_stays_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kpt.ops.replace.levels.why_slower", lambda module, rule: slower_if_norm(rule.kind))
+    monkeypatch.setattr("kpt.ops.replace.levels.why_slower", lambda module, kind, served: slower_if_norm(kind))
     subject = model()
     report = kpt.optimize(subject)
     assert [(s.path, s.reason) for s in report.skipped] == [("2", "slower so"), ("5", "slower so")]
@@ -120,9 +165,7 @@ def slower_if_norm(kind: str) -> str | None:
 
 
 def test_a_cpu_is_not_asked() -> None:
-    module = pair(8, 16)
-    rule: Any = Candidates(KINDS).of(module)
-    assert slower.why_slower(nn.Sequential(nn.Linear(8, 16), nn.GELU()), rule) is None
+    assert slower.why_slower(nn.Sequential(nn.Linear(8, 16), nn.GELU()), "linear_act", None) is None
 
 
 @pytest.mark.parametrize(

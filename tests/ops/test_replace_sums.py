@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import kpt
-from kpt.ops.replace import rewriting
+from kpt.ops.replace.rewriting import sums, text
 from tests.ops import models
 from tests.ops.calls import served
 from tests.tolerances import assert_close
@@ -82,11 +82,11 @@ def gradients(layer: Any, *inputs: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("training", [False, True])
 def test_layers_are_rewritten(name: str, norm: type[nn.Module], training: bool) -> None:
-    make, sums = LAYERS[name]
+    make, expected_sums = LAYERS[name]
     own = make(norm).train(training)
     layer, before = replaced(own), joined()
     found, expected = gradients(layer), gradients(own)
-    assert joined() == before + sums
+    assert joined() == before + expected_sums
     for got, wanted in zip(found, expected, strict=True):
         assert_close(got, wanted, "f32", 16)
 
@@ -191,24 +191,24 @@ def test_other_texts_stay(kind: type[Layer]) -> None:
 
 
 def test_a_text_that_is_not_what_runs_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rewriting.rewritten(Layer.forward, ["second"]) is not None
+    assert text.text_of(Layer.forward) is not None
     monkeypatch.setattr(inspect, "getsource", lambda _: "def forward(self, x):\n    x = x + x\n    return self.second(x)\n")
-    assert rewriting.rewritten(Layer.forward, ["second"]) is None
+    assert text.text_of(Layer.forward) is None
 
 
 def swapped(call: ast.Call, parts: ast.BinOp) -> ast.Call:
-    return ast.Call(ast.Name(rewriting.JOINED, ast.Load()), [call.func, parts.left, parts.left], [])
+    return ast.Call(ast.Name(sums.JOINED, ast.Load()), [call.func, parts.left, parts.left], [])
 
 
 def other_norm(call: ast.Call, parts: ast.BinOp) -> ast.Call:
     other = ast.Attribute(ast.Name("self", ast.Load()), "mlp", ast.Load())
-    return ast.Call(ast.Name(rewriting.JOINED, ast.Load()), [other, parts.left, parts.right], [])
+    return ast.Call(ast.Name(sums.JOINED, ast.Load()), [other, parts.left, parts.right], [])
 
 
 @pytest.mark.parametrize("plant", [swapped, other_norm])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_text_rewritten_wrongly_is_refused(name: str, plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewriting, "_joined", plant)
+    monkeypatch.setattr(sums, "_joined", plant)
     report = kpt.replace_modules(LAYERS[name][0](), only=KINDS)
     assert not [c for c in report.changes if c.kind == "add_norm"]
     (reason,) = [s.reason for s in report.skipped]

@@ -64,6 +64,34 @@ def test_other_parts_of_a_model(name: str) -> None:
     assert kind not in row["left alone" if may else "replaced"]
 
 
+def kept(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    pooled = self.dense(hidden_states[:, 0])
+    return self.activation(pooled) + pooled  # type: ignore[no-any-return]
+
+
+def dropped(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    pooled = self.dense(hidden_states[:, 0])
+    pooled = nn.functional.dropout(pooled, 0.1, self.training)
+    return self.activation(pooled)  # type: ignore[no-any-return]
+
+
+def activated_before(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    return self.dense(self.activation(hidden_states[:, 0]))  # type: ignore[no-any-return]
+
+
+def another(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    return nn.functional.softsign(self.dense(hidden_states[:, 0]))
+
+
+@pytest.mark.parametrize(("forward", "left"), [(kept, 0), (dropped, 0), (activated_before, 0), (another, 1)])
+def test_other_calls_in_a_forward(forward: Forward, left: int) -> None:
+    found = subject("vit")
+    assert of_another_class(found, "ViTPooler", forward=forward) == 1
+    row = judge(found)
+    assert "inner_linear_act" not in row["replaced"]
+    assert row["left alone"].get("inner_linear_act", 0) == left
+
+
 def rotated(turned: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
     """Llama's function with another one of what stands beside the sines."""
 

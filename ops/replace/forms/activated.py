@@ -17,6 +17,7 @@ from kpt.ops.eager import is_autocasting
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.linear_act.reference import ACTIVATIONS
 from kpt.ops.replace import lowered, proof
+from kpt.ops.replace.activation_proof import WIDTH, nearest
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
 from kpt.ops.replace.forms.stand_ins import Given, Negated, Noted, are_as_proven
 from kpt.ops.replace.proven import Refused, Served
@@ -26,12 +27,6 @@ IDLE = (nn.Dropout, nn.Identity)
 
 FEW_ROWS = "fewer rows than the weight of a Conv1D has, of which kernels need a copy"
 """Why a call is the module's own."""
-
-OF_FLOAT16 = (0.1, 30.0)
-"""How small and large values are drawn in float16, whose numbers end at 6e-5 and 65504."""
-
-WIDTH = 24
-"""Of what is drawn for the output of the first layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,28 +126,18 @@ def prove(module: nn.Module, parts: Activated, kinds: Collection[str]) -> Served
         return None
     if (reason := why_not(module)) is not None:
         return Refused(Activated.kind, reason)
-    own = next(module.parameters()).dtype
-    tests = tuple([_bounded(case) for case in proof.cases(own) if case.parameters == 1.0])
-    nearest, passed = "", -1
-    for activation in ACTIVATIONS:
-        if activation == "none":
-            continue
-        claim = replace(parts, activation=activation)
-        trial = _trial(module, claim)
-        difference = proof.difference(trial, claim.law(), tests, proof.device_of(module))
-        if difference is None:
-            narrowed = any(_is_linear(type(getattr(module, name))) for name in claim.after)  # whatever it is given
-            return replace(claim, widens=not narrowed and lowered.widens(trial))
-        if difference.passed > passed:
-            passed = difference.passed
-            nearest = f"{type(module).__name__} has no activation of kpt's; with {activation}, {difference.what}"
-    return Refused(Activated.kind, nearest)
 
+    def claim(activation: str) -> tuple[proof.Trial, proof.Law]:
+        claimed = replace(parts, activation=activation)
+        return _trial(module, claimed), claimed.law()
 
-def _bounded(case: proof.Case) -> proof.Case:
-    """The same, where squares of what is drawn are numbers of its type."""
-    smallest, largest = OF_FLOAT16
-    return replace(case, x=min(max(case.x, smallest), largest)) if case.dtype == torch.float16 else case
+    activation, difference = nearest(claim, next(module.parameters()).dtype, proof.device_of(module))
+    if difference is None:
+        narrowed = any(_is_linear(type(getattr(module, name))) for name in parts.after)  # whatever it is given
+        widens = not narrowed and lowered.widens(claim(activation)[0])
+        return replace(parts, activation=activation, widens=widens)
+    reason = f"{type(module).__name__} has no activation of kpt's; with {activation}, {difference.what}"
+    return Refused(Activated.kind, reason)
 
 
 def _trial(module: nn.Module, claim: Activated) -> proof.Trial:
