@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kpt_dsl.errors import InputError
+from kpt_dsl.runtime.pallas import known_shape
 
 
 def jax_dtype(known: torch.dtype) -> Any:
@@ -29,8 +30,8 @@ def torch_dtype(known: Any) -> torch.dtype:
 
 
 def tensor_like(array: Any) -> torch.Tensor:
-    """A tensor of the shape and dtype of an array, without memory."""
-    return torch.empty(array.shape, dtype=torch_dtype(array.dtype), device="meta")
+    """A tensor of the shape and dtype of an array, without memory. Raises InputError for one whose lengths are left open."""
+    return torch.empty(known_shape(array), dtype=torch_dtype(array.dtype), device="meta")
 
 
 class Memory:
