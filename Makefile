@@ -97,10 +97,14 @@ else
 endif
 
 # PyTorch/XLA needs the torch and the JAX of its day, with all that CUDA's torch brings: 7.7 GB, so no part of `make test`, whose
-# stand-in for it (tests/torch_xla/stand_in.py) runs the same tests. Its triton is older than kpt's, and not used.
+# stand-in for it (tests/torch_xla/stand_in.py) runs the same tests. Its triton is older than kpt's, and not used. torchax, which needs
+# a PyTorch of that time and kpt.jax's JAX, is tested by laying both over that environment.
 XLA := build/torch-xla
-torch-xla: $(XLA)/.ready  ## the tests of tensors of PyTorch/XLA, on its CPU (makes an environment of 7.7 GB)
+TORCHAX := build/torchax
+torch-xla: $(READY) $(XLA)/.ready  ## the tests of tensors of PyTorch/XLA and torchax, on the CPU (makes an environment of 8 GB)
 	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest tests/torch_xla tests/emit_pallas/test_older_jax.py
+	test -d $(TORCHAX)/torchax || $(INSTALL) --no-deps --target $(TORCHAX) torchax==0.0.13 jax jaxlib
+	PYTHONPATH=$(TORCHAX) $(XLA)/bin/python -m pytest tests/jax/test_torchax.py
 
 $(XLA)/.ready: pyproject.toml
 	test -x $(XLA)/bin/python || $(PYTHON) -m venv $(XLA)
