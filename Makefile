@@ -108,7 +108,7 @@ torch-xla: $(READY) $(XLA)/.ready  ## the tests of tensors of PyTorch/XLA and to
 
 $(XLA)/.ready: pyproject.toml
 	test -x $(XLA)/bin/python || $(PYTHON) -m venv $(XLA)
-	$(XLA)/bin/pip install --quiet torch==2.9.0 torch_xla==2.9.0 jax==0.7.1 jaxlib==0.7.1 flax ml_dtypes numpy optuna platformdirs rich sqlalchemy typer hypothesis pytest pytest-timeout pytest-xdist
+	$(XLA)/bin/pip install --quiet torch==2.9.0 torch_xla==2.9.0 jax==0.7.1 jaxlib==0.7.1 flax ml_dtypes numpy optuna platformdirs rich sqlalchemy typer transformers hypothesis pytest pytest-timeout pytest-xdist
 	$(XLA)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
