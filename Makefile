@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest $(WORKERS)
 LINKS := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help env libtpu test check soak lint types links vision unit oldest-triton oldest-torch other-python torch-xla demo train bench clean
+.PHONY: help env environments libtpu test check soak lint types links vision unit oldest-triton oldest-torch other-python torch-xla demo train bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,11 +76,11 @@ $(VISION)/.ready: $(READY)
 unit: $(READY) vision  ## the tests
 	$(PYTEST) tests
 
-# What speaks to Triton, again with the oldest version supported, laid over the environment. That first configs do not spill is
-# asked of it for Hopper only: how many registers a kernel takes differs by version.
+# What speaks to Triton, again with the oldest version supported, laid over the environment: but for what has the mark `newest`, as
+# first configs of other chips than Hopper, since how many registers a kernel takes differs by version.
 OLDEST_TRITON := build/triton-3.6.0
 oldest-triton: $(OLDEST_TRITON)/.ready  ## the Triton tests with triton 3.6.0
-	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) tests/emit_triton tests/emit_gluon tests/standalone -k 'sm_90 or nvidia-h200 or not (test_first_configs or test_attention_of_models)'
+	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) tests/emit_triton tests/emit_gluon tests/standalone -m 'not soak and not newest'
 
 build/triton-%/.ready: $(READY)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) triton==$*
@@ -100,26 +100,36 @@ build/torch-%/.ready: $(READY)
 
 # The language, again on CPython 3.12 and without torch: kpt_dsl must import and run without it.
 WITHOUT_TORCH := tests/standalone tests/language tests/passes/test_padding.py tests/emit_numpy/test_printer.py tests/targets
+OTHER := .venv-3.12
 OTHER_PYTHON ?= $(shell for p in python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python; do "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && command -v "$$p" && break; done)
-other-python:  ## the language's tests on CPython 3.12, without torch (skipped, and said so, where there is none)
-ifeq ($(OTHER_PYTHON),)
+OTHER_READY := $(if $(OTHER_PYTHON),$(OTHER)/.ready)
+other-python: $(OTHER_READY)  ## the language's tests on CPython 3.12, without torch (skipped, and said so, where there is none)
+ifeq ($(OTHER_READY),)
 	@echo 'SKIPPED: no python3.12 found, so the tests of kpt_dsl ran on one Python version only'
 else
-	test -x .venv-3.12/bin/python || $(OTHER_PYTHON) -m venv .venv-3.12
-	test -e .venv-3.12/.ready || .venv-3.12/bin/pip install --quiet --constraint constraints.txt numpy ml_dtypes triton jax platformdirs pytest pytest-timeout pytest-xdist hypothesis
-	touch .venv-3.12/.ready
-	.venv-3.12/bin/python -m pytest $(WORKERS) $(WITHOUT_TORCH)
+	$(OTHER)/bin/python -m pytest $(WORKERS) $(WITHOUT_TORCH)
 endif
 
+$(OTHER)/.ready:
+	test -x $(OTHER)/bin/python || $(OTHER_PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install --quiet --constraint constraints.txt numpy ml_dtypes triton jax platformdirs pytest pytest-timeout pytest-xdist hypothesis
+	touch $@
+
+environments: $(READY) $(VISION)/.ready $(OLDEST_TRITON)/.ready $(OTHER_READY)  ## all that `make test` installs; with -j2, two at a time
+
 # PyTorch/XLA needs the torch and the JAX of its day, with all that CUDA's torch brings: 7.7 GB, so no part of `make test`, whose
-# stand-in for it (tests/torch_xla/stand_in.py) runs the same tests. Its triton is older than kpt's, and not used.
+# stand-in for it (tests/torch_xla/stand_in.py) runs the same tests. Its triton is older than kpt's, and not used. torchax, which needs
+# a PyTorch of that time and kpt.jax's JAX, is tested by laying both over that environment.
 XLA := build/torch-xla
-torch-xla: $(XLA)/.ready  ## the tests of tensors of PyTorch/XLA, on its CPU (makes an environment of 7.7 GB)
+TORCHAX := build/torchax
+torch-xla: $(READY) $(XLA)/.ready  ## the tests of tensors of PyTorch/XLA and torchax, on the CPU (makes an environment of 8 GB)
 	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest tests/torch_xla tests/emit_pallas/test_older_jax.py
+	test -d $(TORCHAX)/torchax || $(INSTALL) --no-deps --target $(TORCHAX) torchax==0.0.13 jax jaxlib
+	PYTHONPATH=$(TORCHAX) $(XLA)/bin/python -m pytest tests/jax/test_torchax.py
 
 $(XLA)/.ready: pyproject.toml
 	test -x $(XLA)/bin/python || $(PYTHON) -m venv $(XLA)
-	$(XLA)/bin/pip install --quiet torch==2.9.0 torch_xla==2.9.0 jax==0.7.1 jaxlib==0.7.1 flax ml_dtypes numpy optuna platformdirs rich sqlalchemy typer hypothesis pytest pytest-timeout pytest-xdist
+	$(XLA)/bin/pip install --quiet torch==2.9.0 torch_xla==2.9.0 jax==0.7.1 jaxlib==0.7.1 flax ml_dtypes numpy optuna platformdirs rich sqlalchemy typer transformers hypothesis pytest pytest-timeout pytest-xdist
 	$(XLA)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 

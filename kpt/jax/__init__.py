@@ -26,6 +26,7 @@ from kpt.jax.ops import (  # noqa: E402 (JAX is there)
     rotary,
     scaled_dot_product_attention,
 )
+from kpt.jax.torchax import serve_torchax  # noqa: E402
 from kpt.ops.choice import prefer  # noqa: E402
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "rms_norm",
     "rotary",
     "scaled_dot_product_attention",
+    "serve_torchax",
 ]

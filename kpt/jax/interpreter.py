@@ -16,7 +16,7 @@ import torch._decomp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 
-from kpt.jax.memory import Memory, jax_dtype, torch_dtype
+from kpt.jax.memory import Memory, jax_dtype, torch_dtype, unseen
 from kpt.jax.operations import OF_A_SHAPE, OPERATIONS
 from kpt.ops.registry import OPS, Op
 from kpt_dsl.errors import InputError
@@ -36,6 +36,7 @@ class Interpreter(TorchDispatchMode):
         self.memory = Memory()
         self._serve = serve
 
+    @unseen()
     def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Call a function of tensors with arrays in their places; gives arrays where it gives tensors.
 

@@ -4,15 +4,18 @@ A tensor on the device meta has a shape, strides and a storage, so views of it a
 last written to any other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from kpt_dsl.errors import InputError
+from kpt_dsl.runtime.pallas import known_shape
 
 
 def jax_dtype(known: torch.dtype) -> Any:
@@ -28,9 +31,17 @@ def torch_dtype(known: Any) -> torch.dtype:
     return found
 
 
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Within the block no mode that is on where kpt.jax is called, as torchax's, sees operations on tensors without memory."""
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        yield
+
+
+@unseen()
 def tensor_like(array: Any) -> torch.Tensor:
-    """A tensor of the shape and dtype of an array, without memory."""
-    return torch.empty(array.shape, dtype=torch_dtype(array.dtype), device="meta")
+    """A tensor of the shape and dtype of an array, without memory. Raises InputError for one whose lengths are left open."""
+    return torch.empty(known_shape(array), dtype=torch_dtype(array.dtype), device="meta")
 
 
 class Memory:

@@ -12,7 +12,7 @@ from kpt_dsl.arrays import library, why_unfit
 from kpt_dsl.dtypes import dtype
 from kpt_dsl.errors import InputError
 from kpt_dsl.runtime.made import only_or_all, with_dtypes, without_extent
-from kpt_dsl.runtime.pallas import jax_dtype, jax_package
+from kpt_dsl.runtime.pallas import jax_dtype, jax_package, known_shape
 
 if TYPE_CHECKING:
     from kpt_dsl.definition import Definition
@@ -55,7 +55,7 @@ def _run(kernel: "Definition", arguments: Mapping[str, Any], config: Any) -> dic
     for name, array in inputs.items():
         if trouble := why_unfit(name, array, kernel.tensors[name], written=False):
             raise InputError(f"{kernel.name}: {name} {trouble}")
-    sizes = {d: n for name, a in inputs.items() for d, n in zip(kernel.tensors[name], a.shape, strict=True)}
+    sizes = {d: n for name, a in inputs.items() for d, n in zip(kernel.tensors[name], known_shape(a), strict=True)}
     made = {}
     for name, known in wanted.items():
         if unknown := [dim for dim in kernel.tensors[name] if dim not in sizes]:

@@ -17,7 +17,7 @@ from kpt_dsl.arrays import library
 from kpt_dsl.dtypes import dtype, i32, i64
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.errors import InputError, MissingPackageError, TargetError
-from kpt_dsl.runtime import older_jax, xla
+from kpt_dsl.runtime import xla
 from kpt_dsl.runtime.memory import refuse_shared_outputs
 from kpt_dsl.runtime.numpy import as_numpy
 
@@ -199,12 +199,14 @@ def define(name: str, text: str) -> JaxFunction:
     Numbers in the text are 32 bits wide, as a TPU's are, also where the user's own default is 64.
     """
     jax = jax_package()
-    if older_jax.is_older(jax):
-        text = older_jax.adapted(text)
     file = f"<kpt pallas {name} {hash(text) & 0xFFFFFFFF:08x}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     module: dict[str, Any] = {"__name__": f"kpt_pallas_{name}"}
     exec(compile(text, file, "exec"), module)
+    if not hasattr(jax.sharding, "ManualAxisType"):  # before JAX 0.10
+        from kpt_dsl.runtime.older_jax import NAMES
+
+        module |= NAMES
     function: JaxFunction = module[name]
     in_64_bits = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # before JAX 0.8
 
@@ -244,6 +246,13 @@ def jax_dtype(name: str) -> Any:
         "f32": jnp.float32, "f16": jnp.float16, "bf16": jnp.bfloat16, "f8e4m3": jnp.float8_e4m3fn,
         "f8e5m2": jnp.float8_e5m2, "i8": jnp.int8, "u8": jnp.uint8, "i32": jnp.int32, "i64": jnp.int32, "bool": jnp.bool_,
     }[name]  # fmt: skip
+
+
+def known_shape(array: Any) -> tuple[int, ...]:
+    """The shape of a JAX array. Raises InputError for one whose lengths ``jax.export`` leaves open."""
+    if not all(isinstance(extent, int) for extent in array.shape):
+        raise InputError(f"an array is traced as {array}; kernels are made for known lengths: export one program for each")
+    return tuple(array.shape)
 
 
 def _is_jax(array: Any) -> bool:

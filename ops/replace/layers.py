@@ -27,11 +27,12 @@ WhyNot = Callable[[nn.Module, str, Any], str | None]
 @dataclass(frozen=True, slots=True)
 class Served:
     """An activation behind a linear layer: what ``linear_act`` calls it, and the class of the child that it is, or the
-    function, where it is an attribute of self."""
+    function, where it is an attribute of self. ``widens``: as ``pair_proof.Shown`` has it."""
 
     pair: Pair
     activation: str
     known: Any
+    widens: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Joined:
         names: dict[str, Callable[..., Any]] = {JOINED: sum_and_norm}
         for number, served in enumerate(self.pairs):
             known = served.known if served.pair.attribute else _looked_up(served.pair.activation, text.function)
-            names[f"{ACTIVATED}{number}"] = linear_and(served.activation, known)
+            names[f"{ACTIVATED}{number}"] = linear_and(served.activation, known, served.widens)
         return text.made(names)
 
     def join(self, text: Text) -> list[Sum]:
@@ -119,11 +120,12 @@ class Layers:
         served, left = [], []
         for place in places:
             pair, linear = place.pair, getattr(module, place.pair.linear)
-            name, difference = pair_proof.activation_of(module, place, function)
-            if difference is not None:
-                left.append(f"{pair.activation} of {pair.linear} is no activation of kpt's; with {name}, {difference}")
-            elif name:
-                found = Served(pair, name, _known(module, pair))
+            shown = pair_proof.activation_of(module, place, function)
+            if shown.difference is not None:
+                what = f"{pair.activation} of {pair.linear}"
+                left.append(f"{what} is no activation of kpt's; with {shown.activation}, {shown.difference}")
+            elif shown.activation:
+                found = Served(pair, shown.activation, _known(module, pair), shown.widens)
                 reason = self.why_not(linear, "linear_act", found)
                 if reason is None:
                     served.append(found)

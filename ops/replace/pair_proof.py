@@ -8,21 +8,29 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from kpt.ops.linear_act.reference import ACTIVATIONS
-from kpt.ops.replace import proof
+from kpt.ops.replace import lowered, proof
 from kpt.ops.replace.activation_proof import WIDTH, is_activation, nearest
 from kpt.ops.replace.forms.stand_ins import Layer, Negated
 from kpt.ops.replace.rewriting.pairs import ACTIVATED, GIVEN, Place
 
 
-def activation_of(module: nn.Module, place: Place, function: FunctionType) -> tuple[str, str | None]:
-    """What ``linear_act`` calls the activation at a place of a module's forward, and None; or which comes nearest, and how it
-    differs; or "" where it is no activation."""
+class Shown(NamedTuple):
+    """``activation``: what ``linear_act`` calls it, or which comes nearest where there is a ``difference``; "" for what is no
+    activation. ``widens``: the text may give float32 under autocast, where the op gives half precision."""
+
+    activation: str
+    difference: str | None = None
+    widens: bool = False
+
+
+def activation_of(module: nn.Module, place: Place, function: FunctionType) -> Shown:
+    """Which activation stands at a place of a module's forward."""
     pair = place.pair
     own, rewritten = (_runs(calls, function) for calls in (place.own, place.rewritten))
 
@@ -39,10 +47,10 @@ def activation_of(module: nn.Module, place: Place, function: FunctionType) -> tu
         return trial, partial(rewritten, layer(False), joined=partial(_joined, activation))
 
     if not is_activation(lambda x: own(layer(False), -x)):
-        return "", None
+        return Shown("")
     linear: Any = getattr(module, pair.linear)
     name, difference = nearest(claim, linear.weight.dtype, proof.device_of(linear))
-    return name, None if difference is None else difference.what
+    return Shown(name, widens=lowered.widens(trial)) if difference is None else Shown(name, difference.what)
 
 
 def _runs(calls: ast.expr, function: FunctionType) -> Callable[..., Any]:

@@ -18,6 +18,8 @@ from kpt_dsl.build.cache import Entry
 from tests.emit_triton.support import linear_instance
 from tests.emit_triton.test_build import SMALL, compiled
 
+pytestmark = pytest.mark.newest  # files are kpt's own
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -228,7 +230,7 @@ def test_processes_share_it(folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     children = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(3)
+        for _ in range(2)
     ]
     printed = {child.communicate(timeout=120)[0].strip() for child in children}
     assert all(child.returncode == 0 for child in children)

@@ -25,6 +25,7 @@ from kpt_dsl import targets  # noqa: E402
 from kpt_dsl.errors import InputError, KptError, MissingPackageError  # noqa: E402
 from kpt_dsl.runtime.pallas import on_abstract_tpu  # noqa: E402
 from kpt_dsl.space import Config, space  # noqa: E402
+from tests.jax.kernels import softmax  # noqa: E402
 
 jnp = jax.numpy
 X = jnp.ones((16, 256), "bfloat16")
@@ -115,6 +116,13 @@ def test_a_shape_without_a_kernel_is_named_where_kernels_are_asked_for(caplog: p
                 jax.clear_caches()
                 jax.eval_shape(kpt.jax.cross_entropy, x, target)
     assert caplog.text.count("cross_entropy falls back to XLA's operations: TargetError: no config of") == 1
+
+
+@pytest.mark.parametrize("call", [lambda x: kpt.jax.rms_norm(x, (40,)), softmax.jax])
+def test_a_length_that_is_left_open_is_named(call: Any) -> None:
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("rows, 40"), jnp.float32)
+    with pytest.raises(InputError, match=r"an array is traced as .*rows,40.*: export one program for each"):
+        jax.export.export(jax.jit(call))(x)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Every op on JAX arrays, with its gradients, by XLA's operations and by the interpreted kernels, against float64."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.jax.calls import CASES, Case, cosines, in_float64, loss
 from tests.tolerances import assert_close
@@ -62,3 +64,16 @@ def test_half_precision(served: str) -> None:
     expected.backward(torch.tensor(np.asarray(y).astype(np.float64)))
     for got, right in ((y, expected), (dx, wide.grad), (dw, weight.grad)):
         assert_close(got, right, "bf16", 70)
+
+
+def refuse(_: Any, function: Any, *rest: Any) -> NoReturn:
+    raise AssertionError(function)
+
+
+@pytest.mark.parametrize("mode", [TorchDispatchMode, TorchFunctionMode])
+def test_modes_of_the_caller_see_no_tensors(mode: Any) -> None:
+    """Those of torchax would make tensors of their own of ours without memory."""
+    refuses = type("Refuses", (mode,), dict.fromkeys(("__torch_dispatch__", "__torch_function__"), refuse))
+    x = jax.ShapeDtypeStruct((3, 40), "float32")
+    with refuses(), kpt.jax.prefer("pallas"):
+        jax.eval_shape(jax.grad(lambda x: kpt.jax.rms_norm(x, (40,)).sum()), x)

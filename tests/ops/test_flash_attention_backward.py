@@ -72,9 +72,9 @@ SLOW = ("triton", "pallas")
     ],
 )
 def test_gradients(options: str, heads: str, backend: Any) -> None:
-    """More queries than keys and fewer, so that some queries see no key; of o, of its log-sum-exp, and of both."""
+    """More queries than keys, so that some queries see no key, and fewer; of o, of its log-sum-exp, and of both."""
     H, G = SHAPES[heads]
-    for M, N in ((13, 9), (9, 13)):
+    for M, N in ((13, 9), (9, 13))[: 1 if backend in SLOW else 2]:
         q, k, v = (t.requires_grad_() for t in (heads_last(2, M, H, 16), randn(2, G, N, 16), heads_last(2, N, G, 16)))
         do, dlse = heads_last(2, M, H, 16), randn(2, H, M)
         with prefer(backend):

@@ -227,29 +227,33 @@ def settings() -> Any:
     torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
+SETTINGS = """
+import os, sys, torch, kpt
+x, q = torch.ones(4, 8), torch.ones(1, 1, 4, 8)
+for setting in sys.argv[1:]:
+    if child := os.fork():  # no setting of PyTorch's can be taken back in full
+        print(setting, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    exec(setting)
+    for prefers in ("reference", "numpy"):
+        with kpt.ops.prefer(prefers):
+            kpt.ops.layer_norm(x, (8,)), kpt.ops.rms_norm(x, (8,)), kpt.ops.linear_act(x, x), kpt.ops.flash_attention(q, q, q)
+            y, scale = kpt.ops.quantize_fp8(x)
+            kpt.ops.fp8_matmul(y, y.T, scale, scale)
+    sys.exit()
+"""
+
+
+def test_no_precision_setting_stops_an_op() -> None:
+    settings = [
         "torch.backends.cuda.matmul.fp32_precision='tf32'",
         "torch.backends.fp32_precision='tf32'",
         "torch.backends.fp32_precision='ieee'",
         "torch.backends.mkldnn.matmul.fp32_precision='bf16'",
         "torch.set_float32_matmul_precision('high'); torch.backends.cuda.matmul.allow_tf32=False",
-    ],
-)
-def test_no_precision_setting_stops_an_op(setting: str) -> None:
-    code = f"""
-import torch, kpt
-{setting}
-x, q = torch.ones(4, 8), torch.ones(1, 1, 4, 8)
-for prefers in ("reference", "numpy"):
-    with kpt.ops.prefer(prefers):
-        kpt.ops.layer_norm(x, (8,)), kpt.ops.rms_norm(x, (8,)), kpt.ops.linear_act(x, x), kpt.ops.flash_attention(q, q, q)
-        y, scale = kpt.ops.quantize_fp8(x)
-        kpt.ops.fp8_matmul(y, y.T, scale, scale)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    ]
+    done = subprocess.run([sys.executable, "-c", SETTINGS, *settings], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [f"{setting} 0" for setting in settings], done.stderr
 
 
 def test_precision_is_what_pytorch_itself_asks(settings: Any) -> None:

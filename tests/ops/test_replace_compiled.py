@@ -18,6 +18,7 @@ from tests.ops.models import (
     gpt_oss,
     llama,
     mistral,
+    model,
     modernbert,
     passed_by,
     transformers,
@@ -76,7 +77,7 @@ def test_graphs_of_any_size_with_a_mask_and_without() -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_training_compiles_and_is_served_without_a_cache(dynamic: bool) -> None:
     """Where Transformers takes every batch for a packed one, for it cannot look at the positions."""
-    plain, replaced = llama(), llama()
+    plain, replaced = (model("Llama", num_key_value_heads=2, num_hidden_layers=1) for _ in range(2))
     kpt.replace_modules(replaced)
     torch._dynamo.reset()
     compiled = torch.compile(replaced, fullgraph=True, backend="aot_eager", dynamic=dynamic)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any, Literal
 
 import numpy as np
@@ -137,6 +138,25 @@ def test_modules_are_replaced(place: str) -> None:
     assert set(served() - before) == {"pallas"}
     assert_close(y.detach().cpu(), exact.detach(), "f32", 40)
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_language_model_trains_by_kernels(real: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(6)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=97, num_hidden_layers=1, **sizes))
+    tokens = torch.randint(0, 97, (2, 11))
+    exact = deepcopy(model).double()
+    kpt.optimize(model.to(real), "balanced")
+    before = served()
+    found = model(tokens.to(real), labels=tokens.to(real)).loss
+    found.backward()
+    expected = exact(tokens, labels=tokens).loss
+    expected.backward()
+    assert_close(found.detach().cpu(), expected.detach(), "f32", 97)
+    assert served() - before == {"pallas": 2 * 3 + 2 + 2}  # norms, attention, the gate, and their gradients
+    for p, right in zip(model.parameters(), exact.parameters(), strict=True):
+        assert_close(p.grad.cpu(), right.grad, "f32", 97)
 
 
 def test_kernels_of_ones_own(real: str) -> None:

@@ -1,5 +1,6 @@
 """Who serves calls on tensors of PyTorch/XLA: what is explained, refused, counted; and in which order JAX is imported."""
 
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 import kpt
 from kpt.ops.norms import TPU_ROWS, shares
-from kpt_dsl.errors import InputError
+from kpt_dsl.errors import InputError, KptError
 from kpt_dsl.runtime import xla
 
 V5E = "TPU v5 lite"
@@ -41,6 +42,30 @@ def test_where_no_kernel_runs_is_named(
     assert any(words in reason for reason in kpt.ops.counters()["rms_norm"]["fallbacks"])
     with kpt.ops.prefer("pallas"), pytest.raises(InputError, match="rms_norm: pallas is preferred but cannot serve"):
         kpt.ops.rms_norm(x, (31,))
+
+
+def packed(place: str) -> None:
+    x = torch.ones(9, 2, 16).to(place)
+    kpt.ops.flash_attention(x, x, x, cu_seqlens_q=torch.tensor([0, 4, 9], dtype=torch.int32).to(place))
+
+
+def wide(place: str) -> None:
+    kpt.ops.cross_entropy(torch.ones(2, 3_000_001).to(place), torch.tensor([1, 2]).to(place))
+
+
+@pytest.mark.parametrize(
+    ("call", "op", "words"),
+    [
+        (packed, "flash_attention", "tiles .* begin where query_ends says, but blocks of a TPU at multiples of their size"),
+        (wide, "cross_entropy", r"no config of cross_entropy_fwd\[M=2,N=3000001 .* is legal on tpu-v6e"),
+    ],
+)
+def test_a_shape_that_no_text_serves_is_named(call: Any, op: str, words: str, place: str) -> None:
+    """And PyTorch serves it. The CPU stands for a v6e."""
+    call(place)
+    assert any(re.search(words, reason) for reason in kpt.ops.counters()[op]["fallbacks"])
+    with kpt.ops.prefer("pallas"), pytest.raises(KptError, match=words):
+        call(place)
 
 
 @pytest.mark.parametrize(
