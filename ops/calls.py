@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kpt.ops.dispatch import DISPATCHERS, Decision, leaving
+from kpt.ops.decisions import Decision, leaving
+from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.registry import Op, get
 from kpt_dsl import files, runtime, targets
 from kpt_dsl.errors import InputError, KptError, TargetError

@@ -8,8 +8,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from kpt.ops.autocast import Off, cast
 from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
 from kpt.ops.compiling import NotMadeError, is_behind
+from kpt.ops.decisions import Decision, tell_of_leaving
 from kpt.ops.eager import PLAIN, below, has_memory, is_autocasting, is_plain, tensors_in
 from kpt.ops.fingerprint import Foreign, fingerprint
 from kpt.ops.pins import pin, pinned
@@ -40,37 +40,6 @@ _all_or_none: ContextVar[bool] = ContextVar("kpt_all_or_none", default=False)
 
 DECISIONS_KEPT = 4096
 """Kinds of call remembered for each op: some MB at most, far more than a program of fixed shapes has."""
-
-
-class Decision:
-    """How one kind of call is served, and how often it was. ``choice`` None: PyTorch's dispatcher takes it, and comes back.
-    ``pending``: what another process compiles for it, until when this holds."""
-
-    __slots__ = ("calls", "choice", "pending", "ready", "seen")
-
-    def __init__(self, choice: Choice | None, ready: Ready, pending: "Pending | None" = None) -> None:
-        self.choice = choice
-        self.ready = ready
-        self.pending = pending
-        self.calls = 0
-        self.seen = 1
-        """How many calls there were when it was last looked at whether it is still in use; the first one does not count."""
-
-
-Leaving = Callable[[Op, Any, Decision], None]
-"""Is told of a kind of call that is being forgotten: its op, its key, its decision."""
-
-_told_of_leaving: list[Leaving] = []
-
-
-@contextmanager
-def leaving(tell: Leaving) -> Iterator[None]:
-    """Within the block, ``tell`` hears of kinds of calls that are forgotten, with how often they came."""
-    _told_of_leaving.append(tell)
-    try:
-        yield
-    finally:
-        _told_of_leaving.remove(tell)
 
 
 class Dispatcher:
@@ -143,7 +112,7 @@ class Dispatcher:
         """Calls by implementation (``served``), and by reason those that fell back (``fallbacks``)."""
         served, fallbacks = self._served.copy(), self._fallbacks.copy()
         for decision in list(self._decisions.values()):
-            _count(decision, served, fallbacks)
+            decision.count(served, fallbacks)
         return {"served": dict(served), "fallbacks": dict(fallbacks)}
 
     def _run(self, arguments: tuple[Any, ...], grad_mode: bool | None) -> Any:
@@ -353,9 +322,8 @@ class Dispatcher:
 
     def _let_go(self, key: Any, decision: Decision) -> None:
         self._recent.drop(decision)
-        _count(decision, self._served, self._fallbacks)
-        for tell in _told_of_leaving:
-            tell(self.op, key, decision)
+        decision.count(self._served, self._fallbacks)
+        tell_of_leaving(self.op, key, decision)
 
     def decisions(self) -> list[tuple[Any, Decision]]:
         """Every kind of call that is remembered: what it is known by, and how it is served."""
@@ -382,14 +350,6 @@ def _is_lazy(tensor: torch.Tensor) -> bool:
 
 def _in_a_line(error: KptError) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def _count(decision: Decision, served: Counter[str], fallbacks: Counter[str]) -> None:
-    if decision.choice is None or not decision.calls:
-        return
-    served[decision.choice.implementation.name] += decision.calls
-    if decision.choice.fallback_reason is not None:
-        fallbacks[decision.choice.fallback_reason] += decision.calls
 
 
 DISPATCHERS: dict[str, Dispatcher] = {}
