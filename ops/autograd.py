@@ -112,7 +112,7 @@ class _Kind:
                 places.append(place)
         known = {*map(id, arguments), *map(id, given)}
         others = tuple([place for place in places if id(saved[place]) not in known])
-        plain = [id(tensor) for tensor in dispatched]
+        bare = {*map(id, dispatched)}.issuperset(map(id, (*given, *[saved[place] for place in others])))
         self.form = _Form(
             self,
             needed,
@@ -120,7 +120,7 @@ class _Kind:
             not others and given is not outputs,
             given is outputs,
             len(given),
-            all([id(tensor) in plain for tensor in (*given, *[saved[place] for place in others])]),
+            bare,
             _pick(places),
             others,
             _back_in_place(tuple(places), len(saved)),
