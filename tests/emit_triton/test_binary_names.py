@@ -83,7 +83,7 @@ def test_a_binary_that_is_found_asks_no_assembler(tmp_path: Path, monkeypatch: p
     first = made()
     assert asked == [H200.arch]
     assert made().hash == first.hash and asked == [H200.arch]
-    next(file for name, file in first.metadata_group.items() if name.endswith(".cubin")).write_bytes(b"no binary")
+    Path(first.metadata_group[f"{first.name}.cubin"]).write_bytes(b"no binary")
     assert made().asm["cubin"] == first.asm["cubin"] and asked == [H200.arch] * 2
 
 
