@@ -36,7 +36,7 @@ class _Form(NamedTuple):
     """Whether the op gives a list of tensors."""
     outputs: int
     bare: bool
-    """Whether all tensors that are given and saved are arguments and what ``dispatch`` gave: nothing else makes any."""
+    """Whether all that is given, and saved besides the arguments, is what ``dispatch`` gave: nothing else makes any."""
     tensors: "_Pick"
     """Takes the tensors out of what is saved."""
     others: tuple[int, ...]
@@ -104,11 +104,15 @@ class _Kind:
 
         outputs, saved = self.gradient.forward(noting, needed, *arguments)
         given = outputs if isinstance(outputs, list) else [outputs]
-        tensors = {i: v for i, v in enumerate(saved) if type(v) not in WORDS and isinstance(v, torch.Tensor)}
+        places, values = [], []
+        for place, value in enumerate(saved):
+            if type(value) in WORDS or not isinstance(value, torch.Tensor):
+                values.append(value)
+            else:
+                places.append(place)
         known = {*map(id, arguments), *map(id, given)}
-        others = tuple([i for i, tensor in tensors.items() if id(tensor) not in known])
-        plain = {*map(id, arguments), *map(id, dispatched)}
-        places = tuple(tensors)
+        others = tuple([place for place in places if id(saved[place]) not in known])
+        bare = {*map(id, dispatched)}.issuperset(map(id, (*given, *[saved[place] for place in others])))
         self.form = _Form(
             self,
             needed,
@@ -116,11 +120,11 @@ class _Kind:
             not others and given is not outputs,
             given is outputs,
             len(given),
-            plain.issuperset(map(id, (*given, *tensors.values()))),
+            bare,
             _pick(places),
             others,
-            _back_in_place(places, len(saved)),
-            tuple([value for i, value in enumerate(saved) if i not in tensors]),
+            _back_in_place(tuple(places), len(saved)),
+            tuple(values),
             _among_arguments(self.op.differentiable, needed, len(arguments)),
         )
         return self.form, outputs, saved

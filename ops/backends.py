@@ -16,7 +16,8 @@ from kpt.ops.choice import preferred
 from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.devices import why_no_tpu
 from kpt.ops.dtypes import KERNEL_FLOATS
-from kpt.ops.eager import WORDS, below, tensors_in
+from kpt.ops.eager import below, tensors_in
+from kpt.ops.fingerprint import Fingerprint, fingerprint, is_of_tensor
 from kpt.ops.registry import Implementation, KernelChoice, Missing, Ready, Undecided
 from kpt.ops.straight import Repeated
 from kpt_dsl import configs, runtime
@@ -132,36 +133,20 @@ def as_matrix(tensor: torch.Tensor, columns: int) -> torch.Tensor:
     return unit_last_stride(matrix)
 
 
-def _prepare(run: Run, backend: str, arguments: tuple[Any, ...]) -> Ready:
+def _prepare(run: Run, backend: str, arguments: tuple[Any, ...], told: Fingerprint) -> Ready:
     device = _gpu(arguments)
-    launches = Launches(backend, device, run, outline(arguments))
+    launches = Launches(backend, device, run, told)
     return below(partial(run, launches)) if device is None else Repeated(run, launches)
 
 
-Outline = Sequence[tuple[Any, ...]]
-"""Of each argument of a call what ``kin`` looks at: a tensor's dtype, device, shape, and strides unless it is contiguous."""
-
-
-def outline(arguments: tuple[Any, ...]) -> Outline:
-    """That of these: every new length comes by here, and few ask for more."""
-    return [
-        (type(a), a)
-        if type(a) in WORDS
-        else (a.dtype, a.device, a.shape, None if a.is_contiguous() else a.stride())
-        if isinstance(a, torch.Tensor)
-        else (type(a), tuple(a))  # sequences, as PyTorch's dispatcher hands them over
-        for a in arguments
-    ]
-
-
-def kin(run: Hashable, outline: Outline) -> Hashable:
+def kin(run: Hashable, told: Fingerprint) -> Hashable:
     """What a call has in common with others that are served alike, as a rule: lengths change with every call."""
-    return run, *[part if len(part) == 2 else _about(*part) for part in outline]
+    return run, *[_about(*part) if is_of_tensor(part) else part for part in told]
 
 
-def _about(dtype: torch.dtype, device: torch.device, shape: Sequence[int], strides: Sequence[int] | None) -> Hashable:
+def _about(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device, *_: Any) -> Hashable:
     """A tensor's size, roughly, and how its dims lie in memory."""
-    order = None if strides is None else tuple(sorted(range(len(strides)), key=strides.__getitem__))
+    order = tuple(sorted([dim for dim, n in enumerate(shape) if n > 1], key=strides.__getitem__))
     return dtype, device, tuple([(n - 1).bit_length() for n in shape]), order
 
 
@@ -174,13 +159,13 @@ def _found_out(*_: Hashable) -> dict[tuple[str, ...], int]:
 class Launches:
     """Launches the kernels of one kind of call, each prepared when it first comes by and only started from then on."""
 
-    __slots__ = ("_backend", "_device", "_outline", "_prepared", "_quickest", "_run", "_ways")
+    __slots__ = ("_backend", "_device", "_prepared", "_run", "_told", "_ways")
 
-    def __init__(self, backend: str, device: int | None, run: Run, outline: Outline) -> None:
-        self._backend, self._device, self._run, self._outline = backend, device, run, outline
+    def __init__(self, backend: str, device: int | None, run: Run, told: Fingerprint) -> None:
+        self._backend, self._device, self._run, self._told = backend, device, run, told
         self._prepared: dict[Kernel, _Prepared] = {}
-        self._quickest: dict[tuple[str, ...], int] = {}
-        self._ways: dict[str, Launches] = {}
+        self._ways: dict[tuple[str, ...], tuple[int, Launches]] = {}
+        """Of some ways, by their names: the number of the quickest, and what launches its kernels."""
 
     def __call__(self, kernel: Kernel, *arguments: Any) -> None:
         self.prepared(kernel, arguments).run(*arguments)
@@ -204,18 +189,16 @@ class Launches:
 
     def way(self, ways: Sequence[Way]) -> "tuple[Way, Launches]":
         """The quickest of some ways, and what launches its kernels."""
-        names = tuple(way.__name__ for way in ways)
-        number = self._quickest.get(names)
-        if number is None:
-            found = _found_out(kin(self._run, self._outline), self._backend, configs.generation())
+        names = tuple([way.__name__ for way in ways])
+        known = self._ways.get(names)
+        if known is None:
+            found = _found_out(kin(self._run, self._told), self._backend, configs.generation())
             if (number := found.get(names)) is None:
                 if len(ways) > 1 and _must_not_wait():
                     raise NotMadeError("which way is the quickest is not known yet")
                 number = found[names] = _quickest(ways, self._backend)
-            self._quickest[names] = number
-        launches = self._ways.get(names[number])
-        if launches is None:
-            launches = self._ways[names[number]] = Launches(self._backend, self._device, self._run, self._outline)
+            known = self._ways[names] = number, Launches(self._backend, self._device, self._run, self._told)
+        number, launches = known
         return ways[number], launches
 
 
@@ -245,7 +228,7 @@ class _Look:
 def _missing(run: Run, backend: str, arguments: tuple[Any, ...], follow: Callable[[Ready], Any]) -> Missing:
     if _gpu(arguments) is None:
         return Missing()
-    look = _Look(backend, _found_out(kin(run, outline(arguments)), backend, configs.generation()))
+    look = _Look(backend, _found_out(kin(run, fingerprint(arguments)), backend, configs.generation()))
     follow(partial(run, look))
     return Missing(look.instances, look.ways)
 

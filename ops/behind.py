@@ -23,10 +23,11 @@ from autotune_db.crew import Reply
 from autotune_db.jobs import COMPILE_SECONDS
 from autotune_db.location import VARIABLE as DATABASE
 from kpt.ops import compiling
-from kpt.ops.backends import kin, outline
+from kpt.ops.backends import kin
 from kpt.ops.capture import is_capturing, relaxed
 from kpt.ops.compile_job import Answer, Request, Surroundings, make
 from kpt.ops.eager import below_autograd, tensors_in
+from kpt.ops.fingerprint import fingerprint
 from kpt.ops.registry import Implementation, Missing, Op, Ready
 from kpt_dsl.build import cache
 from kpt_dsl.configs import generation
@@ -128,6 +129,7 @@ def ask(
 
 def state(op: Op, served: Implementation, arguments: tuple[Any, ...], needs_grad: bool) -> str | None:
     """Why PyTorch would serve a call now, in words; None where nothing has to be compiled for it. Asks nobody to."""
+    arguments = tuple([a.as_subclass(torch.Tensor) if isinstance(a, torch.Tensor) else a for a in arguments])
     missing = _look(op, served, arguments, needs_grad)
     if not (missing.instances or missing.ways):
         return None
@@ -136,7 +138,7 @@ def state(op: Op, served: Implementation, arguments: tuple[Any, ...], needs_grad
 
 
 def _key(op: Op, arguments: tuple[Any, ...], needs_grad: bool) -> Hashable:
-    return kin(op.name, outline(arguments)), needs_grad, triton.circumstances()
+    return kin(op.name, fingerprint(arguments)), needs_grad, triton.circumstances()
 
 
 def _look(op: Op, served: Implementation, arguments: tuple[Any, ...], needs_grad: bool) -> Missing:

@@ -15,6 +15,7 @@ import torch
 
 from kpt.ops.decisions import Decision, leaving
 from kpt.ops.dispatch import DISPATCHERS
+from kpt.ops.fingerprint import is_of_tensor
 from kpt.ops.registry import Op, get
 from kpt_dsl import files, runtime, targets
 from kpt_dsl.errors import InputError, KptError, TargetError
@@ -136,7 +137,7 @@ def recording() -> Iterator[Calls]:
 
 def _target(fingerprints: Iterable[tuple[Any, ...]]) -> str:
     """The name of the target of the first GPU that calls were on; "" where there is none."""
-    devices = (part[3] for parts in fingerprints for part in parts if isinstance(part[0], torch.Size))
+    devices = (part[3] for parts in fingerprints for part in parts if is_of_tensor(part))
     device = next((device for device in devices if device.type == "cuda"), None)
     if device is None:
         return ""
@@ -181,7 +182,7 @@ def _schema(op: str) -> Sequence[Any]:
 
 
 def _argument(listed: bool, part: tuple[Any, ...]) -> Any:
-    if isinstance(part[0], torch.Size):
+    if is_of_tensor(part):
         shape, strides, dtype, *_ = part
         return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
     if not listed:

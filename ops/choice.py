@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -99,14 +99,14 @@ class PassedOver:
     expected: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Choice:
     """The implementation that serves a call, and those passed over on the way to it."""
 
     implementation: Implementation
     passed_over: tuple[PassedOver, ...]
 
-    @property
+    @cached_property
     def fallback_reason(self) -> str | None:
         """Why the implementation that this device leads one to expect does not serve; None where it does."""
         return next((f"{p.name}: {p.reason}" for p in self.passed_over if p.expected), None)

@@ -1,4 +1,4 @@
-"""How kinds of calls are served, and who hears of it when one is forgotten."""
+"""How kinds of calls are served, as it is remembered; and who hears of those that are forgotten."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ class Decision:
         """How many calls there were when it was last looked at whether it is still in use; the first one does not count."""
 
     def count(self, served: Counter[str], fallbacks: Counter[str]) -> None:
-        """Add its calls to those of its implementation, and to those that fell back for its reason."""
+        """Add its calls to those by implementation, and by reason where they fell back."""
         if self.choice is None or not self.calls:
             return
         served[self.choice.implementation.name] += self.calls
@@ -52,6 +52,6 @@ def leaving(tell: Leaving) -> Iterator[None]:
 
 
 def tell_of_leaving(op: Op, key: Any, decision: Decision) -> None:
-    """A kind of call is being forgotten."""
+    """A kind of call is forgotten."""
     for tell in _told_of_leaving:
         tell(op, key, decision)

@@ -102,7 +102,7 @@ class Dispatcher:
         if choice.fallback_reason is not None:
             self._fallbacks[choice.fallback_reason] += 1
             self._log_once(choice.fallback_reason)
-        return choice.implementation.prepare(arguments)(*arguments)
+        return choice.implementation.prepare(arguments, ())(*arguments)
 
     def count_outside(self, reason: str) -> None:
         """Count a call that PyTorch served since the op has no words for it, as for an attention mask of any shape."""
@@ -169,7 +169,7 @@ class Dispatcher:
             needs_grad = _needs_grad(grad_mode, tensors)
             choice = choose(self.op, arguments, needs_grad, prefers, failed)
             try:
-                ready = choice.implementation.prepare(arguments)
+                ready = choice.implementation.prepare(arguments, key[0])
             except KptError as error:
                 if prefers is not None:
                     raise

@@ -8,12 +8,14 @@ import torch
 
 from kpt.ops.eager import PLAIN, WORDS
 
+Fingerprint = tuple[tuple[Any, ...], ...]
+
 
 class Foreign(Exception):
     """An argument is not of the kinds that kernels take: neither a tensor with memory and strides nor Python's."""
 
 
-def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def fingerprint(arguments: tuple[Any, ...]) -> Fingerprint:
     """What a decision depends on: each tensor's layout, type, device, alignment, need of grad and lazy negation; each other
     argument with its type, as 1 and True are equal.
 
@@ -29,6 +31,11 @@ def fingerprint(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             for a in arguments
         ]
     )
+
+
+def is_of_tensor(part: tuple[Any, ...]) -> bool:
+    """Whether a part of a fingerprint was taken of a tensor: it begins with shape, strides, dtype and device then."""
+    return bool(part) and type(part[0]) is torch.Size
 
 
 def _unusual(value: Any) -> Any:

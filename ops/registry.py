@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
 import torch
 
 from kpt.ops.devices import of_target
+from kpt.ops.fingerprint import Fingerprint
 from kpt.ops.shapes import Shape
 from kpt_dsl.errors import InputError
 
@@ -66,7 +67,8 @@ class Implementation:
     """One way to serve an op.
 
     ``devices``: torch device types that it serves unasked (None: all); elsewhere it runs only when preferred.
-    ``why_not(*arguments)``: why it passes a call over, or None. ``prepare(arguments)``: the call, ready to run.
+    ``why_not(*arguments)``: why it passes a call over, or None. ``prepare(arguments, fingerprint)``: calls of
+    this fingerprint, ready to run; what is traced has none, ().
     ``describe(arguments)``: the kernels that a call runs, with their configs. ``package``: what must be installed.
     ``missing(arguments, run)``: what has to be compiled first for ``run``, which calls what it is given as this implementation.
     ``record(arguments, target, first)``: the kernel instances of such a call, as ``Op.record`` gives them.
@@ -76,7 +78,7 @@ class Implementation:
     """
 
     name: str
-    prepare: Callable[[tuple[Any, ...]], Ready]
+    prepare: Callable[[tuple[Any, ...], Fingerprint], Ready]
     devices: frozenset[str] | None = None
     why_not: Callable[..., str | None] = lambda *_: None
     describe: Callable[[tuple[Any, ...]], tuple[KernelChoice, ...]] = lambda _: ()
@@ -188,7 +190,7 @@ class Op:
     @cached_property
     def implementations(self) -> tuple[Implementation, ...]:
         """In order of preference; the reference comes last and serves everything."""
-        return (*self.kernels, Implementation("reference", prepare=lambda _: self.reference, differentiable=True))
+        return (*self.kernels, Implementation("reference", prepare=lambda *_: self.reference, differentiable=True))
 
     @cached_property
     def differentiable(self) -> tuple[int, ...]:

@@ -60,22 +60,26 @@ class Repeated:
 
     def __init__(self, run: Callable[..., Any], launches: Launches) -> None:
         self._run, self._launches = run, launches
-        self._now: Ready = below(partial(run, launches))
+        self._now: Ready | None = None
         self._left = WATCHED
 
     def __call__(self, *arguments: Any) -> Any:
+        if self._now is not None:
+            return self._now(*arguments)
         self._left -= 1
         if self._left:
-            return self._now(*arguments)
+            with below_autograd():
+                return self._run(self._launches, *arguments)
         watch, noting = _Watch(arguments), _Noting(self._launches)
         with below_autograd(), watch:
             given = self._run(noting, *watch.arguments)
-        self._now = _written(watch, noting, given, self._now) or self._now
+        general = below(partial(self._run, self._launches))
+        self._now = _written(watch, noting, given, general) or general
         return given
 
     def settled(self) -> Ready:
         """What serves such calls from now on: this, until one was watched."""
-        return self if self._left > 0 else self._now
+        return self._now or self
 
 
 class _Noting:

@@ -35,8 +35,7 @@ def compile(instance: "Instance", target: "Target", config: "Config") -> Report:
     """Compile, or find the report of an earlier compilation. Raises as ``kpt_dsl.build.compile`` says."""
     source = emit(instance, target, config)
     entry = Entry("triton-reports", _key(source, target))
-    found = entry.get_json("report.json")
-    if found is not None:
+    if (found := entry.get_json("report.json")) is not None:
         with contextlib.suppress(TypeError, KeyError):
             return _fitting(Report.from_dict(found | {"seconds": 0.0}), target)
     return _fitting(_compiled(source, target, config, entry), target)
@@ -93,8 +92,8 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
         from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     asked = ASTSource(kernel, source.abi.signature(), {}, source.abi.attributes())
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
-    named = _named(asked, source)
-    with LOCK, triton.knobs.cache.scope(), assembler(arch), named, contextlib.redirect_stdout(_Hush()):  # it prints
+    named = _named(asked, source, arch)
+    with LOCK, triton.knobs.cache.scope(), named, contextlib.redirect_stdout(_Hush()):  # it prints
         try:
             triton.knobs.cache.dir = cache.binaries()
             try:
@@ -124,8 +123,10 @@ class _Hush:
 
 
 @contextlib.contextmanager
-def _named(asked: Any, source: Source) -> Iterator[None]:
-    """What Triton calls this compilation in its cache: its own names hash all of Triton's files, half a second a process."""
+def _named(asked: Any, source: Source, arch: str) -> Iterator[None]:
+    """What Triton calls this compilation in its cache: its own names hash all of Triton's files, half a second a process. Where
+    it finds nothing of that name, and asks its backend for the stages, the assembler is chosen: to ask those that there are for
+    their versions starts them, which a binary that was found need not wait for."""
     from triton.compiler import compiler
 
     theirs = compiler.get_cache_key
@@ -133,14 +134,15 @@ def _named(asked: Any, source: Source) -> Iterator[None]:
     def ours(src: Any, backend: Any, options: Any, **more: Any) -> str:
         if src is not asked:  # another thread's
             return str(theirs(src, backend, options, **more))
+        stages = backend.add_stages
+        backend.add_stages = lambda *given: (compiling.enter_context(assembler(arch)), stages(*given))
         tools = f"{backend.target} {_nvidia_tools()}"
         return "\0".join((_triton(), source.text, repr(source.abi), tools, options.hash(), repr(sorted(more.items()))))
 
-    compiler.get_cache_key = ours
-    try:
+    with contextlib.ExitStack() as compiling:
+        compiling.callback(setattr, compiler, "get_cache_key", theirs)
+        compiler.get_cache_key = ours
         yield
-    finally:
-        compiler.get_cache_key = theirs
 
 
 @lru_cache(maxsize=1)
@@ -178,11 +180,11 @@ def _pytorchs_assembler() -> str:
 
 
 def _nvidia_tools() -> str:
-    """The versions of the assemblers that may be taken. Triton's own word is that of the first that the process asked for."""
-    nvidia = triton_package().knobs.nvidia
-    with contextlib.suppress(AttributeError, RuntimeError):
-        return f"{nvidia.ptxas.version} {nvidia.ptxas_blackwell.version}"
-    return ""
+    """Which assemblers may be taken: how large each is. Triton's own word is that of the first that the process asked for."""
+    brought = Path(triton_package().__file__).with_name("backends") / "nvidia" / "bin"
+    tools = {"TRITON_PTXAS_PATH": "ptxas", "TRITON_PTXAS_BLACKWELL_PATH": "ptxas-blackwell"}
+    files = (Path(os.environ.get(variable) or brought / name) for variable, name in tools.items())
+    return " ".join(str(file.stat().st_size) for file in files if file.is_file())
 
 
 def _sound(made: Callable[[], Any]) -> Any:
@@ -241,7 +243,6 @@ def _resources(kernel: Any, vendor: str) -> tuple[int | None, int | None]:
 
 def _usage(files: dict[str, Any]) -> str:
     """What NVIDIA's tool for binaries reads from the file's header."""
-    triton = triton_package()
     path = next(str(p) for name, p in files.items() if name.endswith(".cubin"))
-    tool = triton.knobs.nvidia.cuobjdump.path
+    tool = triton_package().knobs.nvidia.cuobjdump.path
     return subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout

@@ -48,7 +48,7 @@ class Known:
 
     def means_the_same(self) -> bool:
         """Whether names that the kernel uses from outside mean what they did."""
-        return all(now() is meaning for now, meaning in self.specialisation.meant)
+        return not [None for now, meaning in self.specialisation.meant if now() is not meaning]
 
 
 def written(

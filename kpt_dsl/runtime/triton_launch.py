@@ -215,7 +215,8 @@ def maker(a: Argument, instance: "Instance") -> Maker:
 
 def describer(shape: list[int], strides: list[int], block: list[int]) -> Maker:
     """What describes tensors of a shape and strides, moved in blocks. Along a dim of the same all over, only its first is."""
-    shape, strides = [n if s else 1 for n, s in zip(shape, strides, strict=True)], [s or TMA_BYTES for s in strides]
+    if 0 in strides:
+        shape, strides = [n if s else 1 for n, s in zip(shape, strides, strict=True)], [s or TMA_BYTES for s in strides]
     return lambda tensor: Described(tensor, shape, strides, block)
 
 

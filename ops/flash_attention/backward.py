@@ -15,7 +15,7 @@ from kpt.ops.flash_attention.backward_kernels import (
     flash_attention_rows,
     flash_attention_scale,
 )
-from kpt.ops.flash_attention.scores import Scores, Window, sides
+from kpt.ops.flash_attention.scores import OTHER, Scores, Window, sides
 from kpt.ops.flash_attention.shapes import BACKWARD_SHAPES, DIMS, backward_arguments
 from kpt.ops.library import define
 from kpt.ops.memory_order import empty_like
@@ -210,9 +210,8 @@ def _forward(
     dispatch: Any, needed: tuple[bool, ...], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any
 ) -> tuple[list[torch.Tensor], tuple[Any, ...]]:
     """The kernel makes the log-sum-exp in any case, and the backward takes it."""
-    scores, return_lse = Scores.split(OP, others)
-    o, lse = dispatch(q, k, v, *scores.around(True))
-    return [o, lse][: 1 + return_lse], (q, k, v, o, lse, *scores)
+    o, lse = dispatch(q, k, v, *others[:OTHER], True, *others[OTHER + 1 :])
+    return [o, lse][: 1 + others[OTHER]], (q, k, v, o, lse, *others)
 
 
 def _backward(
@@ -220,7 +219,8 @@ def _backward(
 ) -> list[torch.Tensor]:
     if do is None:
         do = torch.zeros_like(saved[3])
-    gradients: list[torch.Tensor] = _dispatch(do, *saved[:5], dlse, *Scores(*saved[5:]).around(needed))
+    tensors, others = saved[:5], saved[5:]
+    gradients: list[torch.Tensor] = _dispatch(do, *tensors, dlse, *others[:OTHER], needed, *others[OTHER + 1 :])
     return gradients
 
 

@@ -20,6 +20,9 @@ WINDOW = "None, a whole number of keys, 1 or more, or a pair (behind, ahead) of 
 
 Window = int | tuple[int, int] | None
 
+OTHER = 4
+"""Where the arguments of a schema have one among those of the scores that is none of these."""
+
 _PAIRS = (tuple, list)
 
 
@@ -56,7 +59,7 @@ class Scores(NamedTuple):
     @staticmethod
     def split(op: str, arguments: Sequence[Any]) -> "tuple[Scores, Any]":
         """From the arguments of a schema, and the one among them that is none of these: ``return_lse``, or ``needed``."""
-        scores, window, other = Scores(*arguments[:4], *arguments[5:]), arguments[2], arguments[4]
+        scores, window, other = Scores(*arguments[:OTHER], *arguments[OTHER + 1 :]), arguments[2], arguments[OTHER]
         if isinstance(window, _PAIRS):
             window, ahead = sides(op, window)
             return scores._replace(window=window, ahead=ahead), other
@@ -64,7 +67,7 @@ class Scores(NamedTuple):
 
     def around(self, other: Any) -> tuple[Any, ...]:
         """The reverse of ``split``."""
-        return (*self[:4], other, *self[4:])
+        return (*self[:OTHER], other, *self[OTHER:])
 
     def check(self, op: str, q: torch.Tensor, k: torch.Tensor) -> None:
         """Raises InputError, in the name of ``op``, for what does not fit."""

@@ -41,7 +41,7 @@ def implementations(
     return tuple(
         Implementation(
             backend.name,
-            prepare=lambda _: run,
+            prepare=lambda *_: run,
             devices=backend.devices,
             why_not=why_not,
             describe=partial(_describe, backend.name, inner),

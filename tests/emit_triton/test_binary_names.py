@@ -11,6 +11,7 @@ from triton.compiler import compiler
 
 from kpt_dsl import targets
 from kpt_dsl.build import cache
+from kpt_dsl.build import triton as build
 from kpt_dsl.build.triton import _named, binary
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.space import Config
@@ -36,8 +37,8 @@ def name_of(one: Source, target: str = "cuda 90", tools: str = "12.8 12.9", opti
     asked = object()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kpt_dsl.build.triton._nvidia_tools", lambda: tools)
-        with _named(asked, one):
-            given = SimpleNamespace(target=target), SimpleNamespace(hash=lambda: options)
+        with _named(asked, one, H200.arch):
+            given = SimpleNamespace(target=target, add_stages=None), SimpleNamespace(hash=lambda: options)
             return str(compiler.get_cache_key(asked, *given, env_vars=more))
 
 
@@ -68,9 +69,38 @@ def test_a_new_process_finds_a_binary_without_hashing_triton(tmp_path: Path, mon
     assert found.asm["cubin"] == made.asm["cubin"] and found.hash == made.hash
 
 
+def test_a_binary_that_is_found_asks_no_assembler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask one for its version starts it. What is garbled and made again has the same one as what is new."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    asked: list[str] = []
+    real = build.assembler
+    monkeypatch.setattr(build, "assembler", lambda arch: asked.append(arch) or real(arch))
+
+    def made() -> Any:
+        binary.cache_clear()
+        return binary(source(), H200.arch, H200.warp_lanes)
+
+    first = made()
+    assert asked == [H200.arch]
+    assert made().hash == first.hash and asked == [H200.arch]
+    Path(first.metadata_group[f"{first.name}.cubin"]).write_bytes(b"no binary")
+    assert made().asm["cubin"] == first.asm["cubin"] and asked == [H200.arch] * 2
+
+
+def test_assemblers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that the user names."""
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    brought = build._nvidia_tools()
+    assert len(brought.split()) == 2
+    named = tmp_path / "ptxas"
+    named.write_text("#!/bin/sh")
+    monkeypatch.setenv("TRITON_PTXAS_PATH", str(named))
+    assert build._nvidia_tools().split() == ["9", brought.split()[1]]
+
+
 def test_what_others_compile_meanwhile_keeps_tritons_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "get_cache_key", lambda src, *_, **__: f"theirs {src}")
     theirs = compiler.get_cache_key
-    with _named(object(), source()):
+    with _named(object(), source(), H200.arch):
         assert compiler.get_cache_key("another", None, None, env_vars={}) == "theirs another"
     assert compiler.get_cache_key is theirs

@@ -27,7 +27,7 @@ def dispatcher(**fields: Any) -> tuple[Dispatcher, list[str]]:
         calls.append("run")
         return F.layer_norm(given[0], given[1])
 
-    fields = {"prepare": lambda _: run, "devices": frozenset({"cpu", "meta"}), **fields}
+    fields = {"prepare": lambda *_: run, "devices": frozenset({"cpu", "meta"}), **fields}
     made_up = Implementation("triton", **fields)
     return Dispatcher(replace(get("layer_norm"), kernels=(made_up,), gradient=None)), calls
 
@@ -76,7 +76,7 @@ def test_gradients_fall_back_and_count(caplog: pytest.LogCaptureFixture) -> None
     "error", [kpt.CompileError("out of shared memory\nptxas: …"), kpt.ConfigError("no legal config")]
 )
 def test_a_refused_launch_falls_back(error: kpt.KptError, caplog: pytest.LogCaptureFixture) -> None:
-    serves, _ = dispatcher(prepare=lambda _: raising(error))
+    serves, _ = dispatcher(prepare=lambda *_: raising(error))
     with caplog.at_level(logging.WARNING, "kpt"):
         for _ in range(3):
             assert torch.equal(serves(*CALL), F.layer_norm(X, (8,)))
@@ -94,7 +94,7 @@ def test_a_refused_preparation_falls_back() -> None:
 
 
 def test_a_programming_error_is_not_hidden() -> None:
-    serves, _ = dispatcher(prepare=lambda _: raising(ZeroDivisionError()))
+    serves, _ = dispatcher(prepare=lambda *_: raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         serves(*CALL)
 
@@ -106,7 +106,7 @@ def test_a_preferred_implementation_must_serve() -> None:
         pytest.raises(kpt.InputError, match=r"triton is preferred but cannot serve.*rows are too short"),
     ):
         serves(*CALL)
-    serves, _ = dispatcher(prepare=lambda _: raising(kpt.CompileError("out of shared memory")))
+    serves, _ = dispatcher(prepare=lambda *_: raising(kpt.CompileError("out of shared memory")))
     with kpt.ops.prefer("triton"), pytest.raises(kpt.CompileError, match="out of shared memory"):
         serves(*CALL)
     serves, _ = dispatcher(package="a_package_that_nobody_has")
@@ -142,7 +142,7 @@ def test_cpu_tensors_are_served_by_pytorch_without_a_word(op: str, caplog: pytes
 def test_a_decision_is_made_once_for_a_kind_of_call() -> None:
     prepared: list[int] = []
 
-    def prepare(given: tuple[Any, ...]) -> Any:
+    def prepare(given: tuple[Any, ...], _: Any) -> Any:
         prepared.append(len(given))
         return lambda x, *_: x
 
@@ -214,7 +214,7 @@ def test_explain_names_the_class_and_the_binary() -> None:
 def test_explain_shows_the_config_and_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up = Implementation(
         "triton",
-        prepare=lambda _: None,
+        prepare=lambda *_: None,
         describe=lambda _: (KernelChoice("layer_norm_fwd", "block_M=4 num_warps=8", "shipped"),),
     )
     monkeypatch.setitem(kpt.ops.registry.OPS, "layer_norm", replace(get("layer_norm"), kernels=(made_up,)))

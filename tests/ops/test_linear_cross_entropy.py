@@ -96,7 +96,7 @@ def test_the_logits_are_never_held(few: int) -> None:
         for implementation in get(op).implementations:
             if implementation.name in ("numpy", "reference"):
                 with kpt.ops.prefer("numpy"), Sizes() as sizes:
-                    implementation.prepare(given)(*given)
+                    implementation.prepare(given, ())(*given)
                 largest[implementation.name] = sizes.largest
         assert largest["numpy"] <= max(few, w.numel(), x.numel()) < rows * CLASSES
         assert largest["reference"] == rows * CLASSES

@@ -15,6 +15,7 @@ from autotune_db.entry import Entry
 from autotune_db.key import key_of
 from autotune_db.store import Store
 from kpt.ops import backends, flash_attention, prefer
+from kpt.ops.fingerprint import fingerprint
 from kpt.ops.flash_attention.backward import flash_attention_backward
 from kpt.ops.registry import get
 from kpt_dsl import runtime, targets
@@ -308,3 +309,20 @@ def test_other_lengths_of_a_class_ask_no_more_which_way_is_quicker(monkeypatch: 
             o, lse = flash_attention(q, q, q, return_lse=True)
             flash_attention_backward(q, q, q, q, o, lse)
     assert asked == [2, 2]  # of 129 to 256, of 257 to 512
+
+
+def test_what_is_found_out_holds_for_calls_that_lie_alike() -> None:
+    """Whatever their lengths within a power of two, their addresses and gradients; not for other dtypes, flags or orders."""
+
+    def kin(x: torch.Tensor, flag: bool = True) -> object:
+        return backends.kin("run", fingerprint((x, (16,), None, flag)))
+
+    plain = torch.zeros(1, 3, 100, 16)
+    alike = (
+        torch.zeros(1, 3, 65, 16).requires_grad_(),
+        torch.zeros(1 + 3 * 128 * 16)[1:].view(1, 3, 128, 16),
+        torch.zeros(3, 100, 16).as_strided((1, 3, 100, 16), (7, 1600, 16, 1)),
+    )
+    assert {kin(x) for x in alike} == {kin(plain)}
+    others = (torch.zeros(1, 3, 129, 16), torch.zeros(1, 100, 3, 16).transpose(1, 2), plain.half(), plain.expand(2, 3, 100, 16))
+    assert len({kin(plain), kin(plain, False), *map(kin, others)}) == 6
