@@ -138,6 +138,32 @@ def test_steps_that_a_mask_makes_useless_fetch_nothing() -> None:
     assert "nearest(n, n_bounds(m), block_N, 3)" in body
 
 
+def test_a_value_for_each_row_lies_along_lanes_in_memory() -> None:
+    instance = instances.attention("bf16", causal=False, masked=False, M=512, N=512, D=64)
+    body = text(instance, block_M=128, block_N=128)
+    assert "lse_ref[...] = ((top_scratch[...] + jnp.log2(total_scratch[...])) * 0.6931472).T" in body
+    assert "pl.BlockSpec((None, None, 1, block_M), lambda b, h, m, n, *_: (b, h, 0, m)),  # lse" in body
+    assert "return o, lse[..., 0, :]" in body
+    short = text(instance, block_M=64, block_N=128)
+    assert "pl.BlockSpec((None, None, block_M, 1), lambda b, h, m, n, *_: (b, h, m, 0)),  # lse" in short
+
+
+def test_what_lies_otherwise_in_memory_is_turned_once_a_program() -> None:
+    _, instance = list(instances.attention_gradients("bf16", causal=False, masked=False, M=512, N=512, D=64))[1]
+    body = text(instance, block_M=128, block_N=128)
+    assert len(re.findall(r"top_scratch\[\.\.\.\] = shift_ref\[\.\.\.\]\.T", body)) == 1
+    assert body.count("shift_ref[...]") == 1
+
+
+@pytest.mark.parametrize(("block", "of_a_row"), [(128, 1), (1024, 1), (64, 128)])
+def test_bytes_that_fill_registers_are_counted(block: int, of_a_row: int) -> None:
+    """Of an output with an element a row, columns of which have 128 times the bytes."""
+    instance = instances.attention("bf16", causal=False, masked=False, M=1024, N=512, D=128, H=2)
+    abi = emit(instance, V6E, Config(block_M=block, block_N=512)).abi
+    q, kv, lse = 2 * 1024 * 128, 2 * 2 * 512 * 128, 4 * 1024
+    assert abi.moved_bytes == 4 * (2 * q + kv + of_a_row * lse)  # of two batches and heads, with q and o
+
+
 def test_float16_crosses_as_float32() -> None:
     body = text(instances.linear("f16"), block_M=128, block_N=128, block_K=128)
     assert "jnp.float16" not in body.replace("return y.astype(jnp.float16)", "")

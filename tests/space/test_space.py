@@ -18,6 +18,7 @@ from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, Space, space
 from kpt_dsl.space.config import Value
 from kpt_dsl.space.gpu.sizes import GpuSizes
+from kpt_dsl.space.tpu.sizes import TpuSizes
 from tests.space import instances
 
 H200, H100, A100 = (targets.get(f"nvidia-{name}") for name in ("h200", "h100", "a100"))
@@ -159,6 +160,13 @@ def test_a_tpu_block_that_is_no_multiple_of_a_register_is_refused() -> None:
     assert 1000 in found.knobs["block_N"]
     assert all(int(value) % 128 == 0 or value == 1000 for value in found.knobs["block_N"])
     assert all(int(value) % 8 == 0 or value == 1000 for value in found.knobs["block_M"])
+
+
+@pytest.mark.parametrize(("block", "bytes_of_a_row"), [(64, 512), (128, 4), (256, 4), (300, 5.12)])
+def test_columns_are_priced_as_what_they_fill(block: int, bytes_of_a_row: float) -> None:
+    facts = space(instances.attention(300, 4096), V6E).variants[0].facts
+    (lse,) = (store for store in facts.stores if store.tensor.name == "lse")
+    assert TpuSizes(facts, V6E, Config(block_M=block, block_N=512)).block_bytes(lse) == round(block * bytes_of_a_row)
 
 
 def test_rules_that_cannot_be_imported_are_named() -> None:

@@ -171,7 +171,7 @@ class Blocks:
         units = [SUBLANES, LANES]
         axes = block.axes
         if len(axes) == 1:
-            units = [SUBLANES if self.plan.side(axes[0]) == "column" else LANES]
+            units = [SUBLANES if self.column(block) else LANES]
         for axis, unit in zip(axes[-2:], units, strict=False):
             if axis.tile is None:
                 continue
@@ -185,8 +185,8 @@ class Blocks:
 
     # -------------------------------------------------------------- text
     def column(self, block: Block) -> bool:
-        """Whether a tile with one axis lies along sublanes."""
-        return self.plan.side(block.axes[0]) == "column"
+        """Whether a tile with one axis lies along sublanes in memory."""
+        return self.plan.stored(block.axes[0]) == "column"
 
     def shape(self, block: Block, text: Text) -> str:
         """The block's extents: None for a dim that is indexed one element at a time."""

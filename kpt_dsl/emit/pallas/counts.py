@@ -10,7 +10,7 @@ from math import prod
 from kpt_dsl import arithmetic, ir
 from kpt_dsl.dtypes import f16, f32, i32
 from kpt_dsl.emit.pallas.blocks import Block, Blocks
-from kpt_dsl.emit.pallas.plan import STEP, Phase, Plan
+from kpt_dsl.emit.pallas.plan import LANES, STEP, Phase, Plan
 from kpt_dsl.ir import Axis, Expr
 
 
@@ -54,13 +54,17 @@ def flops(plan: Plan) -> tuple[tuple[str, float], ...]:
 
 
 def _length(plan: Plan, axis: Axis) -> int:
-    return plan.lanes[axis.dim] if axis.tile else plan.dims[axis.dim]
+    return 1 if axis == ir.UNIT else plan.lanes[axis.dim] if axis.tile else plan.dims[axis.dim]
 
 
 def _size(plan: Plan, block: Block) -> int:
+    """Bytes of a block in HBM, where rows are filled up to whole registers: those of a column have one element each."""
     held = f32 if block.tensor.dtype == f16 else block.tensor.dtype
     parts = 1 if block.parts is None else plan.dims[block.tensor.dims[block.parts]]
-    return held.bytes * parts * prod(_length(plan, axis) for axis in block.axes)
+    *rows, width = (_length(plan, axis) for axis in block.axes or (ir.UNIT,))
+    if len(block.axes) == 1 and plan.stored(block.axes[0]) == "column":
+        rows, width = [width], 1
+    return held.bytes * parts * prod(rows) * -(-width // LANES) * LANES
 
 
 def _moves(plan: Plan, blocks: Blocks, block: Block) -> int:

@@ -204,6 +204,11 @@ class Text:
                 return self._dot(a, b, acc)
         raise AssertionError(node)
 
+    def turned(self, node: Expr, side: Side | None) -> str:
+        """The text of a value that is stored on a side: turned as a whole, so once, if it lies on the other."""
+        own = self.own_side(node)
+        return self.expr(node, side=side) if own == side else f"{self.expr(node, ATOM, own)}.T"
+
     def own_side(self, node: Expr) -> Side | None:
         """On which side a stored value with one axis lies."""
         return self.plan.side(node.type.shape[0]) if len(node.type.shape) == 1 else None
@@ -304,7 +309,7 @@ class Text:
         masks: list[str] = []
         for axis in node.masked:
             if len(kept) == 1:
-                masks.append(self._valid(axis, self.plan.side(axis)))
+                masks.append(self._valid(axis, self.plan.stored(axis)))
             elif len(kept) == 2:
                 masks.append(self._valid(axis, "column" if kept.index(axis) == 0 else "row"))
             else:
@@ -318,7 +323,7 @@ class Text:
             text = f"jnp.where({' & '.join(masks)}, {text}, {zero})"
         if narrow and bool(masks) != wide:
             text += f".astype({JAX_DTYPES['f32' if wide else node.type.dtype.name]})"
-        return self._turned(text, node, self.own_side(node), side)
+        return self._turned(text, node, self.plan.stored(kept[0]) if len(kept) == 1 else None, side)
 
     def _gather(self, node: ir.Gather, side: Side | None) -> tuple[str, int]:
         """What is gathered from a block, zero where it is padding: 32-bit words until then. It is read whoever asks."""

@@ -10,7 +10,7 @@ from kpt_dsl import ir
 from kpt_dsl.emit.pallas.blocks import Blocks
 from kpt_dsl.emit.pallas.counts import programs, visits
 from kpt_dsl.emit.pallas.expressions import JAX_DTYPES, Text
-from kpt_dsl.emit.pallas.plan import Phase, Plan, Segment, Side, read_by
+from kpt_dsl.emit.pallas.plan import Phase, Plan, Segment, read_by
 from kpt_dsl.emit.text import Writer
 from kpt_dsl.passes.split import interior
 
@@ -152,10 +152,8 @@ class KernelText:
                 case ir.Store(tensor, index, value):
                     block = self.blocks.output(tensor)
                     place = f"{block.name}[{block.stored(index)}]"
-                    side: Side | None = None
-                    if len(block.axes) == 1:
-                        side = "column" if self.blocks.column(block) else "row"
-                    lines.append((f"{place} = {_tile(self.text.expr(value, side=side), value)}", stmt.loc))
+                    side = self.plan.stored(block.axes[0]) if len(block.axes) == 1 else None
+                    lines.append((f"{place} = {_tile(self.text.turned(value, side), value)}", stmt.loc))
         for name, condition in self.text.masks.items():
             out.line(f"{name} = {condition}")
         for line, loc in [*lines, *((text, None) for text in late)]:

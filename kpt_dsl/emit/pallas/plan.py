@@ -119,9 +119,14 @@ class Plan:
                 continue
             inside = list(ir.walk(stmt.value))
             known = all(e.name in found for e in inside if isinstance(e, ir.Var))
-            if known and not any(isinstance(e, ir.Reduce | ir.Dot) for e in inside):
+            if known and not any(isinstance(e, ir.Reduce | ir.Dot) or self._turned(e) for e in inside):
                 found[stmt.name] = stmt.value
         return found
+
+    def _turned(self, node: Expr) -> bool:
+        """Whether a load lies otherwise in memory than where it is used."""
+        axes = node.type.shape if isinstance(node, ir.Load) else ()
+        return len(axes) == 1 and self.side(axes[0]) != self.stored(axes[0])
 
     @cached_property
     def _in_loops(self) -> dict[str, Expr]:
@@ -199,9 +204,13 @@ class Plan:
 
     def side(self, axis: Axis) -> Side:
         """On which side values that have a single axis lie: where most of their uses want them, if tiles may be so short."""
+        return "column" if self._columns.get(self.place(axis), 0) > 0 else self.stored(axis)
+
+    def stored(self, axis: Axis) -> Side:
+        """On which side they lie in memory, where a column takes 128 times its bytes: as rows, but for tiles that are too
+        short."""
         partial = axis.tile is not None and self.lanes[axis.dim] != self.dims[axis.dim]
-        short = partial and self.lanes[axis.dim] % LANES != 0
-        return "column" if short or self._columns.get(self.place(axis), 0) > 0 else "row"
+        return "column" if partial and self.lanes[axis.dim] % LANES else "row"
 
 
 def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], tiles: Mapping[str, ir.Tile]) -> Plan:

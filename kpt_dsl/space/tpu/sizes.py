@@ -35,8 +35,12 @@ class TpuSizes(Sized):
         return math.prod(outer) * _up(height, rows or self.target.sublanes) * _up(width or 1, self.target.lanes)
 
     def block_bytes(self, access: Access) -> int:
-        """Of a block in vector memory; narrow elements are packed, several rows to a sublane."""
-        size = access.tensor.dtype.bytes
+        """Of a block in memory; narrow elements are packed, several rows to a sublane. One along a single axis is a row, or,
+        where it is too short for that, a column that takes a row's bytes for each element."""
+        size, axes = access.tensor.dtype.bytes, access.block
+        length = self.lanes(axes[0]) if len(axes) == 1 else 0
+        if length and (length % self.target.lanes == 0 or length >= self.facts.extent(axes[0])):
+            return _up(length, self.target.lanes) * size
         return self.padded(access.block, self.target.sublanes * max(1, WORD_BYTES // size)) * size
 
     def flops(self, product: Product) -> int:
