@@ -11,6 +11,7 @@ from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.numpy import run as run_numpy
 from kpt_dsl.runtime.pallas import run
 from kpt_dsl.space import Config
+from tests.emit_pallas.test_text import standardised
 from tests.tolerances import assert_close
 
 pytest.importorskip("jax")
@@ -172,3 +173,9 @@ def recomputed(x: kd.In, out: kd.Out) -> None:
 def test_what_crosses_a_loop_is_kept_or_computed_anew(block: int, rng: np.random.Generator) -> None:
     x = floats(rng, 160, 200)
     agree(recomputed, Config(block_M=32, block_N=block), 200, x=x, out=np.zeros_like(x))
+
+
+@pytest.mark.parametrize("blocks", [(128, 128), (8, 256)])
+def test_kept_columns_meet_tiles_rows_and_columns(blocks: tuple[int, int], rng: np.random.Generator) -> None:
+    held = {"out": np.zeros((150, 300), np.float32), "count": np.zeros(150, np.float32), "offset": np.zeros(150, np.float32)}
+    agree(standardised, Config(block_M=blocks[0], block_N=blocks[1]), x=floats(rng, 150, 300), **held)

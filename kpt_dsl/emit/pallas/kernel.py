@@ -131,6 +131,7 @@ class KernelText:
         """A segment's statements. A kept variable is read from its scratch until it is assigned; its last value is written
         back: at once where nothing here reads it, else at the end."""
         self._local = set()
+        self.text.wide = {name for name, kind in self.plan.kept.items() if self.plan.wide(kind)}
         body = (*self._recomputed(body), *body)
         lines: list[tuple[str, ir.Loc | None]] = []
         late: list[str] = []
@@ -139,16 +140,17 @@ class KernelText:
             rest = body[i + 1 :]
             match stmt:
                 case ir.Assign(name, value) if value.type.shape or name not in self.plan.definitions:
-                    text = self.text.expr(value, side=self.text.own_side(value))
                     final = not any(isinstance(s, ir.Assign) and s.name == name for s in rest)
                     stored = final and name in self.plan.kept and name in live
                     if stored and not any(name in read_by(s) for s in rest):
-                        lines.append((f"{name}_scratch[...] = {_tile(text, value)}", stmt.loc))
+                        lines.append((f"{name}_scratch[...] = {self._kept(value)}", stmt.loc))
                         continue
-                    lines.append((f"{name} = {text}", stmt.loc))
+                    side = self.text.own_side(value)
+                    lines.append((f"{name} = {self.text.expr(value, side=side)}", stmt.loc))
                     self._local.add(name)
+                    (self.text.wide.add if side == "wide" else self.text.wide.discard)(name)
                     if stored:
-                        late.append(f"{name}_scratch[...] = {_tile(name, value)}")
+                        late.append(f"{name}_scratch[...] = {self._kept(ir.Var(name, type=value.type))}")
                 case ir.Store(tensor, index, value):
                     block = self.blocks.output(tensor)
                     place = f"{block.name}[{block.stored(index)}]"
@@ -158,6 +160,12 @@ class KernelText:
             out.line(f"{name} = {condition}")
         for line, loc in [*lines, *((text, None) for text in late)]:
             _statement(out, line, loc)
+
+    def _kept(self, value: ir.Expr) -> str:
+        """The text of a value for the scratch of a variable."""
+        if self.plan.wide(value.type):
+            return self.text.filling(value)
+        return _tile(self.text.expr(value, side=self.text.own_side(value)), value)
 
     def _recomputed(self, body: tuple[ir.Stmt, ...]) -> list[ir.Assign]:
         """Tiles that are the same all through a program and that these statements read, computed anew."""

@@ -18,8 +18,9 @@ from kpt_dsl.ir import Axis, Expr, Stmt
 from kpt_dsl.passes import fold
 from kpt_dsl.passes.padding import whole
 
-Side = Literal["column", "row"]
-"""How a value with one axis lies in a two-dimensional register: along sublanes (length, 1) or along lanes (1, length)."""
+Side = Literal["column", "row", "wide"]
+"""How a value with one axis lies in two-dimensional registers: along sublanes (length, 1), or along lanes (1, length). Where a
+wide one is asked for, a column may be given: (length, 128) has all lanes alike, so that none must be sent to the others."""
 
 STEP = "<step>"
 """The tile of an axis that follows the steps of the last grid axis, whichever loop runs; no variable can have this name."""
@@ -161,6 +162,10 @@ class Plan:
         crossing = frozenset[str]().union(*self.live) - self.definitions.keys()
         assigned = [s for segment in self.segments for s in segment.body if isinstance(s, ir.Assign)]
         return {s.name: s.value.type for s in assigned if s.name in crossing}
+
+    def wide(self, kind: ir.Type) -> bool:
+        """Whether a kept variable has a column's values in all lanes."""
+        return len(kind.shape) == 1 and self.side(kind.shape[0]) == "column" and kind.dtype.bits == 32
 
     def resolved(self, node: Expr) -> Expr:
         """An expression with the variables in it replaced by their definitions.
