@@ -192,6 +192,31 @@ def test_bytes_that_fill_registers_are_counted(block: int, of_a_row: int) -> Non
     assert abi.moved_bytes == 4 * (2 * q + kv + of_a_row * lse)  # of two batches and heads, with q and o
 
 
+def test_a_step_may_go_through_several_tiles() -> None:
+    instance = instances.attention("bf16", causal=False, masked=False, M=512, N=512, D=64)
+    body = text(instance, block_M=128, block_N=128, unroll_N=2)
+    assert "for part in range(2):\n" in body
+    assert "k_ref[part * block_N:(part + 1) * block_N, :]" in body
+    assert "pl.BlockSpec((None, None, 2 * block_N, D)," in body.replace("\n                    ", "")
+    assert "pl.when(step == 1)" in body
+    assert body.index("query_scaled = ") < body.index("for part in range(2)")  # once for both
+    one = text(instance, block_M=128, block_N=128, unroll_N=1)
+    assert one == text(instance, block_M=128, block_N=128)
+    with pytest.raises(kd.ConfigError, match="unroll_N is 3; it must divide the 4 tiles of N"):
+        text(instance, block_M=128, block_N=128, unroll_N=3)
+
+
+def test_steps_of_which_a_tile_is_cut_have_masks_and_are_counted_by_tile() -> None:
+    instance = instances.attention("bf16", causal=True, masked=False, M=1024, N=1024, D=64, H=2)
+    abi = emit(instance, V6E, Config(block_M=128, block_N=128, unroll_N=2)).abi
+    # Tiles 0 to m are visited, the last with a mask, in steps of two: of m = 5 (0 1) (2 3) without masks, 4 and 5 with.
+    begin, interior, first, second, finish = abi.visits
+    assert begin == finish == 2 * 2 * 8
+    assert interior == 2 * 2 * sum(m // 2 for m in range(8))
+    assert (first, second) == (2 * 2 * 8, 2 * 2 * 4)
+    assert abi.steps == 2 * 2 * 8 * 4
+
+
 def test_float16_crosses_as_float32() -> None:
     body = text(instances.linear("f16"), block_M=128, block_N=128, block_K=128)
     assert "jnp.float16" not in body.replace("return y.astype(jnp.float16)", "")

@@ -60,6 +60,23 @@ def test_tpu_has_blocks_only() -> None:
     assert set(space(instances.linear(8192, 14336, 4096), V6E).knobs) == {"block_M", "block_N", "block_K"}
 
 
+def test_a_tpu_takes_several_tiles_at_once_where_products_hang_on_each_other() -> None:
+    found = space(instances.attention(8192, 8192), V6E)
+    assert found.knobs["unroll_N"] == (1, 2, 4)
+    assert found.first["unroll_N"] == 4
+    assert space(instances.attention(8192, 8192, causal=True), V6E).first["unroll_N"] == 2
+    why = found.why_illegal(found.first | {"block_N": 2048, "unroll_N": 8})
+    assert why is not None
+    assert why.startswith("unroll_N is 8; accepted here are 1, 2, 4")
+    odd = space(instances.attention(8192, 5000), V6E)
+    why = odd.why_illegal(odd.first | {"block_N": 1024, "unroll_N": 2})
+    assert why == "unroll_N is 2, which does not divide 5 tiles of N"
+    why = odd.why_illegal(odd.first | {"block_N": 8, "unroll_N": 1})
+    assert why is None
+    why = space(instances.attention(8192, 64), V6E).why_illegal(Config(block_M=1024, block_N=8, unroll_N=2))
+    assert why == "block_N is 8; one behind the other, tiles must be multiples of 128"
+
+
 def test_tiles_grow_no_further_than_the_dim() -> None:
     found = space(instances.linear(16, 14336, 4096), H200)
     assert found.knobs["block_M"] == (16,)

@@ -95,6 +95,8 @@ class Plan:
     lanes: Mapping[str, int]  # tiled dim -> lanes of its tiles, never more than the extent
     tiles: Mapping[str, ir.Tile]
     segments: tuple[Segment, ...] = ()
+    unroll: int = 1
+    """How many tiles of its only loop a step goes through."""
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
@@ -106,8 +108,8 @@ class Plan:
         return sum(p.steps for p in self.phases)
 
     def step(self, names: Mapping[str, str]) -> str:
-        """The name of the last grid axis: that of the only loop's tile in ``names``, where there is one loop."""
-        return names[self.phases[0].name] if len(self.phases) == 1 else "step"
+        """The name of the last grid axis: that of the only loop's tile in ``names``, where it is at one."""
+        return names[self.phases[0].name] if len(self.phases) == 1 and self.unroll == 1 else "step"
 
     # -------------------------------------------------------------- variables that cross segments
     @cached_property
@@ -218,7 +220,9 @@ class Plan:
         return "column" if partial and self.lanes[axis.dim] % LANES else "row"
 
 
-def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], tiles: Mapping[str, ir.Tile]) -> Plan:
+def plan(
+    kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], tiles: Mapping[str, ir.Tile], unroll: int = 1
+) -> Plan:
     """Cut a kernel into phases and segments. Raises TargetError for a loop inside a loop."""
     kernel = replace(kernel, body=versioned(kernel.body))
     segments: list[Segment] = []
@@ -235,13 +239,30 @@ def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], t
         if straight:
             segments.append(Segment(tuple(straight), max(0, first - 1)))
             straight = []
-        width = lanes[stmt.over.dim] if isinstance(stmt.over, ir.Tile) else 1
+        width = lanes[stmt.over.dim] * unroll if isinstance(stmt.over, ir.Tile) else 1
         phase = Phase(stmt, first, -(-dims[stmt.over.dim] // width), bounded=not whole(stmt))
         segments.append(Segment(stmt.body, first, phase))
         first += phase.steps
     if straight:
         segments.append(Segment(tuple(straight), max(0, first - 1)))
-    return Plan(kernel, dims, lanes, tiles, tuple(segments))
+    return Plan(kernel, dims, lanes, tiles, tuple(segments), unroll)
+
+
+def unrollable(kernel: ir.Kernel) -> ir.For | None:
+    """The loop of which a step may go through several tiles: a kernel's only one, over tiles that are not dealt out, and on
+    which no index depends."""
+    loops = [s for s in ir.statements(kernel.body) if isinstance(s, ir.For)]
+    if len(loops) != 1 or not isinstance(loops[0].over, ir.Tile) or loops[0].share is not None:
+        return None
+    body, tile = loops[0].body, loops[0].tile.name
+    made = {s.name for s in body if isinstance(s, ir.Assign)}
+    accesses = [e for e in ir.every_expr(body) if isinstance(e, ir.Read)] + [s for s in body if isinstance(s, ir.Store)]
+    inside = (e for a in accesses for i in a.index if isinstance(i, Expr) for e in ir.walk(i))
+    moving = any(
+        (isinstance(e, ir.Var) and e.name in made) or tile in {getattr(e, "tile", None), *(a.tile for a in e.type.shape)}
+        for e in inside
+    )
+    return None if moving else loops[0]
 
 
 def settled(body: Iterable[Stmt], dims: Mapping[str, int]) -> tuple[Stmt, ...]:
