@@ -16,7 +16,7 @@ def stays(node: ir.Binary, position: int, scales: Collection[str], above: Collec
     ``scales``: scalar arguments that are positive; ``above``: variables as ``is_above`` says.
     """
     if node.op == "mul":
-        return _positive(node.b, scales)
+        return is_positive(node.b, scales)
     # A NaN taken away is one of all lanes, those that hold elements too, for it is the same along the axis.
     return node.op == "sub" and is_above(node.b, above) and (not node.b.type.shape or node.b.type.shape[position] == ir.UNIT)
 
@@ -35,7 +35,7 @@ def is_above(e: Expr, above: Collection[str]) -> bool:
     return False
 
 
-def _positive(e: Expr, scales: Collection[str]) -> bool:
+def is_positive(e: Expr, scales: Collection[str]) -> bool:
     """Whether a scalar is seen to be positive. (A product of two small numbers may round to zero.)"""
     match e:
         case ir.Param(name=name):
@@ -43,5 +43,5 @@ def _positive(e: Expr, scales: Collection[str]) -> bool:
         case ir.Const(value=value):
             return value > 0
         case ir.Binary(op="mul", a=a, b=ir.Const(value=value)):
-            return value >= 1 and _positive(a, scales)
+            return value >= 1 and is_positive(a, scales)
     return False

@@ -94,6 +94,18 @@ def test_steps_that_a_causal_mask_makes_useless_are_not_counted() -> None:
 
 @pytest.mark.libtpu
 @needs_libtpu
+def test_products_of_one_tile_are_made_during_the_work_of_another() -> None:
+    chip, instance = targets.get("tpu-v6e"), instances.attention("bf16", False, False, 2048, 2048, 128, 8)
+    alone, several = (
+        build.compile(instance, chip, Config(block_M=512, block_N=512, unroll_N=unroll)).cycles for unroll in (1, 4)
+    )
+    assert alone
+    assert several
+    assert several < 0.95 * alone
+
+
+@pytest.mark.libtpu
+@needs_libtpu
 def test_a_compiler_that_dies_takes_one_job_along() -> None:
     compiler = tpu_compiler.Compiler()
     job = {"name": "f", "text": "import os\nos.abort()", "arch": "v6e", "arguments": []}

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import kpt_dsl as kd
+from kpt.ops.flash_attention.kernels import flash_attention_fwd
 from kpt_dsl.instance import Instance
 from kpt_dsl.runtime.numpy import run as run_numpy
 from kpt_dsl.runtime.pallas import run
 from kpt_dsl.space import Config
+from tests.emit_pallas.test_text import standardised
 from tests.tolerances import assert_close
 
 pytest.importorskip("jax")
@@ -53,6 +55,25 @@ def test_loop_bounds_may_come_from_a_tensor(block: int, rng: np.random.Generator
     bounds = [(0, 300), (3, 170), (5, 5), (7, 6), (-4, 3), (180, 900), (250, 300), (299, 300), (0, 0), (400, 500)]
     held = {"bounds": np.array(bounds, np.int32), "out": np.zeros(10, np.float32), "counts": np.zeros(10, np.int32)}
     agree(windowed_sum, Config(block_N=block), 300, x=floats(rng, 300), **held)
+
+
+@pytest.mark.parametrize("several", [3, 1])
+def test_several_tiles_of_a_step_lie_within_bounds(several: int, rng: np.random.Generator) -> None:
+    bounds = [(0, 384), (3, 170), (5, 5), (7, 6), (-4, 3), (180, 900), (250, 300), (129, 256), (300, 200), (400, 500)]
+    held = {"bounds": np.array(bounds, np.int32), "out": np.zeros(10, np.float32), "counts": np.zeros(10, np.int32)}
+    x = floats(rng, 300)
+    x[[299, 0]] = 1e6
+    agree(windowed_sum, Config(block_N=128, unroll_N=several), 300, x=x, **held)
+
+
+@pytest.mark.parametrize(("causal", "several", "keys"), [(True, 2, 500), (False, 4, 512), (False, 2, 130)])
+def test_several_tiles_of_a_step_give_the_attention_of_each(
+    causal: bool, several: int, keys: int, rng: np.random.Generator
+) -> None:
+    q, k, v = floats(rng, 1, 2, 160, 40), floats(rng, 1, 1, keys, 40), floats(rng, 1, 1, keys, 40)
+    held = {"o": np.zeros_like(q), "lse": np.zeros((1, 2, 160), np.float32)}
+    options = {**flash_attention_fwd.defaults, "key_lengths": None, "window": None, "scale": 0.2, "causal": causal}
+    agree(flash_attention_fwd, Config(block_M=64, block_N=128, unroll_N=several), keys, q=q, k=k, v=v, **held, **options)
 
 
 @kd.kernel(q="M D", k="N D", row_scale="M", out="N M", sums="M")
@@ -172,3 +193,9 @@ def recomputed(x: kd.In, out: kd.Out) -> None:
 def test_what_crosses_a_loop_is_kept_or_computed_anew(block: int, rng: np.random.Generator) -> None:
     x = floats(rng, 160, 200)
     agree(recomputed, Config(block_M=32, block_N=block), 200, x=x, out=np.zeros_like(x))
+
+
+@pytest.mark.parametrize("blocks", [(128, 128), (8, 256)])
+def test_kept_columns_meet_tiles_rows_and_columns(blocks: tuple[int, int], rng: np.random.Generator) -> None:
+    held = {"out": np.zeros((150, 300), np.float32), "count": np.zeros(150, np.float32), "offset": np.zeros(150, np.float32)}
+    agree(standardised, Config(block_M=blocks[0], block_N=blocks[1]), x=floats(rng, 150, 300), **held)

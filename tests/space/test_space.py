@@ -18,6 +18,7 @@ from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, Space, space
 from kpt_dsl.space.config import Value
 from kpt_dsl.space.gpu.sizes import GpuSizes
+from kpt_dsl.space.tpu.sizes import TpuSizes
 from tests.space import instances
 
 H200, H100, A100 = (targets.get(f"nvidia-{name}") for name in ("h200", "h100", "a100"))
@@ -57,6 +58,23 @@ def test_rows_alone_have_no_knobs_of_products() -> None:
 
 def test_tpu_has_blocks_only() -> None:
     assert set(space(instances.linear(8192, 14336, 4096), V6E).knobs) == {"block_M", "block_N", "block_K"}
+
+
+def test_a_tpu_takes_several_tiles_at_once_where_products_hang_on_each_other() -> None:
+    found = space(instances.attention(8192, 8192), V6E)
+    assert found.knobs["unroll_N"] == (1, 2, 4)
+    assert found.first["unroll_N"] == 4
+    assert space(instances.attention(8192, 8192, causal=True), V6E).first["unroll_N"] == 2
+    why = found.why_illegal(found.first | {"block_N": 2048, "unroll_N": 8})
+    assert why is not None
+    assert why.startswith("unroll_N is 8; accepted here are 1, 2, 4")
+    odd = space(instances.attention(8192, 5000), V6E)
+    why = odd.why_illegal(odd.first | {"block_N": 1024, "unroll_N": 2})
+    assert why == "unroll_N is 2, which does not divide 5 tiles of N"
+    why = odd.why_illegal(odd.first | {"block_N": 8, "unroll_N": 1})
+    assert why is None
+    why = space(instances.attention(8192, 64), V6E).why_illegal(Config(block_M=1024, block_N=8, unroll_N=2))
+    assert why == "block_N is 8; one behind the other, tiles must be multiples of 128"
 
 
 def test_tiles_grow_no_further_than_the_dim() -> None:
@@ -159,6 +177,13 @@ def test_a_tpu_block_that_is_no_multiple_of_a_register_is_refused() -> None:
     assert 1000 in found.knobs["block_N"]
     assert all(int(value) % 128 == 0 or value == 1000 for value in found.knobs["block_N"])
     assert all(int(value) % 8 == 0 or value == 1000 for value in found.knobs["block_M"])
+
+
+@pytest.mark.parametrize(("block", "bytes_of_a_row"), [(64, 512), (128, 4), (256, 4), (300, 5.12)])
+def test_columns_are_priced_as_what_they_fill(block: int, bytes_of_a_row: float) -> None:
+    facts = space(instances.attention(300, 4096), V6E).variants[0].facts
+    (lse,) = (store for store in facts.stores if store.tensor.name == "lse")
+    assert TpuSizes(facts, V6E, Config(block_M=block, block_N=512)).block_bytes(lse) == round(block * bytes_of_a_row)
 
 
 def test_rules_that_cannot_be_imported_are_named() -> None:

@@ -32,11 +32,6 @@ class Block:
     def axes(self) -> tuple[Axis, ...]:
         return tuple(i for at, i in enumerate(self.index) if isinstance(i, Axis) and at != self.parts)
 
-    def stored(self, index: Index) -> str:
-        """How the ref is subscripted by a store."""
-        part = None if self.parts is None else index[self.parts]
-        return str(part.value) if isinstance(part, ir.Const) else "..."
-
     @property
     def order(self) -> tuple[int, ...]:
         """The tensor's dims in the order that the kernel wants: single elements first, tiles last."""
@@ -152,7 +147,20 @@ class Blocks:
 
     def of(self, load: ir.Read) -> str:
         """How the block behind a load is read."""
-        return f"{self._inputs[load.tensor, canonical(held(self.plan, load), self.plan)].name}[...]"
+        return self._at(self._inputs[load.tensor, canonical(held(self.plan, load), self.plan)], "...")
+
+    def stored(self, store: ir.Store) -> str:
+        """How the block behind a store is written to."""
+        block = self._outputs[store.tensor]
+        part = None if block.parts is None else store.index[block.parts]
+        return self._at(block, str(part.value) if isinstance(part, ir.Const) else "...")
+
+    def _at(self, block: Block, part: str) -> str:
+        """A block's ref, subscripted by one of its parts and, where it has several tiles, by the number of one."""
+        if self.plan.unroll > 1 and any(a.tile == STEP for a in block.axes):
+            places = [f"part * block_{a.dim}:(part + 1) * block_{a.dim}" if a.tile == STEP else ":" for a in block.axes]
+            part = ", ".join([part] * (part != "...") + self._two(places, block, ":"))
+        return f"{block.name}[{part}]"
 
     @property
     def kept(self) -> list[Block]:
@@ -171,7 +179,7 @@ class Blocks:
         units = [SUBLANES, LANES]
         axes = block.axes
         if len(axes) == 1:
-            units = [SUBLANES if self.plan.side(axes[0]) == "column" else LANES]
+            units = [SUBLANES if self.column(block) else LANES]
         for axis, unit in zip(axes[-2:], units, strict=False):
             if axis.tile is None:
                 continue
@@ -185,15 +193,19 @@ class Blocks:
 
     # -------------------------------------------------------------- text
     def column(self, block: Block) -> bool:
-        """Whether a tile with one axis lies along sublanes."""
-        return self.plan.side(block.axes[0]) == "column"
+        """Whether a tile with one axis lies along sublanes in memory."""
+        return self.plan.stored(block.axes[0]) == "column"
 
     def shape(self, block: Block, text: Text) -> str:
         """The block's extents: None for a dim that is indexed one element at a time."""
         single = ["None"] * (len(block.index) - len(block.axes))
         if block.parts is not None:
             single[-1] = block.tensor.dims[block.parts]
-        return f"({', '.join(single + self._two([text.length(a) for a in block.axes], block, '1'))})"
+        return f"({', '.join(single + self._two([self._length(a, text) for a in block.axes], block, '1'))})"
+
+    def _length(self, axis: Axis, text: Text) -> str:
+        several = self.plan.unroll > 1 and axis.tile == STEP
+        return f"{self.plan.unroll} * {text.length(axis)}" if several else text.length(axis)
 
     def place(self, block: Block, text: Text, calls: Mapping[str, str]) -> str:
         """What an index map returns: the block's place in the tensor, counted in blocks; ``calls`` as in ``tile_number``."""
@@ -268,6 +280,7 @@ def _step_number(plan: Plan, phases: Sequence[Phase], calls: Mapping[str, str], 
         number = step if phase.first == 0 else f"{step} - {phase.first}"
         if phase.bounded:
             width = f"block_{phase.dim}" if phase.tiled else "1"
+            width = f"{plan.unroll} * {width}" if plan.unroll > 1 else width
             number = f"nearest({number}, {calls[phase.name]}, {width}, {phase.steps})"
         else:
             early = phase.first > (phases[i - 1].last + 1 if i else 0)

@@ -10,7 +10,7 @@ from math import prod
 from kpt_dsl import arithmetic, ir
 from kpt_dsl.dtypes import f16, f32, i32
 from kpt_dsl.emit.pallas.blocks import Block, Blocks
-from kpt_dsl.emit.pallas.plan import STEP, Phase, Plan
+from kpt_dsl.emit.pallas.plan import LANES, STEP, Phase, Plan
 from kpt_dsl.ir import Axis, Expr
 
 
@@ -24,15 +24,34 @@ def programs(plan: Plan) -> int:
     return prod(count(plan, loop) for loop in plan.kernel.grid)
 
 
-def visits(plan: Plan, phase: Phase, start: Expr, stop: Expr) -> int:
-    """How many tiles of a loop touch the indices [start, stop), over all programs."""
-    lanes, extent = plan.lanes[phase.dim] if phase.tiled else 1, plan.dims[phase.dim]
-    total = 0
-    for tiles, repeats in _programs(plan, (start, stop)):
-        low = max(0, _known(_value(plan, start, tiles), 0))
-        high = min(extent, _known(_value(plan, stop, tiles), extent))
-        total += repeats * (max(0, -(-high // lanes) - low // lanes) if low < high else 0)
-    return total
+def visits(plan: Plan, phase: Phase, start: Expr, stop: Expr, at_once: int = 1) -> int:
+    """How many tiles of a loop, or runs of as many as are taken at once, touch the indices [start, stop), over all programs."""
+    of = _programs(plan, (start, stop))
+    return sum(repeats * len(_touched(plan, phase, start, stop, tiles, at_once)) for tiles, repeats in of)
+
+
+def in_steps(plan: Plan, phase: Phase, clear: tuple[Expr, Expr]) -> tuple[int, tuple[int, ...]]:
+    """Of a loop whose steps go through several tiles: how many steps lie in ``clear`` bounds, at which tiles begin, and how
+    often the first tile, the second and so on are visited in other steps; over all programs."""
+    steps, others = 0, [0] * plan.unroll
+    loop = phase.loop
+    for tiles, repeats in _programs(plan, (loop.start, loop.stop, *clear)):
+        found = _touched(plan, phase, *clear, tiles)
+        whole = range(-(-found.start // plan.unroll), found.stop // plan.unroll)
+        steps += repeats * len(whole)
+        for tile in _touched(plan, phase, loop.start, loop.stop, tiles):
+            others[tile % plan.unroll] += repeats * (tile // plan.unroll not in whole)
+    return steps, tuple(others)
+
+
+def _touched(
+    plan: Plan, phase: Phase, start: Expr, stop: Expr, tiles: Mapping[str, int], at_once: int = 1
+) -> range:
+    """The tiles of a loop, or runs of them, that touch the indices [start, stop) in the program that has these tiles."""
+    lanes, extent = plan.lanes[phase.dim] * at_once if phase.tiled else 1, plan.dims[phase.dim]
+    low = max(0, _known(_value(plan, start, tiles), 0))
+    high = min(extent, _known(_value(plan, stop, tiles), extent))
+    return range(low // lanes, -(-high // lanes)) if low < high else range(0)
 
 
 def moved_bytes(plan: Plan, blocks: Blocks) -> int:
@@ -54,13 +73,19 @@ def flops(plan: Plan) -> tuple[tuple[str, float], ...]:
 
 
 def _length(plan: Plan, axis: Axis) -> int:
-    return plan.lanes[axis.dim] if axis.tile else plan.dims[axis.dim]
+    if axis == ir.UNIT or axis.tile is None:
+        return 1 if axis == ir.UNIT else plan.dims[axis.dim]
+    return plan.lanes[axis.dim] * (plan.unroll if axis.tile == STEP else 1)
 
 
 def _size(plan: Plan, block: Block) -> int:
+    """Bytes of a block in HBM, where rows are filled up to whole registers: those of a column have one element each."""
     held = f32 if block.tensor.dtype == f16 else block.tensor.dtype
     parts = 1 if block.parts is None else plan.dims[block.tensor.dims[block.parts]]
-    return held.bytes * parts * prod(_length(plan, axis) for axis in block.axes)
+    *rows, width = (_length(plan, axis) for axis in block.axes or (ir.UNIT,))
+    if len(block.axes) == 1 and plan.stored(block.axes[0]) == "column":
+        rows, width = [width], 1
+    return held.bytes * parts * prod(rows) * -(-width // LANES) * LANES
 
 
 def _moves(plan: Plan, blocks: Blocks, block: Block) -> int:
@@ -68,7 +93,7 @@ def _moves(plan: Plan, blocks: Blocks, block: Block) -> int:
     indices = {e.name for i in block.index if isinstance(i, Expr) for e in ir.walk(i) if isinstance(e, ir.Index)}
     phases = [p for p in (plan.phases[i] for i in blocks.phases[block.name]) if p.dim in stepping or p.name in indices]
     if any(p.steps > 1 for p in phases):
-        return sum(visits(plan, p, p.loop.start, p.loop.stop) for p in phases)
+        return sum(visits(plan, p, p.loop.start, p.loop.stop, plan.unroll) for p in phases)
     named = {a.tile for a in block.axes}
     for node in (e for i in block.index if isinstance(i, Expr) for e in ir.walk(i)):
         match node:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from kpt_dsl import arithmetic, ir
 from kpt_dsl.dtypes import DType, f16, f32, i32
 from kpt_dsl.emit.pallas import gathers
-from kpt_dsl.emit.pallas.plan import Plan, Side
+from kpt_dsl.emit.pallas.plan import LANES, Plan, Side
 from kpt_dsl.errors import TargetError
 from kpt_dsl.ir import Axis, Expr
 from kpt_dsl.passes import fold
@@ -54,6 +54,10 @@ def column(tile, length):
 def row(tile, length):
     """The indices of a tile, one a column: (1, length)."""
     return tile * length + lax.broadcasted_iota(jnp.int32, (1, length), 1)''',
+    "across": '''\
+def across(x, length):
+    """A column that all lanes have, (rows, 128), along as many lanes as a tile has."""
+    return jnp.concatenate([x] * -(-length // 128), axis=1)[:, :length]''',
     "dot": '''\
 def dot(a, b, contract=(1, 0), precision=None):
     """The product of two tiles along one axis of each, in float32."""
@@ -104,7 +108,8 @@ class Text:
 
     ``tiles`` says how the number of each tile ("m", or "0" where it is the only one) and each index are written, ``variable``
     how a variable is, ``block`` how the block behind a load is; ``products`` are the dtypes whose products the chip's compiler
-    takes. ``masks`` collects the masks that expressions name, for whoever writes the lines before them.
+    takes. ``masks`` collects the masks that expressions name, for whoever writes the lines before them, who also says which
+    variables are ``wide``.
     """
 
     def __init__(
@@ -121,6 +126,7 @@ class Text:
         self.block = block
         self.products = products
         self.masks: dict[str, str] = {}
+        self.wide: set[str] = set()
         self.dim_of = {name: tile.dim for name, tile in plan.tiles.items()}
 
     # -------------------------------------------------------------- names of extents
@@ -131,7 +137,8 @@ class Text:
     def shape(self, kind: ir.Type, side: Side | None = None) -> str:
         sizes = [self.length(a) for a in kind.shape]
         if len(sizes) == 1:
-            sizes = [sizes[0], "1"] if (side or self.plan.side(kind.shape[0])) == "column" else ["1", sizes[0]]
+            side = side or self.plan.side(kind.shape[0])
+            sizes = ["1", sizes[0]] if side == "row" else [sizes[0], "1" if side == "column" else str(LANES)]
         return f"({', '.join(sizes or ['1', '1'])})"
 
     # -------------------------------------------------------------- expressions
@@ -168,11 +175,11 @@ class Text:
             case ir.Stop(tile):
                 return self._stop(tile)
             case ir.Lanes(axis):
-                return f"{side}({self.tiles[axis.tile] if axis.tile else 0}, {self.length(axis)})", ATOM
+                return f"{_thin(side)}({self.tiles[axis.tile] if axis.tile else 0}, {self.length(axis)})", ATOM
             case ir.Valid(axis):
-                return self._valid(axis, side or "row"), ATOM
+                return self._valid(axis, _thin(side) or "row"), ATOM
             case ir.Var():
-                return self._turned(self.variable(node), node, self.own_side(node), side)
+                return self._turned(self.variable(node), self.own_side(node), side)
             case ir.Load():
                 return self._load(node, side)
             case ir.Gather():
@@ -184,15 +191,15 @@ class Text:
                     return f"{'-' if op == 'neg' else '~'}{self.expr(x, _NEGATE, side)}", _NEGATE
                 return f"{_CALL[op]}({self.expr(x, side=side)})", ATOM
             case ir.Binary(op, a, b):
-                return self._binary(op, a, b, side)
+                return self._binary(op, a, b, node, side)
             case ir.Where(cond, a, b):
-                return f"jnp.where({', '.join(self.expr(x, side=side) for x in (cond, a, b))})", ATOM
+                return f"jnp.where({', '.join(self._beside(x, node, side=side) for x in (cond, a, b))})", ATOM
             case ir.Cast(x):
                 return self._cast(x, node.type.dtype, side)
             case ir.Full(value):
                 return self._full(value, node.type, side), ATOM
             case ir.Expand(x, axis):
-                return self._expand(x, axis)
+                return self._expand(x, axis, side)
             case ir.Transpose(x):
                 return f"{self.expr(x, ATOM)}.T", ATOM
             case ir.Half() | ir.Join():
@@ -204,12 +211,46 @@ class Text:
                 return self._dot(a, b, acc)
         raise AssertionError(node)
 
-    def own_side(self, node: Expr) -> Side | None:
-        """On which side a stored value with one axis lies."""
-        return self.plan.side(node.type.shape[0]) if len(node.type.shape) == 1 else None
+    def turned(self, node: Expr, side: Side | None) -> str:
+        """The text of a value that is stored on a side: turned as a whole, so once, if it lies on the other."""
+        own = self.own_side(node)
+        return self.expr(node, side=side) if own == side else self._turned(self.expr(node, ATOM, own), own, side)[0]
 
-    def _turned(self, text: str, node: Expr, has: Side | None, wants: Side | None) -> tuple[str, int]:
-        return (f"{text}.T" if has and wants and has != wants else text), ATOM
+    def own_side(self, node: Expr) -> Side | None:
+        """On which side a value with one axis lies that is assigned to a variable."""
+        if len(node.type.shape) != 1:
+            return None
+        return "wide" if self._is_wide(node) else self.plan.side(node.type.shape[0])
+
+    def _is_wide(self, node: Expr) -> bool:
+        """Whether a column, wide where that is asked for, then has all lanes."""
+        match node:
+            case ir.Var(name):
+                return name in self.wide
+            case ir.Unary() | ir.Binary() | ir.Where() | ir.Cast() | ir.Expand(axis=1):
+                return any(map(self._is_wide, ir.children(node)))
+        return False
+
+    def filling(self, node: Expr) -> str:
+        """The text of a value for the whole of a variable that is wide."""
+        side = "wide" if isinstance(node, ir.Full) else self.own_side(node)
+        text = self.expr(node, side=side)
+        return text if side == "wide" else f"jnp.broadcast_to({text}, {self.shape(node.type, 'wide')})"
+
+    def _beside(self, x: Expr, node: Expr, place: int = _COMPARE, side: Side | None = None) -> str:
+        """The text of an operand of an elementwise operation: a wide column has as many lanes as the others."""
+        shape = node.type.shape
+        if len(shape) == 2 and x.type.shape[1:] == (ir.UNIT,) and shape[1] != ir.UNIT and self._is_wide(x):
+            return f"across({self.expr(x, side='wide')}, {self.length(shape[1])})"
+        return self.expr(x, place, side)
+
+    def _turned(self, text: str, has: Side | None, wants: Side | None) -> tuple[str, int]:
+        """A value that lies on one side (its text an atom), on another; a wide one is made of no other."""
+        if has is None or wants is None or has == wants or (has, wants) == ("column", "wide"):
+            return text, ATOM
+        if has == "wide":
+            return f"{text}[:, :1]" if wants == "column" else f"{text}.T[:1]", ATOM
+        return f"{text}.T", ATOM
 
     def is_static(self, node: Expr) -> bool:
         """Whether a scalar follows from extents and tile sizes alone: Python computes it, not the device."""
@@ -304,7 +345,7 @@ class Text:
         masks: list[str] = []
         for axis in node.masked:
             if len(kept) == 1:
-                masks.append(self._valid(axis, self.plan.side(axis)))
+                masks.append(self._valid(axis, self.plan.stored(axis)))
             elif len(kept) == 2:
                 masks.append(self._valid(axis, "column" if kept.index(axis) == 0 else "row"))
             else:
@@ -318,7 +359,7 @@ class Text:
             text = f"jnp.where({' & '.join(masks)}, {text}, {zero})"
         if narrow and bool(masks) != wide:
             text += f".astype({JAX_DTYPES['f32' if wide else node.type.dtype.name]})"
-        return self._turned(text, node, self.own_side(node), side)
+        return self._turned(text, self.plan.stored(kept[0]) if len(kept) == 1 else None, side)
 
     def _gather(self, node: ir.Gather, side: Side | None) -> tuple[str, int]:
         """What is gathered from a block, zero where it is padding: 32-bit words until then. It is read whoever asks."""
@@ -335,26 +376,27 @@ class Text:
         if held not in ("jnp.float32" if dtype.is_float else "jnp.int32", "jnp.bool_"):
             text += f".astype({held})"
         if dtype.kind == "bool":
-            return f"{self._turned(text, node, own, side)[0]} != 0", _COMPARE
-        return self._turned(text, node, own, side)
+            return f"{self._turned(text, own, side)[0]} != 0", _COMPARE
+        return self._turned(text, own, side)
 
-    def _binary(self, op: ir.BinaryOp, a: Expr, b: Expr, side: Side | None) -> tuple[str, int]:
+    def _binary(self, op: ir.BinaryOp, a: Expr, b: Expr, node: Expr, side: Side | None) -> tuple[str, int]:
         static = self.is_static(a) and self.is_static(b)
         op, b = (op, b) if static else fold.of_bits(op, b)
         if op in ("max", "min", "maxnum", "minnum"):
-            return f"{op if static else _CALL[op]}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
+            operands = f"{self._beside(a, node, side=side)}, {self._beside(b, node, side=side)}"
+            return f"{op if static else _CALL[op]}({operands})", ATOM
         if op in ("floordiv", "mod") and not static and self._never_negative(a) and self._never_negative(b):
             # Truncation is the same as rounding down here, and one instruction instead of six.
             name = {"floordiv": "lax.div", "mod": "lax.rem"}[op]
-            return f"{name}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
+            return f"{name}({self._beside(a, node, side=side)}, {self._beside(b, node, side=side)})", ATOM
         if op in _SHIFTS:
             if static:
                 return _number(self.static(ir.Binary(op, a, b, type=a.type)))
             if not fold.is_plain_shift(op, a, b):
-                return f"{_SHIFTS[op]}({self.expr(a, side=side)}, {self.expr(b, side=side)})", ATOM
+                return f"{_SHIFTS[op]}({self._beside(a, node, side=side)}, {self._beside(b, node, side=side)})", ATOM
         symbol, strength = _INFIX[op]
         left = strength + 1 if strength == _COMPARE else strength
-        return f"{self.expr(a, left, side)} {symbol} {self.expr(b, strength + 1, side)}", strength
+        return f"{self._beside(a, node, left, side)} {symbol} {self._beside(b, node, strength + 1, side)}", strength
 
     def _cast(self, x: Expr, to: DType, side: Side | None) -> tuple[str, int]:
         if to == f16 and not self.is_static(x):
@@ -388,12 +430,12 @@ class Text:
             return f"jnp.zeros({self.shape(kind, side)}, {JAX_DTYPES[kind.dtype.name]})"
         return f"jnp.full({self.shape(kind, side)}, {self.expr(value)}, {JAX_DTYPES[kind.dtype.name]})"
 
-    def _expand(self, x: Expr, axis: int) -> tuple[str, int]:
+    def _expand(self, x: Expr, axis: int, side: Side | None) -> tuple[str, int]:
         match len(x.type.shape):
             case 0:
                 return self._format(x, None)
             case 1:
-                return self._format(x, "column" if axis == 1 else "row")
+                return self._format(x, "row" if axis == 0 else side or "column")
         return f"jnp.expand_dims({self.expr(x)}, {axis})", ATOM
 
     def _reduce(self, op: str, x: Expr, axis: int, node: Expr, side: Side | None) -> tuple[str, int]:
@@ -402,7 +444,7 @@ class Text:
             return f"jnp.{name}({self.expr(x)}, keepdims=True)", ATOM
         if rank == 2:
             text = f"jnp.{name}({self.expr(x)}, axis={axis}, keepdims=True)"
-            return self._turned(text, node, "column" if axis == 1 else "row", side)
+            return self._turned(text, "column" if axis == 1 else "row", side)
         return f"jnp.{name}({self.expr(x)}, axis={axis})", ATOM
 
     def _dot(self, a: Expr, b: Expr, acc: Expr | None) -> tuple[str, int]:
@@ -434,6 +476,10 @@ class Text:
             case ir.Binary("max" | "and", a, b):
                 return self._never_negative(a) or self._never_negative(b)
         return False
+
+
+def _thin(side: Side | None) -> Side | None:
+    return "column" if side == "wide" else side
 
 
 def _number(value: float | int | bool) -> tuple[str, int]:

@@ -82,7 +82,7 @@ def form(plan: Plan, node: ir.Gather) -> Form:
     if others:
         return Form(index, sides.index(index), picked=others[0] == index.type.shape[0])
     whole = Axis(plan.kernel.tensor(node.tensor).dims[node.index.index(index)])
-    return Form(index, 1 if plan.side(whole) == "row" else 0, picked=True)
+    return Form(index, 1 if plan.stored(whole) == "row" else 0, picked=True)
 
 
 def text(form: Form, block: str, index: str, dtype: DType) -> str:

@@ -43,7 +43,8 @@ def host(made: KernelText, vmem_bytes: int) -> str:
                 if plan.kept:
                     with out.block("scratch_shapes=["):
                         for name, kind in plan.kept.items():
-                            out.line(f"pltpu.VMEM({made.text.shape(kind)}, {JAX_DTYPES[kind.dtype.name]}),  # {name}")
+                            shape = made.text.shape(kind, "wide" if plan.wide(kind) else None)
+                            out.line(f"pltpu.VMEM({shape}, {JAX_DTYPES[kind.dtype.name]}),  # {name}")
                     out.line("],")
             out.line("),")
             out.line(f"out_shape=[{', '.join(map(made.blocks.out_shape, made.blocks.written))}],")

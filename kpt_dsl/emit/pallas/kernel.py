@@ -8,11 +8,11 @@ import re
 
 from kpt_dsl import ir
 from kpt_dsl.emit.pallas.blocks import Blocks
-from kpt_dsl.emit.pallas.counts import programs, visits
+from kpt_dsl.emit.pallas.counts import in_steps, programs, visits
 from kpt_dsl.emit.pallas.expressions import JAX_DTYPES, Text
-from kpt_dsl.emit.pallas.plan import Phase, Plan, Segment, Side, read_by
+from kpt_dsl.emit.pallas.plan import Phase, Plan, Segment, read_by
 from kpt_dsl.emit.text import Writer
-from kpt_dsl.passes.split import interior
+from kpt_dsl.passes.split import Interior, interior
 
 
 class KernelText:
@@ -75,7 +75,8 @@ class KernelText:
             for segment, live in zip(self.plan.segments, self.plan.live, strict=True):
                 live &= self.plan.kept.keys()
                 if segment.phase:
-                    self._loop(out, segment.phase, _alive(segment.body, live), live)
+                    loop = self._loop if self.plan.unroll == 1 else self._unrolled
+                    loop(out, segment.phase, _alive(segment.body, live), live)
                 elif body := _alive(segment.body, live):
                     at = [f"{self.step} == {segment.step}"] if self.plan.steps else []
                     self._guarded(out, at, "finish" if segment.step else "begin", body, live, programs(self.plan))
@@ -89,26 +90,60 @@ class KernelText:
             start, next_one = f"{number} * {over.block}", f"({next_one}) * {over.block}"
         during = [f"{self.step} >= {phase.first}"] if phase.first else []
         during += [f"{self.step} <= {phase.last}"] if phase.last + 1 < self.plan.steps else []
-        visited = []
-        if phase.bounded and phase.loop.start == ir.scalar(0):
-            visited = [f"{start} < {over.name}_stop"]
-        elif phase.bounded:
-            visited = [f"jnp.maximum({start}, {over.name}_start) < jnp.minimum({next_one}, {over.name}_stop)"]
+        visited = _visited(phase, start, next_one)
         visits_all = visits(self.plan, phase, phase.loop.start, phase.loop.stop)
         clear = interior(self.kernel, phase.loop) if isinstance(over, ir.Tile) else None
         visits_clear = visits(self.plan, phase, clear.start, clear.stop) if clear else 0
         if clear is None or not visits_clear:
             self._guarded(out, during + visited, f"visit_{over.name}", body, live, visits_all)
             return
-        ends = {} if clear.start == ir.scalar(0) else {f"{over.name}_clear_start": clear.start}
-        ends[f"{over.name}_clear_stop"] = clear.stop
+        self._clear(out, over.name, clear, start, start)
+        self._guarded(out, [*during, "clear"], f"interior_{over.name}", _alive(clear.body, live), live, visits_clear)
+        self._guarded(out, [*during, *visited, "~clear"], f"edge_{over.name}", body, live, visits_all - visits_clear)
+
+    def _clear(self, out: Writer, tile: str, clear: Interior, first: str, last: str) -> None:
+        """Whether tiles need no mask, the ``first`` and the ``last`` of which begin there."""
+        ends = {} if clear.start == ir.scalar(0) else {f"{tile}_clear_start": clear.start}
+        ends[f"{tile}_clear_stop"] = clear.stop
         out.line()
         for end, value in ends.items():
             _statement(out, f"{end} = {self.text.expr(value)}", None)
-        inside = [f"{start} {'>=' if end.endswith('start') else '<'} {end}" for end in ends]
+        inside = [f"{first} >= {end}" if end.endswith("start") else f"{last} < {end}" for end in ends]
         out.line(f"clear = {_all(inside)}")
-        self._guarded(out, [*during, "clear"], f"interior_{over.name}", _alive(clear.body, live), live, visits_clear)
-        self._guarded(out, [*during, *visited, "~clear"], f"edge_{over.name}", body, live, visits_all - visits_clear)
+
+    def _unrolled(self, out: Writer, phase: Phase, body: tuple[ir.Stmt, ...], live: frozenset[str]) -> None:
+        """The only loop, of which each step goes through several tiles: one run of all where they need no masks, so that the
+        products of one are made during the other work of another; elsewhere each by itself."""
+        tile, several = phase.loop.tile, self.plan.unroll
+        clear = interior(self.kernel, phase.loop)
+        steps, others = in_steps(self.plan, phase, (clear.start, clear.stop) if clear else (ir.scalar(0), ir.scalar(0)))
+        if not phase.bounded and not (clear and steps):
+            self._run(out, tile.name, body, live)
+            return
+        conditions = _visited(phase, f"{tile.name} * {tile.block}", f"({tile.name} + 1) * {tile.block}")
+        if clear and steps:
+            first = f"step * {several}"
+            self._clear(out, tile.name, clear, f"{first} * {tile.block}", f"({first} + {several - 1}) * {tile.block}")
+            self.visits.append(steps)
+            with out.block(f"\n@pl.when(clear)\ndef interior_{tile.name}():"):
+                self._run(out, tile.name, _alive(clear.body, live), live)
+            conditions.append("~clear")
+        with out.block(f"\nfor part in range({several}):"):
+            out.line(f"{tile.name} = step * {several} + part")
+            for count in others:
+                self.visits.append(count)
+            with out.block(f"\n@pl.when({_all(conditions)})\ndef edge_{tile.name}():"):
+                self._statements(out, body, live)
+
+    def _run(self, out: Writer, tile: str, body: tuple[ir.Stmt, ...], live: frozenset[str]) -> None:
+        """The tiles of a step, one behind the other, and before them what is the same for all."""
+        self._statements(out, tuple(self._recomputed(body)), frozenset())
+        with out.block(f"for part in range({self.plan.unroll}):"):
+            inner = Writer(out.depth)
+            self._statements(inner, body, live, again=False)
+            if tile in words(inner.text()):
+                out.line(f"{tile} = step * {self.plan.unroll} + part")
+            out.paste(inner)
 
     def _guarded(
         self,
@@ -127,11 +162,12 @@ class KernelText:
         with out.block(f"\n@pl.when({_all(conditions)})\ndef {name}():"):
             self._statements(out, body, live)
 
-    def _statements(self, out: Writer, body: tuple[ir.Stmt, ...], live: frozenset[str]) -> None:
-        """A segment's statements. A kept variable is read from its scratch until it is assigned; its last value is written
-        back: at once where nothing here reads it, else at the end."""
+    def _statements(self, out: Writer, body: tuple[ir.Stmt, ...], live: frozenset[str], again: bool = True) -> None:
+        """A segment's statements, behind what they need that is computed ``again``. A kept variable is read from its scratch
+        until it is assigned; its last value is written back: at once where nothing here reads it, else at the end."""
         self._local = set()
-        body = (*self._recomputed(body), *body)
+        self.text.wide = {name for name, kind in self.plan.kept.items() if self.plan.wide(kind)}
+        body = (*self._recomputed(body), *body) if again else body
         lines: list[tuple[str, ir.Loc | None]] = []
         late: list[str] = []
         self.text.masks.clear()
@@ -139,27 +175,31 @@ class KernelText:
             rest = body[i + 1 :]
             match stmt:
                 case ir.Assign(name, value) if value.type.shape or name not in self.plan.definitions:
-                    text = self.text.expr(value, side=self.text.own_side(value))
                     final = not any(isinstance(s, ir.Assign) and s.name == name for s in rest)
                     stored = final and name in self.plan.kept and name in live
                     if stored and not any(name in read_by(s) for s in rest):
-                        lines.append((f"{name}_scratch[...] = {_tile(text, value)}", stmt.loc))
+                        lines.append((f"{name}_scratch[...] = {self._kept(value)}", stmt.loc))
                         continue
-                    lines.append((f"{name} = {text}", stmt.loc))
+                    side = self.text.own_side(value)
+                    lines.append((f"{name} = {self.text.expr(value, side=side)}", stmt.loc))
                     self._local.add(name)
+                    (self.text.wide.add if side == "wide" else self.text.wide.discard)(name)
                     if stored:
-                        late.append(f"{name}_scratch[...] = {_tile(name, value)}")
-                case ir.Store(tensor, index, value):
-                    block = self.blocks.output(tensor)
-                    place = f"{block.name}[{block.stored(index)}]"
-                    side: Side | None = None
-                    if len(block.axes) == 1:
-                        side = "column" if self.blocks.column(block) else "row"
-                    lines.append((f"{place} = {_tile(self.text.expr(value, side=side), value)}", stmt.loc))
+                        late.append(f"{name}_scratch[...] = {self._kept(ir.Var(name, type=value.type))}")
+                case ir.Store(tensor, value=value):
+                    block, place = self.blocks.output(tensor), self.blocks.stored(stmt)
+                    side = self.plan.stored(block.axes[0]) if len(block.axes) == 1 else None
+                    lines.append((f"{place} = {_tile(self.text.turned(value, side), value)}", stmt.loc))
         for name, condition in self.text.masks.items():
             out.line(f"{name} = {condition}")
         for line, loc in [*lines, *((text, None) for text in late)]:
             _statement(out, line, loc)
+
+    def _kept(self, value: ir.Expr) -> str:
+        """The text of a value for the scratch of a variable."""
+        if self.plan.wide(value.type):
+            return self.text.filling(value)
+        return _tile(self.text.expr(value, side=self.text.own_side(value)), value)
 
     def _recomputed(self, body: tuple[ir.Stmt, ...]) -> list[ir.Assign]:
         """Tiles that are the same all through a program and that these statements read, computed anew."""
@@ -196,6 +236,16 @@ class KernelText:
             about = f'"""The indices [start, stop) of {over.dim} that a program visits."""'
             self.bounds.append("\n    ".join([f"def {call}:", about, *lines]))
             self.calls[over.name] = call
+
+
+def _visited(phase: Phase, first: str, behind: str) -> list[str]:
+    """The conditions under which a bounded loop visits the indices from ``first`` on, up to those ``behind``."""
+    name = phase.name
+    if not phase.bounded:
+        return []
+    if phase.loop.start == ir.scalar(0):
+        return [f"{first} < {name}_stop"]
+    return [f"jnp.maximum({first}, {name}_start) < jnp.minimum({behind}, {name}_stop)"]
 
 
 def _tile(text: str, value: ir.Expr) -> str:

@@ -17,8 +17,9 @@ from kpt_dsl.emit.pallas.expressions import HELPERS
 from kpt_dsl.emit.pallas.host import host
 from kpt_dsl.emit.pallas.kernel import KernelText, words
 from kpt_dsl.emit.pallas.names import renamed
-from kpt_dsl.emit.pallas.plan import plan, settled, unrolled
+from kpt_dsl.emit.pallas.plan import plan, settled, unrollable, unrolled
 from kpt_dsl.errors import ConfigError, TargetError
+from kpt_dsl.passes.factors import into_operands
 from kpt_dsl.passes.halves import apart
 from kpt_dsl.passes.padding import guard, whole
 
@@ -87,8 +88,9 @@ def emit(kernel: ir.Kernel, known: Dims, target: "Target", config: "Config") -> 
         )
     if empty := [d for t in kernel.tensors for d in t.dims if not dims[d]]:
         raise ConfigError(f"{kernel.name}: dim {empty[0]} is empty; a Pallas kernel needs an element of each dim")
-    named = renamed(apart(kernel))
+    named = renamed(into_operands(apart(kernel)))
     lanes = named.dims({t.dim: min(_block(t, config), dims[t.dim]) for t in ir.tiles(kernel)})
+    unroll = _unroll(kernel, config, dims)
     kernel, dims = named.kernel, named.dims(dims)
 
     def single(loop: ir.For) -> bool:
@@ -99,7 +101,7 @@ def emit(kernel: ir.Kernel, known: Dims, target: "Target", config: "Config") -> 
 
     tiles = {t.name: t for t in ir.tiles(kernel)}
     kernel = guard(replace(kernel, body=unrolled(settled(kernel.body, dims), single)), padded)
-    made = KernelText(plan(kernel, dims, lanes, tiles), target.dtypes)
+    made = KernelText(plan(kernel, dims, lanes, tiles, unroll), target.dtypes)
     return Source("pallas", kernel.name, _module(made, target.vmem_bytes), _abi(made, named.arguments))
 
 
@@ -108,6 +110,18 @@ def _block(tile: ir.Tile, config: Mapping[str, Any]) -> int:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ConfigError(f"{tile.block} is {size!r}; it must be a positive integer, the length of tiles of {tile.dim}")
     return size
+
+
+def _unroll(kernel: ir.Kernel, config: Mapping[str, Any], dims: Mapping[str, int]) -> int:
+    """How many tiles of its only loop a step goes through."""
+    loop = unrollable(kernel)
+    knob = f"unroll_{loop.tile.dim}" if loop else ""
+    if loop is None or knob not in config:
+        return 1
+    several, tiles = config[knob], -(-dims[loop.tile.dim] // _block(loop.tile, config))
+    if type(several) is not int or several < 1 or tiles % several:
+        raise ConfigError(f"{knob} is {several!r}; it must divide the {tiles} tiles of {loop.tile.dim}")
+    return several
 
 
 def _check_width(name: str, node: ir.Expr) -> None:

@@ -18,8 +18,8 @@ from kpt_dsl.emit.pallas.expressions import HELPERS
 Kind = Literal["dim", "argument", "kernel", "loop", "variable"]
 
 _RESERVED = frozenset({
-    "jax", "jnp", "lax", "pl", "pltpu", "step", "axes", "clear", "interpret", "begin", "finish", "scalars", "_", *HELPERS,
-    *keyword.kwlist, *dir(builtins),
+    "jax", "jnp", "lax", "pl", "pltpu", "step", "axes", "clear", "interpret", "part", "begin", "finish", "scalars", "_",
+    *HELPERS, *keyword.kwlist, *dir(builtins),
 })  # fmt: skip
 
 _MADE: Mapping[Kind, tuple[str, ...]] = {

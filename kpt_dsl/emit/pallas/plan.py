@@ -18,8 +18,9 @@ from kpt_dsl.ir import Axis, Expr, Stmt
 from kpt_dsl.passes import fold
 from kpt_dsl.passes.padding import whole
 
-Side = Literal["column", "row"]
-"""How a value with one axis lies in a two-dimensional register: along sublanes (length, 1) or along lanes (1, length)."""
+Side = Literal["column", "row", "wide"]
+"""How a value with one axis lies in two-dimensional registers: along sublanes (length, 1), or along lanes (1, length). Where a
+wide one is asked for, a column may be given: (length, 128) has all lanes alike, so that none must be sent to the others."""
 
 STEP = "<step>"
 """The tile of an axis that follows the steps of the last grid axis, whichever loop runs; no variable can have this name."""
@@ -94,6 +95,8 @@ class Plan:
     lanes: Mapping[str, int]  # tiled dim -> lanes of its tiles, never more than the extent
     tiles: Mapping[str, ir.Tile]
     segments: tuple[Segment, ...] = ()
+    unroll: int = 1
+    """How many tiles of its only loop a step goes through."""
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
@@ -105,8 +108,8 @@ class Plan:
         return sum(p.steps for p in self.phases)
 
     def step(self, names: Mapping[str, str]) -> str:
-        """The name of the last grid axis: that of the only loop's tile in ``names``, where there is one loop."""
-        return names[self.phases[0].name] if len(self.phases) == 1 else "step"
+        """The name of the last grid axis: that of the only loop's tile in ``names``, where it is at one."""
+        return names[self.phases[0].name] if len(self.phases) == 1 and self.unroll == 1 else "step"
 
     # -------------------------------------------------------------- variables that cross segments
     @cached_property
@@ -119,9 +122,14 @@ class Plan:
                 continue
             inside = list(ir.walk(stmt.value))
             known = all(e.name in found for e in inside if isinstance(e, ir.Var))
-            if known and not any(isinstance(e, ir.Reduce | ir.Dot) for e in inside):
+            if known and not any(isinstance(e, ir.Reduce | ir.Dot) or self._turned(e) for e in inside):
                 found[stmt.name] = stmt.value
         return found
+
+    def _turned(self, node: Expr) -> bool:
+        """Whether a load lies otherwise in memory than where it is used."""
+        axes = node.type.shape if isinstance(node, ir.Load) else ()
+        return len(axes) == 1 and self.side(axes[0]) != self.stored(axes[0])
 
     @cached_property
     def _in_loops(self) -> dict[str, Expr]:
@@ -156,6 +164,10 @@ class Plan:
         crossing = frozenset[str]().union(*self.live) - self.definitions.keys()
         assigned = [s for segment in self.segments for s in segment.body if isinstance(s, ir.Assign)]
         return {s.name: s.value.type for s in assigned if s.name in crossing}
+
+    def wide(self, kind: ir.Type) -> bool:
+        """Whether a kept variable has a column's values in all lanes."""
+        return len(kind.shape) == 1 and self.side(kind.shape[0]) == "column" and kind.dtype.bits == 32
 
     def resolved(self, node: Expr) -> Expr:
         """An expression with the variables in it replaced by their definitions.
@@ -199,12 +211,18 @@ class Plan:
 
     def side(self, axis: Axis) -> Side:
         """On which side values that have a single axis lie: where most of their uses want them, if tiles may be so short."""
+        return "column" if self._columns.get(self.place(axis), 0) > 0 else self.stored(axis)
+
+    def stored(self, axis: Axis) -> Side:
+        """On which side they lie in memory, where a column takes 128 times its bytes: as rows, but for tiles that are too
+        short."""
         partial = axis.tile is not None and self.lanes[axis.dim] != self.dims[axis.dim]
-        short = partial and self.lanes[axis.dim] % LANES != 0
-        return "column" if short or self._columns.get(self.place(axis), 0) > 0 else "row"
+        return "column" if partial and self.lanes[axis.dim] % LANES else "row"
 
 
-def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], tiles: Mapping[str, ir.Tile]) -> Plan:
+def plan(
+    kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], tiles: Mapping[str, ir.Tile], unroll: int = 1
+) -> Plan:
     """Cut a kernel into phases and segments. Raises TargetError for a loop inside a loop."""
     kernel = replace(kernel, body=versioned(kernel.body))
     segments: list[Segment] = []
@@ -221,13 +239,30 @@ def plan(kernel: ir.Kernel, dims: Mapping[str, int], lanes: Mapping[str, int], t
         if straight:
             segments.append(Segment(tuple(straight), max(0, first - 1)))
             straight = []
-        width = lanes[stmt.over.dim] if isinstance(stmt.over, ir.Tile) else 1
+        width = lanes[stmt.over.dim] * unroll if isinstance(stmt.over, ir.Tile) else 1
         phase = Phase(stmt, first, -(-dims[stmt.over.dim] // width), bounded=not whole(stmt))
         segments.append(Segment(stmt.body, first, phase))
         first += phase.steps
     if straight:
         segments.append(Segment(tuple(straight), max(0, first - 1)))
-    return Plan(kernel, dims, lanes, tiles, tuple(segments))
+    return Plan(kernel, dims, lanes, tiles, tuple(segments), unroll)
+
+
+def unrollable(kernel: ir.Kernel) -> ir.For | None:
+    """The loop of which a step may go through several tiles: a kernel's only one, over tiles that are not dealt out, and on
+    which no index depends."""
+    loops = [s for s in ir.statements(kernel.body) if isinstance(s, ir.For)]
+    if len(loops) != 1 or not isinstance(loops[0].over, ir.Tile) or loops[0].share is not None:
+        return None
+    body, tile = loops[0].body, loops[0].tile.name
+    made = {s.name for s in body if isinstance(s, ir.Assign)}
+    accesses = [e for e in ir.every_expr(body) if isinstance(e, ir.Read)] + [s for s in body if isinstance(s, ir.Store)]
+    inside = (e for a in accesses for i in a.index if isinstance(i, Expr) for e in ir.walk(i))
+    moving = any(
+        (isinstance(e, ir.Var) and e.name in made) or tile in {getattr(e, "tile", None), *(a.tile for a in e.type.shape)}
+        for e in inside
+    )
+    return None if moving else loops[0]
 
 
 def settled(body: Iterable[Stmt], dims: Mapping[str, int]) -> tuple[Stmt, ...]:

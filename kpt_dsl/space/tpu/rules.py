@@ -1,7 +1,8 @@
 """Space rules of TPUs: a grid that runs in order, blocks that the compiler copies to vector memory two steps deep.
 
-Block rule, vector-memory use and good sizes: the Pallas TPU documentation, and what Google's compiler accepts. The only knobs
-are block sizes; how deep to pipeline and where values live is the compiler's.
+Block rule, vector-memory use and good sizes: the Pallas TPU documentation, and what Google's compiler accepts. The knobs
+are block sizes and, where products hang on each other, how many tiles of the loop a step goes through; how deep to pipeline and
+where values live is the compiler's.
 """
 
 import math
@@ -9,6 +10,7 @@ import math
 from kpt_dsl import ir
 from kpt_dsl.dtypes import f16
 from kpt_dsl.emit.pallas.gathers import why_not
+from kpt_dsl.emit.pallas.plan import unrollable
 from kpt_dsl.space.config import Config, points
 from kpt_dsl.space.facts import Axes, Facts, Product
 from kpt_dsl.space.space import Knobs
@@ -29,6 +31,15 @@ final code for v5e and v6e, and float32 ones take it minutes."""
 GOOD_LINK, GOOD_LINK_ROWS = 2**21, 1024
 """Bytes (counted likewise) of a tile between two chained products, which goes through vector memory many times, and its rows
 where there are so many: 1024 by 1024 in bfloat16 is best on v5e, and on v6e where the products are causal."""
+UNROLLS = (1, 2, 4)
+"""Tiles that a step goes through, of a loop in which a product is made of another's result: one tile's products then run beside
+the other work of its neighbour."""
+GOOD_RUN, GOOD_UNEVEN_RUN, GOOD_PART = 4, 2, 512
+"""Tiles that a step goes through at most, also where some are left out (their steps have masks all along), and how long those
+are of which a step has several: short ones gain less than they cost."""
+ALONE = 0.33
+"""Of the shorter of a step's two works, products and the rest, what is not beside the other where a step has one tile (by the
+compiler's final code for v5e and v6e, attention)."""
 VMEM_SHARE = 0.8
 """Of vector memory, what blocks and values may take; the rest is the compiler's, for spills and its own copies."""
 STEP = 0.35e-6
@@ -36,15 +47,19 @@ STEP = 0.35e-6
 
 
 def knobs(facts: Facts, target: Target) -> Knobs:
-    """Block sizes: multiples of a register's side, or the whole dim."""
-    return {block: _block_values(facts, target, axes) for block, axes in facts.blocks.items()}
+    """Block sizes: multiples of a register's side, or the whole dim; and how many tiles a step goes through."""
+    found: Knobs = {block: _block_values(facts, target, axes) for block, axes in facts.blocks.items()}
+    if any(p.chained and p.scope for p in facts.products) and (loop := unrollable(facts.kernel)) is not None:
+        found[f"unroll_{loop.tile.dim}"] = UNROLLS
+    return found
 
 
 def why_illegal(facts: Facts, target: Target, config: Config) -> str | None:
     """Why a config cannot run on a TPU, or None."""
     sizes = TpuSizes(facts, target, config)
     return (
-        _why_added(sizes) or _why_not_gathered(sizes) or _why_odd_block(sizes) or _why_empty_share(sizes)
+        _why_added(sizes) or _why_not_gathered(sizes) or _why_odd_block(sizes) or _why_odd_run(sizes)
+        or _why_empty_share(sizes)
         or _why_too_much_vmem(sizes)
     )  # fmt: skip
 
@@ -61,7 +76,9 @@ def _well_proportioned(sizes: TpuSizes) -> bool:
     facts = sizes.facts
     links = [p for p in facts.products if not p.carried] if any(p.chained for p in facts.products) else []
     return (
-        all(sizes.count(a.axes) <= GOOD_ELEMENTS for a in facts.arithmetic)
+        sizes.unroll <= (GOOD_UNEVEN_RUN if facts.uneven else GOOD_RUN)
+        and (sizes.unroll == 1 or sizes.blocks[facts.loops[0].tile.block] >= GOOD_PART)
+        and all(sizes.count(a.axes) <= GOOD_ELEMENTS for a in facts.arithmetic)
         and all(sizes.lanes(p.k) <= GOOD_DEPTH for p in facts.products if p.k in facts.block_of and not p.chained)
         and (bool(links) or all(sizes.lanes(a) * _bytes(p) <= GOOD_SIDE for p in facts.products for a in (p.m, p.n)))
         and all(sizes.count((p.m, p.n)) * _bytes(p) <= GOOD_LINK for p in links)
@@ -82,11 +99,13 @@ def seconds(facts: Facts, target: Target, config: Config) -> float:
     for scope, steps in enumerate(sizes.steps):
         products = [p for p in facts.products if p.scope == scope]
         matrix = sum(map(sizes.flops, products)) / min((target.peak(p.dtype.name) for p in products), default=1.0)
-        vector = sum(sizes.padded(a.axes) * a.instructions for a in facts.arithmetic if a.scope == scope)
-        vector += sum(sizes.padded((p.m, p.n)) for p in products if p.carried)
+        operations = sum(sizes.padded(a.axes) * a.instructions for a in facts.arithmetic if a.scope == scope)
+        operations += sum(sizes.padded((p.m, p.n)) for p in products if p.carried)
+        vector = operations / (target.vector_flops_per_s / 2)
         copies = sum(map(sizes.block_bytes, (a for a in (*facts.loads, *facts.stores) if a.scope == scope)))
-        work = max(matrix, vector / (target.vector_flops_per_s / 2), copies / target.bandwidth_bytes_per_s)
-        total += steps * work
+        work = max(matrix, vector, copies / target.bandwidth_bytes_per_s)
+        alone = ALONE * min(matrix, vector) / sizes.unroll if any(p.chained for p in products) else 0.0
+        total += steps * (work + alone)
     return programs * sizes.programs * (total + sum(sizes.visits) * STEP / target.cores)
 
 
@@ -125,6 +144,17 @@ def _why_odd_block(sizes: TpuSizes) -> str | None:
         unit, size = block_unit(sizes.facts, sizes.target, axis), sizes.blocks[block]
         if size % unit and size < sizes.facts.extent(axis):
             return f"{block} is {size}; on {sizes.target.name} it must be a multiple of {unit}, or all of {axis.dim}"
+    return None
+
+
+def _why_odd_run(sizes: TpuSizes) -> str | None:
+    if sizes.unroll == 1:
+        return None
+    tile, several = sizes.facts.loops[0].tile, sizes.unroll
+    if (tiles := sizes.tiles(tile)) % several:
+        return f"unroll_{tile.dim} is {several}, which does not divide {tiles} tiles of {tile.dim}"
+    if (length := sizes.blocks[tile.block]) % sizes.target.lanes:
+        return f"{tile.block} is {length}; one behind the other, tiles must be multiples of {sizes.target.lanes}"
     return None
 
 

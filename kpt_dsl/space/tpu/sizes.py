@@ -23,7 +23,13 @@ class TpuSizes(Sized):
     @cached_property
     def visits(self) -> tuple[float, ...]:
         """Grid steps of each loop, those included that a bound makes idle."""
-        return tuple(self.most_steps(loop) for loop in self.facts.loops) or (1,)
+        return tuple(self.most_steps(loop) / self.unroll for loop in self.facts.loops) or (1,)
+
+    @cached_property
+    def unroll(self) -> int:
+        """How many tiles of the only loop a step goes through."""
+        knobs = [name for name in self.config if name.startswith("unroll_")]
+        return int(self.config[knobs[0]]) if knobs else 1
 
     def padded(self, axes: Axes, rows: int = 0) -> int:
         """Elements of a tile in registers; ``rows`` is what its second last side is a multiple of, by default the sublanes."""
@@ -35,8 +41,12 @@ class TpuSizes(Sized):
         return math.prod(outer) * _up(height, rows or self.target.sublanes) * _up(width or 1, self.target.lanes)
 
     def block_bytes(self, access: Access) -> int:
-        """Of a block in vector memory; narrow elements are packed, several rows to a sublane."""
-        size = access.tensor.dtype.bytes
+        """Of a block in memory; narrow elements are packed, several rows to a sublane. One along a single axis is a row, or,
+        where it is too short for that, a column that takes a row's bytes for each element."""
+        size, axes = access.tensor.dtype.bytes, access.block
+        length = self.lanes(axes[0]) if len(axes) == 1 else 0
+        if length and (length % self.target.lanes == 0 or length >= self.facts.extent(axes[0])):
+            return _up(length, self.target.lanes) * size
         return self.padded(access.block, self.target.sublanes * max(1, WORD_BYTES // size)) * size
 
     def flops(self, product: Product) -> int:
@@ -48,11 +58,12 @@ class TpuSizes(Sized):
     def vmem_bytes(self) -> int:
         """Blocks twice, for one is copied while the other is used; carried values; and the two largest values of a step."""
         accesses = (*self.facts.loads, *self.facts.stores)
-        blocks = {(a.tensor.name, a.block, a.parts): self.block_bytes(a) for a in accesses}
+        blocks = {(a.tensor.name, a.block, a.parts): self.block_bytes(a) * (self.unroll if a.scope else 1) for a in accesses}
         carried = max((sum(self.padded(t.shape) for t in types) for types in self.facts.carried), default=0)
         made = {a.axes for a in self.facts.arithmetic} | {(p.m, p.n) for p in self.facts.products if not p.carried}
         made |= {(*a.looked_up, *(axis for axis in a.block if axis not in a.axes)) for a in self.facts.loads if a.places}
-        values = sum(sorted(map(self.padded, made))[-2:])
+        sizes = sorted(map(self.padded, made))
+        values = sum(sizes[-2:]) + (self.unroll - 1) * sum(sizes[-1:])
         return 2 * sum(blocks.values()) + WORD_BYTES * (carried + values)
 
 
