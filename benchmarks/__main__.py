@@ -65,6 +65,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="timing a case (default: 1)")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
+    parser.add_argument("--add", action="store_true", help="keep the rows of other cases that NAME.json has")
     given = parser.parse_args()
     names = list(SUITES) if "all" in given.suites else given.suites
     import torch
@@ -80,7 +81,9 @@ def main() -> int:
         for found in _found(suite, given):
             failed += found.failed
             if found.rows or (found.about and not found.device):
-                path = report.write(given.out / found.device, name, suite.TITLE, found.rows, found.picture, found.about)
+                path = report.write(
+                    given.out / found.device, name, suite.TITLE, found.rows, found.picture, found.about, given.add
+                )
                 print(f"{path} {report.plot(path)}")
                 shown = True
             if found.stopped:

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from kpt_dsl import KptError
+
 PACKAGES = (
     "kpt-dsl", "torch", "triton", "liger-kernel", "flash-attn", "flash-attn-4", "jax", "jaxlib", "libtpu", "tokamax",
 )  # fmt: skip
@@ -74,10 +76,30 @@ def write(
     rows: Sequence[Mapping[str, Any]],
     picture: Picture | None = None,
     about: Mapping[str, Any] | None = None,
+    add: bool = False,
 ) -> Path:
-    """``folder/name.json`` of a suite. ``about``: what is said of all rows together."""
+    """``folder/name.json`` of a suite. ``about``: what is said of all rows together. ``add``: beside the rows of other cases that
+    are there, of the same device and versions; each says then when it was measured, and by which command."""
+    if add:
+        rows = _added(folder / f"{name}.json", rows)
     found = {**(about or {}), "picture": asdict(picture or Picture()), "rows": list(rows)}
     return save(folder, name, title, found, "benchmarks")
+
+
+def _added(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Raises KptError where what is there was measured elsewhere."""
+    now = environment("benchmarks")
+    earlier = json.loads(path.read_text()) if path.exists() else {**now, "rows": []}
+    for key in ("device", "cuda", "versions"):
+        if earlier[key] != now[key]:
+            raise KptError(f"{path} has {key} {earlier[key]}, and here it is {now[key]}; accepted by --add: the same")
+    found = {row["case"]: {**_when(earlier), **row} for row in earlier["rows"]}
+    found |= {row["case"]: {**row, **_when(now)} for row in rows}
+    return list(found.values())
+
+
+def _when(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: environment[key] for key in ("date", "command")}
 
 
 def save(folder: Path, name: str, title: str, found: Mapping[str, Any], program: str) -> Path:
