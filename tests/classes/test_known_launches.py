@@ -208,6 +208,26 @@ def test_numbers_and_statics_are_looked_at_as_when_they_are_bound() -> None:
         triton.prepared(copied, (torch.empty(605), torch.empty(605), 1.0, 1, True), 0)
 
 
+FACTOR = 2.0
+
+
+@kd.kernel(x="M N", y="M N")
+def scaled(x: kd.In, y: kd.Out) -> None:
+    for m in kd.parallel(kd.tile("M")):
+        y[m, :] = x[m, :] * FACTOR
+
+
+def test_a_launch_serves_no_other_length_where_names_mean_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def text(rows: int) -> str:
+        launch, _ = triton.prepared(scaled, (torch.empty(rows, 64), torch.empty(rows, 64)), 0)
+        return str(launch._kernel.source.text)
+
+    first = text(801)
+    assert text(803) == first and "2.0" in first
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    assert text(805) == first.replace("2.0", "3.0")
+
+
 def test_a_kernel_that_is_called_itself_prepares_nothing_for_a_known_class(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[Instance] = []
     real = triton.prepare

@@ -137,3 +137,12 @@ def test_nothing_is_launched_for_no_rows() -> None:
     kernel = SimpleNamespace(run=_launcher(record), function=5, packed_metadata=(4, 1, 0), name="softmax")
     Launch(instance, source(instance, block_M=4, num_warps=4), kernel, 0)(torch.empty(0, 8), torch.empty(0, 8))
     assert record.calls == []
+
+
+def test_of_a_dim_that_is_the_same_all_over_the_first_is_described() -> None:
+    """A tensor map has no step of no bytes."""
+    bias = torch.empty(64).expand(200, 64)
+    described = triton_launch.describer([200, 64], list(bias.stride()), [16, 64])(bias)
+    assert (described.shape, described.strides) == ([1, 64], [16, 1])
+    described = triton_launch.describer([200, 64], [64, 1], [16, 64])(bias.contiguous())
+    assert (described.shape, described.strides) == ([200, 64], [64, 1])

@@ -154,6 +154,24 @@ def test_views_that_a_gradient_makes_itself_are_none_to_autograd() -> None:
         assert gradient.mul_(2).requires_grad
 
 
+def test_what_is_saved_alone_remembers_what_it_was_made_from() -> None:
+    """Neither an argument nor given: a gradient that is made of nothing else is known to hang on the argument, at any call."""
+
+    def forward(run: Callable[..., Any], needed: tuple[bool, ...], *given: Any) -> Any:
+        made, kept = run(*given)
+        return made, (kept,)
+
+    def backward(saved: tuple[Any, ...], needed: tuple[bool, ...], dy: torch.Tensor) -> list[torch.Tensor]:
+        return [dy * saved[0]]
+
+    op = replace(get("layer_norm"), gradient=Gradient(("input",), forward, backward))
+    ready = followed(op, lambda x, *_: [x.clone(), x.square()])
+    (x,) = leaves((6,))
+    for _ in range(3):
+        (gradient,) = torch.autograd.grad(ready(x, (6,), None, None, 1e-5), x, torch.ones(6), create_graph=True)
+        assert gradient.requires_grad and torch.equal(gradient, x.square())
+
+
 # ------------------------------------------------------------------ what is not learnt
 def test_what_does_not_learn_is_what_it_was() -> None:
     assert settled(len) is len
