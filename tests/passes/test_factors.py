@@ -72,6 +72,7 @@ def test_a_factor_moves(use: str, c: str, tmp_path: Path) -> None:
         (TOTAL + "\n            top = kd.maximum(top, kd.max(s * 2.0, axis=1))", "scale", "another factor"),
         ("s = kd.where(n.index[None, :] > 3, s, 0.5)\n            " + TOTAL, "scale", "a number that it does not have"),
         (TOTAL, "kd.where(factor > 0.5, 1.0, 2.0)", "no constant"),
+        ("top = kd.max(s, axis=1)\n            " + TOTAL, "scale", "what is read behind the loop would have it"),
     ],
 )
 def test_a_factor_stays(use: str, c: str, why: str, tmp_path: Path) -> None:

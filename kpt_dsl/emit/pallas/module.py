@@ -13,7 +13,7 @@ from kpt_dsl import arithmetic, ir
 from kpt_dsl.dtypes import i32, i64
 from kpt_dsl.emit import Source
 from kpt_dsl.emit.pallas.counts import flops, moved_bytes, programs
-from kpt_dsl.emit.pallas.expressions import HELPERS
+from kpt_dsl.emit.pallas.helpers import HELPERS
 from kpt_dsl.emit.pallas.host import host
 from kpt_dsl.emit.pallas.kernel import KernelText, words
 from kpt_dsl.emit.pallas.names import renamed

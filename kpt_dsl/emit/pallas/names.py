@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from kpt_dsl import ir
 from kpt_dsl.dtypes import DType
-from kpt_dsl.emit.pallas.expressions import HELPERS
+from kpt_dsl.emit.pallas.helpers import HELPERS
 
 Kind = Literal["dim", "argument", "kernel", "loop", "variable"]
 
