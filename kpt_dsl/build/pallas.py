@@ -42,9 +42,11 @@ def _compiled(source: Source, target: "Target", config: "Config", entry: Entry) 
     arguments = [(a.shape, a.dtype) for a in (*abi.inputs, *abi.scalars)]
     answer = COMPILER.run({"name": source.name, "text": source.text, "arch": target.arch, "arguments": arguments})
     listing = next((text for kernel, text in answer["bundles"].items() if kernel.split(".")[0] == source.name), "")
-    forms = (("source", str(entry.path / "source.py")), ("bundles", str(entry.path / "bundles.txt")))
-    known = {"vmem_bytes": answer["vmem_bytes"], "cycles": cycles(listing, abi, target), "seconds": answer["seconds"]}
-    report = Report(target.name, str(config), **known, forms=forms)
+    forms = {"source": str(entry.path / "source.py"), "bundles": str(entry.path / "bundles.txt")}
+    report = Report(
+        target.name, str(config), vmem_bytes=answer["vmem_bytes"], cycles=cycles(listing, abi, target),
+        seconds=answer["seconds"], forms=tuple(forms.items()),
+    )  # fmt: skip
     entry.put({"source.py": source.text, "bundles.txt": listing, "report.json": json.dumps(report.to_dict())})
     return report
 

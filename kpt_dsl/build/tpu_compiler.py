@@ -150,9 +150,10 @@ def compiled(job: Mapping[str, Any], dump: Path) -> dict[str, Any]:
         function = jax.jit(define(job["name"], job["text"]), out_shardings=sharding)
         program = function.lower(*specs(job["arguments"], sharding)).compile().as_text()
     scoped = re.findall(_VMEM, "\n".join(line for line in program.splitlines() if "tpu_custom_call" in line))
+    listings = {file.name.split("-", 1)[1].rsplit("-", 2)[0]: file for file in sorted(dump.glob("*-final_bundles.txt"))}
     return {
         "vmem_bytes": max(map(int, scoped), default=0),
         "seconds": round(time.perf_counter() - started, 3),
         "program": program,
-        "bundles": {f.name.split("-")[1]: f.read_text(errors="replace") for f in sorted(dump.glob("*-final_bundles.txt"))},
+        "bundles": {kernel: file.read_text(errors="replace") for kernel, file in listings.items()},
     }
