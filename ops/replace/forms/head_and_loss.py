@@ -174,7 +174,7 @@ class _Exchanged:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, int | float):
+    if not isinstance(value, (int, float)):
         raise TypeError(f"its logits meet a {type(value).__name__}")
     return value
 
