@@ -38,7 +38,7 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: b
     columns = cos.shape[-1]
     pairs = x[..., :columns].unflatten(-1, (-1, 2)) if interleaved else x[..., :columns].unflatten(-1, (2, -1)).mT
     cos, sin = (t[..., ::2] if interleaved else t[..., : columns // 2] for t in (cos, sin))
-    y = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin))
+    y = torch.view_as_real(torch.complex(pairs[..., 0], pairs[..., 1]) * torch.complex(cos, sin))
     return torch.cat(((y if interleaved else y.mT).flatten(-2), x[..., columns:]), -1)
 
 
