@@ -118,8 +118,8 @@ def _tune(problem: Instance, target: Target, seconds: float) -> None:
 
 class _Compiling(ThreadPoolExecutor):
     """Compiling processes for a target, one a core, that live as long as this does; one that the compiler brings down is
-    started anew. Kernels that do not say how much vector memory they take may take three quarters: by default they get an eighth
-    of a v5e's, in which their best blocks do not fit, and with all of it XLA compiles a product for minutes."""
+    started anew. Kernels that do not say how much vector memory they take may take three quarters: by default they get an
+    eighth of a v5e's, in which their best blocks do not fit, and with all of it XLA compiles a product for minutes."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(os.cpu_count())
