@@ -78,8 +78,8 @@ def write(
     about: Mapping[str, Any] | None = None,
     add: bool = False,
 ) -> Path:
-    """``folder/name.json`` of a suite. ``about``: what is said of all rows together. ``add``: beside the rows of other cases that
-    are there, of the same device and versions; each says then when it was measured, and by which command."""
+    """``folder/name.json`` of a suite. ``about``: what is said of all rows together. ``add``: beside the rows of other cases
+    that are there, of the same device and versions; each says then when it was measured, and by which command."""
     if add:
         rows = _added(folder / f"{name}.json", rows)
     found = {**(about or {}), "picture": asdict(picture or Picture()), "rows": list(rows)}

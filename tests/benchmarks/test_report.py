@@ -33,6 +33,6 @@ def test_rows_of_another_device_are_not_mixed_with(tmp_path: Path, monkeypatch: 
     path = report.write(tmp_path, "tiny", "Tiny", [{"case": "a", "rate": 1}])
     before = path.read_text()
     monkeypatch.setattr(report, "device", lambda: "another")
-    with pytest.raises(KptError, match="has device .* and here it is another"):
+    with pytest.raises(KptError, match=r"has device .* and here it is another"):
         report.write(tmp_path, "tiny", "Tiny", [{"case": "b", "rate": 1}], add=True)
     assert path.read_text() == before
