@@ -37,7 +37,7 @@ CROWDED = 0.9
 loops. Where lengths are ragged, 64 queries beside 64 keys then took 1.1 to 2.1 times as long as 32 or 16 do up to length 512,
 and a third stage 1.2 to 1.4 times as long as two up to 1000, on an H200 (head dim 64, causal)."""
 LONG = 8
-"""Steps of a loop, times the square of the stages after the first, from which such tiles are worth it all the same. Three stages
+"""Steps of a loop, times the square of the stages after the first, from which such tiles are worth it after all. Three stages
 took 1.1 times as long as tiles of 32 with two over ragged lengths of 1500 to 2000, and 0.87 to 0.93 of two from 4096 on."""
 GROUP = 16
 """Rows of tiles that are walked together, so that operands stay in L2."""
