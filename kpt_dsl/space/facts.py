@@ -174,6 +174,12 @@ class Facts(Read):
         return sum(p.link for p in self.products)
 
     @cached_property
+    def beside_scores(self) -> tuple[Access, ...]:
+        """Tiles that are loaded beside what links of a chain give: masks, or what is added."""
+        scores = [{p.m, p.n} for p in self.products if p.link]
+        return tuple([load for load in self.loads if {*load.axes} in scores])
+
+    @cached_property
     def uneven(self) -> bool:
         """Whether some programs have more to do than others: a loop's bounds depend on where their tiles lie."""
         bounds = (node for loop in self.loops for bound in (loop.start, loop.stop) for node in ir.walk(bound))

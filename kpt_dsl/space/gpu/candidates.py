@@ -93,12 +93,10 @@ def _overfull(sizes: GpuSizes) -> bool:
 def _is_spare(sizes: GpuSizes, deeper: GpuSizes) -> bool:
     """Whether a deeper pipeline takes room that nobody else wants: causal attention with slopes, head dim 128, took 1433 µs two
     stages deep and 1216 three, packed 7430 and 6415, on an H200. Where scores have more to load, they take it."""
-    scores = [(p.m, p.n) for p in sizes.facts.products if p.link]
-    more = any(load.axes in scores for load in sizes.facts.loads)
-    free = sizes.programs <= sizes.target.cores or deeper.resident == sizes.resident
-    if len(scores) > 1:
+    if sizes.facts.links > 1:
         return deeper.resident == sizes.resident and not _is_too_much(deeper)
-    return len(scores) == 1 and free and not more
+    free = sizes.programs <= sizes.target.cores or deeper.resident == sizes.resident
+    return free and not sizes.facts.beside_scores
 
 
 def _is_too_much(sizes: GpuSizes) -> bool:
@@ -164,7 +162,8 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
         chain = any(p.chained for p in facts.products)
         lone_chain = chain and sizes.resident == 1
         # So were gradients, however many share a core, of short and of ragged lengths by up to 40%.
-        roomy = (lone_chain or facts.links > 1) and sizes.pressure <= ROOM_FOR_ADDRESSES
+        gradient = facts.links > 1 and not facts.beside_scores
+        roomy = (lone_chain or gradient) and sizes.pressure <= ROOM_FOR_ADDRESSES
         by_rule["descriptors"] = not roomy
         deeper = sizes.having({"num_stages": LONE_DEPTH})
         spared = lone_chain or (chain and _is_spare(sizes, deeper))

@@ -37,8 +37,8 @@ OVERLAP = 0.5
 """How much of it is never hidden."""
 COMFORTABLE_PRESSURE, COMFORTABLE_AHEAD = 0.95, 0.975
 """Shares of a thread's registers in use from which the compiler is likely to run out; the second where products are issued
-ahead. Attention's gradient of the keys took 928 µs at 0.973, and 1198 in tiles half as wide, at 0.82 (head dim 128, 4096
-keys, H200)."""
+ahead and nothing is added to memory. Attention's gradient of the keys took 928 µs at 0.973, and 1198 in tiles half as wide, at
+0.82 (head dim 128, 4096 keys, H200)."""
 COMFORTABLE_SHARED = 0.95
 """Share of shared memory from which a kernel may not fit after all whose loops are split where masks end."""
 PRESSURE_COST = 3
@@ -77,7 +77,8 @@ def seconds(sizes: GpuSizes) -> float:
     Those are registers close to the limit, which the compiler then spills, and, without products, threads that hold more or
     less of a tile than they load at once.
     """
-    comfortable = COMFORTABLE_AHEAD if sizes.target.async_products else COMFORTABLE_PRESSURE
+    ahead = sizes.target.async_products and not any(store.add for store in sizes.facts.stores)
+    comfortable = COMFORTABLE_AHEAD if ahead else COMFORTABLE_PRESSURE
     crowded = PRESSURE_COST * max(0.0, sizes.pressure - comfortable)
     if sizes.facts.uneven and sizes.shared_bytes > COMFORTABLE_SHARED * sizes.target.shared_bytes:
         crowded += 1

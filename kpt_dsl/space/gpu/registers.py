@@ -60,7 +60,7 @@ def wished(sizes: GpuTiles) -> float:
         extra += 0 if sizes.target.async_copies else WORDS_AHEAD * sizes.ahead_bytes
     elif facts.products:
         extra = max(_masks(sizes, p) + _read(sizes, p) + _edges(sizes, p) for p in facts.products)
-        extra += _columns(sizes) + _added(sizes)
+        extra += _columns(sizes) + _added(sizes) + _loaded_beside(sizes)
     else:  # a row stays while another is made of it
         extra = max(_held(sizes, scope) for scope in range(len(sizes.scopes)))
     return extra / sizes.threads
@@ -164,6 +164,14 @@ def _added(sizes: GpuTiles) -> float:
             words += ADDED * elements + sum(operands) - max(operands, default=0)
         most = max(most, words)
     return most
+
+
+def _loaded_beside(sizes: GpuTiles) -> float:
+    """Words of tiles that are loaded beside results that wait for each other, where products are issued ahead: a mask that is
+    added (compiled for sm_90: 120 bytes of 64 x 64 scores of head dim 128 were spilled that no other pressure told of)."""
+    if sizes.facts.links < 2 or not sizes.target.async_products:
+        return 0.0
+    return sum(map(sizes.bytes, sizes.facts.beside_scores)) / 4
 
 
 def _columns(sizes: GpuTiles) -> float:
