@@ -81,14 +81,13 @@ def write(
     """``folder/name.json`` of a suite. ``about``: what is said of all rows together. ``add``: beside the rows of other cases
     that are there, of the same device and versions; each says then when it was measured, and by which command."""
     if add:
-        rows = _added(folder / f"{name}.json", rows)
+        rows = _added(folder / f"{name}.json", rows, {**environment("benchmarks"), **(about or {})})
     found = {**(about or {}), "picture": asdict(picture or Picture()), "rows": list(rows)}
     return save(folder, name, title, found, "benchmarks")
 
 
-def _added(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _added(path: Path, rows: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Raises KptError where what is there was measured elsewhere."""
-    now = environment("benchmarks")
     earlier = json.loads(path.read_text()) if path.exists() else {**now, "rows": []}
     for key in ("device", "cuda", "versions"):
         if earlier[key] != now[key]:
