@@ -355,7 +355,7 @@ LSE = torch.zeros(2, 4, 5)
 BAD: list[tuple[str, Callable[[], Any]]] = [
     ("do is of shape (2, 4, 5, 8); accepted: (batch, heads, queries, head dim of v), here (2, 4, 5, 16)",
      lambda: flash_attention_backward(DO[..., :8], Q, KV, KV, Q, LSE)),
-    ("do is None (NoneType); accepted: (batch, heads, queries, head dim of v)",
+    ("do is None (NoneType); accepted: a torch.Tensor: (batch, heads, queries, head dim of v)",
      lambda: flash_attention_backward(None, Q, KV, KV, Q, LSE)),  # type: ignore[arg-type]
     ("do is of dtype torch.float16; accepted: the dtype of q, torch.float32",
      lambda: flash_attention_backward(DO.half(), Q, KV, KV, Q, LSE)),

@@ -294,7 +294,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("q is of 3 heads; accepted: a multiple of the 2 key-value heads of k", {"q": Q[:, :3]}),
     ("cu_seqlens_q is of shape (2, 4), rank 2; accepted: (entries + 1,)", {"cu_seqlens_q": CU.expand(2, 4)}),
     ("cu_seqlens_q is of dtype torch.float32; accepted: torch.int32, torch.int64", {"cu_seqlens_q": CU.float()}),
-    ("cu_seqlens_q is [0, 2] (list); accepted: (entries + 1,)", {"cu_seqlens_q": [0, 2]}),
+    ("cu_seqlens_q is [0, 2] (list); accepted: a torch.Tensor: (entries + 1,)", {"cu_seqlens_q": [0, 2]}),
     ("cu_seqlens_q is empty; accepted: (entries + 1,), where each entry begins", {"cu_seqlens_q": CU[:0]}),
     ("cu_seqlens_k is of shape (3,); accepted: the shape of cu_seqlens_q, (4,)", {"cu_seqlens_k": CU[:3]}),
     ("cu_seqlens_k is on meta; accepted: the device of q, cpu", {"cu_seqlens_k": CU.to("meta")}),

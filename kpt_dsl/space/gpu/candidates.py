@@ -36,9 +36,8 @@ CROWDED = 0.9
 """Share of a thread's registers from which results that wait for each other, with what is beside them, crowd a gradient's
 loops. Where lengths are ragged, 64 queries beside 64 keys then took 1.1 to 2.1 times as long as 32 or 16 do up to length 512,
 and a third stage 1.2 to 1.4 times as long as two up to 1000, on an H200 (head dim 64, causal)."""
-LONG = 8
-"""Steps of a loop, times the square of the stages after the first, from which such tiles are worth it after all. Three stages
-took 1.1 times as long as tiles of 32 with two over ragged lengths of 1500 to 2000, and 0.87 to 0.93 of two from 4096 on."""
+LONG = 16
+"""Steps of a loop from which such tiles are worth it all the same."""
 GROUP = 16
 """Rows of tiles that are walked together, so that operands stay in L2."""
 TURNS = 4
@@ -100,10 +99,10 @@ def _is_spare(sizes: GpuSizes, deeper: GpuSizes) -> bool:
 
 
 def _is_too_much(sizes: GpuSizes) -> bool:
-    """Whether tiles and stages crowd the registers beside results that wait for each other, for loops as short as these."""
-    beside = registers.beside_links(sizes)
-    crowded = beside > 0 and sizes.registers + beside > CROWDED * sizes.register_limit
-    return crowded and max(sizes.steps) < LONG * (sizes.stages - 1) ** 2
+    """Whether what is beside results that wait for each other crowds registers in which they would fit, for loops as short as
+    these."""
+    crowded, beside = CROWDED * sizes.register_limit, registers.beside_links(sizes)
+    return sizes.registers <= crowded < sizes.registers + beside and max(sizes.steps) < LONG
 
 
 def _threads(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
