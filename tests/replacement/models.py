@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -46,6 +47,16 @@ def subject(name: str) -> Subject:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     found.model.eval()
     return found
+
+
+def subject_here(name: str) -> Subject:
+    """The same; skips the test where its package is not installed."""
+    try:
+        return subject(name)
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("timm", "torchvision"):
+            raise
+        pytest.skip(f"{missing.name} is not installed: make vision")
 
 
 def _of_transformers(name: str) -> Subject:

@@ -13,7 +13,7 @@ import kpt
 from tests import soak
 from tests.replacement import table
 from tests.replacement.lowered import judge
-from tests.replacement.models import Subject, subject
+from tests.replacement.models import Subject, subject_here
 
 COMPILED = ("nanoGPT",)
 HERE = ("bert", "gemma2", "gpt2", "llama", "nn.Sequential", "nn.TransformerEncoder", "qwen3", *COMPILED)
@@ -22,12 +22,7 @@ HERE = ("bert", "gemma2", "gpt2", "llama", "nn.Sequential", "nn.TransformerEncod
 
 @pytest.mark.parametrize("name", [soak.unless(name in HERE, name) for name in table.read()])
 def test_a_replaced_model_is_as_good_under_autocast(name: str) -> None:
-    try:
-        found = subject(name)
-    except ModuleNotFoundError as missing:
-        if missing.name not in ("timm", "torchvision"):
-            raise
-        pytest.skip(f"{missing.name} is not installed: make vision")
+    found = subject_here(name)
     with kpt.ops.prefer("numpy") if name in HERE else nullcontext():
         judge(found, compiled=name in COMPILED or name not in HERE)
 

@@ -127,3 +127,11 @@ def test_more_groups_than_keys_have_a_config() -> None:
     groups = packed.kernel.tensors["query_ends"][0], packed.kernel.tensors["key_ends"][0]
     few = packed.with_dims(N=1, **dict.fromkeys(groups, 5))
     assert space(few, H200).first["block_M"] == space(packed, H200).first["block_M"]
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(4096, 1), (16384, 64)])
+def test_loops_that_no_program_looked_at_makes_a_step_of_have_a_config(queries: int, keys: int) -> None:
+    """Causal, only the last queries see any of so few keys."""
+    dims = {"B": 1, "H": 16, "G": 16, "M": queries, "N": keys, "D": 128}
+    for found in registry.get("flash_attention").instances(dims, "bf16", causal=True):
+        assert space(found, H200).first
