@@ -2,8 +2,10 @@
 done with its result.
 
 In a loop, ``dot(a, b) * c`` becomes ``dot(a * c, b)`` where ``a`` is made before the loop and whatever is made of the product
-is made of c times it: instead of an operation for each element of the product there is one rounding of ``a``, in bfloat16. In
-float32, of which all digits count, nothing is moved.
+is made of c times it: instead of an operation for each element of the product there is one rounding of ``a``, in bfloat16. Only where a
+maximum is taken of it, as a softmax does: all results are those of a rounded ``a`` then, and go together. A kernel that compares
+the product with what another made, as attention's gradients do, would see the rounding as an error of exponents. In float32, of
+which all digits count, nothing is moved.
 """
 
 from dataclasses import dataclass, field, replace
@@ -43,9 +45,9 @@ def _moved(loop: ir.For, lasting: set[str], scales: set[str], names: set[str]) -
         uses = _Uses({result})
         rest = tuple(map(uses.statement, loop.body[at + 1 :]))
         factor = uses.factor
-        if not made or factor is None or uses.others or uses.ever & lasting:
+        if not made or factor is None or not uses.peak or uses.others or uses.ever & lasting:
             continue
-        if uses.signed and not is_positive(factor, scales):
+        if not is_positive(factor, scales):
             continue
         scaled = replace(made[0], name=_free(f"{made[0].name}_scaled", names))
         wide = Type(f32, scaled.type.shape)
@@ -68,13 +70,13 @@ class _Uses:
     """Rewrites what is made of a product as if that had its factor already.
 
     ``held`` are the variables that hold the product, or what has the factor if the product does; ``others``: something is made
-    of it without the factor, or with another; ``signed``: the factor must be positive.
+    of it without the factor, or with another; ``peak``: a maximum is taken of it, so the factor must be positive.
     """
 
     held: set[str]
     factor: Expr | None = None
     others: bool = False
-    signed: bool = False
+    peak: bool = False
     ever: set[str] = field(default_factory=set)
 
     def statement(self, stmt: ir.Stmt) -> ir.Stmt:
@@ -105,9 +107,8 @@ class _Uses:
             case ir.Var(name=name) if name in self.held:
                 return node
             case ir.Reduce("max" | "maxnum", x) if (inner := self.scaled(x)) is not None:
-                self.signed = True
+                self.peak = True
                 return replace(node, x=inner)
             case ir.Where(cond, a, ir.Const(value=value)) if value == -float("inf") and (inner := self.scaled(a)) is not None:
-                self.signed = True
                 return replace(node, cond=self.expr(cond), a=inner)
         return None

@@ -47,13 +47,11 @@ def moved(folder: Path, use: str, c: str, product: str = PRODUCT, dtype: str = "
 @pytest.mark.parametrize(
     ("use", "c"),
     [
-        (TOTAL, "factor"),
-        (TOTAL, "(scale / factor)"),
         (TOP, "scale"),
         (TOP, "(scale * 1.5)"),
-        (MASK + TOTAL, "scale"),
+        (MASK + TOP, "scale"),
         (MASK + TOP + "\n            " + TOTAL, "(scale * 1.5)"),
-        (TOTAL + "\n            s = kd.exp(s * {c})\n            top = kd.maximum(top, kd.max(s, axis=1))", "scale"),
+        (TOP + "\n            s = kd.exp(s * {c})\n            top = kd.maximum(top, kd.max(s, axis=1))", "scale"),
     ],
 )
 def test_a_factor_moves(use: str, c: str, tmp_path: Path) -> None:
@@ -64,14 +62,15 @@ def test_a_factor_moves(use: str, c: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("use", "c", "why"),
     [
+        (TOTAL, "scale", "no maximum: what it is compared with may come of what is not rounded"),
         (TOP, "factor", "a maximum, and the factor may be negative"),
         (TOP, "(scale * 0.5)", "it may round to zero, and a maximum be minus infinity"),
-        (MASK + TOTAL, "factor", "a mask, and the factor may be negative"),
+        (MASK + TOP, "factor", "a mask, and the factor may be negative"),
         ("total = total + kd.sum(s * scale, axis=1)\n            " + TOP, "(scale * 2.0)", "two factors"),
         (TOTAL + "\n            top = kd.maximum(top, kd.max(s, axis=1))", "scale", "a use without it"),
         (TOTAL + "\n            top = kd.maximum(top, kd.max(s * 2.0, axis=1))", "scale", "another factor"),
-        ("s = kd.where(n.index[None, :] > 3, s, 0.5)\n            " + TOTAL, "scale", "a number that it does not have"),
-        (TOTAL, "kd.where(factor > 0.5, 1.0, 2.0)", "no constant"),
+        ("s = kd.where(n.index[None, :] > 3, s, 0.5)\n            " + TOP, "scale", "a number that it does not have"),
+        (TOP, "kd.where(factor > 0.5, 1.0, 2.0)", "no constant"),
         ("top = kd.max(s, axis=1)\n            " + TOTAL, "scale", "what is read behind the loop would have it"),
     ],
 )
@@ -80,16 +79,16 @@ def test_a_factor_stays(use: str, c: str, why: str, tmp_path: Path) -> None:
 
 
 def test_float32_keeps_its_digits(tmp_path: Path) -> None:
-    assert not any("query_scaled" in line for line in moved(tmp_path, TOTAL, "scale", dtype="f32"))
+    assert not any("query_scaled" in line for line in moved(tmp_path, TOP, "scale", dtype="f32"))
 
 
 def test_an_operand_of_the_loop_stays_as_it_is(tmp_path: Path) -> None:
-    assert not any("scaled" in line for line in moved(tmp_path, TOTAL, "scale", "q[m, :], k[n, :].T"))
-    assert any("query_scaled" in line for line in moved(tmp_path, TOTAL, "scale", "query, k[n, :].T"))
+    assert not any("scaled" in line for line in moved(tmp_path, TOP, "scale", "q[m, :], k[n, :].T"))
+    assert any("query_scaled" in line for line in moved(tmp_path, TOP, "scale", "query, k[n, :].T"))
 
 
 def test_it_goes_into_whichever_operand_lasts(tmp_path: Path) -> None:
-    use = "total = total + kd.sum(s * {c}, axis=0)"
+    use = "top = kd.maximum(top, kd.max(s, axis=0) * {c})"
     assert any("query_scaled" in line for line in moved(tmp_path, use, "scale", "k[n, :], query.T"))
 
 
