@@ -2,10 +2,10 @@
 done with its result.
 
 In a loop, ``dot(a, b) * c`` becomes ``dot(a * c, b)`` where ``a`` is made before the loop and whatever is made of the product
-is made of c times it: instead of an operation for each element of the product there is one rounding of ``a``, in bfloat16. Only where a
-maximum is taken of it, as a softmax does: all results are those of a rounded ``a`` then, and go together. A kernel that compares
-the product with what another made, as attention's gradients do, would see the rounding as an error of exponents. In float32, of
-which all digits count, nothing is moved.
+is made of c times it: instead of an operation for each element of the product there is one rounding of ``a``, in bfloat16.
+Only where a maximum is taken of it, as a softmax does: all results are those of a rounded ``a`` then, and go together. A
+kernel that compares the product with what another made, as attention's gradients do, would see the rounding as an error of
+exponents. In float32, of which all digits count, nothing is moved.
 """
 
 from dataclasses import dataclass, field, replace

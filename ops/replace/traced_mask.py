@@ -46,7 +46,8 @@ def _look(context: Any) -> None:
 
 
 def _depends_on_no_tensor(node: fx.Node, any_size: bool) -> bool:
-    """Nothing that goes into the graph goes into the node; sizes may where ``any_size``, beside no numbers but -1, 0 and 1."""
+    """Nothing that goes into the graph goes into the node; sizes may where ``any_size``, beside no numbers but -1, 0 and 1. Of
+    a vmap, whose nodes mean nothing one by one, it says that something does."""
     seen: set[fx.Node] = set()
     waiting, sized, small = [node], False, True
     while waiting:
@@ -58,7 +59,7 @@ def _depends_on_no_tensor(node: fx.Node, any_size: bool) -> bool:
         if isinstance(value, torch.Size) or (current.op == "placeholder" and not isinstance(value, torch.Tensor)):
             sized = True
             continue
-        if current.op in ("placeholder", "get_attr"):
+        if current.op in ("placeholder", "get_attr") or "_functorch" in str(getattr(current.target, "__module__", "")):
             return False
         waiting += current.all_input_nodes
         numbers = [a for a in (*current.args, *current.kwargs.values()) if type(a) is int]

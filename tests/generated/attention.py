@@ -120,7 +120,8 @@ class Attention(Case):
         of_scaled = self.expected({**arguments, "q": scaled.double() / factor}, cuda=False)
         found = {}
         for name, close in wanted.items():
-            apart = np.subtract(of_scaled[name].values, close.values, where=np.isfinite(close.values), out=np.zeros(close.values.shape))
+            finite, none = np.isfinite(close.values), np.zeros(close.values.shape)
+            apart = np.subtract(of_scaled[name].values, close.values, where=finite, out=none)
             found[name] = Close(close.values, close.allowed + np.abs(apart))
         return found
 

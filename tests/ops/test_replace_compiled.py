@@ -110,6 +110,25 @@ def test_layers_that_are_compiled_alone_take_our_masks() -> None:
     assert attended() > before
 
 
+def test_a_mask_that_is_made_by_vmap_is_traced() -> None:
+    """As Transformers makes it of a model's own function (T5Gemma 2's windows of two sides)."""
+    subject, states = bert(), torch.zeros(2, 9, 64)
+
+    def made(states: torch.Tensor) -> Any:
+        return transformers.masking_utils.create_bidirectional_mask(
+            config=subject.config,
+            inputs_embeds=states,
+            attention_mask=None,
+            and_mask_function=lambda batch, head, query, key: (query - key).abs() < 3,
+        )
+
+    expected = made(states)
+    kpt.replace_modules(subject)
+    torch._dynamo.reset()
+    got = torch.compile(made, fullgraph=True, backend="eager")(states)
+    assert torch.equal(got.expand(expected.shape), expected)
+
+
 @pytest.mark.parametrize("queries", [1, 3])
 def test_a_static_cache_is_followed_without_being_read(queries: int) -> None:
     subject = llama()

@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests import architectures
 from tests.replacement import lowered, table
-from tests.replacement.judge import Row, judge
-from tests.replacement.models import OTHERS, TRANSFORMERS, subject
+from tests.replacement.judge import Row, alone, judge
+from tests.replacement.models import OTHERS, TRANSFORMERS, Subject, subject
 
 
 def every(name: str) -> architectures.Verdict:
@@ -24,18 +25,32 @@ def every(name: str) -> architectures.Verdict:
         return architectures.Verdict(name, False, str(error))
     verdict = architectures.Verdict(name, True)
     row: Row = {"replaced": {}, "served": {}}
-    cases = {"all": lambda: row.update(judge(found, compiled=True)), "autocast": lambda: lowered.judge(found, compiled=True)}
-    for case, run in cases.items():
+    cases = {
+        "all": (lambda: row.update(judge(found, compiled=True)), alone),
+        "autocast": (lambda: lowered.judge(found, compiled=True), lowered.alone),
+    }
+    for case, (run, by_itself) in cases.items():
         try:
             run()
             verdict.cases[case] = "equal"
-        except AssertionError as error:
-            said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-            verdict.cases[case] = f"WRONG: {said}"
         except Exception as error:
-            verdict.cases[case] = f"failed: {type(error).__name__}: {error}"
+            wrong = "WRONG" if isinstance(error, AssertionError) else "failed"
+            verdict.cases[case] = _why_not_judged(name, by_itself) or f"{wrong}: {_said(error)}"
     verdict.replaced, verdict.served, verdict.note = bool(row["replaced"]), sum(row["served"].values()), str(row["replaced"])
     return verdict
+
+
+def _why_not_judged(name: str, by_itself: Callable[[Subject], object]) -> str | None:
+    """What fails of a model that nobody replaced; None where nothing does."""
+    try:
+        by_itself(subject(name))
+    except Exception as error:
+        return f"left out: of the model itself: {_said(error)}"
+    return None
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error) or traceback.extract_tb(error.__traceback__)[-1].line}"
 
 
 def under_autocast(device: str) -> int:

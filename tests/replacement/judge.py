@@ -41,10 +41,7 @@ def judge(subject: Subject, compiled: bool = False) -> Row:
     if subject.generate:
         assert torch.equal(subject.generate(model), tokens), "its tokens differ"
     if compiled:
-        torch._dynamo.reset()
-        torch.manual_seed(20)
-        with torch.no_grad():
-            _assert_alike(subject.call(torch.compile(model, backend="eager")), before)
+        _assert_alike(_compiled(subject), before)
     _assert_same_state(model, state)
 
     kpt.restore_modules(model)
@@ -57,6 +54,21 @@ def judge(subject: Subject, compiled: bool = False) -> Row:
         "served": served,
     }
     return {what: dict(sorted(counted.items())) for what, counted in row.items()}
+
+
+def alone(subject: Subject) -> None:
+    """Raises what a model that nobody replaced does, or AssertionError where it gives nothing to compare."""
+    _run(subject)
+    _compiled(subject)
+    if subject.generate:
+        subject.generate(subject.model)
+
+
+def _compiled(subject: Subject) -> list[torch.Tensor]:
+    torch._dynamo.reset()
+    torch.manual_seed(20)
+    with torch.no_grad():
+        return subject.call(torch.compile(subject.model, backend="eager"))
 
 
 def _run(subject: Subject) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:

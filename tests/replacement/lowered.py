@@ -3,13 +3,15 @@
 Both round to half precision on the way, at places of their own: they are told apart by how far they are from float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
+from transformers import Cache
 
 import kpt
 from tests.replacement.models import Subject
@@ -44,9 +46,19 @@ def judge(subject: Subject, device: str = "cpu", compiled: bool = False) -> None
             assert found == types[: len(found)], f"{path} ({kind.__name__}) gives {found}, not {types}"  # no attention weights
     assert_as_good(_run(subject, device, _lowering(device)), own, exact)
     if compiled:
-        torch._dynamo.reset()
-        model = torch.compile(subject.model, backend="eager")
-        assert_as_good(_run(Subject(model, subject.call), device, _lowering(device)), own, exact)
+        assert_as_good(_compiled(subject, device), own, exact)
+
+
+def alone(subject: Subject, device: str = "cpu") -> None:
+    """Raises what a model that nobody replaced does under autocast, compiled and not."""
+    _run(subject, device, _lowering(device))
+    _compiled(subject, device)
+
+
+def _compiled(subject: Subject, device: str) -> Result:
+    torch._dynamo.reset()
+    model = torch.compile(subject.model, backend="eager")
+    return _run(Subject(model, subject.call), device, _lowering(device))
 
 
 def assert_as_good(got: Result, own: Result, exact: Result) -> None:
@@ -97,21 +109,31 @@ def _noted(subject: Subject, device: str) -> dict[str, tuple[type[nn.Module], An
     """Of each module, by path: its class, what it was given first under autocast, and the types of what it gave."""
     noted: dict[str, tuple[type[nn.Module], Any, Any, Types]] = {}
 
-    def hook(path: str) -> Any:
-        def note(module: nn.Module, args: Any, kwargs: Any, given: Any) -> None:
+    def hooks(path: str, module: nn.Module) -> Iterator[Any]:
+        given: list[Any] = []
+
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             if path not in noted:
-                kwargs = {n: v for n, v in kwargs.items() if not n.startswith("past_key")}  # which it has written to
-                args, kwargs = tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, (args, kwargs))
-                noted[path] = type(module), args, kwargs, _types(given)
+                given[:] = tree_map(_as_given, (args, kwargs))
 
-        return note
+        def after(_: nn.Module, args: Any, kwargs: Any, gave: Any) -> None:
+            if path not in noted:
+                noted[path] = type(module), *given, _types(gave)
 
-    handles = [m.register_forward_hook(hook(path), with_kwargs=True) for path, m in subject.model.named_modules()]
+        yield module.register_forward_pre_hook(before, with_kwargs=True)
+        yield module.register_forward_hook(after, with_kwargs=True)
+
+    handles = [handle for path, module in subject.model.named_modules() for handle in hooks(path, module)]
     with torch.no_grad(), _lowering(device):
         _call(subject, device)
     for handle in handles:
         handle.remove()
     return noted
+
+
+def _as_given(value: Any) -> Any:
+    """What a module is given, as it is now: it may write to a tensor, and to a cache."""
+    return value.clone() if isinstance(value, torch.Tensor) else deepcopy(value) if isinstance(value, Cache) else value
 
 
 def _types(given: Any) -> Types:
