@@ -1,5 +1,6 @@
 """A function's own code in which names that it looks up mean something else: there, and in no namespace that others see."""
 
+import dis
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -45,8 +46,8 @@ class Within(ModuleType):
 
 
 def global_names(code: CodeType) -> Iterator[str]:
-    """Names that a function's code and that of those inside it may look up."""
-    yield from code.co_names
+    """Names that a function's code and that of those inside it look up, of attributes' none."""
+    yield from (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from global_names(constant)

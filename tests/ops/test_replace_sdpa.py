@@ -48,7 +48,10 @@ class ByF(Block):
 
 
 class ByNN(Block):
+    """Its code has a global's name for an attribute, as Sam's has."""
+
     def forward(self, x: torch.Tensor) -> Any:
+        assert self.__class__.__name__
         return self.out(nn.functional.scaled_dot_product_attention(*self.heads(x)).transpose(1, 2).flatten(2))
 
 

@@ -34,9 +34,10 @@ def judge(subject: Subject, compiled: bool = False) -> Row:
     served = _served() - calls
     _assert_alike(outputs, before)
     assert gradients.keys() == slopes.keys()
-    largest = max((float(g.abs().max()) for g in slopes.values()), default=0.0)
+    sizes = {path: float(g.abs().max()) if g.numel() else 0.0 for path, g in slopes.items()}
+    largest = max(sizes.values(), default=0.0)
     for path, gradient in gradients.items():
-        scale = max(float(slopes[path].abs().max()), SMALLEST * largest)
+        scale = max(sizes[path], SMALLEST * largest)
         assert_close(gradient, slopes[path], "f32", 4096, scale=scale)
     if subject.generate:
         assert torch.equal(subject.generate(model), tokens), "its tokens differ"
@@ -57,9 +58,9 @@ def judge(subject: Subject, compiled: bool = False) -> Row:
 
 
 def alone(subject: Subject) -> None:
-    """Raises what a model that nobody replaced does, or AssertionError where it gives nothing to compare."""
-    _run(subject)
-    _compiled(subject)
+    """Raises what a model that nobody replaced does, or AssertionError where it gives nothing to compare, or other outputs
+    compiled."""
+    _assert_alike(_compiled(subject), _run(subject)[0])
     if subject.generate:
         subject.generate(subject.model)
 

@@ -50,9 +50,10 @@ def judge(subject: Subject, device: str = "cpu", compiled: bool = False) -> None
 
 
 def alone(subject: Subject, device: str = "cpu") -> None:
-    """Raises what a model that nobody replaced does under autocast, compiled and not."""
-    _run(subject, device, _lowering(device))
-    _compiled(subject, device)
+    """Raises what a model that nobody replaced does under autocast, compiled and not, or AssertionError where it is worse
+    compiled."""
+    exact, own = _run(subject, device, nullcontext()), _run(subject, device, _lowering(device))
+    assert_as_good(_compiled(subject, device), own, exact)
 
 
 def _compiled(subject: Subject, device: str) -> Result:
