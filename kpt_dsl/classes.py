@@ -16,6 +16,7 @@ from kpt_dsl import ir
 from kpt_dsl.buckets import Span, class_spans
 from kpt_dsl.errors import KptError, TargetError
 from kpt_dsl.extents import Extents
+from kpt_dsl.first_configs import kept
 from kpt_dsl.instance import Instance
 from kpt_dsl.layouts import VECTOR_BYTES, layout_class
 from kpt_dsl.space import Config, Space, space
@@ -117,6 +118,9 @@ class ClassSpace(Space):
         return reason
 
     def _firsts(self) -> tuple[Config, ...]:
+        return kept((self.made.representative, self.made.least), self.target, self._chosen)
+
+    def _chosen(self) -> tuple[Config, ...]:
         """The configs to begin with, of those that are legal all over the class; else those of its least extents."""
         for at_end in (super()._firsts, self._least._firsts):
             if found := tuple(config for config in at_end() if self.why_illegal(config) is None):

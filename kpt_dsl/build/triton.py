@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl.build import cache
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from kpt_dsl.targets import Target
 
 HOPPER = "sm_90"
+
+_LAUNCHED = (".json", ".cubin", ".hsaco", ".amdgcn")
+"""What is read of a binary in Triton's cache. Of AMD's the assembly says what a thread takes."""
 
 
 def compile(instance: "Instance", target: "Target", config: "Config") -> Report:
@@ -48,11 +52,8 @@ def _compiled(source: Source, target: "Target", config: "Config", entry: Entry) 
     kernel = binary(source, target.arch, target.warp_lanes)
     seconds = time.perf_counter() - started
     registers, spills = _resources(kernel, target.vendor)
-    paths = {Path(name).suffix[1:]: str(path) for name, path in kernel.metadata_group.items()}
-    forms = (
-        ("source", str(entry.path / "source.py")),
-        *((form, path) for form, path in paths.items() if form != "source"),
-    )
+    made = sorted(Path(_a_file(kernel)).parent.glob(f"{source.name[:150]}.*"))
+    forms = (("source", str(entry.path / "source.py")), *((p.suffix[1:], str(p)) for p in made if p.suffix != ".source"))
     report = Report(
         target.name, str(config), registers, spills, int(kernel.metadata.shared), seconds=round(seconds, 3), forms=forms
     )
@@ -84,16 +85,12 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     """
     triton = triton_package()
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     kind, name = ("cuda", int(arch.removeprefix("sm_"))) if arch.startswith("sm_") else ("hip", arch)
-    kernel = function(source)
-    if source.abi.language == "gluon":
-        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
-    asked = ASTSource(kernel, source.abi.signature(), {}, source.abi.attributes())
+    asked = _asked(source)
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
-    named = _named(asked, source, arch)
-    with LOCK, triton.knobs.cache.scope(), named, contextlib.redirect_stdout(_Hush()):  # it prints
+    quickly = _found_quickly(asked, source, arch)
+    with LOCK, triton.knobs.cache.scope(), quickly, contextlib.redirect_stdout(_Hush()):  # it prints
         try:
             triton.knobs.cache.dir = cache.binaries()
             try:
@@ -107,6 +104,17 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     cache.used(_a_file(compiled), _checksum(compiled))
     cache.added()
     return compiled
+
+
+def _asked(source: Source) -> Any:
+    """The source as Triton takes it, which reads the text of its function, as slowly as it was written, only to compile it."""
+    if source.abi.language == "gluon":
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
+    else:
+        from triton.compiler import ASTSource
+    later = property(lambda _: function(source), lambda *_: None)
+    named = SimpleNamespace(__name__=source.name)
+    return type("Asked", (ASTSource,), {"fn": later})(named, source.abi.signature(), {}, source.abi.attributes())
 
 
 class _Hush:
@@ -123,25 +131,34 @@ class _Hush:
 
 
 @contextlib.contextmanager
-def _named(asked: Any, source: Source, arch: str) -> Iterator[None]:
-    """What Triton calls this compilation in its cache: its own names hash all of Triton's files, half a second a process. Where
-    it finds nothing of that name, and asks its backend for the stages, the assembler is chosen: to ask those that there are for
-    their versions starts them, which a binary that was found need not wait for."""
+def _found_quickly(asked: Any, source: Source, arch: str) -> Iterator[None]:
+    """How Triton finds this compilation in its cache. Its own names hash all of Triton's files, half a second a process; these
+    do not. Where it finds nothing of that name, and asks its backend for the stages, the assembler is chosen: to ask those that
+    there are for their versions starts them, which a binary that was found need not wait for. Of what it finds it reads what is
+    launched, and not the texts that it made on the way to that, which are megabytes."""
     from triton.compiler import compiler
 
-    theirs = compiler.get_cache_key
+    their_key, their_manager, thread = compiler.get_cache_key, compiler.get_cache_manager, threading.get_ident()
 
-    def ours(src: Any, backend: Any, options: Any, **more: Any) -> str:
+    def key(src: Any, backend: Any, options: Any, **more: Any) -> str:
         if src is not asked:  # another thread's
-            return str(theirs(src, backend, options, **more))
+            return str(their_key(src, backend, options, **more))
         stages = backend.add_stages
         backend.add_stages = lambda *given: (compiling.enter_context(assembler(arch)), stages(*given))
         tools = f"{backend.target} {_nvidia_tools()}"
         return "\0".join((_triton(), source.text, repr(source.abi), tools, options.hash(), repr(sorted(more.items()))))
 
+    def manager(name: str) -> Any:
+        found = their_manager(name)
+        if threading.get_ident() == thread:
+            whole = found.get_group
+            found.get_group = lambda file: {n: path for n, path in (whole(file) or {}).items() if n.endswith(_LAUNCHED)}
+        return found
+
     with contextlib.ExitStack() as compiling:
-        compiling.callback(setattr, compiler, "get_cache_key", theirs)
-        compiler.get_cache_key = ours
+        for name, theirs, ours in (("get_cache_key", their_key, key), ("get_cache_manager", their_manager, manager)):
+            compiling.callback(setattr, compiler, name, theirs)
+            setattr(compiler, name, ours)
         yield
 
 
@@ -213,13 +230,8 @@ def _a_file(compiled: Any) -> str:
 
 
 def _checksum(compiled: Any) -> str:
-    """Of all that Triton has read or made of a kernel: a disk that fails, or fills, must not become a wrong result."""
-    found = hashlib.sha256(repr(compiled.metadata).encode())
-    for name, content in sorted(compiled.asm.items()):
-        data = content if isinstance(content, bytes) else content.encode()
-        found.update(f"\n{name} {len(data)}\n".encode())
-        found.update(data)
-    return found.hexdigest()
+    """Of all that is launched of a kernel: a disk that fails, or fills, must not become a wrong result."""
+    return hashlib.sha256(repr(compiled.metadata).encode() + compiled.kernel).hexdigest()
 
 
 def _reason(error: BaseException) -> str:

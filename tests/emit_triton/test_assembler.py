@@ -77,7 +77,7 @@ def test_a_binary_has_one_name_whichever_assembler_triton_asked_first(monkeypatc
         monkeypatch.setattr(compiler, "get_ptxas_version", lambda *_, said=said: said)
         binary.cache_clear()
         source = emit(instance, H200, Config(space(instance, H200).first))
-        found.append(binary(source, H200.arch, H200.warp_lanes).metadata_group)
+        found.append(binary(source, H200.arch, H200.warp_lanes).hash)
     assert found[0] == found[1]
 
 

@@ -12,7 +12,7 @@ from triton.compiler import compiler
 from kpt_dsl import targets
 from kpt_dsl.build import cache
 from kpt_dsl.build import triton as build
-from kpt_dsl.build.triton import _named, binary
+from kpt_dsl.build.triton import _found_quickly, binary
 from kpt_dsl.emit import Source, emit
 from kpt_dsl.space import Config
 from tests.emit_triton.support import linear_instance
@@ -37,7 +37,7 @@ def name_of(one: Source, target: str = "cuda 90", tools: str = "12.8 12.9", opti
     asked = object()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kpt_dsl.build.triton._nvidia_tools", lambda: tools)
-        with _named(asked, one, H200.arch):
+        with _found_quickly(asked, one, H200.arch):
             given = SimpleNamespace(target=target, add_stages=None), SimpleNamespace(hash=lambda: options)
             return str(compiler.get_cache_key(asked, *given, env_vars=more))
 
@@ -87,6 +87,23 @@ def test_a_binary_that_is_found_asks_no_assembler(tmp_path: Path, monkeypatch: p
     assert made().asm["cubin"] == first.asm["cubin"] and asked == [H200.arch] * 2
 
 
+def test_of_a_binary_that_is_found_nothing_is_read_but_what_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither kpt's text, by Triton, nor the texts that its compiler made of that."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    first = binary(source(), H200.arch, H200.warp_lanes)
+    assert {"source", "ttgir", "llir", "ptx", "cubin"} <= set(first.asm)
+    read: list[Source] = []
+    monkeypatch.setattr(build, "function", lambda one: read.append(one))
+    binary.cache_clear()
+    found = binary(source(), H200.arch, H200.warp_lanes)
+    assert set(found.asm) == {"cubin"} and found.kernel == first.kernel and found.metadata == first.metadata
+    assert not read
+    theirs = compiler.get_cache_manager(first.hash).get_group(f"{first.name}.json")
+    assert theirs is None or len(theirs) > 2  # Triton's own cache is whole again
+
+
 def test_assemblers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that the user names."""
     monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
@@ -101,6 +118,6 @@ def test_assemblers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_others_compile_meanwhile_keeps_tritons_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "get_cache_key", lambda src, *_, **__: f"theirs {src}")
     theirs = compiler.get_cache_key
-    with _named(object(), source(), H200.arch):
+    with _found_quickly(object(), source(), H200.arch):
         assert compiler.get_cache_key("another", None, None, env_vars={}) == "theirs another"
     assert compiler.get_cache_key is theirs
