@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from kpt.ops.eager import has_memory, is_transformed, tensors_in
+from kpt.ops.eager import have_memory, is_transformed, tensors_in
 from kpt.ops.recompute import checkpoint_frame, lay_around
 from kpt.ops.registry import Implementation, Op
 from kpt_dsl.errors import InputError, MissingPackageError
@@ -170,7 +170,7 @@ def _why_not(
         return failed[candidate.name]
     if candidate.package is not None and not _is_installed(candidate.package):
         return f"the package {candidate.package} is not installed"
-    if not candidate.differentiable and not all(map(has_memory, tensors)):
+    if not candidate.differentiable and not have_memory(tensors):
         return "a tensor is sparse, nested or of mkldnn"
     if needs_grad and not candidate.differentiable:
         if is_transformed():

@@ -21,7 +21,7 @@ from kpt.ops.autograd import followed
 from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
 from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.decisions import Decision, tell_of_leaving
-from kpt.ops.eager import PLAIN, below, has_memory, is_autocasting, is_plain, tensors_in
+from kpt.ops.eager import PLAIN, below, have_memory, is_autocasting, is_plain, tensors_in
 from kpt.ops.fingerprint import Foreign, fingerprint, is_numpys, of_python
 from kpt.ops.pins import pin, pinned
 from kpt.ops.recent import AGAIN, Recent, same
@@ -163,7 +163,7 @@ class Dispatcher:
             self._note(key, held)
             return held  # type: ignore[no-any-return]
         tensors = tensors_in(arguments)
-        if any(map(_is_lazy, tensors)):
+        if _lazy(tensors):
             decision = Decision(None, self._written_out)
         else:
             needs_grad = _needs_grad(grad_mode, tensors)
@@ -196,14 +196,15 @@ class Dispatcher:
 
     def _written_out(self, *arguments: Any) -> Any:
         """The call with tensors whose memory does not hold their values (lazily negated, zeros without memory) written out."""
-        return self(*[a.clone() if isinstance(a, torch.Tensor) and _is_lazy(a) else a for a in arguments])
+        lazy = [id(t) for t in _lazy(tensors_in(arguments))]
+        return self(*[a.clone() if id(a) in lazy else a for a in arguments])
 
     def _foreign(self, arguments: tuple[Any, ...]) -> Any:
         """A call that something intercepts, or of tensors that only PyTorch understands. Modes and subclasses see the op."""
         if any(map(is_numpys, arguments)):
             return self(*of_python(arguments))
         tensors = tensors_in(arguments)
-        if not all(map(has_memory, tensors)):
+        if not have_memory(tensors):
             return self.by_pytorch(arguments)
         if torch.is_inference_mode_enabled():  # where our kernel of the key Autograd, which tells them, is not asked
             flops.tell_counters()
@@ -334,7 +335,7 @@ class Dispatcher:
 
 
 def _needs_grad(grad_mode: bool | None, tensors: Sequence[torch.Tensor]) -> bool:
-    return bool(grad_mode) and any(t.requires_grad for t in tensors)
+    return bool(grad_mode) and True in [t.requires_grad for t in tensors]
 
 
 def _nothing() -> None:
@@ -346,8 +347,9 @@ def _plain(value: Any) -> Any:
     return value.as_subclass(torch.Tensor) if isinstance(value, torch.Tensor) and type(value) not in PLAIN else value
 
 
-def _is_lazy(tensor: torch.Tensor) -> bool:
-    return tensor.is_neg() or tensor._is_zerotensor()
+def _lazy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Those whose memory does not hold their values."""
+    return [t for t in tensors if t.is_neg() or t._is_zerotensor()]
 
 
 def _in_a_line(error: KptError) -> str:

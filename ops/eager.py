@@ -82,6 +82,7 @@ def forward_mode() -> bool:
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
-def has_memory(tensor: torch.Tensor) -> bool:
-    """False for the plain tensors that PyTorch's dispatcher does not hand to an op of ours: sparse, mkldnn, strided nested."""
-    return type(tensor) not in PLAIN or (tensor.layout == torch.strided and not tensor.is_nested)
+def have_memory(tensors: Iterable[torch.Tensor]) -> bool:
+    """False where there are plain tensors that PyTorch's dispatcher does not hand to an op of ours: sparse, mkldnn, strided
+    nested."""
+    return not [t for t in tensors if type(t) in PLAIN and (t.layout != torch.strided or t.is_nested)]

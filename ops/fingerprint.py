@@ -11,6 +11,10 @@ from kpt.ops.eager import PLAIN, WORDS
 Fingerprint = tuple[tuple[Any, ...], ...]
 
 
+_ABSENT = (type(None), None)
+"""What most arguments of attention are."""
+
+
 class Foreign(Exception):
     """An argument is not of the kinds that kernels take: neither a tensor with memory and strides nor Python's."""
 
@@ -23,7 +27,9 @@ def fingerprint(arguments: tuple[Any, ...]) -> Fingerprint:
     """
     return tuple(
         [
-            (a.shape, a.stride(), a.dtype, a.device, (p := a.data_ptr()) and p & 15 | 16, a.requires_grad, a.is_neg())
+            _ABSENT
+            if a is None
+            else (a.shape, a.stride(), a.dtype, a.device, (p := a.data_ptr()) and p & 15 | 16, a.requires_grad, a.is_neg())
             if (kind := type(a)) in PLAIN
             else (kind, a)
             if kind in WORDS

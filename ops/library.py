@@ -13,7 +13,7 @@ from torch.autograd.forward_ad import unpack_dual
 from kpt.ops import flops, inductor, lazy, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.dispatch import DISPATCHERS, Dispatcher
-from kpt.ops.eager import dispatch_modes, forward_mode, function_of_torch, has_memory, tensors_in
+from kpt.ops.eager import dispatch_modes, forward_mode, function_of_torch, have_memory, tensors_in
 from kpt.ops.registry import AutocastPolicy, Op, register
 
 _is_batched = function_of_torch("_functorch.is_legacy_batchedtensor") or (lambda _: False)
@@ -59,7 +59,7 @@ def _of_all(defaults: tuple[Any, ...], function: Callable[..., Any]) -> Callable
 def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     """Calls that autograd must follow go to what it can follow; the others go on below."""
     tensors = tensors_in(arguments)
-    if not all(map(has_memory, tensors)):
+    if not have_memory(tensors):
         return dispatcher.by_pytorch(arguments)
     sharding.share_out(tensors)
     if dispatch_modes():

@@ -22,7 +22,7 @@ from kpt_dsl.errors import InputError
 from kpt_dsl.frontend.outside import Helper
 from kpt_dsl.language import SMALLEST_POSITIVE
 from kpt_dsl.passes.bounds import settle
-from kpt_dsl.runtime.triton_launch import Launch, describer
+from kpt_dsl.runtime.triton_launch import Launch, address, describer
 
 if TYPE_CHECKING:
     from kpt_dsl.instance import Instance
@@ -66,7 +66,8 @@ def written(
 def remember(made: list[Known], instance: "Instance", text: str, kept: tuple[Any, ...], launch: Launch) -> None:
     """Put what the launch of an instance leaves behind first in a list, where it is not there yet."""
     if all((known.text, known.kept) != (text, kept) for known in made):
-        scope: dict[str, Any] = {"launch": launch, "describer": describer} | {f"v{i}": value for i, value in enumerate(kept)}
+        scope: dict[str, Any] = {"launch": launch, "address": address, "describer": describer}
+        scope |= {f"v{i}": value for i, value in enumerate(kept)}
         exec(compile(text, f"<kpt launches of {instance.kernel.name}>", "exec"), scope)
         made[:] = [Known(instance.specialisation, text, kept, scope["at"]), *made[:_KEPT]]
 
@@ -259,8 +260,9 @@ class _Writer:
         parameters = tuple(self.instance.kernel.signature.parameters)
         names = {name: f"a{i}" for i, name in enumerate(parameters)}
         conditions = self._conditions(names)
-        tensors = (a for a in self.abi.arguments if isinstance(a, Pointer | Descriptor))
-        makers = [self._maker(i, a) for i, a in enumerate(tensors) if isinstance(a, Descriptor)]
+        tensors = [a for a in self.abi.arguments if isinstance(a, Pointer | Descriptor)]
+        are_described = any(isinstance(a, Descriptor) for a in tensors)
+        makers = [f"({parameters.index(a.tensor)}, {self._maker(a)}), " for a in tensors] if are_described else []
         lines = [
             f"def at({', '.join(names.values())}):",
             "    try:",
@@ -270,7 +272,7 @@ class _Writer:
             "            return None",
             "    except (AttributeError, IndexError, RuntimeError, TypeError):  # no tensor of this rank, or none with memory",
             "        return None",
-            f"    return launch.of_extents({self._programs()}, [{', '.join(self._numbers())}], {{{', '.join(makers)}}})",
+            f"    return launch.of_extents({self._programs()}, [{', '.join(self._numbers())}], ({''.join(makers)}))",
         ]
         return "\n".join(lines)
 
@@ -295,10 +297,12 @@ class _Writer:
             elif isinstance(a, Stride):
                 yield _largest(self._effective(a.tensor)[a.axis])
 
-    def _maker(self, position: int, a: Descriptor) -> str:
+    def _maker(self, a: Pointer | Descriptor) -> str:
+        if isinstance(a, Pointer):
+            return "address"
         shape = ", ".join(str(self._of_dim(dim)) for dim in self.instance.kernel.tensors[a.tensor])
         strides = ", ".join(map(_largest, self._effective(a.tensor)))
-        return f"{position}: describer([{shape}], [{strides}], {self._keep(list(a.block))})"
+        return f"describer([{shape}], [{strides}], {self._keep(list(a.block))})"
 
 
 def _in_torch(element: DType) -> Any:

@@ -4,7 +4,8 @@ A ``Launch`` is everything that one instance and config need on one device, read
 and scalars. Tensors are handed over as plain addresses, and nothing keeps them alive.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kpt_dsl.emit import Source
@@ -81,7 +82,7 @@ class Launch:
         abi: TritonAbi = source.abi
         positions = {name: i for i, name in enumerate(instance.kernel.signature.parameters)}
         tensors = [a for a in abi.arguments if isinstance(a, Pointer | Descriptor)]
-        self._tensors = [(positions[a.tensor], maker(a, instance)) for a in tensors]
+        self._tensors: Sequence[tuple[int, Maker]] = [(positions[a.tensor], maker(a, instance)) for a in tensors]
         self._scalars = [positions[a.scalar] for a in abi.arguments if isinstance(a, Scalar)]
         self._numbers = numbers(abi, instance)
         self._most: int | None = None
@@ -104,22 +105,19 @@ class Launch:
             self._most = int(properties.multi_processor_count * _resident(kernel, properties))
         self._programs = self._at_most(abi.tiles(dict(instance.extents.dims)))
 
-    def of_extents(self, tiles: int, numbers: list[int], makers: Mapping[int, Maker]) -> "Launch":
-        """The same kernel for other extents: so many tiles in its grid, the extents and strides that are handed over, and what
-        makes the values of the tensors that are no mere addresses, by their position among tensors."""
+    def of_extents(self, tiles: int, numbers: list[int], tensors: Sequence[tuple[int, Maker]]) -> "Launch":
+        """The same kernel for other extents: so many tiles in its grid, the extents and strides that are handed over, and the
+        positions of tensors with what makes their values; () where these are as here."""
         other = object.__new__(Launch)
         other._current_device, other._device, other._kernel = self._current_device, self._device, self._kernel
         other._most, other._scalars, other._start, other._stream = self._most, self._scalars, self._start, self._stream
-        other._tensors = (
-            [(i, makers.get(n, make)) for n, (i, make) in enumerate(self._tensors)] if makers else self._tensors
-        )
-        other._numbers = numbers
+        other._tensors, other._numbers = tensors or self._tensors, numbers
         other._programs = self._at_most(tiles)
         return other
 
     def parts(self) -> Parts:
         """What a call of this does. They hold while the launch is kept."""
-        tensors = [(i, None if make is _address else make) for i, make in self._tensors]
+        tensors = [(i, None if make is address else make) for i, make in self._tensors]
         return Parts(
             self._device, self._current_device, self._stream, self._start, self._programs, tensors, self._scalars,
             self._numbers,
@@ -194,21 +192,21 @@ def _resident(kernel: Any, properties: Any) -> int:
 class Described:
     """What Triton's launcher reads of a tensor descriptor. Its own class checks again what the emitter's facts already say."""
 
-    __slots__ = ("base", "block_shape", "padding", "round_f32_to_tf32", "shape", "strides")
+    __slots__ = ("base", "block_shape", "shape", "strides")
+    padding = "zero"
+    round_f32_to_tf32 = False
 
     def __init__(self, base: Any, shape: list[int], strides: list[int], block_shape: list[int]) -> None:
         self.base = base
         self.shape = shape
         self.strides = strides
         self.block_shape = block_shape
-        self.padding = "zero"
-        self.round_f32_to_tf32 = False
 
 
 def maker(a: Argument, instance: "Instance") -> Maker:
     """What makes the value of a tensor argument out of a tensor."""
     if isinstance(a, Pointer):
-        return _address
+        return address
     assert isinstance(a, Descriptor)
     return describer(list(instance.shape(a.tensor)), list(_strides(instance, a.tensor)), list(a.block))
 
@@ -217,10 +215,10 @@ def describer(shape: list[int], strides: list[int], block: list[int]) -> Maker:
     """What describes tensors of a shape and strides, moved in blocks. Along a dim of the same all over, only its first is."""
     if 0 in strides:
         shape, strides = [n if s else 1 for n, s in zip(shape, strides, strict=True)], [s or TMA_BYTES for s in strides]
-    return lambda tensor: Described(tensor, shape, strides, block)
+    return partial(Described, shape=shape, strides=strides, block_shape=block)
 
 
-def _address(tensor: Any) -> int:
+def address(tensor: Any) -> int:
     # A number instead of the tensor: the driver is then not asked whose memory it is.
     address: int = tensor.data_ptr()
     return address
