@@ -22,7 +22,7 @@ from kpt.ops.choice import Choice, choose, hold_for_recomputation, preferred
 from kpt.ops.compiling import NotMadeError, is_behind
 from kpt.ops.decisions import Decision, tell_of_leaving
 from kpt.ops.eager import PLAIN, below, have_memory, is_autocasting, is_plain, tensors_in
-from kpt.ops.fingerprint import Foreign, fingerprint, is_numpys, of_python
+from kpt.ops.fingerprint import Foreign, fingerprint, is_numpys, of_python, without_lengths
 from kpt.ops.pins import pin, pinned
 from kpt.ops.recent import AGAIN, Recent, same
 from kpt.ops.registry import Op, Ready, settled
@@ -51,6 +51,8 @@ class Dispatcher:
         """The op as torch.library knows it; set when it is defined there."""
         self._precision = float32_products if op.multiplies else _nothing
         self._decisions: dict[Any, Decision] = {}
+        self._choices: dict[Any, Choice] = {}
+        """What serves right calls that differ from others in lengths only."""
         self._recent = Recent()
         """Some of them, which are told without their keys."""
         self._served: Counter[str] = Counter()
@@ -156,9 +158,12 @@ class Dispatcher:
     def _decide(
         self, key: Any, arguments: tuple[Any, ...], failed: dict[str, str], pending: "Pending | None" = None
     ) -> Decision:
-        self.op.check(*arguments)
+        told, grad_mode, *_, prefers = key
+        alike = None if failed or not self.op.lengths else without_lengths(told, self.op.lengths_at)
+        choice = None if alike is None else self._choices.get((alike, grad_mode, prefers))
+        if choice is None:
+            self.op.check(*arguments)
         is_behind()  # an error where the environment has no word for it
-        _, grad_mode, *_, prefers = key
         if grad_mode and (held := pinned(self.put, key)) is not None:
             self._note(key, held)
             return held  # type: ignore[no-any-return]
@@ -167,9 +172,14 @@ class Dispatcher:
             decision = Decision(None, self._written_out)
         else:
             needs_grad = _needs_grad(grad_mode, tensors)
-            choice = choose(self.op, arguments, needs_grad, prefers, failed)
+            if choice is None:
+                choice = choose(self.op, arguments, needs_grad, prefers, failed)
+                if alike is not None:
+                    if len(self._choices) >= DECISIONS_KEPT:
+                        self._choices.clear()
+                    self._choices[alike, grad_mode, prefers] = choice
             try:
-                ready = choice.implementation.prepare(arguments, key[0])
+                ready = choice.implementation.prepare(arguments, told)
             except KptError as error:
                 if prefers is not None:
                     raise
@@ -322,6 +332,7 @@ class Dispatcher:
         for key, decision in self._decisions.items():
             self._let_go(key, decision)
         self._decisions.clear()
+        self._choices.clear()
 
     def _let_go(self, key: Any, decision: Decision) -> None:
         self._recent.drop(decision)

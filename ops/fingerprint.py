@@ -1,6 +1,6 @@
 """What kinds of calls are told apart by: asked of every argument on every call, so there is nothing here but the questions."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -42,6 +42,31 @@ def fingerprint(arguments: tuple[Any, ...]) -> Fingerprint:
 def is_of_tensor(part: tuple[Any, ...]) -> bool:
     """Whether a part of a fingerprint was taken of a tensor: it begins with shape, strides, dtype and device then."""
     return bool(part) and type(part[0]) is torch.Size
+
+
+def without_lengths(told: Fingerprint, lengths: Mapping[int, slice]) -> Hashable | None:
+    """The fingerprint of a call but for extents of two and more along some dims of its tensors, by their positions, of which it
+    says which are equal; and but for strides and alignment.
+
+    None where there are tensors of other positions, or where such an extent is that of another dim as well, or one of the
+    numbers: then it may have to be.
+    """
+    places: dict[int, int] = {}
+    others: set[Any] = set()
+    parts: list[Any] = []
+    for position, part in enumerate(told):
+        if part is _ABSENT or not is_of_tensor(part):
+            others.update(part)
+            parts.append(part)
+            continue
+        if (dims := lengths.get(position)) is None:
+            return None
+        shape = part[0]
+        fixed = (*shape[: dims.start], *shape[dims.stop :])
+        others.update(fixed)
+        places |= {n: len(places) for n in shape[dims] if n > 1 and n not in places}
+        parts.append((tuple([~places[n] if n > 1 else n for n in shape[dims]]), fixed, part[2], part[3], part[5]))
+    return None if others.intersection(places) else tuple(parts)
 
 
 def _unusual(value: Any) -> Any:

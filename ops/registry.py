@@ -157,6 +157,9 @@ class Op:
     ``shardings(*arguments)``: how its tensors may be dealt out to processes (``kpt.ops.sharding``), beside whole to each.
     ``opaque(*arguments)``: whether the reference reads values that this call, which is being traced, does not have yet:
     autograd then follows the op by its ``gradient``.
+    ``lengths``: of each tensor that plain calls have, the dims along which ``check`` and ``why_not`` ask of extents above one
+    whether they are equal to each other, and nothing else: how long they are decides neither whether a call is right nor what
+    serves it.
     ``fuses``: whether Inductor writes it, from the reference, together with what stands around it (``kpt.ops.inductor``).
     """
 
@@ -175,6 +178,7 @@ class Op:
     flops: Callable[..., int] | None = None
     shardings: Callable[..., "Iterable[Sharding]"] = lambda *_: ()
     opaque: Callable[..., bool] = lambda *_: False
+    lengths: Mapping[str, slice] = field(default_factory=dict)
     fuses: bool = False
     schema: str = ""
 
@@ -196,6 +200,11 @@ class Op:
     def differentiable(self) -> tuple[int, ...]:
         """The positions of the arguments that have a gradient."""
         return () if self.gradient is None else self.positions(self.gradient.inputs)
+
+    @cached_property
+    def lengths_at(self) -> Mapping[int, slice]:
+        """``lengths`` by the positions of the tensors."""
+        return dict(zip(self.positions(self.lengths), self.lengths.values(), strict=True))
 
     @cached_property
     def left_alone(self) -> tuple[int, ...]:

@@ -145,6 +145,7 @@ _dispatch = define(
         precise=("alibi_slopes", "sinks"),
         gradient=GRADIENT,
         multiplies=True,
+        lengths={"q": slice(2, 3), "k": slice(2, 3), "v": slice(2, 3)},
         flops=lambda q, k, v, *others: contract.flops(q, k, v, Scores.split(OP, others)[0], 1, 1),
         shardings=lambda size, q, k, v, *others: contract.shardings(
             size, q, k, Scores.split(OP, others)[0], ("o", "lse"), ("q", "k", "v")

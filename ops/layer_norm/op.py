@@ -61,6 +61,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
+        lengths={"input": slice(0, -1), "weight": slice(0, 0), "bias": slice(0, 0)},
         fuses=True,
         autocast={"cuda": "float32"},
         gradient=GRADIENT,

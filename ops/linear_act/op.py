@@ -79,6 +79,7 @@ _dispatch = define(
         autocast={"cuda": "lower", "cpu": "lower", "xla": "lower"},
         gradient=GRADIENT,
         multiplies=True,
+        lengths={"x": slice(0, -1), "weight": slice(0, 0), "bias": slice(0, 0)},
         flops=flops,
         shardings=_shardings,
     )

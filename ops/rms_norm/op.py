@@ -70,6 +70,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
+        lengths={"input": slice(0, -1), "weight": slice(0, 0)},
         fuses=True,
         autocast=as_pytorchs("rms_norm", "float32"),
         gradient=GRADIENT,
