@@ -53,20 +53,20 @@ def without_lengths(told: Fingerprint, lengths: Mapping[int, slice]) -> Hashable
     """
     places: dict[int, int] = {}
     others: set[Any] = set()
-    parts: list[Any] = []
+    parts = list(told)
+    for position, dims in lengths.items():
+        if is_of_tensor(part := told[position]):
+            shape = tuple(part[0])
+            fixed = shape[: dims.start] + shape[dims.stop :]
+            others.update(fixed)
+            alike = tuple([~places.setdefault(n, len(places)) if n > 1 else n for n in shape[dims]])
+            parts[position] = (alike, fixed, part[2], part[3], part[5])
     for position, part in enumerate(told):
-        if part is _ABSENT or not is_of_tensor(part):
+        if part is not _ABSENT and position not in lengths:
+            if is_of_tensor(part):
+                return None
             others.update(part)
-            parts.append(part)
-            continue
-        if (dims := lengths.get(position)) is None:
-            return None
-        shape = part[0]
-        fixed = (*shape[: dims.start], *shape[dims.stop :])
-        others.update(fixed)
-        places |= {n: len(places) for n in shape[dims] if n > 1 and n not in places}
-        parts.append((tuple([~places[n] if n > 1 else n for n in shape[dims]]), fixed, part[2], part[3], part[5]))
-    return None if others.intersection(places) else tuple(parts)
+    return tuple(parts) if others.isdisjoint(places) else None
 
 
 def _unusual(value: Any) -> Any:
