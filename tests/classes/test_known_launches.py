@@ -208,6 +208,18 @@ def test_numbers_and_statics_are_looked_at_as_when_they_are_bound() -> None:
         triton.prepared(copied, (torch.empty(605), torch.empty(605), 1.0, 1, True), 0)
 
 
+def test_of_several_launches_those_that_serve_most_calls_are_asked_first() -> None:
+    def of(rows: int) -> Arguments:
+        return torch.empty(rows, 64), torch.empty(rows, 64), 1.0, 1, True
+
+    for rows in (999, 1024):  # ragged, and level
+        triton.prepared(copied, of(rows), 0)
+    known = launches(copied, of(999))
+    assert len(known) == 2 and known[0].at(*of(999)) is None
+    triton.prepared(copied, of(997), 0)
+    assert len(known) == 2 and known[0].at(*of(999)) is not None
+
+
 FACTOR = 2.0
 
 
