@@ -29,8 +29,6 @@ def tensor(op: str, argument: str, value: Any, accepted: str = "a torch.Tensor")
 
 def rank(op: str, argument: str, value: torch.Tensor, ranks: Sequence[int], accepted: str) -> None:
     """A tensor of one of these ranks."""
-    if isinstance(value, torch.Tensor) and value.ndim in ranks:
-        return
     tensor(op, argument, value, f"a torch.Tensor: {accepted}")
     if value.ndim not in ranks:
         reject(op, argument, f"{shape_of(value)}, rank {value.ndim}", accepted)

@@ -108,9 +108,7 @@ def prepared(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> t
 
 def known_launch(kernel: "Definition", arguments: tuple[Any, ...], device: int) -> tuple[Launch, Specialisation] | None:
     """What ``prepared`` gives, where it takes no look at the kernel."""
-    for first in arguments:
-        if hasattr(first, "shape"):
-            break
+    first = next(a for a in arguments if hasattr(a, "shape"))
     made = launches(kernel, device, first.shape, circumstances())
     for place, known in enumerate(made):
         if (launch := known.at(*arguments)) is not None and known.means_the_same():

@@ -219,9 +219,9 @@ def describer(shape: list[int], strides: list[int], block: list[int]) -> Maker:
 
 
 def address(tensor: Any) -> int:
-    # A number instead of the tensor: the driver is then not asked whose memory it is.
-    address: int = tensor.data_ptr()
-    return address
+    """A number instead of the tensor: the driver is then not asked whose memory it is."""
+    number: int = tensor.data_ptr()
+    return number
 
 
 def _strides(instance: "Instance", tensor: str) -> tuple[int, ...]:

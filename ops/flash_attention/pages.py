@@ -31,8 +31,7 @@ def keys_of(k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None) -> Key
 def extents(k: torch.Tensor, table: torch.Tensor | None) -> tuple[int, int, int]:
     """B, G and N of keys, in pages or not."""
     if table is None:
-        batch, groups, keys, *_ = k.shape
-        return batch, groups, keys
+        return k.shape[0], k.shape[1], k.shape[2]
     return table.shape[0], k.shape[2], table.shape[1] * k.shape[1]
 
 

@@ -95,7 +95,7 @@ def test_of_a_binary_that_is_found_nothing_is_read_but_what_is_launched(
     first = binary(source(), H200.arch, H200.warp_lanes)
     assert {"source", "ttgir", "llir", "ptx", "cubin"} <= set(first.asm)
     read: list[Source] = []
-    monkeypatch.setattr(build, "function", lambda one: read.append(one))
+    monkeypatch.setattr(build, "function", read.append)
     binary.cache_clear()
     found = binary(source(), H200.arch, H200.warp_lanes)
     assert set(found.asm) == {"cubin"} and found.kernel == first.kernel and found.metadata == first.metadata
