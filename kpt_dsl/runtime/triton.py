@@ -113,7 +113,7 @@ def known_launch(kernel: "Definition", arguments: tuple[Any, ...], device: int) 
     for place, known in enumerate(made):
         if (launch := known.at(*arguments)) is not None and known.means_the_same():
             if place:  # those that serve most calls come to be asked first
-                made.insert(place - 1, made.pop(place))
+                made[place - 1], made[place] = known, made[place - 1]
             return launch, known.specialisation
     return None
 
