@@ -227,7 +227,7 @@ def check_tensor_parallel(mesh: DeviceMesh) -> None:
         ours = copy.deepcopy(native)
         kpt.replace_modules(ours)
         plan = {
-            "0": SequenceParallel(), "1.0": ColwiseParallel(use_local_output=False),
+            "0": SequenceParallel(), "1.0": ColwiseParallel(input_layouts=Shard(1), use_local_output=False),
             "2": RowwiseParallel(output_layouts=Shard(1), use_local_output=False), "3": SequenceParallel(),
         }  # fmt: skip
         model = parallelize_module(ours, mesh, plan)
