@@ -87,13 +87,14 @@ build/triton-%/.ready: $(READY)
 	touch $@
 
 # What leans on PyTorch's internals, again with the oldest version supported or another, laid over the environment before that
-# triton, since the one that comes with PyTorch 2.9 is older than kpt's. PyPI's PyTorch is CUDA's, 6 GB: no part of `make test`.
+# triton, since the one that comes with PyTorch 2.9 is older than kpt's. PyPI's PyTorch is CUDA's, 6 GB: no part of `make test`, and
+# not fetched again when the environment changes.
 TORCH ?= 2.9.0
 LEANS_ON_TORCH := tests/ops tests/replacement tests/training tests/jax/test_ops.py tests/jax/test_operations.py
 oldest-torch: build/torch-$(TORCH)/.ready $(OLDEST_TRITON)/.ready vision  ## the tests of PyTorch's side with torch 2.9.0 (6 GB), or TORCH=2.11.0
 	PYTHONPATH=$(OLDEST_TRITON):build/torch-$(TORCH) $(PYTEST) $(LEANS_ON_TORCH)
 
-build/torch-%/.ready: $(READY)
+build/torch-%/.ready: | $(READY)
 	$(BIN)/pip install --quiet --upgrade --target $(@D) torch==$*
 	rm -rf $(@D)/triton*
 	touch $@

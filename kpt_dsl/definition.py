@@ -75,7 +75,7 @@ class Definition:
             if kind in (language.In, language.Out):
                 given = dims.get(name, "")
                 if not isinstance(given, str):
-                    named = " ".join(map(str, given)) if isinstance(given, list | tuple) else "M N"
+                    named = " ".join(map(str, given)) if isinstance(given, (list, tuple)) else "M N"
                     fail(
                         loc, f"dims of {name} are {given!r}", f'write them as one string: @kd.kernel({name}="{named}")'
                     )
@@ -149,7 +149,7 @@ class Definition:
                 values.append((name, None))
                 continue
             value = given[name]
-            if not (value is None or isinstance(value, bool | int | float | str | Helper)):
+            if not (value is None or isinstance(value, (bool, int, float, str, Helper))):
                 raise InputError(
                     f"{self.name}: static {name} is {value!r}; accepted are bool, int, float, str, None and @kd.function"
                 )

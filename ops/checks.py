@@ -69,5 +69,5 @@ def flag(op: str, argument: str, value: Any) -> None:
 
 def number(op: str, argument: str, value: Any) -> None:
     """A Python number."""
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         reject(op, argument, f"{value!r} ({type(value).__name__})", "a number")

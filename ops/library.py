@@ -32,8 +32,9 @@ def define(op: Op) -> Dispatcher:
     _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.below_autograd), "CompositeExplicitAutograd")
     _LIBRARY.impl(op.name, _of_all(defaults, partial(_autograd, dispatcher)), "Autograd")
     torch.library.register_fake(f"kpt::{op.name}", _of_all(defaults, _checked_fake(op)), lib=_LIBRARY)
-    # Under vmap, PyTorch's own operations: they have rules for batches, where a kernel would run sample by sample.
-    _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.with_autograd), "FuncTorchBatchedDecomposition")
+    # Under vmap, PyTorch's own operations: they have rules for batches, where a kernel would run sample by sample. Its key by
+    # name, for PyTorch 2.9 does not call what is entered as FuncTorchBatchedDecomposition.
+    _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.with_autograd), "FuncTorchBatched")
     _LIBRARY.impl(op.name, partial(_each_sample, dispatcher), "Batched")
     sharding.enter(dispatcher.through_torch, op)
     if lazy.IS_INSTALLED:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.fx.proxy import TraceError
 
 from kpt.ops.choice import preferred
 from kpt.ops.eager import PLAIN, WORDS, dispatch_modes, function_modes, function_of_torch
@@ -68,6 +69,7 @@ def same(arguments: Sequence[Any], precision: Callable[[], Hashable] | None) -> 
         "modes": dispatch_modes,
         "function_modes": function_modes,
         "forward_ad": forward_ad,
+        "TraceError": TraceError,
         **{f"w{i}": word for i, word in words.items()},
     }
     told = {"grad": torch.is_grad_enabled, "preferred": preferred, "generation": generation, "precision": precision}
@@ -106,5 +108,5 @@ def _questions(tensors: Collection[int], words: Collection[int], told: Sequence[
     return [
         f"def same({parameters}):",
         f"    try: return {' and '.join(conditions)}",
-        "    except AttributeError: return False  # no tensor",
+        "    except (AttributeError, TraceError): return False  # no tensor, or torch.fx's place of one",
     ]

@@ -69,7 +69,7 @@ def _strategy(op: Op, schema: Any) -> Any:
         for a, g in zip(schema.args_schema, given, strict=True)
     ]
     outputs = op.fake(*meta)
-    count = len(outputs) if isinstance(outputs, list | tuple) else 1
+    count = len(outputs) if isinstance(outputs, (list, tuple)) else 1
     mesh = schema.get_mesh_from_args()
     whole = Sharding((WHOLE,) * count, tuple(WHOLE if g else None for g in given))
     ways = [_placements(way, given, count) for way in (whole, *op.shardings(mesh.size(), *meta))]

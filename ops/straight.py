@@ -236,7 +236,7 @@ class _Writer:
 
     def _outputs(self, given: Any) -> Iterator[tuple[_Root, torch.Tensor]]:
         """What is returned, as (where it lies, how): each all of its memory, from the beginning."""
-        for tensor in given if isinstance(given, list | tuple) else (given,):
+        for tensor in given if isinstance(given, (list, tuple)) else (given,):
             root = self._watch.root(tensor)
             if root is None or root.kind == "a" or tensor.numel() != self._watch.tensor(root).numel():
                 raise _Unlike

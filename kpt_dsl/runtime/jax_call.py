@@ -27,7 +27,7 @@ def outputs(kernel: "Definition", args: tuple[Any, ...], named: Mapping[str, Any
 
 
 def _is_dtype(value: Any) -> bool:
-    return isinstance(value, np.dtype | type | str)
+    return isinstance(value, (np.dtype, type, str))
 
 
 def _known(value: Any) -> Any:

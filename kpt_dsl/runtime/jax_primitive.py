@@ -58,7 +58,7 @@ def _compiled(function: Any) -> Any:
 
 def _listed(function: Any, arguments: Sequence[Any]) -> list[Any]:
     found = function(*arguments)
-    return list(found) if isinstance(found, tuple | list) else [found]
+    return list(found) if isinstance(found, (tuple, list)) else [found]
 
 
 def _lower(context: Any, *arguments: Any, function: Any, outputs: tuple[Output, ...]) -> Any:

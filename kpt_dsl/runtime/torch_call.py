@@ -86,7 +86,7 @@ def _known(value: Any) -> Any:
         return int(value)
     if isinstance(value, torch.SymFloat):
         return float(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):  # a union torch.compile of PyTorch 2.9 does not take
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         (value,) = {value}  # torch.compile does not keep numbers in sets symbolic
     return value
 

@@ -65,7 +65,7 @@ class Gradient:
         else:
             found = self.backward(**given)
             wanted = list(self.gives)
-        found = found if isinstance(found, tuple | list) else (found,)
+        found = found if isinstance(found, (tuple, list)) else (found,)
         if len(found) != len(wanted):
             raise InputError(
                 f"{self.kernel.name}: {self.name} gave {len(found)} gradients; it gives one for each tensor that the kernel "

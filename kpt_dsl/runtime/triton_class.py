@@ -248,7 +248,7 @@ class _Writer:
         for static in kernel.statics:
             value, argument = statics[static], names[static]
             same = self._keep(value)
-            if value is None or isinstance(value, Helper | bool):
+            if value is None or isinstance(value, (Helper, bool)):
                 yield f"{argument} is {same}"
             else:
                 told = f"{argument}.hex() == {same}.hex()" if isinstance(value, float) else f"{argument} == {same}"
@@ -260,7 +260,7 @@ class _Writer:
         parameters = tuple(self.instance.kernel.signature.parameters)
         names = {name: f"a{i}" for i, name in enumerate(parameters)}
         conditions = self._conditions(names)
-        tensors = [a for a in self.abi.arguments if isinstance(a, Pointer | Descriptor)]
+        tensors = [a for a in self.abi.arguments if isinstance(a, (Pointer, Descriptor))]
         are_described = any(isinstance(a, Descriptor) for a in tensors)
         makers = [f"({parameters.index(a.tensor)}, {self._maker(a)}), " for a in tensors] if are_described else []
         lines = [

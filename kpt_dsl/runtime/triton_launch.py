@@ -81,7 +81,7 @@ class Launch:
 
         abi: TritonAbi = source.abi
         positions = {name: i for i, name in enumerate(instance.kernel.signature.parameters)}
-        tensors = [a for a in abi.arguments if isinstance(a, Pointer | Descriptor)]
+        tensors = [a for a in abi.arguments if isinstance(a, (Pointer, Descriptor))]
         self._tensors: Sequence[tuple[int, Maker]] = [(positions[a.tensor], maker(a, instance)) for a in tensors]
         self._scalars = [positions[a.scalar] for a in abi.arguments if isinstance(a, Scalar)]
         self._numbers = numbers(abi, instance)

@@ -192,4 +192,4 @@ class Scores(NamedTuple):
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)  # PyTorch 2.9 compiles no union of types
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)

@@ -50,7 +50,7 @@ def _why_not(
     scale: float | None,
 ) -> str | None:  # fmt: skip
     """What keeps a call from ``flash_attention``, shapes aside; PyTorch computes it, or says what is wrong with it."""
-    numbers = type(causal) is bool and not isinstance(scale, bool | str | torch.Tensor)
+    numbers = type(causal) is bool and not isinstance(scale, (bool, str, torch.Tensor))
     if not numbers or not all(isinstance(t, torch.Tensor) for t in (query, key, value)):
         return "an argument is of another type"
     if not torch.compiler.is_compiling() and is_transformed():

@@ -22,7 +22,7 @@ def after_sum(norm: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor
     kind: Any = type(norm)
     if kind in (KptLayerNorm, KptRMSNorm):
         return kind.after_sum  # type: ignore[no-any-return]
-    if is_proven(kind) and isinstance(kind.served, LayerNorm | RMSNorm):
+    if is_proven(kind) and isinstance(kind.served, (LayerNorm, RMSNorm)):
         return kind.served.after_sum
     return None
 

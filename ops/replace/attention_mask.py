@@ -280,6 +280,6 @@ def _same_function(a: Any, b: Any) -> bool:
     if callable(a) and callable(b) and hasattr(a, "__code__") and hasattr(b, "__code__"):
         cells = [[cell.cell_contents for cell in f.__closure__ or ()] for f in (a, b)]
         return a.__code__ is b.__code__ and _same_function(*cells)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(_same_function(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and isinstance(a, int) and a == b

@@ -152,7 +152,7 @@ def _sums(
 
 
 def _is_norm(child: nn.Module) -> bool:
-    return after_sum(child) is not None or isinstance(child, nn.LayerNorm | nn.RMSNorm) or norms.match(child) is not None
+    return after_sum(child) is not None or isinstance(child, (nn.LayerNorm, nn.RMSNorm)) or norms.match(child) is not None
 
 
 def _has(module: nn.Module, pair: Pair) -> bool:

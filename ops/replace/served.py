@@ -126,4 +126,6 @@ def since(before: Counts, ops: Collection[str], shares: Shares | None = None) ->
 
 
 def _more(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    return {name: n - before.get(name, 0) for name, n in now.items() if n > before.get(name, 0)}
+    """How many more by name, most first and else by name, whatever came first in this process."""
+    more = {name: n - before.get(name, 0) for name, n in sorted(now.items()) if n > before.get(name, 0)}
+    return dict(sorted(more.items(), key=lambda item: -item[1]))

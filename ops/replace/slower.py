@@ -120,7 +120,7 @@ def _of_linear(module: nn.Module, served: Any) -> Sizes:
         layers = [(module, served.activation)]
     elif isinstance(module, nn.Sequential):
         layers = [(a, activation_name(b)) for a, b in pairwise(module.children()) if isinstance(a, nn.Linear)]
-    elif isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+    elif isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
         layers = [(module.linear1, hidden_activation(module))]
     else:
         layers = [(getattr(module, served.first[0]), served.activation)]

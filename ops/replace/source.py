@@ -124,7 +124,7 @@ def _assigned(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, ast.expr]]:
     for node in ast.walk(function):
         if isinstance(node, ast.Assign):
             yield from ((target, node.value) for target in node.targets)
-        elif isinstance(node, ast.AnnAssign | ast.AugAssign) and node.value is not None:
+        elif isinstance(node, (ast.AnnAssign, ast.AugAssign)) and node.value is not None:
             yield (
                 node.target,
                 node.value if isinstance(node, ast.AnnAssign) else ast.BinOp(node.target, node.op, node.value),
@@ -178,7 +178,7 @@ _ARGUMENTS = ("module", "query", "key", "value", "attention_mask", "dropout", "s
 
 def _is_look_up(node: ast.expr) -> bool:
     text = ast.unparse(node)
-    return isinstance(node, ast.Call | ast.Subscript) and any(name in text for name in _INTERFACES)
+    return isinstance(node, (ast.Call, ast.Subscript)) and any(name in text for name in _INTERFACES)
 
 
 def _tells_apart(function: ast.FunctionDef, names: dict[str, Any], former: str) -> bool:
@@ -238,7 +238,7 @@ def _differs(node: ast.AST, aliases: frozenset[str], names: dict[str, Any], form
     other = _value(sides[0] if ours[0] is sides[1] else sides[1], names)
     if other is _UNKNOWN:
         return True
-    if isinstance(node.ops[0], ast.In | ast.NotIn):
+    if isinstance(node.ops[0], (ast.In, ast.NotIn)):
         return (former in other) != (NAMES[former] in other)
     return bool((other == former) != (other == NAMES[former]))
 

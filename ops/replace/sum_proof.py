@@ -70,7 +70,7 @@ class _Trial:
         drawn, parameters = exact[: len(self.given)], exact[len(self.given) :]
         kind = type(self.norm)
         if is_proven(kind):
-            assert isinstance(kind.served, norms.LayerNorm | norms.RMSNorm)
+            assert isinstance(kind.served, (norms.LayerNorm, norms.RMSNorm))
             law = kind.served.law(getattr(self.norm, kind.served.norm.eps))
             norm: Callable[..., Any] = partial(_by_law, law, parameters)
         else:

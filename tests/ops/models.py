@@ -25,6 +25,11 @@ RIGHT = torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
 LEFT = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
 HOLES = torch.tensor([[1] * 9, [1, 0] * 4 + [1]])
 
+COPIES = pytest.mark.skipif(
+    torch.__version__ < "2.13",
+    reason="Transformers copies Gemma 4's config for a cache: PyTorch 2.11 compiles no copy, replaced or not",
+)
+
 
 def model(name: str, **options: Any) -> Any:
     torch.manual_seed(20)

@@ -163,6 +163,12 @@ def test_inside_transforms_and_tracing() -> None:
     assert seen and not any(seen)
 
 
+def test_what_stands_for_a_tensor() -> None:
+    is_same, seen = told(), []
+    torch.fx.symbolic_trace(lambda x: seen.append(is_same(x, *CALL[1:])) or x)
+    assert seen == [False]
+
+
 # ------------------------------------------------------------------ in dispatch
 @pytest.fixture
 def norm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import torch
 
 import kpt
 from tests.ops.models import (
+    COPIES,
     HOLES,
     IDS,
     LEFT,
@@ -32,10 +33,6 @@ CALLS += [
     for build in (mistral, gemma4, gpt_oss)
     for cached, mask in ((True, HOLES), (False, None))
 ]
-COPIES = pytest.mark.skipif(
-    torch.__version__ < "2.13",
-    reason="Transformers copies Gemma 4's config for a cache: PyTorch 2.11 compiles no copy, replaced or not",
-)
 CALLS = [pytest.param(*call, marks=COPIES if call[:2] == (gemma4, {"use_cache": True}) else ()) for call in CALLS]
 
 

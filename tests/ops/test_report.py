@@ -41,7 +41,7 @@ def test_what_served_is_counted_from_replacing_on() -> None:
     assert by["layer_norm"] == {"reference": 2, "numpy": 2}
     assert by["layer_norm_backward"] == {"numpy": 2}
     assert by["linear_act_saving"] == {"numpy": 1}
-    assert "PyTorch 2, numpy 2" in str(report.served())
+    assert "numpy 2, PyTorch 2" in str(report.served())
     assert kpt.replace_modules(model()).served().by["layer_norm"] == {}
 
 

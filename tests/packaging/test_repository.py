@@ -53,6 +53,18 @@ def test_the_language_stays_small() -> None:
     assert sum(map(code_lines, files)) <= LANGUAGE_LINES
 
 
+def test_types_are_asked_for_in_tuples() -> None:
+    """Where torch.compile may follow: that of PyTorch 2.9 makes nothing of ``isinstance(x, A | B)``."""
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        for file in tracked("ops/*.py", "kpt_dsl/runtime/*.py", "kpt_dsl/definition.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"isinstance", "issubclass"}
+        if isinstance(node.args[1], ast.BinOp)
+    ]
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.parametrize("room", ["kpt", "ops", "autotune_db", "kpt_dsl"])
 def test_every_module_says_what_it_is_for(room: str) -> None:
     silent = [str(f.relative_to(ROOT)) for f in tracked(f"{room}/*.py") if not re.match(r'\s*r?"""\S', f.read_text())]

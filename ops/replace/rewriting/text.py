@@ -55,7 +55,7 @@ def text_of(function: Any) -> Text | None:
 
 def blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
     """The blocks of statements inside a statement, but for those of functions and classes."""
-    if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         for name in ("body", "orelse", "finalbody"):
             yield getattr(statement, name, [])
         for handler in getattr(statement, "handlers", []):
@@ -64,7 +64,7 @@ def blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
 
 def is_simple(statement: ast.stmt) -> bool:
     """Whether a statement evaluates its expressions once, and has no block."""
-    return isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr | ast.Return)
+    return isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return))
 
 
 _AT_TIMES = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
