@@ -158,9 +158,11 @@ class Dispatcher:
     def _decide(
         self, key: Any, arguments: tuple[Any, ...], failed: dict[str, str], pending: "Pending | None" = None
     ) -> Decision:
-        told, grad_mode, *_, prefers = key
+        told, *circumstances = key
+        grad_mode, *_, prefers = circumstances
         alike = None if failed or not self.op.lengths else without_lengths(told, self.op.lengths_at)
-        choice = None if alike is None else self._choices.get((alike, grad_mode, prefers))
+        like = (alike, *circumstances)
+        choice = None if alike is None else self._choices.get(like)
         if choice is None:
             self.op.check(*arguments)
         is_behind()  # an error where the environment has no word for it
@@ -177,7 +179,7 @@ class Dispatcher:
                 if alike is not None:
                     if len(self._choices) >= DECISIONS_KEPT:
                         self._choices.clear()
-                    self._choices[alike, grad_mode, prefers] = choice
+                    self._choices[like] = choice
             try:
                 ready = choice.implementation.prepare(arguments, told)
             except KptError as error:

@@ -12,6 +12,7 @@ import kpt.ops
 from kpt.ops import dispatch, registry
 from kpt.ops.choice import choose, standing_in
 from kpt.ops.fingerprint import fingerprint, without_lengths
+from kpt_dsl import configs
 from kpt_dsl.errors import InputError
 from tests.ops.pretended_gpu import pretended_gpu
 
@@ -152,7 +153,7 @@ def test_a_wrong_call_of_a_new_length_is_refused(asked: list[str]) -> None:
     assert asked.count("check") == 7 and asked.count("choose") == 3
 
 
-def test_another_preference_and_gradients_are_chosen_for_anew(asked: list[str]) -> None:
+def test_another_preference_gradients_and_other_configs_are_chosen_for_anew(asked: list[str]) -> None:
     def call(n: int, grad: bool = False) -> int:
         asked.clear()
         kpt.ops.rms_norm(torch.empty(n, 32, requires_grad=grad), (32,))
@@ -162,3 +163,5 @@ def test_another_preference_and_gradients_are_chosen_for_anew(asked: list[str]) 
     with kpt.ops.prefer("reference"):
         assert [call(704), call(705)] == [1, 0]
     assert call(706) == 0
+    configs.changed()
+    assert [call(707), call(708)] == [1, 0]
