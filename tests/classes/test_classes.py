@@ -61,6 +61,7 @@ def test_a_handful_of_binaries_serves_all_lengths(op: str) -> None:
         ("flash_attention", 33, {"M": Span(33, 48), "N": Span(33, 48)}),
         ("flash_attention", 64, {"M": Span(49, 64), "N": Span(49, 64)}),
         ("flash_attention", 769, {"M": Span(769, 1024), "N": Span(769, 1024)}),
+        ("flash_attention", 1500, {"M": Span(1025, 1536), "N": Span(1025, 1536)}),
         ("flash_attention", 20, {"M": Span(17, 32), "N": Span(17, 32)}),
         ("flash_attention", 2112, {"M": Span(2049, 4096), "N": Span(2049, 4096)}),
     ],
