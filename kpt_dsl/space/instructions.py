@@ -12,8 +12,15 @@ _COUNTS = {
     "sin": 3 * _SPECIAL, "cos": 3 * _SPECIAL, "round": 5,
 }  # fmt: skip
 
+_LONG = {"erf", "sin", "cos"}
+
 
 @cache
 def instructions(operations: tuple[str, ...]) -> int:
     """Of one element through all operations, in instructions of plain arithmetic."""
     return sum(_COUNTS.get(operation, 1) for operation in operations)
+
+
+def is_long(operations: tuple[str, ...]) -> bool:
+    """Whether one of them is a polynomial with cases: it holds words of its own beside an element."""
+    return not _LONG.isdisjoint(operations)

@@ -12,6 +12,7 @@ from kpt_dsl.space.facts import Facts
 from kpt_dsl.space.gpu import legal, model, registers
 from kpt_dsl.space.gpu.model import PARTITIONS
 from kpt_dsl.space.gpu.sizes import GpuSizes
+from kpt_dsl.space.instructions import is_long
 from kpt_dsl.targets import Target
 
 OPERAND_ROW_BYTES = (128, 256)
@@ -36,6 +37,9 @@ CROWDED = 0.9
 """Share of a thread's registers from which results that wait for each other, with what is beside them, crowd a gradient's
 loops. Where lengths are ragged, 64 queries beside 64 keys then took 1.1 to 2.1 times as long as 32 or 16 do up to length 512,
 and a third stage 1.2 to 1.4 times as long as two up to 1000, on an H200 (head dim 64, causal)."""
+CROWD = 1.3
+"""Share beyond which they do in any loop: 128 queries beside 64 keys took 1.1 to 1.2 times as long as 64 in 4 warps, where the
+compiler was asked for 1.4 times a thread's registers, on an H200 (head dim 64, not causal)."""
 LONG = 16
 """Steps of a loop from which such tiles are worth it all the same."""
 GROUP = 16
@@ -52,7 +56,8 @@ PART_BYTES = 32 * 1024
 
 EPILOGUE_SHARE = 3 / 8
 """Of a thread's registers, how much an accumulator may take where its epilogue is not cut in parts: with gelu, 256 x 128 in 8
-warps, half of them, spilled on sm_80, 86, 89, 120, gfx1100."""
+warps, half of them, spilled on sm_80, 86, 89, 120, gfx1100. Nor, in parts, where the error function of it is stored beside it:
+128 x 128 for 768 to 1024 features took 1.13 to 1.22 times as long in 4 warps as in 8, on an H200."""
 
 CLOSE = 1e-9
 """Relative difference of times that rounding alone may make."""
@@ -81,11 +86,14 @@ def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> C
 
 def _overfull(sizes: GpuSizes) -> bool:
     """Whether an accumulator leaves no registers for what its epilogue makes of it, all at once."""
-    if sizes.target.async_products and int(sizes.config.get("epilogue", 1)) > 1:
+    facts = sizes.facts
+    in_parts = sizes.target.async_products and int(sizes.config.get("epilogue", 1)) > 1
+    twice = sum(store.product for store in facts.stores) > 1
+    if in_parts and not (twice and any(is_long(a.operations) for a in facts.arithmetic)):
         return False
-    carried = [sizes.count(kind.shape) for kinds in sizes.facts.carried[-1:] for kind in kinds]
+    carried = [sizes.count(kind.shape) for kinds in facts.carried[-1:] for kind in kinds]
     largest = max(carried, default=0)  # one after the other, the others wait as they are
-    worked_on = largest + sum(sizes.count(load.axes) for load in sizes.facts.beside_results)
+    worked_on = largest + sum(sizes.count(load.axes) for load in facts.beside_results)
     return (sum(carried) - largest + worked_on / EPILOGUE_SHARE) / sizes.threads > sizes.register_limit
 
 
@@ -100,9 +108,10 @@ def _is_spare(sizes: GpuSizes, deeper: GpuSizes) -> bool:
 
 def _is_too_much(sizes: GpuSizes) -> bool:
     """Whether what is beside results that wait for each other crowds registers in which they would fit, for loops as short as
-    these."""
-    crowded, beside = CROWDED * sizes.register_limit, registers.beside_links(sizes)
-    return sizes.registers <= crowded < sizes.registers + beside and max(sizes.steps) < LONG
+    these, or takes far more than there are."""
+    crowded, all_told = CROWDED * sizes.register_limit, sizes.registers + registers.beside_links(sizes)
+    short = sizes.registers <= crowded < all_told and max(sizes.steps) < LONG
+    return short or all_told > CROWD * sizes.register_limit
 
 
 def _threads(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
@@ -153,21 +162,22 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
         by_rule["group"] = 1 if ir.groups(facts.kernel) else TURNS
     elif "group" in knobs and min(map(sizes.tiles, facts.grid_tiles[-2:])) >= GROUP:
         by_rule["group"] = GROUP
+    chain = any(p.chained for p in facts.products)
+    lone_chain = chain and sizes.resident == 1
     # Descriptors lay tiles out for matrix units that read shared memory; where registers do, they cost more than they save.
     fitting = target.async_products and all(target.matrix_dtype(p.dtype.name) for p in facts.products)
+    if chain and fitting and sizes.stages < LONE_DEPTH:
+        deeper = sizes.having({"num_stages": LONE_DEPTH})
+        if (lone_chain or _is_spare(sizes, deeper)) and deeper.shared_bytes <= target.shared_bytes:
+            sizes, by_rule["num_stages"] = deeper, LONE_DEPTH
     if "descriptors" in knobs and fitting and sizes.compulsory_seconds > DESCRIPTOR_SECONDS:
-        # Where a lone program of chained products has registers to spare for addresses, plain copies were seen 3 to 9% faster
-        # on an H200.
-        chain = any(p.chained for p in facts.products)
-        lone_chain = chain and sizes.resident == 1
+        # Where chained products have registers to spare for addresses, plain copies were seen 3 to 9% faster on an H200: of
+        # a lone program, or three stages deep.
+        deep = chain and sizes.stages >= LONE_DEPTH
         # So were gradients, however many share a core, of short and of ragged lengths by up to 40%.
         gradient = facts.links > 1 and not facts.beside_scores
-        roomy = (lone_chain or gradient) and sizes.pressure <= ROOM_FOR_ADDRESSES
+        roomy = (lone_chain or deep or gradient) and sizes.pressure <= ROOM_FOR_ADDRESSES
         by_rule["descriptors"] = not roomy
-        deeper = sizes.having({"num_stages": LONE_DEPTH})
-        spared = lone_chain or (chain and _is_spare(sizes, deeper))
-        if spared and sizes.stages < LONE_DEPTH and deeper.shared_bytes <= target.shared_bytes:
-            by_rule["num_stages"] = LONE_DEPTH
         if "persistent" in knobs and sizes.programs > WAVES * target.cores:
             by_rule["persistent"] = True
         if "epilogue" in knobs and sizes.epilogue_bytes >= PART_BYTES:

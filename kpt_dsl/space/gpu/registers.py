@@ -44,6 +44,9 @@ BESIDE_LINKS = 2
 64: tiles of 16, 32, 64 queries took 126, 166, 239 registers where the last is ragged, 121, 154, 209 where it is not)."""
 DEEPER = 8
 """Registers that a further stage takes there (6 to 22)."""
+EVEN = 0.6
+"""Of both, what is there at once where no bound moves with a tile, so that there is but the last tile's mask (32 queries beside
+64 keys took 143 to 149 registers in all, and 154 where they are causal)."""
 
 
 def needed(sizes: GpuTiles) -> int:
@@ -73,6 +76,11 @@ def beside_links(sizes: GpuTiles) -> float:
         return 0.0
     scores = max(sizes.count((p.m, p.n)) for p in sizes.facts.products if p.link) / sizes.threads
     return BESIDE_LINKS * scores + DEEPER * max(0, sizes.stages - 2)
+
+
+def likely_beside_links(sizes: GpuTiles) -> float:
+    """How many of those there are at once."""
+    return beside_links(sizes) * (1.0 if sizes.facts.uneven else EVEN)
 
 
 def _held(sizes: GpuTiles, scope: Scope) -> int:
