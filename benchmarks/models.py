@@ -1,6 +1,5 @@
-"""Whole models with drawn weights, bf16: a forward, and a forward and backward; as they are, replaced by kpt, compiled,
-compiled after replacing, and with Liger's kernels where it knows the model; where there is a loss, that by kpt as well. One of
-them decodes, too.
+"""Whole models with drawn weights, bf16: a forward, and a forward and backward; as they are, replaced by kpt at two levels,
+compiled, compiled after replacing, and with Liger's kernels where it knows the model. One of them decodes, too.
 
 Candidates take turns on the same inputs. Beside times stands what memory a run takes at its peak beyond the weights.
 """
@@ -18,7 +17,7 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.case import Found, Run, Stopping
 from benchmarks.report import Picture
-from benchmarks.sides import DECODING_SIDES, RIVALS, SIDES, TRAINING_SIDES, Side
+from benchmarks.sides import DECODING_SIDES, RIVALS, SIDES, Side
 from benchmarks.subjects import SUBJECTS, Subject
 
 TITLE = "Whole models, bf16"
@@ -59,7 +58,7 @@ def compared(subjects: Mapping[str, Subject], device: str, rounds: int, only: st
 def _modes(name: str, subject: Subject) -> dict[str, tuple[Mapping[str, Side], Make]]:
     found: dict[str, tuple[Mapping[str, Side], Make]] = {
         "forward": (SIDES, _forward),
-        "forward and backward": (SIDES if subject.labels is None else TRAINING_SIDES, _backward),
+        "forward and backward": (SIDES, _backward),
     }
     if name == DECODED:
         found |= {f"{TOKENS} tokens of {batch} decoded": (DECODING_SIDES, partial(_decode, batch)) for batch in BATCHES}

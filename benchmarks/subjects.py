@@ -71,21 +71,21 @@ SUBJECTS: Mapping[str, Subject] = {
     "Qwen3": causal("Qwen3ForCausalLM", {
         "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 16, "num_attention_heads": 16,
         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32000,
-    }, 4, 2048),
+    }, 8, 2048),
     "Gemma3": causal("Gemma3ForCausalLM", {
         "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 13, "num_attention_heads": 4,
         "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 32000,
-    }, 4, 2048),
+    }, 8, 2048),
     "GPT-2": causal("GPT2LMHeadModel", {
         "vocab_size": 50257, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-    }, 8, 1024),
-    "nanoGPT": Subject(partial(NanoGPT, 12, 12, 768, 1024, 50304), "tokens", (8, 1024), 50304, "targets"),
+    }, 16, 1024),
+    "nanoGPT": Subject(partial(NanoGPT, 12, 12, 768, 1024, 50304), "tokens", (16, 1024), 50304, "targets"),
     "BERT": encoder("BertModel", {
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }, "input_ids", (32, 512), 30522),
-    "ViT": encoder("ViTModel", {}, "pixel_values", (64, 3, 224, 224)),
-    "ViT of timm": Subject(partial(_timm, "vit_base_patch16_224"), "x", (64, 3, 224, 224)),
-    "ViT of torchvision": Subject(partial(_torchvision, "vit_b_16"), "x", (64, 3, 224, 224)),
+    }, "input_ids", (64, 512), 30522),
+    "ViT": encoder("ViTModel", {}, "pixel_values", (128, 3, 224, 224)),
+    "ViT of timm": Subject(partial(_timm, "vit_base_patch16_224"), "x", (128, 3, 224, 224)),
+    "ViT of torchvision": Subject(partial(_torchvision, "vit_b_16"), "x", (128, 3, 224, 224)),
 }  # fmt: skip
 """Sizes that are not given are those of the class: GPT-2 small, BERT base, ViT-B/16. Nothing is dropped out, since candidates
-would drop other things."""
+would drop other things. Batches are so large that an H200, not its host, sets the pace of PyTorch's steps."""

@@ -27,12 +27,13 @@ WhyNot = Callable[[nn.Module, str, Any], str | None]
 @dataclass(frozen=True, slots=True)
 class Served:
     """An activation behind a linear layer: what ``linear_act`` calls it, and the class of the child that it is, or the
-    function, where it is an attribute of self. ``widens``: as ``pair_proof.Shown`` has it."""
+    function, where it is an attribute of self. ``widens``, ``operations``: as ``pair_proof.Shown`` has them."""
 
     pair: Pair
     activation: str
     known: Any
     widens: bool
+    operations: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class Layers:
                 what = f"{pair.activation} of {pair.linear}"
                 left.append(f"{what} is no activation of kpt's; with {shown.activation}, {shown.difference}")
             elif shown.activation:
-                found = Served(pair, shown.activation, _known(module, pair), shown.widens)
+                found = Served(pair, shown.activation, _known(module, pair), shown.widens, shown.operations)
                 reason = self.why_not(linear, "linear_act", found)
                 if reason is None:
                     served.append(found)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kpt.ops.linear_act.reference import ACTIVATIONS
-from kpt.ops.replace import lowered, proof
+from kpt.ops.replace import lowered, operations, proof
 from kpt.ops.replace.activation_proof import WIDTH, is_activation, nearest
 from kpt.ops.replace.forms.stand_ins import Layer, Negated
 from kpt.ops.replace.rewriting.pairs import ACTIVATED, GIVEN, Place
@@ -22,11 +22,13 @@ from kpt.ops.replace.rewriting.pairs import ACTIVATED, GIVEN, Place
 
 class Shown(NamedTuple):
     """``activation``: what ``linear_act`` calls it, or which comes nearest where there is a ``difference``; "" for what is no
-    activation. ``widens``: the text may give float32 under autocast, where the op gives half precision."""
+    activation. ``widens``: the text may give float32 under autocast, where the op gives half precision. ``operations``: how
+    many of PyTorch's the activation is."""
 
     activation: str
     difference: str | None = None
     widens: bool = False
+    operations: int = 1
 
 
 def activation_of(module: nn.Module, place: Place, function: FunctionType) -> Shown:
@@ -50,7 +52,9 @@ def activation_of(module: nn.Module, place: Place, function: FunctionType) -> Sh
         return Shown("")
     linear: Any = getattr(module, pair.linear)
     name, difference = nearest(claim, linear.weight.dtype, proof.device_of(linear))
-    return Shown(name, widens=lowered.widens(trial)) if difference is None else Shown(name, difference.what)
+    if difference is not None:
+        return Shown(name, difference.what)
+    return Shown(name, widens=lowered.widens(trial), operations=operations.count(trial))
 
 
 def _runs(calls: ast.expr, function: FunctionType) -> Callable[..., Any]:

@@ -47,7 +47,8 @@ MEASURED: Mapping[tuple[str, str], tuple[Measured, ...]] = {
 """By target and suite of benchmarks (benchmarks/results): linear layers with activations, forward, and forward and backward."""
 
 PASSES = {"layer_norm": 2, "rms_norm": 2, "gated_act": 5, "linear_act": 2}
-"""How often PyTorch's operations beside products read or write as many elements as the result has."""
+"""How often PyTorch's operations beside products read or write as many elements as the result has: an activation, for each
+operation that it is."""
 
 MODEL_ERRS = 1.5
 """By so much a prediction must lose before it counts: the model ranks configs, and is not exact about microseconds."""
@@ -66,7 +67,9 @@ def why_slower(module: nn.Module, kind: str, served: Any) -> str | None:
 def slower_on(target: "Target", module: nn.Module, kind: str, served: Any, dtype: str) -> str | None:
     """The same of a module with parameters of a type on a target."""
     sizes = list(SIZES[kind](module, served))
-    if kind == "linear_act" and dtype != "f32" and (known := MEASURED.get((target.name, suite := _suite(module)))):
+    operations = getattr(served, "operations", 1)  # what was measured had an activation of one
+    known = MEASURED.get((target.name, suite := _suite(module)), ())
+    if known and kind == "linear_act" and dtype != "f32" and operations == 1:
         for dims, flags in sizes:
             nearest = min(known, key=lambda m: _distance(m, flags["activation"], dims))
             if nearest.times > 1:
@@ -80,7 +83,7 @@ def slower_on(target: "Target", module: nn.Module, kind: str, served: Any, dtype
         if found is None:
             return f"no kernel of {kind} runs on {target.name}"
         ours += found.microseconds
-        theirs += _pytorchs(kind, dims, dtype, target)
+        theirs += _pytorchs(PASSES[kind] * operations, dims, dtype, target)
     if ours <= MODEL_ERRS * theirs:
         return None
     return f"predicted slower on {target.name}: {ours:.3g} µs for {ROWS} rows, PyTorch's operations {theirs:.3g}"
@@ -95,10 +98,10 @@ def _distance(measured: Measured, activation: str, dims: Mapping[str, int]) -> t
     return measured.activation != activation, abs(log(measured.n / dims["N"])) + abs(log(measured.k / dims["K"]))
 
 
-def _pytorchs(kind: str, dims: Mapping[str, int], dtype: str, target: "Target") -> float:
+def _pytorchs(passes: int, dims: Mapping[str, int], dtype: str, target: "Target") -> float:
     """Microseconds of PyTorch's operations."""
     own = torch_dtype(dtype)
-    moved = PASSES[kind] * dims["M"] * dims["N"] * own.itemsize
+    moved = passes * dims["M"] * dims["N"] * own.itemsize
     return microseconds(target, moved, 2 * dims["M"] * dims["N"] * dims.get("K", 0), own)
 
 

@@ -71,7 +71,7 @@ class _Trial:
         kind = type(self.norm)
         if is_proven(kind):
             assert isinstance(kind.served, (norms.LayerNorm, norms.RMSNorm))
-            law = kind.served.law(getattr(self.norm, kind.served.norm.eps))
+            law = kind.served.law(kind.served.norm.eps_of(self.norm))
             norm: Callable[..., Any] = partial(_by_law, law, parameters)
         else:
             named = dict(zip(self.parameters, parameters, strict=True))

@@ -35,9 +35,9 @@ def test_rows_of_small_models(
         if row["case"] in decoding:
             assert row["milliseconds"].keys() == sides.DECODING_SIDES.keys()
             continue
-        whole = {"kpt, loss"} if "backward" in row["case"] and "ViT" not in row["case"] else set()
-        assert row["milliseconds"].keys() == {"torch", "kpt", "Inductor", "kpt, Inductor"} | whole
-        ratios = {f"{side} / torch" for side in {"kpt"} | whole}
+        own = {"kpt", "kpt, aggressive"}
+        assert row["milliseconds"].keys() == {"torch", "Inductor", "kpt, Inductor"} | own
+        ratios = {f"{side} / torch" for side in own}
         assert row["times as fast"].keys() == {"kpt, Inductor / Inductor"} | ratios
         assert "Liger" in row["missing"]
     assert len(compiled) == 16

@@ -70,6 +70,31 @@ def test_what_was_measured_decides() -> None:
     assert judged(pair(4096, 4096), name="nvidia-h100") is None
 
 
+class Spelled(nn.Module):
+    """GPT-2's activation: eight operations of PyTorch's, each as long as the one that was measured."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x * (1.0 + torch.tanh(0.7978845608 * (x + 0.044715 * torch.pow(x, 3.0))))
+
+
+class MLP(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(4096, 4096, device="meta"), act, nn.Linear(4096, 4096, device="meta")
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.down(self.act(self.up(x)))
+
+
+def test_an_activation_of_many_operations_is_not_the_one_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "measured slower" in str(judged(MLP(nn.GELU("tanh"))))
+    assert judged(MLP(Spelled())) is None
+    monkeypatch.setattr(slower, "estimate", lambda *_: _Estimate(1e9))
+    moved = 8 * 2 * 8192 * 4096 * 2 / (0.6 * 4.8e12) * 1e6
+    both = moved + 2 * 8192 * 4096 * 4096 / (0.7 * 989.4e12) * 1e6
+    assert f"operations {both:.3g}" in str(judged(MLP(Spelled())))
+
+
 def test_like_activations_come_before_like_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     known = (slower.Measured("gelu", 3072, 768, 1.2), slower.Measured("gelu_tanh", 4096, 4096, 0.9))
     monkeypatch.setattr(slower, "MEASURED", {("nvidia-h200", "linear"): known})

@@ -80,6 +80,31 @@ class Biased(nn.Module):
         return ((wide - mean) / torch.sqrt(squares + self.norm_eps) * self.gamma.float() + self.beta.float()).to(x.dtype)
 
 
+class Written(nn.Module):
+    """As nanoGPT's: eps stands in the code alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 48))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, None, 1e-3)
+
+
+class Unwritten(Written):
+    """With PyTorch's own eps."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, (48,), self.weight)
+
+
+class Scaled(Written):
+    """As ConvNeXt's scale of a layer, which is no norm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
 class Ordered(nn.LayerNorm):
     """As ConvNeXt's: what it computes hangs on an attribute."""
 
@@ -97,6 +122,8 @@ RIGHT = {
     Centred: ("layer_norm", {}),
     Bare: ("rms_norm", {"offset": 0.0}),
     Biased: ("layer_norm", {}),
+    Written: ("layer_norm", {}),
+    Unwritten: ("layer_norm", {}),
 }
 
 
@@ -128,6 +155,12 @@ def test_norms_of_ones_own_are_replaced(kind: type[nn.Module], dtype: torch.dtyp
     assert [c.after for c in kpt.restore_modules(module).changes] == [kind.__name__]
     assert type(module) is kind
     assert torch.equal(module(x), expected)
+
+
+def test_what_has_a_weight_and_no_eps_is_not_called_a_norm() -> None:
+    report = kpt.replace_modules(nn.Sequential(Norm(), Scaled()))
+    assert [c.path for c in report.changes] == ["0"]
+    assert report.skipped == ()
 
 
 # ------------------------------------------------------------------ planted ones

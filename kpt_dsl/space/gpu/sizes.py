@@ -78,7 +78,8 @@ class GpuSizes(GpuTiles):
     def resident(self) -> int:
         """How many blocks run on a core at a time."""
         target = self.target
-        each = self.registers + math.ceil(registers.wished(self) if self.facts.streamed else registers.likely_beside_links(self))
+        beside = registers.wished(self) if self.facts.streamed else registers.likely_beside_links(self)
+        each = self.registers + math.ceil(beside)
         held = min(each, self.register_limit) * self.threads
         shared = self.shared_bytes + target.reserved_shared_bytes
         by_shared = target.core_shared_bytes // shared if shared else target.core_blocks

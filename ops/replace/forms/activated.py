@@ -16,7 +16,7 @@ from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.eager import is_autocasting
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.linear_act.reference import ACTIVATIONS
-from kpt.ops.replace import lowered, proof
+from kpt.ops.replace import lowered, operations, proof
 from kpt.ops.replace.activation_proof import WIDTH, nearest
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
 from kpt.ops.replace.forms.stand_ins import Given, Negated, Noted, are_as_proven
@@ -33,7 +33,8 @@ FEW_ROWS = "fewer rows than the weight of a Conv1D has, of which kernels need a 
 class Activated:
     """What a module calls its parts. ``between``: the child that is the activation, if one is. ``after``: the children that are
     called one after the other behind it. Children stand with their classes where they are not called any more. ``widens``: its
-    own code may give float32 under autocast, where the op gives half precision."""
+    own code may give float32 under autocast, where the op gives half precision. ``operations``: how many of PyTorch's the
+    activation is."""
 
     input: str
     first: tuple[str, type[nn.Module]]
@@ -41,6 +42,7 @@ class Activated:
     after: tuple[str, ...]
     activation: str = ""
     widens: bool = False
+    operations: int = 1
     kind = "linear_act"
 
     def law(self) -> proof.Law:
@@ -134,8 +136,9 @@ def prove(module: nn.Module, parts: Activated, kinds: Collection[str]) -> Served
     activation, difference = nearest(claim, next(module.parameters()).dtype, proof.device_of(module))
     if difference is None:
         narrowed = any(_is_linear(type(getattr(module, name))) for name in parts.after)  # whatever it is given
-        widens = not narrowed and lowered.widens(claim(activation)[0])
-        return replace(parts, activation=activation, widens=widens)
+        trial, _ = claim(activation)
+        widens = not narrowed and lowered.widens(trial)
+        return replace(parts, activation=activation, widens=widens, operations=operations.count(trial))
     reason = f"{type(module).__name__} has no activation of kpt's; with {activation}, {difference.what}"
     return Refused(Activated.kind, reason)
 

@@ -1,4 +1,5 @@
-"""The form of a norm: no children, at most a weight and a bias of one dim and one width, and an eps among its attributes.
+"""The form of a norm: no children, at most a weight and a bias of one dim and one width, and an eps among its attributes or
+in its code.
 
 Three ops have it: RMS norm, RMS norm whose weight is counted from -1 (Gemma's ``1 + weight``), and layer norm.
 """
@@ -23,17 +24,23 @@ from kpt.ops.replace.proven import Refused, Served
 from kpt.ops.rms_norm import reference as rms_norms
 from kpt.ops.rms_norm.op import rms_norm
 
+DEFAULT_EPS, LARGEST_EPS = 1e-5, 1e-2
+
 ANY_WIDTH = 64
 """At which a norm without parameters is tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """What a module calls its input, its parameters (those that it has), and its eps."""
+    """What a module calls its input, its parameters (those that it has), and its eps, or the number that it is."""
 
     input: str
     parameters: tuple[str, ...]
-    eps: str
+    eps: str | float
+
+    def eps_of(self, module: Any) -> float:
+        found: float = self.eps if isinstance(self.eps, float) else getattr(module, self.eps)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +58,24 @@ class RMSNorm:
         return law
 
     def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
-        (name, *_), eps, offset = (*self.norm.parameters, ""), self.norm.eps, self.offset
+        (name, *_), eps_of, offset = (*self.norm.parameters, ""), self.norm.eps_of, self.offset
 
         def bare(self: Any, x: torch.Tensor) -> torch.Tensor:
             if _is_unlike(x, x):
                 return original.forward(self, x)  # type: ignore[no-any-return]
-            return rms_norm(x, tuple(x.shape[-1:]), None, getattr(self, eps))
+            return rms_norm(x, tuple(x.shape[-1:]), None, eps_of(self))
 
         def weighted(self: Any, x: torch.Tensor) -> torch.Tensor:
             weight = getattr(self, name)
             if _is_unlike(x, weight):
                 return original.forward(self, x)  # type: ignore[no-any-return]
-            return rms_norm(x, tuple(weight.shape), weight, getattr(self, eps))
+            return rms_norm(x, tuple(weight.shape), weight, eps_of(self))
 
         def offset_from(self: Any, x: torch.Tensor) -> torch.Tensor:
             weight = getattr(self, name)
             if _is_unlike(x, weight):
                 return original.forward(self, x)  # type: ignore[no-any-return]
-            return rms_norm(x, tuple(weight.shape), weight, getattr(self, eps), offset)
+            return rms_norm(x, tuple(weight.shape), weight, eps_of(self), offset)
 
         return taking(self.norm.input, (offset_from if offset else weighted) if name else bare)
 
@@ -78,7 +85,7 @@ class RMSNorm:
         if weight is not None and weight.dtype is not x.dtype:
             total = x + residual
             return module(total), total
-        return add_rms_norm(x, residual, tuple(x.shape[-1:]), weight, getattr(module, self.norm.eps), self.offset)
+        return add_rms_norm(x, residual, tuple(x.shape[-1:]), weight, self.norm.eps_of(module), self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +102,14 @@ class LayerNorm:
         return law
 
     def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
-        (weight_name, bias_name, *_), eps = (*self.norm.parameters, "", ""), self.norm.eps
+        (weight_name, bias_name, *_), eps_of = (*self.norm.parameters, "", ""), self.norm.eps_of
 
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
             weight = getattr(self, weight_name)
             if _is_unlike(x, weight):
                 return original.forward(self, x)  # type: ignore[no-any-return]
             bias = getattr(self, bias_name) if bias_name else None
-            return layer_norm(x, tuple(weight.shape), weight, bias, getattr(self, eps))
+            return layer_norm(x, tuple(weight.shape), weight, bias, eps_of(self))
 
         return taking(self.norm.input, forward)
 
@@ -112,7 +119,7 @@ class LayerNorm:
         if weight.dtype is not x.dtype:
             total = x + residual
             return module(total), total
-        eps = getattr(module, self.norm.eps)
+        eps = self.norm.eps_of(module)
         return add_layer_norm(x, residual, tuple(weight.shape), weight, bias[0] if bias else None, eps)
 
 
@@ -133,10 +140,17 @@ def match(module: nn.Module) -> Norm | None:
     ):
         return None
     known = proof.attributes(module).items()
-    eps = [name for name, value in known if "eps" in name and type(value) is float and value > 0]
-    if len(eps) != 1:
-        return None
-    return Norm(next(iter(inputs(module)), ""), tuple(parameters), eps[0])
+    named = [name for name, value in known if "eps" in name and type(value) is float and value > 0]
+    eps = named or _written(module, parameters)
+    return Norm(next(iter(inputs(module)), ""), tuple(parameters), eps[0]) if len(eps) == 1 else None
+
+
+def _written(module: nn.Module, parameters: Collection[str]) -> list[float]:
+    """What may be the eps in the code of a module that has none: small numbers, else that which PyTorch's norm has."""
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or not parameters:
+        return []
+    return [n for n in code.co_consts if type(n) is float and 0 < n <= LARGEST_EPS] or [DEFAULT_EPS]
 
 
 def prove(module: nn.Module, norm: Norm, kinds: Collection[str]) -> Served | Refused | None:
@@ -148,7 +162,7 @@ def prove(module: nn.Module, norm: Norm, kinds: Collection[str]) -> Served | Ref
         return Refused(claims[0].kind, reason)
     first = next((p for p in module._parameters.values() if p is not None), None)
     width, dtype = (ANY_WIDTH, torch.float32) if first is None else (first.shape[0], first.dtype)
-    eps = getattr(module, norm.eps)
+    eps = norm.eps_of(module)
     tests = tuple(proof.cases(dtype, sqrt(eps)))
 
     def trial(case: proof.Case, draw: proof.Draw) -> proof.Run:
@@ -167,7 +181,7 @@ def prove(module: nn.Module, norm: Norm, kinds: Collection[str]) -> Served | Ref
         if difference.passed > passed:
             reason = f"{type(module).__name__} is not {served.kind}: {difference.what}"
             nearest, passed = Refused(served.kind, reason), difference.passed
-    return nearest if norm.parameters else None  # anything may have an eps
+    return nearest if norm.parameters and isinstance(norm.eps, str) else None  # anything may have an eps, or a parameter
 
 
 def _is_unlike(x: torch.Tensor, weight: torch.Tensor) -> bool:
