@@ -131,6 +131,12 @@ class _Watch(TorchDispatchMode):
             if isinstance(argument, torch.Tensor):
                 self._note(argument, _Root("a", position))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by newer releases of PyTorch, which would import all of torch.compile for a run that is watched: seconds, in the
+        middle of a program. Under torch.compile nothing is watched."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = func(*args, **(kwargs or {}))
         of = self.root(args[0]) if args else None

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 HOPPER = "sm_90"
 
+OLDER = "TRITON_PTXAS_PATH"
+ASSEMBLERS = {OLDER: "ptxas", "TRITON_PTXAS_BLACKWELL_PATH": "ptxas-blackwell"}
+"""By the variables by which a user names one, those that Triton brings."""
+
 _LAUNCHED = (".json", ".cubin", ".hsaco", ".amdgcn")
 """What is read of a binary in Triton's cache. Of AMD's the assembly says what a thread takes."""
 
@@ -172,18 +176,32 @@ def _triton() -> str:
 
 @contextlib.contextmanager
 def assembler(arch: str) -> Iterator[None]:
-    """For Hopper, the newer one of the assemblers that Triton brings, unless the user named one (``TRITON_PTXAS_PATH``).
+    """One of those that Triton brings, for Hopper the newer one, unless the user named one (``TRITON_PTXAS_PATH``).
 
     That of CUDA 12.8, in Triton 3.6, loses the address of an operand in shared memory now and then: attention's dk and dv of
-    100 keys read whatever else was there, or ended the context. Triton has 12.9 beside it, for Blackwell. Inductor names
-    that of PyTorch, which may be as old, for the whole process.
+    100 keys read whatever else was there, or ended the context. Triton has 12.9 beside it, for Blackwell.
     """
     nvidia = triton_package().knobs.nvidia
     with nvidia.scope():
-        if arch == HOPPER and os.environ.get("TRITON_PTXAS_PATH", "") in ("", _pytorchs_assembler()):
+        if not _named(OLDER):
+            if os.environ.get(OLDER):
+                nvidia.ptxas = str(_brought(OLDER))
             with contextlib.suppress(AttributeError, RuntimeError):  # a build of Triton without one of them
-                nvidia.ptxas = max(nvidia.ptxas, nvidia.ptxas_blackwell, key=_version).path
+                if arch == HOPPER:
+                    nvidia.ptxas = max(nvidia.ptxas, nvidia.ptxas_blackwell, key=_version).path
         yield
+
+
+def _named(variable: str) -> str:
+    """The assembler that the user names; not what Inductor does, which names that of PyTorch, for the whole process, once it
+    has compiled anything."""
+    named = os.environ.get(variable, "")
+    return "" if named == _pytorchs_assembler() else named
+
+
+def _brought(variable: str) -> Path:
+    """The assembler that Triton brings for where the user names none."""
+    return Path(triton_package().__file__).with_name("backends") / "nvidia" / "bin" / ASSEMBLERS[variable]
 
 
 def _version(tool: Any) -> tuple[int, ...]:
@@ -198,9 +216,7 @@ def _pytorchs_assembler() -> str:
 
 def _nvidia_tools() -> str:
     """Which assemblers may be taken: how large each is. Triton's own word is that of the first that the process asked for."""
-    brought = Path(triton_package().__file__).with_name("backends") / "nvidia" / "bin"
-    tools = {"TRITON_PTXAS_PATH": "ptxas", "TRITON_PTXAS_BLACKWELL_PATH": "ptxas-blackwell"}
-    files = (Path(os.environ.get(variable) or brought / name) for variable, name in tools.items())
+    files = (Path(_named(variable) or _brought(variable)) for variable in ASSEMBLERS)
     return " ".join(str(file.stat().st_size) for file in files if file.is_file())
 
 

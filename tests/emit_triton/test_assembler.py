@@ -7,7 +7,7 @@ import pytest
 import kpt.ops  # noqa: F401
 from kpt.ops import registry
 from kpt_dsl import targets
-from kpt_dsl.build.triton import assembler, binary
+from kpt_dsl.build.triton import _nvidia_tools, assembler, binary
 from kpt_dsl.emit import emit
 from kpt_dsl.space import Config, space
 from tests.emit_triton.sass import lost_addresses
@@ -58,13 +58,18 @@ def test_the_one_that_inductor_names_is_nobodys_choice(monkeypatch: pytest.Monke
 
     own = tmp_path / "bin" / "ptxas"
     own.parent.mkdir()
-    own.symlink_to(triton.knobs.nvidia.ptxas.path)
+    own.write_text(f'#!/bin/sh\nexec {triton.knobs.nvidia.ptxas.path} "$@"\n')
+    own.chmod(0o755)
     monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setenv("TRITON_PTXAS_PATH", str(own))
-    monkeypatch.setattr("kpt_dsl.build.triton._version", lambda tool: (tool.path != str(own),))
-    with assembler("sm_90"):
-        assert triton.knobs.nvidia.ptxas.path != str(own)
+    monkeypatch.setattr("kpt_dsl.build.triton._version", lambda tool: (tool.path == str(own),))
+    for arch in ("sm_90", "sm_80"):
+        with assembler(arch):
+            assert triton.knobs.nvidia.ptxas.path != str(own)
     assert triton.knobs.nvidia.ptxas.path == str(own)
+    named = _nvidia_tools()
+    monkeypatch.delenv("TRITON_PTXAS_PATH")
+    assert named == _nvidia_tools()
 
 
 def test_a_binary_has_one_name_whichever_assembler_triton_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:

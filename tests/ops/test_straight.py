@@ -1,9 +1,12 @@
 """Calls that come again, as straight-line Python: kernels are started with what the op's own run starts them with, wherever
 things lie this time."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -19,6 +22,8 @@ from kpt_dsl.runtime.triton_launch import Start
 from tests.no_gpu import pretended, started_by
 
 Arguments = tuple[Any, ...]
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -264,3 +269,34 @@ def test_a_refusal_of_the_driver_has_our_name(seen: Seen) -> None:
     seen.refuses = True
     with pytest.raises(CompileError, match="out of resources"):
         ready(*arguments)
+
+
+CALLED_AGAIN = """
+import sys
+import pytest, torch
+import kpt
+from kpt.ops import backends, straight
+from tests.ops.pretended_gpu import pretended_gpu
+
+def step(grad):
+    x, w = (torch.ones(s, dtype=torch.bfloat16, requires_grad=grad) for s in ((5, 64), (64,)))
+    q = torch.ones(1, 2, 37, 64, dtype=torch.bfloat16, requires_grad=grad)
+    for y in (kpt.ops.rms_norm(x, (64,), w), kpt.ops.flash_attention(q, q, q)):
+        if grad:
+            y.sum().backward()
+
+with pytest.MonkeyPatch.context() as patch, pretended_gpu(patch):
+    patch.setattr(backends, "Repeated", straight.Repeated)
+    for grad in (False, True):
+        step(grad), step(grad)
+        before = set(sys.modules)
+        for _ in range(50):
+            step(grad)
+        print(sorted(set(sys.modules) - before)[:5])
+"""
+
+
+def test_calls_that_come_again_import_nothing() -> None:
+    """Importing torch.compile takes seconds, in the middle of a program that needs none of it."""
+    ran = subprocess.run([sys.executable, "-c", CALLED_AGAIN], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.stdout.split("\n")[:2] == ["[]", "[]"], ran.stdout + ran.stderr
