@@ -56,8 +56,8 @@ PART_BYTES = 32 * 1024
 
 EPILOGUE_SHARE = 3 / 8
 """Of a thread's registers, how much an accumulator may take where its epilogue is not cut in parts: with gelu, 256 x 128 in 8
-warps, half of them, spilled on sm_80, 86, 89, 120, gfx1100. Nor, in parts, where the error function of it is stored beside it:
-128 x 128 for 768 to 1024 features took 1.13 to 1.22 times as long in 4 warps as in 8, on an H200."""
+warps, half of them, spilled on sm_80, 86, 89, 120, gfx1100. Nor, in parts, with the error function: with the
+pre-activation beside it, 128 x 128 of 768 to 1024 features took 1.13 to 1.22 times as long in 4 warps as in 8, on an H200."""
 
 CLOSE = 1e-9
 """Relative difference of times that rounding alone may make."""
@@ -88,8 +88,7 @@ def _overfull(sizes: GpuSizes) -> bool:
     """Whether an accumulator leaves no registers for what its epilogue makes of it, all at once."""
     facts = sizes.facts
     in_parts = sizes.target.async_products and int(sizes.config.get("epilogue", 1)) > 1
-    twice = sum(store.product for store in facts.stores) > 1
-    if in_parts and not (twice and any(is_long(a.operations) for a in facts.arithmetic)):
+    if in_parts and not any(is_long(a.operations) for a in facts.arithmetic):
         return False
     carried = [sizes.count(kind.shape) for kinds in facts.carried[-1:] for kind in kinds]
     largest = max(carried, default=0)  # one after the other, the others wait as they are
