@@ -133,8 +133,8 @@ class _Watch(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Asked by newer releases of PyTorch, which would import all of torch.compile for a run that is watched: seconds, in the
-        middle of a program. Under torch.compile nothing is watched."""
+        """Asked by newer releases of PyTorch, which else import all of torch.compile for a run that is watched: seconds, in
+        the middle of a program. Under torch.compile nothing is watched."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
