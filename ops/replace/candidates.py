@@ -34,17 +34,29 @@ class Candidates:
                 if rule.kind not in self.kinds:
                     return None
                 return rule if (reason := rule.why_not(module)) is None else Refused(rule.kind, reason)
-        for form in FORMS:
-            if (matched := form.match(module)) is not None:
+        for place, form in enumerate(FORMS):
+            if form.match(module) is not None:
                 key = key_of(module)
                 if key not in self._answers:
-                    self._answers[key] = _answer(type(module), form.prove(module, matched, self.kinds))
+                    self._answers[key] = self._answer(module, FORMS[place:])
                 return self._answers[key]
         for rule in rules:
             if rule.kind in self.kinds:
                 reason = f"{type(module).__name__} is a subclass of {rule.original.__name__} and may compute something else"
                 return Refused(rule.kind, reason)
         return None
+
+    def _answer(self, module: nn.Module, forms: tuple[Any, ...]) -> Rule | Refused | None:
+        """By the first form that it was shown to have; why not by the first that it seems to have, where it has none."""
+        refused = None
+        for form in forms:
+            if (matched := form.match(module)) is None:
+                continue
+            proven: Served | Refused | None = form.prove(module, matched, self.kinds)
+            if proven is not None and not isinstance(proven, Refused):
+                return Rule(proven.kind, type(module), proven_class(type(module), proven))
+            refused = refused or proven
+        return refused
 
 
 def replacement_of(module: nn.Module) -> Rule | None:
@@ -56,12 +68,6 @@ def replacement_of(module: nn.Module) -> Rule | None:
             if kind is rule.replacement:
                 return rule
     return None
-
-
-def _answer(original: type[nn.Module], proven: Served | Refused | None) -> Rule | Refused | None:
-    if proven is None or isinstance(proven, Refused):
-        return proven
-    return Rule(proven.kind, original, proven_class(original, proven))
 
 
 def key_of(module: nn.Module) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 
 import kpt
+from benchmarks import nano_gpt
 from kpt.ops import counters, prefer
 from tests.ops.calls import served
 from tests.tolerances import assert_close
@@ -109,6 +110,13 @@ def test_code_that_calls_it_calls_kpts(kind: Any) -> None:
 def test_what_only_has_the_name_stays() -> None:
     report = kpt.replace_modules(Other())
     assert (report.changes, report.skipped) == ((), ())
+
+
+@pytest.mark.parametrize("heads", [2, 3, 12])
+def test_attention_that_seems_to_be_an_mlp(heads: int) -> None:
+    """Both its layers are called one after the other, with something between: at two heads, on rows of any width."""
+    module = nano_gpt.Attention(heads, 12 * heads)
+    assert [c.kind for c in kpt.replace_modules(module).changes] == ["scaled_dot_product_attention"]
 
 
 def test_rotary_and_attention_in_one_module() -> None:
