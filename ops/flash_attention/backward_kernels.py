@@ -8,7 +8,7 @@ where the two make seven: each program then adds to the queries that it meets, i
 """
 
 import kpt_dsl as kd
-from kpt.ops.flash_attention.kernels import ABSENT, LOG2E, entry_of
+from kpt.ops.flash_attention.kernels import ABSENT, LOG2E, entry_of, squash
 
 
 @kd.kernel(
@@ -87,7 +87,7 @@ def flash_attention_dq(
             position = m.index[:, None] + ahead
             s = kd.dot(query, key.T)
             if softcap is not None:
-                squashed = 2.0 * kd.sigmoid(s * (2.0 * scale / softcap)) - 1.0
+                squashed = squash(s, scale, softcap, q.dtype)
                 s = squashed * (softcap / scale)
             if slopes is not None:
                 s = s - kd.abs(position - n.index[None, :]) * slope
@@ -177,7 +177,7 @@ def flash_attention_dkdv(
             position = m.index[None, :] + ahead
             s = kd.dot(key, query.T)
             if softcap is not None:
-                squashed = 2.0 * kd.sigmoid(s * (2.0 * scale / softcap)) - 1.0
+                squashed = squash(s, scale, softcap, q.dtype)
                 s = squashed * (softcap / scale)
             if slopes is not None:
                 s = s - kd.abs(position - n.index[:, None]) * slope

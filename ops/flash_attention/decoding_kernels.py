@@ -6,7 +6,7 @@ one tile, so that keys are read once.
 """
 
 import kpt_dsl as kd
-from kpt.ops.flash_attention.kernels import ABSENT, LN2, LOG2E
+from kpt.ops.flash_attention.kernels import ABSENT, LN2, LOG2E, squash
 
 
 @kd.kernel(
@@ -43,7 +43,7 @@ def flash_attention_parts(
             else:
                 score = kd.dot(query, k_pages[table[b, n.index // page], n.index % page, g, :].T)
             if softcap is not None:
-                score = (2.0 * kd.sigmoid(score * (2.0 * scale / softcap)) - 1.0) * (softcap / scale)
+                score = squash(score, scale, softcap, q.dtype) * (softcap / scale)
             if queries is not None:
                 position = s.index[:, None] % queries + ahead
                 if causal:

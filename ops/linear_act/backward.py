@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, as_matrix, generated, unit_last_stride
+from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.column_sums import column_sums, partial_column_sums, share_count
 from kpt.ops.dtypes import FLOATS
 from kpt.ops.flops import product
@@ -18,6 +18,7 @@ from kpt.ops.linear_act.activations import BACKWARD
 from kpt.ops.linear_act.contract import check_activation
 from kpt.ops.linear_act.saving import linear_act_saving
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, backward_arguments
+from kpt.ops.linear_act.weights import as_it_lies, gradient_room
 from kpt.ops.registry import SUM, WHOLE, Gradient, Op, Placed, Ready, Sharding
 
 Wanted = Sequence[bool]
@@ -46,9 +47,9 @@ def linear_act_backward(
     ``dy``: (..., N), the gradient of the output; ``preactivation``: z of the same shape ("relu" takes the output as well),
     made again from ``x``, ``weight`` and ``bias`` where it is None and the activation is not "none". ``x``: (..., K), needed
     for the gradient of weight, ``weight``: (N, K), for that of x; either may be None where neither that nor z takes it. All
-    of one dtype. ``needed``: which gradients are wanted, of x, weight and bias. Gives those, in that order, contiguous, of
-    the same dtype; products and sums accumulate in float32, in the same order every time. Raises InputError for arguments
-    that do not fit.
+    of one dtype. ``needed``: which gradients are wanted, of x, weight and bias. Gives those, in that order, of the same dtype
+    and contiguous, or transposed where a ``weight`` is given that is; products and sums accumulate in float32, in the same
+    order every time. Raises InputError for arguments that do not fit.
     """
     gradients: list[torch.Tensor] = _dispatch(dy, x, weight, bias, preactivation, activation, tuple(needed))
     return gradients
@@ -96,14 +97,14 @@ def _refuse_missing(op: str, argument: str, needed: bool, of: str, again: bool) 
 def _fake(
     dy: torch.Tensor, x: Any, weight: Any, bias: Any, preactivation: Any, activation: str, needed: Wanted
 ) -> list[torch.Tensor]:
-    shapes = []
+    gradients = []
     if needed[0]:
-        shapes.append((*dy.shape[:-1], weight.shape[1]))
+        gradients.append(dy.new_empty((*dy.shape[:-1], weight.shape[1])))
     if needed[1]:
-        shapes.append((dy.shape[-1], x.shape[-1]))
+        gradients.append(gradient_room(dy, x, weight))
     if needed[2]:
-        shapes.append((dy.shape[-1],))
-    return [dy.new_empty(shape) for shape in shapes]
+        gradients.append(dy.new_empty(dy.shape[-1:]))
+    return gradients
 
 
 def _flops(
@@ -146,7 +147,7 @@ def _run(
     features = dy.shape[-1]
     dy_rows = as_matrix(dy, features)
     rows = None if x is None else as_matrix(x, x.shape[-1])
-    weight = None if weight is None else unit_last_stride(weight)
+    plain, transposed = (None, None) if weight is None else as_it_lies(weight)
     shares = share_count(dy_rows.shape[0] // SHARE_ROWS, MOST_SHARES)
     sums = dy.new_empty((shares, features), dtype=torch.float32) if needs_bias else None
 
@@ -154,7 +155,8 @@ def _run(
     if activation != "none":
         dz = torch.empty_like(dy_rows, memory_format=torch.contiguous_format)
         if preactivation is None:
-            launch(kernels.linear_act_bwd_dz_recomputing, rows, weight, bias, dy_rows, dz, BACKWARD[activation])
+            given = (rows, plain, bias, dy_rows, dz, BACKWARD[activation], transposed)
+            launch(kernels.linear_act_bwd_dz_recomputing, *given)
         elif sums is None:
             z = as_matrix(preactivation, features)
             launch(kernels.linear_act_bwd_dz, dy_rows, z, dz, BACKWARD[activation])
@@ -164,12 +166,15 @@ def _run(
     if needs_x:
         assert weight is not None
         dx = dy.new_empty((*dy.shape[:-1], weight.shape[1]))
-        launch(kernels.linear_act_bwd_dx, dz, weight, dx.view(-1, weight.shape[1]))
+        launch(kernels.linear_act_bwd_dx, dz, plain, dx.view(-1, weight.shape[1]), transposed)
         gradients.append(dx)
     if needs_weight:
         assert rows is not None
-        dw = dy.new_empty((features, rows.shape[1]))
-        launch(kernels.linear_act_bwd_dw, dz, rows, dw)
+        dw = gradient_room(dy, rows, weight)
+        if transposed is None:
+            launch(kernels.linear_act_bwd_dw, dz, rows, dw)
+        else:  # dw.T = x.T @ dz
+            launch(kernels.linear_act_bwd_dw, rows, dz, dw.mT)
         gradients.append(dw)
     if sums is not None:
         if activation == "none" or preactivation is None:

@@ -6,16 +6,19 @@ three arguments are made from.
 
 import kpt_dsl as kd
 from kpt.ops.linear_act.activations import FLAT
+from kpt.ops.linear_act.kernels import ABSENT
 
 
-@kd.kernel(x="M K", weight="N K", bias="N", y="M N", z="M N")
-def linear_act_fwd_saving(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, z: kd.Out, activation: kd.Static) -> None:
+@kd.kernel(x="M K", weight="N K", bias="N", y="M N", z="M N", weight_t="K N")
+def linear_act_fwd_saving(
+    x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, z: kd.Out, activation: kd.Static, weight_t: kd.In = ABSENT
+) -> None:
     """``linear_act_fwd`` that keeps its pre-activation besides: float16, which does not hold all of them, as far out as
     gradients differ."""
     for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
         acc = kd.zeros([m, n])
         for k in kd.sequential(kd.tile("K")):
-            acc = kd.dot(x[m, k], weight[n, k].T, acc)
+            acc = kd.dot(x[m, k], weight[n, k].T if weight_t is None else weight_t[k, n], acc)
         if bias is not None:
             acc += bias[n][None, :]
         if z.dtype == kd.f16:
@@ -25,15 +28,15 @@ def linear_act_fwd_saving(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out, z: kd
         y[m, n] = activation(acc)
 
 
-@kd.kernel(x="M K", weight="N K", bias="N", dy="M N", dz="M N")
+@kd.kernel(x="M K", weight="N K", bias="N", dy="M N", dz="M N", weight_t="K N")
 def linear_act_bwd_dz_recomputing(
-    x: kd.In, weight: kd.In, bias: kd.In, dy: kd.In, dz: kd.Out, gradient: kd.Static
+    x: kd.In, weight: kd.In, bias: kd.In, dy: kd.In, dz: kd.Out, gradient: kd.Static, weight_t: kd.In = ABSENT
 ) -> None:
     """dz = gradient(dy, z), where nobody kept z: the product of the forward once more, with another epilogue."""
     for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
         acc = kd.zeros([m, n])
         for k in kd.sequential(kd.tile("K")):
-            acc = kd.dot(x[m, k], weight[n, k].T, acc)
+            acc = kd.dot(x[m, k], weight[n, k].T if weight_t is None else weight_t[k, n], acc)
         if bias is not None:
             acc += bias[n][None, :]
         dz[m, n] = gradient(dy[m, n], acc)
@@ -58,13 +61,13 @@ def linear_act_bwd_dz_sums(dy: kd.In, z: kd.In, dz: kd.Out, partial: kd.Out, gra
         partial[p, n] = total
 
 
-@kd.kernel(dz="M N", weight="N K", dx="M K")
-def linear_act_bwd_dx(dz: kd.In, weight: kd.In, dx: kd.Out) -> None:
+@kd.kernel(dz="M N", weight="N K", dx="M K", weight_t="K N")
+def linear_act_bwd_dx(dz: kd.In, weight: kd.In, dx: kd.Out, weight_t: kd.In = ABSENT) -> None:
     """dx = dz @ weight, accumulated in float32."""
     for m, k in kd.parallel(kd.tile("M"), kd.tile("K")):
         acc = kd.zeros([m, k])
         for n in kd.sequential(kd.tile("N")):
-            acc = kd.dot(dz[m, n], weight[n, k], acc)
+            acc = kd.dot(dz[m, n], weight[n, k] if weight_t is None else weight_t[k, n].T, acc)
         dx[m, k] = acc
 
 

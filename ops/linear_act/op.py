@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from kpt.ops import checks
-from kpt.ops.backends import Launch, as_matrix, generated, unit_last_stride
+from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
@@ -14,6 +14,7 @@ from kpt.ops.linear_act.backward import GRADIENT
 from kpt.ops.linear_act.contract import check_linear, flops
 from kpt.ops.linear_act.kernels import linear_act_fwd
 from kpt.ops.linear_act.shapes import DIMS, SHAPES, arguments
+from kpt.ops.linear_act.weights import as_it_lies
 from kpt.ops.registry import SUM, WHOLE, Op, Sharding
 
 
@@ -29,7 +30,8 @@ def linear_act(
 
     ``x``: (..., K), ``weight``: (N, K), ``bias``: (N,); float16, bfloat16, float32 or float64, all alike. ``activation``:
     "none", or a name in Transformers' table (docs/transformer-blocks.md). Gives (..., N), contiguous, of the same dtype.
-    float32 products follow ``torch.set_float32_matmul_precision``. Raises InputError for arguments that do not fit.
+    float32 products follow ``torch.set_float32_matmul_precision``. A transposed weight, as GPT-2's, which is kept as (K, N), is
+    read as it lies, and its gradient lies so, too. Raises InputError for arguments that do not fit.
 
     For its gradient the forward also stores the pre-activation, (..., N), as PyTorch's two ops do; with ``recompute`` it does
     not, and the backward makes it again, at the price of one product more. "none" and "relu" need neither.
@@ -62,7 +64,8 @@ def _run(
     rows = as_matrix(x, weight.shape[1])
     y = x.new_empty((*x.shape[:-1], weight.shape[0]))
     matrix = y if x.ndim == 2 else y.view(-1, weight.shape[0])
-    launch(linear_act_fwd, rows, unit_last_stride(weight), bias, matrix, ACTIVATIONS[activation])
+    plain, transposed = as_it_lies(weight)
+    launch(linear_act_fwd, rows, plain, bias, matrix, ACTIVATIONS[activation], transposed)
     return y
 
 

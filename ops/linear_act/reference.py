@@ -14,6 +14,7 @@ from kpt.ops.linear_act.activations import (
     LAPLACE_RATE,
     with_aliases,
 )
+from kpt.ops.linear_act.weights import is_transposed
 
 _aten = torch.ops.aten
 
@@ -122,7 +123,8 @@ def linear_act_backward(
         gradients.append(torch.matmul(dz, weight).contiguous())
     if needed[1]:
         assert x is not None
-        gradients.append((rows.T @ _matrix(x)).contiguous())
+        inner, transposed = _matrix(x), weight is not None and is_transposed(weight)
+        gradients.append((inner.T @ rows).T if transposed else (rows.T @ inner).contiguous())
     if needed[2]:
         gradients.append(rows.sum(0))
     return gradients

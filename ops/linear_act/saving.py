@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from kpt.ops.backends import Launch, as_matrix, generated, unit_last_stride
+from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
 from kpt.ops.linear_act.backward_kernels import linear_act_fwd_saving
 from kpt.ops.linear_act.contract import check_linear, flops
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, saving_arguments
+from kpt.ops.linear_act.weights import as_it_lies
 from kpt.ops.registry import WHOLE, Op, Sharding
 
 
@@ -51,9 +52,10 @@ def _run(
     y = x.new_empty((*x.shape[:-1], weight.shape[0]))
     z = torch.empty_like(y)
     matrix = (rows.shape[0], weight.shape[0])
+    plain, transposed = as_it_lies(weight)
     launch(
         linear_act_fwd_saving,
-        rows, unit_last_stride(weight), bias, y.view(matrix), z.view(matrix), ACTIVATIONS[activation],
+        rows, plain, bias, y.view(matrix), z.view(matrix), ACTIVATIONS[activation], transposed,
     )  # fmt: skip
     return y, z
 

@@ -130,8 +130,9 @@ def _of_linear(module: nn.Module, served: Any) -> Sizes:
     for layer, activation in layers:
         if activation is None:
             continue
-        n, k = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.mT.shape
-        yield {"N": n, "K": k}, {"activation": activation, "bias": layer.bias is not None}
+        transposed = not isinstance(layer, nn.Linear)
+        n, k = layer.weight.mT.shape if transposed else layer.weight.shape
+        yield {"N": n, "K": k}, {"activation": activation, "bias": layer.bias is not None, "transposed": transposed}
 
 
 SIZES: Mapping[str, Callable[[nn.Module, Any], Sizes]] = {

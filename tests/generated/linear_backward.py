@@ -22,7 +22,7 @@ from kpt.ops.linear_act.backward_kernels import (
 from tests.activations import slope
 from tests.generated.arrays import Layout, empty, exact, layouts, or_tidy, place, random
 from tests.generated.case import Array, Case, Close
-from tests.generated.products import COLUMNS, ROWS, LinearAct, linear_act
+from tests.generated.products import COLUMNS, ROWS, LinearAct, linear_act, weight_of, weights
 from tests.tolerances import rounding, tolerance
 
 _EXTENT = st.sampled_from([1, 2, 7, 16, 31, 37, 64, 65, 128, 130, 199]) | st.integers(1, 150)
@@ -44,7 +44,7 @@ class Saving(LinearAct):
         return given | {"z": empty((self.M, self.N), self.dtype, self.y_layout)}
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
-        x, weight = exact(arguments["x"]), exact(arguments["weight"])
+        x, weight = exact(arguments["x"]), weight_of(arguments)
         bias = exact(arguments["bias"]) if self.bias else np.zeros(self.N)
         z = x @ weight.T + bias
         terms = np.sqrt((x * x) @ (weight * weight).T) + np.abs(bias)
@@ -113,12 +113,13 @@ class Recomputing(Case):
     x_layout: Layout = ROWS
     weight_layout: Layout = ROWS
     dy_layout: Layout = ROWS
+    transposed: bool = False
 
     def arguments(self) -> dict[str, Any]:
-        weight = random(self.seed + 1, (self.N, self.K), 1 / math.sqrt(max(1, self.K)))
+        shape, magnitude = (self.N, self.K), 1 / math.sqrt(max(1, self.K))
         return {
             "x": place(random(self.seed, (self.M, self.K)), self.dtype, self.x_layout),
-            "weight": place(weight, self.dtype, self.weight_layout),
+            **weights(self.seed + 1, shape, magnitude, self.dtype, self.weight_layout, self.transposed),
             "bias": place(random(self.seed + 2, (self.N,)), self.dtype, Layout((0,))) if self.bias else None,
             "dy": place(random(self.seed + 3, (self.M, self.N)), self.dtype, self.dy_layout),
             "dz": empty((self.M, self.N), self.dtype, ROWS),
@@ -126,7 +127,7 @@ class Recomputing(Case):
         }
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
-        x, weight, dy = (exact(arguments[name]) for name in ("x", "weight", "dy"))
+        x, weight, dy = exact(arguments["x"]), weight_of(arguments), exact(arguments["dy"])
         bias = exact(arguments["bias"]) if self.bias else np.zeros(self.N)
         z = x @ weight.T + bias
         dz = dy * slope(self.activation, torch.from_numpy(z)).numpy()
@@ -168,13 +169,14 @@ class Dx(Product):
     """dx = dz @ weight."""
 
     kernel: ClassVar = linear_act_bwd_dx
+    transposed: bool = False
 
     def arguments(self) -> dict[str, Any]:
-        weight = place(random(self.seed + 1, (self.N, self.K)), self.dtype, self.other_layout)
-        return {"dz": self.dz(), "weight": weight, "dx": empty((self.M, self.K), self.dtype, ROWS)}
+        given = weights(self.seed + 1, (self.N, self.K), 1.0, self.dtype, self.other_layout, self.transposed)
+        return {"dz": self.dz(), **given, "dx": empty((self.M, self.K), self.dtype, ROWS)}
 
     def factors(self, arguments: Mapping[str, Any]) -> tuple[Array, Array]:
-        return exact(arguments["dz"]), exact(arguments["weight"])
+        return exact(arguments["dz"]), weight_of(arguments)
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
         return self.made("dx", arguments, self.N)
@@ -217,10 +219,11 @@ def backward(draw: st.DrawFn) -> Case:
     if kind is Recomputing:
         return Recomputing(
             M=m, N=n, K=draw(length), activation=activation, bias=draw(st.booleans()),
-            x_layout=one, weight_layout=other, dy_layout=third, **common,
+            x_layout=one, weight_layout=other, dy_layout=third, transposed=draw(st.booleans()), **common,
         )  # fmt: skip
     if kind is Dx:
-        return Dx(M=m, N=draw(length), K=k, dz_layout=one, other_layout=other, **common)
+        turned = draw(st.booleans())
+        return Dx(M=m, N=draw(length), K=k, dz_layout=one, other_layout=other, transposed=turned, **common)
     if kind is Dw:
         return Dw(M=draw(length), N=n, K=k, dz_layout=one, other_layout=other, **common)
     magnitude = draw(st.sampled_from([1.0, 1.0, 1e-3, 8.0, 1e3 if common["dtype"] == "f16" else 1e15]))
@@ -245,8 +248,10 @@ ALWAYS_BACKWARD = (
     WithSums(M=199, N=37, dtype="f32", P=16, activation="silu"),
     Recomputing(M=37, N=65, K=199, dtype="f32", bias=True),
     Recomputing(M=5, N=7, K=0, bias=True, activation="silu"),
+    Recomputing(M=64, N=128, K=64, bias=True, transposed=True),
     Dx(M=37, N=760, K=65, dtype="bf16"),
     Dx(M=5, N=0, K=7),
+    Dx(M=64, N=128, K=64, transposed=True),
     Dw(M=760, N=37, K=65, dtype="bf16"),
     Dw(M=0, N=5, K=7),
     Dw(M=64, N=128, K=64, dtype="f32", dz_layout=Layout(COLUMNS)),

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import hypothesis.strategies as st
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kpt.ops.fp8_matmul.kernels import fp8_matmul_fwd
 from kpt.ops.linear_act.activations import ACTIVATIONS
@@ -27,6 +28,22 @@ ACTIVATION = st.sampled_from(["none", "relu", "gelu", "gelu_tanh", "silu"])
 """Slopes are at most 1.13. The others differ by the formula alone, which is asked for elsewhere (``tests.generated.gates``)."""
 
 
+def weights(
+    seed: int, shape: tuple[int, int], magnitude: float, dtype: str, layout: Layout, transposed: bool
+) -> dict[str, Any]:
+    """A weight (N, K), or in its place its transpose."""
+    values = random(seed, shape, magnitude)
+    if transposed:
+        return {"weight": None, "weight_t": place(values.T, dtype, layout)}
+    return {"weight": place(values, dtype, layout), "weight_t": None}
+
+
+def weight_of(arguments: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The weight (N, K) in float64."""
+    weight, weight_t = arguments["weight"], arguments["weight_t"]
+    return exact(weight_t).T if weight is None else exact(weight)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LinearAct(Case):
     """``magnitude`` is that of x; weights are about 1 / sqrt(K), as in a network."""
@@ -42,19 +59,20 @@ class LinearAct(Case):
     x_layout: Layout = ROWS
     weight_layout: Layout = ROWS
     y_layout: Layout = ROWS
+    transposed: bool = False
 
     def arguments(self) -> dict[str, Any]:
-        weight = random(self.seed + 1, (self.N, self.K), 1 / math.sqrt(max(1, self.K)))
+        shape, magnitude = (self.N, self.K), 1 / math.sqrt(max(1, self.K))
         return {
             "x": place(random(self.seed, (self.M, self.K), self.magnitude), self.dtype, self.x_layout),
-            "weight": place(weight, self.dtype, self.weight_layout),
+            **weights(self.seed + 1, shape, magnitude, self.dtype, self.weight_layout, self.transposed),
             "bias": place(random(self.seed + 2, (self.N,)), self.dtype, Layout((0,))) if self.bias else None,
             "y": empty((self.M, self.N), self.dtype, self.y_layout),
             "activation": ACTIVATIONS[self.activation],
         }
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
-        x, weight = exact(arguments["x"]), exact(arguments["weight"])
+        x, weight = exact(arguments["x"]), weight_of(arguments)
         bias = exact(arguments["bias"]) if self.bias else np.zeros(self.N)
         y = FORMULAS[self.activation](torch.from_numpy(x @ weight.T + bias)).numpy()
         terms = np.sqrt((x * x) @ (weight * weight).T) + np.abs(bias)
@@ -72,7 +90,7 @@ def linear_act(draw: st.DrawFn) -> LinearAct:
         bias=draw(st.booleans()),
         magnitude=draw(st.sampled_from([1.0, 1.0, 1e-3, 1e3 if dtype == "f16" else 1e15])),
         x_layout=draw(layouts(2, COLUMNS)), weight_layout=draw(layouts(2, COLUMNS)), y_layout=draw(layouts(2, COLUMNS)),
-        seed=draw(st.integers(0, 1 << 20)),
+        transposed=draw(st.booleans()), seed=draw(st.integers(0, 1 << 20)),
     )  # fmt: skip
 
 
@@ -142,6 +160,7 @@ ALWAYS_LINEAR = (
     LinearAct(M=5, N=7, K=0, bias=True, activation="silu"),  # what is left is the bias
     LinearAct(M=37, N=199, K=760, dtype="bf16", activation="gelu_tanh", bias=True),
     LinearAct(M=64, N=64, K=64, dtype="f32", activation="relu", weight_layout=Layout(COLUMNS)),
+    LinearAct(M=64, N=128, K=64, bias=True, transposed=True),
 )
 ALWAYS_FP8 = (
     Fp8Matmul(M=1, N=1, K=1),

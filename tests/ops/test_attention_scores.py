@@ -13,6 +13,9 @@ import kpt
 from kpt.ops import explain, flash_attention, prefer
 from kpt.ops.flash_attention.backward import flash_attention_backward
 from kpt.ops.registry import get
+from kpt_dsl import targets
+from kpt_dsl.emit import emit
+from kpt_dsl.space import space
 from tests.ops import naive
 from tests.ops.calls import arguments, through_torch
 from tests.tolerances import assert_close
@@ -89,6 +92,32 @@ def test_values_and_gradients(name: str, backend: Any) -> None:
     for got, want, given in zip(found, wanted, (q, k, v, *learned.values()), strict=True):
         assert got.dtype == given.dtype
         assert_close(got, want, "f32", M)
+
+
+@pytest.mark.parametrize("keys", [5, 32])
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
+def test_a_cap_leaves_small_scores_their_digits(backend: Any, keys: int) -> None:
+    """Far below the cap they stay what they are: what a tangent is off by near zero is multiplied with the cap."""
+    options: dict[str, Any] = {"softcap": 300.0, "scale": 1.0}
+    q, k, v = (t.requires_grad_() for t in (0.03 * randn(1, 2, 9, 8), randn(1, 1, keys, 8), randn(1, 1, keys, 8)))
+    do, dlse = randn(1, 2, 9, 8), randn(1, 2, 9)
+    with prefer(backend):
+        first = explain("flash_attention", q, k, v, **options).kernels[0].kernel
+        o, lse = flash_attention(q, k, v, **options, return_lse=True)
+        found = torch.autograd.grad((o, lse), (q, k, v), (do, dlse))
+    assert first == ("flash_attention_fwd" if keys == 5 else "flash_attention_parts")
+    want_o, want_lse, wanted = exact(do, dlse, q, k, v, {}, options)
+    for got, want in zip((o, lse, *found), (want_o, want_lse, *wanted), strict=True):
+        assert_close(got, want, "f32", keys)
+
+
+@pytest.mark.parametrize(("dtype", "way"), [("f32", "tanh"), ("bf16", "sigmoid"), ("f16", "sigmoid")])
+@pytest.mark.parametrize(("op", "queries"), [("flash_attention", 64), ("flash_attention", 4), ("flash_attention_backward", 64)])
+def test_half_precision_is_capped_the_quicker_way(op: str, queries: int, dtype: str, way: str) -> None:
+    dims, chip = {"B": 1, "H": 2, "G": 1, "M": queries, "N": 1024, "D": 64}, targets.get("nvidia-h200")
+    instances = get(op).instances(dims, dtype, softcap=30.0)
+    texts = [emit(one, chip, space(one, chip).first).text for one in instances]
+    assert {word for text in texts for word in ("tanh", "sigmoid") if f"{word}(" in text} == {way}
 
 
 def test_what_is_hidden_may_hold_anything() -> None:

@@ -11,6 +11,7 @@ from kpt.ops import linear_act, prefer
 from kpt.ops.linear_act import activations, reference
 from kpt.ops.linear_act.backward import linear_act_backward
 from kpt.ops.linear_act.saving import linear_act_saving
+from kpt.ops.linear_act.weights import is_transposed
 from tests import soak
 from tests.activations import FORMULAS, slope
 from tests.tolerances import assert_close, assert_within, tolerance
@@ -77,6 +78,7 @@ LAYOUTS: dict[str, Callable[[], Tensors]] = {
     "one row": lambda: (randn(1, 9), randn(7, 9), randn(7)),
     "one feature": lambda: (randn(5, 1), randn(1, 1), randn(1)),
     "transposed": lambda: (randn(9, 5).T, randn(9, 7).T, randn(7)),
+    "transposed, rows apart": lambda: (randn(5, 9), randn(9, 20)[:, 3:10].T, randn(7)),
     "rows apart": lambda: (randn(5, 18)[:, ::2], randn(14, 9)[::2], randn(14)[::2]),
     "batch inside": lambda: (randn(9, 4, 5).transpose(0, 1), randn(7, 5), randn(7)),
     "expanded": lambda: (randn(1, 9).expand(5, 9), randn(1, 9).expand(7, 9), randn(1).expand(7)),
@@ -94,6 +96,36 @@ def test_layouts(layout: str, backend: Any) -> None:
         dy = randn(*reversed(y.shape)).permute(*range(y.ndim - 1, -1, -1))
         for got, wanted in zip(torch.autograd.grad(y, given, dy), expected(dy, *given, "silu"), strict=True):
             assert_close(got, wanted, "f32", 700)
+
+
+def test_which_weights_are_transposed() -> None:
+    kept = torch.empty(9, 7)
+    assert all(map(is_transposed, (kept.mT, kept[:, 2:5].mT, kept[:, :1].mT, torch.empty_strided((0, 9), (1, 4)))))
+    for other in (kept, kept[:, ::2], kept[:1].mT, kept[:, ::2].mT, kept[:, :1].expand(9, 7), kept.as_strided((7, 9), (1, 1)),
+                  kept.as_strided((7, 9), (1, 6)), torch.empty(1, 1), kept[0].expand(9, 7).mT):  # fmt: skip
+        assert not is_transposed(other), other.stride()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("backend", ["numpy", "triton"])
+def test_a_transposed_weight_is_used_as_it_lies(backend: Any, recompute: bool) -> None:
+    """GPT-2 keeps (K, N): neither the kernels nor autograd, which adds to the parameter's gradient, copy that around."""
+    x, kept, bias, dy = randn(37, 9).requires_grad_(), randn(9, 7).requires_grad_(), randn(7).requires_grad_(), randn(37, 7)
+
+    def step() -> None:
+        linear_act(x, kept.mT, bias, activation="gelu_tanh", recompute=recompute).backward(dy)
+
+    with prefer(backend):
+        step()
+        kept.grad = None
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            step()
+    names = {event.name for event in seen.events()}
+    assert "aten::new_empty" in names
+    assert names.isdisjoint({"aten::clone", "aten::contiguous", "aten::copy_"})
+    assert kept.grad is not None
+    assert kept.grad.stride() == kept.stride()
+    assert_close(kept.grad, expected(dy, x, kept.mT, bias, "gelu_tanh")[1].mT, "f32", 37)
 
 
 @pytest.mark.parametrize("shape", [(0, 9, 7), (5, 0, 7), (5, 9, 0)], ids=str)

@@ -118,6 +118,12 @@ CALLS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "a sum's norm": ("add_rms_norm", drawn("add_rms_norm", {"M": 37, "N": 256}, weight_offset=1.0)),
     "a sum's norm backward": ("layer_norm_backward", drawn("layer_norm_backward", {"M": 200, "N": 200}, added=True)),
     "linear": ("linear_act", drawn("linear_act", {"M": 50, "N": 128, "K": 64}, activation="gelu")),
+    "linear, transposed": (
+        "linear_act_saving", drawn("linear_act_saving", {"M": 50, "N": 128, "K": 64}, activation="gelu", transposed=True)
+    ),
+    "linear backward, transposed": (
+        "linear_act_backward", drawn("linear_act_backward", {"M": 300, "N": 128, "K": 64}, activation="silu", transposed=True)
+    ),
     "linear backward": ("linear_act_backward", drawn("linear_act_backward", {"M": 300, "N": 128, "K": 64}, activation="silu")),
     "attention": ("flash_attention", drawn("flash_attention", ATTENTION, causal=True)),
     "attention backward": ("flash_attention_backward", drawn("flash_attention_backward", ATTENTION, causal=True)),

@@ -22,6 +22,8 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("linear_act_backward", {"bias": False, "activation": "relu"}),
     ("linear_act_backward", {"activation": "none"}),
     ("linear_act_backward", {"recompute": True}),
+    ("linear_act_saving", {"transposed": True}),
+    ("linear_act_backward", {"transposed": True}),
     ("layer_norm", {"weight": False}),
     ("linear_cross_entropy", {"softcap": 3.0}),
     ("cross_entropy_backward", {"softcap": 3.0}),

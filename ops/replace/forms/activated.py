@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.eager import is_autocasting
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.linear_act.reference import ACTIVATIONS
@@ -24,9 +23,6 @@ from kpt.ops.replace.proven import Refused, Served
 
 IDLE = (nn.Dropout, nn.Identity)
 """Behind a layer, no activation."""
-
-FEW_ROWS = "fewer rows than the weight of a Conv1D has, of which kernels need a copy"
-"""Why a call is the module's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +47,21 @@ class Activated:
 
     def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
         activation, gone, after, first = self.activation, (self.first, *self.between), self.after, self.first[0]
-        widens = self.widens
+        widens, transposed = self.widens, self.first[1] is not nn.Linear
 
         def is_unlike(self: Any) -> bool:
             return not are_as_proven(self, gone) or (widens and is_autocasting())
 
-        def plain(self: Any, x: torch.Tensor) -> Any:
+        def forward(self: Any, x: torch.Tensor) -> Any:
             if is_unlike(self):
                 return original.forward(self, x)
             layer = getattr(self, first)
-            y = linear_act(x, layer.weight, layer.bias, activation=activation)
+            y = linear_act(x, layer.weight.mT if transposed else layer.weight, layer.bias, activation=activation)
             for name in after:
                 y = getattr(self, name)(y)
             return y
 
-        def transposed(self: Any, x: torch.Tensor) -> Any:
-            if is_unlike(self):
-                return original.forward(self, x)
-            layer = getattr(self, first)
-            # The kernel wants the weight the other way round: below as many rows, its copy costs more than is saved.
-            if x.numel() < x.shape[-1] * layer.weight.shape[0]:
-                if not torch.compiler.is_compiling():
-                    DISPATCHERS[Activated.kind].count_outside(FEW_ROWS)
-                return original.forward(self, x)
-            y = linear_act(x, layer.weight.mT, layer.bias, activation=activation)
-            for name in after:
-                y = getattr(self, name)(y)
-            return y
-
-        return taking(self.input, plain if self.first[1] is nn.Linear else transposed)
+        return taking(self.input, forward)
 
 
 def match(module: nn.Module) -> Activated | None:
