@@ -62,7 +62,17 @@ def pair(features: int, width: int, act: nn.Module | None = None) -> nn.Sequenti
     return nn.Sequential(nn.Linear(features, width, device="meta"), act or nn.GELU("tanh"))
 
 
-def test_what_was_measured_decides() -> None:
+SLOWER = {
+    ("nvidia-h200", "linear"): (slower.Measured("gelu_tanh", 4096, 4096, 0.95),),
+    ("nvidia-h200", "linear_training"): (
+        slower.Measured("gelu_tanh", 14336, 4096, 1.03), slower.Measured("gelu_tanh", 4096, 4096, 1.06),
+    ),
+    ("nvidia-h100", "linear_training"): (slower.Measured("gelu_tanh", 4096, 4096, 0.95),),
+}  # fmt: skip
+
+
+def test_what_was_measured_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slower, "MEASURED", SLOWER)
     words = "measured slower on nvidia-h200: 1.06 times as long, with 4096 features to 4096 (benchmarks linear_training)"
     assert judged(pair(4096, 4096)) == words
     assert "1.03 times as long, with 4096 features to 14336" in str(judged(pair(4096, 11008)))
@@ -87,6 +97,7 @@ class MLP(nn.Module):
 
 
 def test_an_activation_of_many_operations_is_not_the_one_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slower, "MEASURED", SLOWER)
     assert "measured slower" in str(judged(MLP(nn.GELU("tanh"))))
     assert judged(MLP(Spelled())) is None
     monkeypatch.setattr(slower, "estimate", lambda *_: _Estimate(1e9))
