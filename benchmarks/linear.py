@@ -36,7 +36,7 @@ def case(name: str, m: int, n: int, k: int, activation: str, device: str = "cuda
     weight = torch.randn(n, k, device=device, dtype=torch.bfloat16) * k**-0.5
     bias = torch.randn(n, device=device, dtype=torch.bfloat16)
     y = torch.empty(m, n, device=device, dtype=torch.bfloat16)
-    arrays = dict(x=x, weight=weight, bias=bias, y=y, activation=ACTIVATIONS[activation])
+    arrays = dict(x=x, weight=weight, weight_t=None, bias=bias, y=y, activation=ACTIVATIONS[activation])
     peers = {
         "F.linear alone": lambda: functional.linear(x, weight, bias),
         "eager": lambda: functional.gelu(functional.linear(x, weight, bias), approximate=APPROXIMATE[activation]),
