@@ -163,7 +163,8 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
         by_rule["group"] = GROUP
     chain = any(p.chained for p in facts.products)
     lone_chain = chain and sizes.resident == 1
-    # Descriptors lay tiles out for matrix units that read shared memory; where registers do, they cost more than they save.
+    # Descriptors and deep pipelines are for matrix units that read shared memory; where registers do, they cost more than
+    # they save.
     fitting = target.async_products and all(target.matrix_dtype(p.dtype.name) for p in facts.products)
     if chain and fitting and sizes.stages < LONE_DEPTH:
         deeper = sizes.having({"num_stages": LONE_DEPTH})
