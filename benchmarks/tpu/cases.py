@@ -52,7 +52,8 @@ def attention(heads: int, length: int, width: int, causal: bool) -> TpuCase:
     """Forward, causal at half the work; kpt's also writes the log-sum-exp of every row."""
     dims = {"B": 1, "H": heads, "G": heads, "M": length, "N": length, "D": width, "E": width}
     dtypes = {"q": "bf16", "k": "bf16", "v": "bf16", "key_lengths": None, "o": "bf16", "lse": "f32"}
-    problem = Instance.of_shapes(flash_attention_fwd, dims, dtypes, {"causal": causal, "window": None})
+    statics = {"causal": causal, "window": None, "scaled": True}
+    problem = Instance.of_shapes(flash_attention_fwd, dims, dtypes, statics)
     flops = 4 * heads * length * length * width / (2 if causal else 1)
     argument = ((1, heads, length, width), "bf16")
     found, missing = peers.attentions(heads, length, width, causal)

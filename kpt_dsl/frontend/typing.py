@@ -156,8 +156,13 @@ def unary(op: ir.UnaryOp, x: Expr | Number, loc: Loc) -> Expr:
 
 def _folded(node: ir.Binary | ir.Unary) -> Expr:
     """What an operation makes of literals: exactly, and rounded where it meets what is not one, as each backend would else do
-    of some and not of others. What leaves the integers, or divides them by zero, stays for checks to name."""
+    of some and not of others. What leaves the integers, or divides them by zero, stays for checks to name. Once something is
+    that itself."""
     operands = ir.children(node)
+    if node.op == "mul":
+        for one, other in (operands, operands[::-1]):
+            if isinstance(one, ir.Const) and one.value == 1:
+                return other
     known = [x.value for x in operands if isinstance(x, ir.Const)]
     value = arithmetic.evaluate(node.op, *known) if len(known) == len(operands) else None
     if value is not None and node.op == "shl":

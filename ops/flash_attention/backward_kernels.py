@@ -8,7 +8,7 @@ where the two make seven: each program then adds to the queries that it meets, i
 """
 
 import kpt_dsl as kd
-from kpt.ops.flash_attention.kernels import ABSENT, LOG2E, entry_of, squash
+from kpt.ops.flash_attention.kernels import ABSENT, LN2, LOG2E, entry_of, squash
 
 
 @kd.kernel(
@@ -45,8 +45,8 @@ def flash_attention_dq(
     q: kd.In, k: kd.In, v: kd.In, do: kd.In, delta: kd.In, shift: kd.In, key_lengths: kd.In, dq: kd.Out,
     scale: kd.Float, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
-    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, own_end: kd.Static = ABSENT, dbias: kd.Out = ABSENT,
-    query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
+    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, own_end: kd.Static = ABSENT,
+    scaled: kd.Static = ABSENT, dbias: kd.Out = ABSENT, query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
 ) -> None:  # fmt: skip
     """The gradient of queries (B, H, M, D); scores, and what is visible, are as in ``flash_attention_fwd``. ``dbias``, the
     gradient of ``bias``, is cleared before: it is written where keys may be seen."""
@@ -78,6 +78,9 @@ def flash_attention_dq(
         if right is not None:
             last = kd.minimum(last, m.stop + ahead + right)
         query, up = q[b, h, m, :], do[b, h, m, :]
+        if scaled:
+            factor, scale = scale * LOG2E, LN2
+            query = (query * factor).to(q.dtype)
         top, mean = shift[b, h, m], delta[b, h, m]
         acc = kd.zeros([m, "D"])
         if slopes is not None:
@@ -112,7 +115,7 @@ def flash_attention_dq(
             if softcap is not None:
                 ds = ds * (1.0 - squashed * squashed)
             acc = kd.dot(ds, key, acc)
-        dq[b, h, m, :] = acc * scale
+        dq[b, h, m, :] = acc * (factor * LN2 if scaled else scale)
 
 
 @kd.kernel(
@@ -125,7 +128,7 @@ def flash_attention_dkdv(
     dq_sum: kd.Out, scale: kd.Float, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
     seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, own_end: kd.Static = ABSENT,
-    query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
+    scaled: kd.Static = ABSENT, query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
 ) -> None:  # fmt: skip
     """The gradients of keys and values, (B, H, N, D) and (B, H, N, E), the part of each query head; scores, and what is
     visible, are as in ``flash_attention_fwd``.
@@ -170,10 +173,14 @@ def flash_attention_dkdv(
             value, acc_k = v[b, g, n, :], kd.zeros([n, "D"])
         if dv is not None:
             acc_v = kd.zeros([n, "E"])
+        if scaled:
+            factor, scale = scale * LOG2E, LN2
         if slopes is not None:
             slope = slopes[b if query_ends is None else entry_of(n.group, kd.size("S")), h] / scale
         for m in kd.sequential(kd.tile("M"), start=first, stop=last):
             query, up = q[b, h, m, :], do[b, h, m, :]
+            if scaled:
+                query = (query * factor).to(q.dtype)
             position = m.index[None, :] + ahead
             s = kd.dot(key, query.T)
             if softcap is not None:

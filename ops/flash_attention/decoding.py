@@ -60,7 +60,8 @@ def attend(
     queries, groups = q.shape[2], keys.like.shape[1]
     rows = q.unflatten(1, (groups, -1)).flatten(2, 3)
     causal, window, *_ = scores.sides(q, keys.like)
-    flags = (scale, window, None if queries == 1 else queries, causal and queries > 1, scores.softcap, scores.own_end)
+    seen = (window, None if queries == 1 else queries, causal and queries > 1)
+    flags = (scale, *seen, scores.softcap, scores.own_end, scores.scaled(q))
     given = (*keys.whole, scores.lengths, scores.key_starts)
     if parts == 1 and scores.sinks is None and (queries == 1 or o.stride(1) == queries * o.stride(2)):
         outputs = (t.unflatten(1, (groups, 1, -1)).flatten(3, 4) for t in (o, lse))

@@ -15,13 +15,14 @@ from kpt.ops.flash_attention.kernels import ABSENT, LN2, LOG2E, squash
 )  # fmt: skip
 def flash_attention_parts(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, key_starts: kd.In, o: kd.Out, lse: kd.Out,
-    scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static, softcap: kd.Positive, own_end: kd.Static,
+    scale: kd.Positive, window: kd.Int, queries: kd.Int, causal: kd.Static, softcap: kd.Positive,
+    own_end: kd.Static, scaled: kd.Static,
     table: kd.In = ABSENT, k_pages: kd.In = ABSENT, v_pages: kd.In = ABSENT, span: kd.In = ABSENT, page: kd.Static = ABSENT,
 ) -> None:  # fmt: skip
     """What each of P parts of the keys gives: softmax attention over them alone, and its natural log-sum-exp.
 
-    Rows S are the heads of a group by the ``queries`` of each, one where that is None; what they see, and keys and values in
-    pages, here R of them, are as in ``flash_attention_fwd``.
+    Rows S are the heads of a group by the ``queries`` of each, one where that is None; what they see, ``scaled``, and keys
+    and values in pages, here R of them, are as in ``flash_attention_fwd``.
     """
     for b, g, p, s in kd.parallel("B", "G", "P", kd.tile("S")):
         first: kd.Value | int = 0
@@ -36,6 +37,9 @@ def flash_attention_parts(
         if key_starts is not None:
             first = kd.maximum(first, key_starts[b].to(kd.i32))
         query = q[b, g, s, :]
+        if scaled:
+            factor, scale = scale * LOG2E, LN2
+            query = (query * factor).to(q.dtype)
         top, total, acc = kd.full([s], -kd.inf), kd.zeros([s]), kd.zeros([s, "E"])
         for n in kd.sequential(kd.tile("N"), start=first, stop=last, share=p):
             if page is None:

@@ -12,7 +12,8 @@ ABSENT: Any = None
 """What an argument is that a call does not have."""
 
 LOG2E = 1.4426950408889634
-LN2 = 0.6931471805599453
+LN2: Any = 0.6931471805599453
+"""What is left of the scale, in its place, once the queries have it."""
 
 
 @kd.function
@@ -39,8 +40,8 @@ def flash_attention_fwd(
     q: kd.In, k: kd.In, v: kd.In, key_lengths: kd.In, o: kd.Out, lse: kd.Out,
     scale: kd.Positive, window: kd.Int, causal: kd.Static,
     left: kd.Int = ABSENT, right: kd.Int = ABSENT, key_starts: kd.In = ABSENT, softcap: kd.Positive = ABSENT,
-    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, own_end: kd.Static = ABSENT, sinks: kd.In = ABSENT,
-    query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
+    seen: kd.In = ABSENT, bias: kd.In = ABSENT, slopes: kd.In = ABSENT, own_end: kd.Static = ABSENT,
+    scaled: kd.Static = ABSENT, sinks: kd.In = ABSENT, query_ends: kd.In = ABSENT, key_ends: kd.In = ABSENT,
     table: kd.In = ABSENT, k_pages: kd.In = ABSENT, v_pages: kd.In = ABSENT, span: kd.In = ABSENT, page: kd.Static = ABSENT,
 ) -> None:  # fmt: skip
     """Softmax attention of queries (B, H, M, D) over keys (B, G, N, D) and values (B, G, N, E); ``lse`` is the natural
@@ -53,6 +54,9 @@ def flash_attention_fwd(
 
     A score is capped, then loses ``slopes`` times the distance, then gets ``bias``; it is kept over ``scale``, which must be
     positive: the running maximum is taken of scaled scores. ``sinks`` are scores of no value, one a head.
+
+    Where ``scaled``, queries are multiplied by scale * log2(e) and rounded to their type, instead of each score. What goes on
+    from this ``lse``, as the gradients do, has to be scaled too, for it is that of the rounded queries.
 
     Packed, with B = 1: group c of the queries, from query_ends[c] up to query_ends[c + 1], sees keys from key_ends[c] up to
     key_ends[c + 1] (``flash_attention_ends``), and the last of them meets the last of these.
@@ -88,6 +92,9 @@ def flash_attention_fwd(
         if right is not None:
             last = kd.minimum(last, m.stop + ahead + right)
         query = q[b, h, m, :]
+        if scaled:
+            factor, scale = scale * LOG2E, LN2
+            query = (query * factor).to(q.dtype)
         top, total, acc = kd.full([m], -kd.inf), kd.zeros([m]), kd.zeros([m, "E"])
         if sinks is not None:
             top, total = kd.full([m], sinks[h] * LOG2E), kd.full([m], 1.0)

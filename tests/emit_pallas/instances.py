@@ -43,10 +43,15 @@ def linear_training(dtype: str, activation: str = "gelu") -> Iterator[tuple[str,
         yield kernel.name, Instance.of_shapes(kernel, mine, dtypes, statics)
 
 
+def _statics(dtype: str, causal: bool, masked: bool) -> dict[str, bool | None]:
+    """As ops call attention's kernels on a TPU."""
+    return {"causal": causal, "scaled": dtype == "bf16" or None} | ({} if masked else {"window": None})
+
+
 def attention(dtype: str, causal: bool, masked: bool, M: int = 370, N: int = 760, D: int = 80, H: int = 4) -> Instance:
     """``masked``: with key lengths and a window."""
     dtypes = {"q": dtype, "k": dtype, "v": dtype, "key_lengths": "i32" if masked else None, "o": dtype, "lse": "f32"}
-    statics = {"causal": causal} if masked else {"causal": causal, "window": None}
+    statics = _statics(dtype, causal, masked)
     dims = {"B": 2, "H": H, "G": H // 2, "M": M, "N": N, "D": D, "E": D}
     return Instance.of_shapes(flash_attention_fwd, dims, dtypes, statics)
 
@@ -61,9 +66,7 @@ def attention_gradients(
     for kernel in (gradients.flash_attention_rows, gradients.flash_attention_dq, gradients.flash_attention_dkdv):
         given = kernel.tensors.keys() - kernel.defaults
         dtypes = {name: None if name == "dq_sum" else known.get(name, "f32") for name in given}
-        statics = {} if kernel is gradients.flash_attention_rows else {"causal": causal, "window": None}
-        if masked:
-            statics.pop("window", None)
+        statics = {} if kernel is gradients.flash_attention_rows else _statics(dtype, causal, masked)
         mine = {d: n for d, n in dims.items() if d in kernel.dim_names}
         yield kernel.name, Instance.of_shapes(kernel, mine, dtypes, statics)
     dtypes = {name: known.get(name, dtype) for name in gradients.flash_attention_group_sum.tensors}

@@ -24,7 +24,8 @@ DIMS_BEFORE_TOKENS = (0, 1, 3, 2)  # no unit last stride
 class Attention(Case):
     """``lengths``: key lengths as shares of N, None for no key_lengths; ``magnitude`` multiplies the scores' spread; ``E``: the
     head dim of values, None where it is D; ``sides``: how far behind and ahead a window goes; ``starts``: as ``lengths``;
-    ``own_end``: the last query stands at the last of the ``lengths``."""
+    ``own_end``: the last query stands at the last of the ``lengths``; ``scaled``: scores are those of scaled, rounded queries.
+    """
 
     kernel: ClassVar = flash_attention_fwd
     B: int = 1
@@ -41,6 +42,7 @@ class Attention(Case):
     sides: tuple[int | None, int] | None = None
     starts: tuple[float, ...] | None = None
     own_end: bool = False
+    scaled: bool = False
     magnitude: float = 1.0
     layout: Layout = CONTIGUOUS
     out_layout: Layout = CONTIGUOUS
@@ -49,6 +51,10 @@ class Attention(Case):
     def width(self) -> int:
         """The head dim of values."""
         return self.D if self.E is None else self.E
+
+    @property
+    def rounds_on_the_way(self) -> bool:
+        return self.scaled
 
     def arguments(self) -> dict[str, Any]:
         H = self.G * self.groups
@@ -67,7 +73,16 @@ class Attention(Case):
             "window": self.window,
             "causal": self.causal,
             "own_end": self.own_end or None,
+            "scaled": self.scaled or None,
         }
+
+    def queries(self, arguments: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Those that scores are made of, without the scale."""
+        q = arguments["q"]
+        if not self.scaled:
+            return exact(q)
+        factor = float(np.float32(arguments["scale"]) * np.float32(math.log2(math.e)))
+        return exact((q.float() * factor).to(q.dtype)) / factor
 
     def _counts(self, shares: tuple[float, ...] | None) -> torch.Tensor | None:
         if shares is None:
@@ -94,7 +109,7 @@ class Attention(Case):
         return seen
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
-        q, k, v = (exact(arguments[name]) for name in "qkv")
+        q, k, v = self.queries(arguments), exact(arguments["k"]), exact(arguments["v"])
         k, v = (np.repeat(x, self.groups, axis=1) for x in (k, v))
         scores = q @ k.swapaxes(2, 3) * arguments["scale"]
         masked = np.where(self.visible(arguments["key_lengths"]), scores, -np.inf)
@@ -110,20 +125,6 @@ class Attention(Case):
         largest = float(np.abs(v).max(initial=0))
         allowed = tolerance(self.dtype, self.N) * float(np.abs(o).max(initial=0)) + conditioning * largest
         return {"o": Close(o, allowed), "lse": Close(lse, conditioning + tolerance("f32", self.N))}
-
-    def rounded_on_tpu(self, arguments: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
-        """In bfloat16 the scores' factor is in the queries, which are rounded once more: what comes of those, or of these."""
-        if self.dtype != "bf16" or "lse" not in wanted:
-            return wanted
-        factor = float(np.float32(arguments["scale"]) * np.float32(math.log2(math.e)))
-        scaled = (arguments["q"].float() * factor).to(torch.bfloat16)
-        of_scaled = self.expected({**arguments, "q": scaled.double() / factor}, cuda=False)
-        found = {}
-        for name, close in wanted.items():
-            finite, none = np.isfinite(close.values), np.zeros(close.values.shape)
-            apart = np.subtract(of_scaled[name].values, close.values, where=finite, out=none)
-            found[name] = Close(close.values, close.allowed + np.abs(apart))
-        return found
 
 
 _LENGTHS = st.lists(st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.97, 1.0]), min_size=1, max_size=3).map(tuple)
@@ -155,6 +156,7 @@ def attention(draw: st.DrawFn) -> Attention:
         lengths=lengths,
         own_end=lengths is not None and draw(st.booleans()),
         starts=draw(st.none() | st.none() | _LENGTHS),
+        scaled=draw(st.sampled_from([False, False, True])),
         magnitude=draw(st.sampled_from([1.0, 1.0, 0.01, 30.0])),
         layout=draw(layouts(4, TOKENS_FIRST, TOKENS_FIRST, DIMS_BEFORE_TOKENS)),
         out_layout=draw(layouts(4, TOKENS_FIRST)),
@@ -174,5 +176,6 @@ ALWAYS = (
     Attention(M=37, N=199, causal=True, D=80, E=32),
     Attention(B=2, M=130, N=199, sides=(40, 17), starts=(0.0, 0.5)),
     Attention(B=2, M=37, N=199, lengths=(0.1, 0.97), own_end=True, causal=True, window=40),
+    Attention(M=70, N=199, causal=True, groups=2, dtype="bf16", scaled=True, magnitude=10.0),
 )
 """Cases that every run has."""

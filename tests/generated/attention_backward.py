@@ -55,7 +55,7 @@ class _Gradients(Attention):
     def arguments(self) -> dict[str, Any]:
         given = super().arguments()
         up = place(random(self.seed + 3, given["o"].shape), self.dtype, self.out_layout)
-        q, k, v = (exact(given[name]) for name in "qkv")
+        q, k, v = self.queries(given), exact(given["k"]), exact(given["v"])
         k, v = (np.repeat(x, self.groups, axis=1) for x in (k, v))
         scores = np.where(self.visible(given["key_lengths"]), q @ k.swapaxes(2, 3) * given["scale"], -np.inf)
         top = np.max(scores, axis=3, initial=-np.inf)
@@ -69,7 +69,7 @@ class _Gradients(Attention):
         return given | {"do": up} | {name: place(x, "f32", self.rows_layout) for name, x in rows.items()}
 
     def exact(self, arguments: Mapping[str, Any]) -> _Exact:
-        q, k, v, up = (exact(arguments[name]) for name in ("q", "k", "v", "do"))
+        q, (k, v, up) = self.queries(arguments), (exact(arguments[name]) for name in ("k", "v", "do"))
         k, v = (np.repeat(x, self.groups, axis=1) for x in (k, v))
         shift = exact(arguments["shift"])[..., None]
         delta = np.zeros_like(shift) if arguments["delta"] is None else exact(arguments["delta"])[..., None]
@@ -130,7 +130,7 @@ class KeysValues(_Gradients):
         return given | made | sums | ({} if "dk" in self.wanted else {"delta": None})
 
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close]:
-        found, q, up = self.exact(arguments), exact(arguments["q"]), exact(arguments["do"])
+        found, q, up = self.exact(arguments), self.queries(arguments), exact(arguments["do"])
         both = {
             "dk": found.product("ds", q, True, arguments["scale"], self.out_dtype),
             "dv": found.product("p", up, True, 1.0, self.out_dtype),
@@ -297,6 +297,7 @@ _SEEN: tuple[dict[str, Any], ...] = (
     {"B": 2, "M": 70, "N": 90, "causal": True, "window": 31, "lengths": (0.3, 0.97), "D": 80, "magnitude": 30.0},
     {"M": 37, "N": 199, "D": 80, "E": 32, "causal": True},
     {"B": 2, "M": 130, "N": 199, "sides": (40, 17), "starts": (0.0, 0.5)},
+    {"M": 70, "N": 199, "causal": True, "groups": 2, "dtype": "bf16", "scaled": True, "magnitude": 10.0},
     {"M": 0, "N": 37},
     {"M": 37, "N": 0},
 )

@@ -103,12 +103,6 @@ class Case(ABC):
     def expected(self, arguments: Mapping[str, Any], cuda: bool) -> Mapping[str, Close | Rounded]:
         """What each output must be, from float64 arithmetic on the values that the arguments really hold."""
 
-    def rounded_on_tpu(
-        self, arguments: Mapping[str, Any], wanted: Mapping[str, Close | Rounded]
-    ) -> Mapping[str, Close | Rounded]:
-        """What is expected, with what the text for TPUs rounds besides."""
-        return wanted
-
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of the tensors that the kernel writes."""

@@ -28,6 +28,11 @@ def test_static_branches_leave_no_trace(tmp_path: Path) -> None:
     assert statements(lower(tmp_path, body, w=None)) == ["row[m] = full([m], 1)"]
 
 
+def test_a_factor_of_one_leaves_no_trace(tmp_path: Path) -> None:
+    body = LOOP + "y[m, :] = x[m, :] * (0.5 * 2.0) * (2 * eps)\n    row[m] = 1 * eps * 2.0"
+    assert statements(lower(tmp_path, body)) == ["y[m, :] = bf16(f32(x[m, :]) * (2 * eps))", "row[m] = full([m], eps * 2)"]
+
+
 def test_choices_are_collected_and_taken(tmp_path: Path) -> None:
     body = LOOP + "if kd.choice('fast', True, False):\n        row[m] = 1.0\n    else:\n        row[m] = 2.0"
     found = lower(tmp_path, body)

@@ -13,6 +13,7 @@ import kpt
 from kpt.ops import dispatch
 from kpt.ops.dispatch import DISPATCHERS, Dispatcher
 from kpt.ops.registry import Implementation, KernelChoice, get
+from kpt_dsl import targets
 from tests.ops.calls import OPS, arguments, served
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(20))
@@ -238,7 +239,7 @@ def test_instances_are_those_of_a_call() -> None:
     )
     assert str(instance) == (
         "flash_attention_fwd[B=1,H=4,M=8,D=32,G=2,N=16,E=32 bf16,f32 "
-        "causal=True own_end=None page=None left=None right=None softcap=None]"
+        "causal=True own_end=None scaled=None page=None left=None right=None softcap=None]"
     )
     assert [p.kernel.name for p in get("quantize_fp8").instances({"M": 8, "N": 16}, "bf16")] == [
         "row_amax",
@@ -248,6 +249,20 @@ def test_instances_are_those_of_a_call() -> None:
     (whole,) = get("fp8_matmul").instances({"M": 8, "N": 16, "K": 32}, "f8e4m3")
     assert rows.extents.stride("scale_a") == (1,)
     assert whole.extents.stride("scale_a") == (0,)
+
+
+def test_attention_scales_queries_in_bfloat16_on_tpus_alone() -> None:
+    """In all kernels that make scores."""
+
+    def scaled(dtype: str, target: str, queries: int) -> set[Any]:
+        dims = {"B": 1, "H": 4, "G": 2, "M": queries, "N": 1024, "D": 32}
+        ops = get("flash_attention"), get("flash_attention_backward")
+        found = [p for op in ops for p in op.instances(dims, dtype, targets.get(target))]
+        return {flags["scaled"] for p in found if "causal" in (flags := dict(p.specialisation.statics))}
+
+    for queries in (1, 64):
+        assert scaled("bf16", "tpu-v6e", queries) == {True}
+        assert scaled("f32", "tpu-v6e", queries) == scaled("bf16", "nvidia-h200", queries) == {None}
 
 
 @pytest.mark.parametrize("op", OPS)

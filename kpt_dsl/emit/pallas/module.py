@@ -19,7 +19,6 @@ from kpt_dsl.emit.pallas.kernel import KernelText, words
 from kpt_dsl.emit.pallas.names import renamed
 from kpt_dsl.emit.pallas.plan import plan, settled, unrollable, unrolled
 from kpt_dsl.errors import ConfigError, TargetError
-from kpt_dsl.passes.factors import into_operands
 from kpt_dsl.passes.halves import apart
 from kpt_dsl.passes.padding import guard, whole
 
@@ -88,7 +87,7 @@ def emit(kernel: ir.Kernel, known: Dims, target: "Target", config: "Config") -> 
         )
     if empty := [d for t in kernel.tensors for d in t.dims if not dims[d]]:
         raise ConfigError(f"{kernel.name}: dim {empty[0]} is empty; a Pallas kernel needs an element of each dim")
-    named = renamed(into_operands(apart(kernel)))
+    named = renamed(apart(kernel))
     lanes = named.dims({t.dim: min(_block(t, config), dims[t.dim]) for t in ir.tiles(kernel)})
     unroll = _unroll(kernel, config, dims)
     kernel, dims = named.kernel, named.dims(dims)
