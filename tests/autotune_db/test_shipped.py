@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,3 +161,11 @@ def test_of_what_was_imported_and_what_was_measured_here_the_latter_is_written()
         (found,) = shipped.parse(shipped.dump(both), "file")
         assert found.config == own.config
         assert not found.imported
+
+
+@pytest.mark.parametrize("path", sorted(shipped.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_what_is_shipped_is_of_the_kernels_that_there_are(path: Path) -> None:
+    """Entries of another text of a kernel are never found again."""
+    for kernel in json.loads(path.read_text())["kernels"]:
+        module, _, name = kernel["kernel"].partition(":")
+        assert kernel["source"] == getattr(import_module(module), name).now().hash, kernel["kernel"]
