@@ -173,7 +173,7 @@ def _completed(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> GpuSizes
     if "descriptors" in knobs and fitting and sizes.compulsory_seconds > DESCRIPTOR_SECONDS:
         # Where chained products have registers to spare for addresses, plain copies were seen 3 to 9% faster on an H200: of
         # a lone program, or three stages deep.
-        deep = chain and sizes.stages >= LONE_DEPTH
+        deep = chain and sizes.stages >= LONE_DEPTH and all(map(sizes.is_async, facts.products))
         # So were gradients, however many share a core, of short and of ragged lengths by up to 40%.
         gradient = facts.links > 1 and not facts.beside_scores
         roomy = (lone_chain or deep or gradient) and sizes.pressure <= ROOM_FOR_ADDRESSES
