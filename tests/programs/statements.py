@@ -128,10 +128,11 @@ class Statements(Stores):
     def in_range(self) -> None:
         """A loop over numbers that are known: factors, offsets, and what ``if`` asks."""
         shape = self.shape(self.pick([1, 2, 0]))
+        # Drawn before there is what it is added to: one that read that would grow with each turn.
+        step = self.as_f32(self.value(shape, "float", 1, not self.smooth))
         base = self.assign(self.as_f32(self.value(shape, "float", 1, not self.smooth)))
         numbers = self.pick([range(3), range(1), range(0), range(1, 6, 2), range(2, -2, -1), range(4, 1)])
         i, text, total = self.fresh("i"), base.expr.text, base.expr
-        step = self.as_f32(self.value(shape, "float", 1, not self.smooth))
         factor = Expr(i, "i32", (), max((abs(n) for n in numbers), default=0), literal=True)
         term = v.times(step, factor)
         for _ in numbers:
