@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 """Types of tensors whose operations nobody intercepts."""
@@ -86,3 +87,13 @@ def have_memory(tensors: Iterable[torch.Tensor]) -> bool:
     """False where there are plain tensors that PyTorch's dispatcher does not hand to an op of ours: sparse, mkldnn, strided
     nested."""
     return not [t for t in tensors if type(t) in PLAIN and (t.layout != torch.strided or t.is_nested)]
+
+
+class QuickMode(TorchDispatchMode):
+    """A mode that sees what a run asks of PyTorch, and is never on under torch.compile, of which it imports nothing."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by newer releases of PyTorch, which else import all of torch.compile for the first operation that is seen:
+        seconds, in the middle of a program."""
+        return False

@@ -12,9 +12,8 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from kpt.ops.eager import below, below_autograd, function_of_torch
+from kpt.ops.eager import QuickMode, below, below_autograd, function_of_torch
 from kpt.ops.registry import Ready
 from kpt.ops.written import written
 from kpt_dsl.errors import CompileError
@@ -116,7 +115,7 @@ class _Root(NamedTuple):
         return f"{self.kind}{self.number}"
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(QuickMode):
     """Sees what a run asks of PyTorch. ``pure``: nothing but memory and views of it."""
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
@@ -130,12 +129,6 @@ class _Watch(TorchDispatchMode):
         for position, argument in enumerate(self.arguments):
             if isinstance(argument, torch.Tensor):
                 self._note(argument, _Root("a", position))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Asked by newer releases of PyTorch, which else import all of torch.compile for a run that is watched: seconds, in
-        the middle of a program. Under torch.compile nothing is watched."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = func(*args, **(kwargs or {}))

@@ -1,6 +1,7 @@
 """What takes a module's place: by the table for PyTorch's own classes, by form and proof for all others."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,24 +35,22 @@ class Candidates:
                 if rule.kind not in self.kinds:
                     return None
                 return rule if (reason := rule.why_not(module)) is None else Refused(rule.kind, reason)
-        for place, form in enumerate(FORMS):
-            if form.match(module) is not None:
-                key = key_of(module)
-                if key not in self._answers:
-                    self._answers[key] = self._answer(module, FORMS[place:])
-                return self._answers[key]
+        matches = ((form, matched) for form in FORMS if (matched := form.match(module)) is not None)
+        for first in matches:
+            key = key_of(module)
+            if key not in self._answers:
+                self._answers[key] = self._answer(module, chain((first,), matches))
+            return self._answers[key]
         for rule in rules:
             if rule.kind in self.kinds:
                 reason = f"{type(module).__name__} is a subclass of {rule.original.__name__} and may compute something else"
                 return Refused(rule.kind, reason)
         return None
 
-    def _answer(self, module: nn.Module, forms: tuple[Any, ...]) -> Rule | Refused | None:
+    def _answer(self, module: nn.Module, matches: Iterable[tuple[Any, Any]]) -> Rule | Refused | None:
         """By the first form that it was shown to have; why not by the first that it seems to have, where it has none."""
         refused = None
-        for form in forms:
-            if (matched := form.match(module)) is None:
-                continue
+        for form, matched in matches:
             proven: Served | Refused | None = form.prove(module, matched, self.kinds)
             if proven is not None and not isinstance(proven, Refused):
                 return Rule(proven.kind, type(module), proven_class(type(module), proven))

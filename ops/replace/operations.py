@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from kpt.ops.eager import QuickMode
 from kpt.ops.replace import proof
 
 CASE = proof.Case(torch.float32, 1.0, 1.0)
@@ -28,7 +28,7 @@ def count(trial: proof.Trial) -> int:
     return max(1, counted.number)
 
 
-class _Counted(TorchDispatchMode):
+class _Counted(QuickMode):
     number = 0
 
     def __torch_dispatch__(

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,12 @@ def test_a_cpu_is_not_asked() -> None:
 def test_bad_input(given: tuple[Any, ...], words: str) -> None:
     with pytest.raises(InputError, match=words):
         kpt.optimize(*given)
+
+
+def test_optimizing_imports_no_compiler() -> None:
+    """Counting an activation's operations did, which takes seconds."""
+    text = "import sys, torch, kpt\nfrom torch import nn\nfrom tests.ops.test_optimize import MLP\n"
+    text += "m = MLP(nn.GELU('tanh')).to_empty(device='cpu')\nkpt.optimize(m)\n"
+    text += "print(type(m).__name__, 'torch._dynamo' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", text], cwd=RESULTS.parents[1], capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["KptMLP", "False"], ran.stdout + ran.stderr

@@ -19,8 +19,7 @@ FILL_SECONDS = 0.85e-6
 PROGRAM_SECONDS = 4e-6
 """What a program spends before its first product and after its last one."""
 HIDDEN_SECONDS = 2.7e-6
-"""How much of it goes on beside the tile before where programs are persistent: little but a store is left between tiles. A
-second one is not hidden: with a pre-activation, 16384 x 3072 x 768 took 233 µs, 195 in the compiler's pipeline, on an H200."""
+"""How much of it goes on beside the tile before where programs are persistent: little but stores is left between tiles."""
 EXPOSED = 0.35
 """Of the vector work behind the products, how much nothing goes on beside: 16384 x 3072 x 768 with gelu took 200 µs where the
 model without it said 178, on an H200."""
@@ -48,8 +47,7 @@ def seconds(sizes: WarpSizes) -> float:
     multiplied = max(tensor, moved / L2_BYTES_PER_CLOCK / target.clock_hz)
     # A slot is filled, multiplied, and free when the next one was multiplied.
     busy = max(multiplied, (sum(sizes.steps[1:]) * FILL_SECONDS + 2 * multiplied) / sizes.stages)
-    lone = sum(store.product for store in facts.stores) == 1
-    hidden = HIDDEN_SECONDS if sizes.config["persistent"] and lone else 0.0
+    hidden = HIDDEN_SECONDS if sizes.config["persistent"] else 0.0
     behind = EXPOSED * sizes.scopes[0].work / (target.vector_flops_per_s / 2 / target.cores)
     run = math.ceil(sizes.programs / target.cores) * (PROGRAM_SECONDS - hidden + busy + behind) + hidden
     return max(HANDICAP * run, sizes.compulsory_seconds)

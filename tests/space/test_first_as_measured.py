@@ -1,0 +1,34 @@
+"""First configs of models' shapes are those that were the quickest, or near it, where many were timed on an H200."""
+
+from typing import Any
+
+import pytest
+
+from kpt.ops import registry
+from kpt_dsl import targets
+from kpt_dsl.classes import options
+
+H200 = targets.get("nvidia-h200")
+
+BERT = {"B": 32, "H": 12, "G": 12, "M": 512, "N": 512, "D": 64}
+GPT2 = {"B": 8, "H": 12, "G": 12, "M": 1024, "N": 1024, "D": 64}
+LAYER = {"M": 16384, "N": 3072, "K": 768}
+
+
+@pytest.mark.parametrize(
+    ("op", "dims", "flags", "kernel", "expected"),
+    [
+        ("flash_attention", BERT, {}, "flash_attention_fwd", {"num_stages": 3, "descriptors": False}),
+        ("flash_attention", GPT2, {"causal": True}, "flash_attention_fwd", {"num_stages": 3, "descriptors": False}),
+        ("flash_attention_backward", BERT, {}, "flash_attention_dq", {"block_M": 64, "descriptors": False}),
+        ("flash_attention_backward", BERT, {}, "flash_attention_dkdv", {"block_M": 32, "num_stages": 3}),
+        ("linear_act_backward", LAYER, {"activation": "gelu"}, "linear_act_bwd_dz_sums", {"num_warps": 1}),
+        ("linear_act_saving", LAYER, {"activation": "gelu"}, "linear_act_fwd_saving", {"num_warps": 8}),
+        ("linear_act", LAYER, {"activation": "gelu_tanh"}, "linear_act_fwd", {"schedule": "pipelined"}),
+        ("rms_norm_backward", {"M": 8192, "N": 199}, {}, "rms_norm_bwd", {"num_warps": 4}),
+    ],
+)  # fmt: skip
+def test_first_configs(op: str, dims: dict[str, int], flags: dict[str, Any], kernel: str, expected: dict[str, Any]) -> None:
+    instance = next(i for i in registry.get(op).instances(dims, "bf16", H200, **flags) if i.kernel.name == kernel)
+    first = options(instance, H200).first
+    assert {name: first[name] for name in expected} == expected
