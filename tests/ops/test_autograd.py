@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 import kpt
 from kpt.ops import backends, flash_attention, linear_act, prefer
 from kpt.ops.autograd import followed
+from kpt.ops.linear_act import backward as linear_backward
 from kpt.ops.registry import Gradient, get
+from kpt_dsl import targets
 from kpt_dsl.errors import KptError
 from tests.ops.calls import served
 from tests.ops.gradients import assert_all_close, gelu, gradients, in_float64, leaves, linear_leaves
@@ -62,6 +64,47 @@ def test_only_what_is_needed_is_computed(needs: str, activation: str, kernels: l
     assert launched[1:] == kernels
     for t, letter in zip(given, "xwb", strict=True):
         assert (t.grad is not None) == (letter in needs)
+
+
+@pytest.mark.parametrize(
+    ("features", "inner", "rows", "transposed", "own"),
+    [
+        (3072, 768, 16384, False, False),
+        (3072, 768, 16384, True, False),
+        (768, 3072, 25216, False, False),
+        (3072, 768, 512, False, True),
+        (2816, 1024, 16384, False, True),
+        (4096, 4096, 4096, False, True),
+        (4096, 1024, 8192, True, True),
+    ],
+)
+def test_pytorch_sums_where_tiles_leave_a_gpu_idle(
+    features: int, inner: int, rows: int, transposed: bool, own: bool
+) -> None:
+    """Of what is recorded for an H200, as a call there would launch it."""
+    gradient = get("linear_act_backward").instances(
+        {"M": rows, "N": features, "K": inner},
+        "bf16",
+        targets.get("nvidia-h200"),
+        activation="gelu",
+        transposed=transposed,
+    )
+    assert ("linear_act_bwd_dw" in {p.kernel.name for p in gradient}) == own
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_pytorchs_sums_are_the_gradient(transposed: bool, monkeypatch: pytest.MonkeyPatch, launched: list[str]) -> None:
+    monkeypatch.setattr(linear_backward, "leaves_idle", lambda *_: True)
+    x, weight, bias = linear_leaves()
+    if transposed:
+        weight = weight.detach().mT.contiguous().mT.requires_grad_()
+    expected = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    wanted = torch.autograd.grad(gelu(*expected).square().sum(), expected)
+    with prefer("numpy"):
+        found = torch.autograd.grad(linear_act(x, weight, bias, activation="gelu").square().sum(), (x, weight, bias))
+    assert "linear_act_bwd_dw" not in launched
+    assert found[1].stride() == weight.stride()
+    assert_all_close(found, wanted)
 
 
 @pytest.mark.parametrize(
