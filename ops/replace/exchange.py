@@ -45,6 +45,13 @@ class Within(ModuleType):
         return getattr(vars(self)["_module"], name)
 
 
+def within(module: ModuleType) -> ModuleType:
+    """What somebody else has in the place of a module: that module; a module itself where it is nobody's."""
+    while isinstance(module, Within):
+        module = vars(module)["_module"]
+    return module
+
+
 def global_names(code: CodeType) -> Iterator[str]:
     """Names that a function's code and that of those inside it look up, of attributes' none."""
     yield from (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))

@@ -64,7 +64,7 @@ PLACE = "_kpt_place"
 SUMS = "add_norm"
 """The kind of layers whose sums are joined with the norms of them."""
 
-KINDS = (*dict.fromkeys(rule.kind for rule in RULES), "gated_act", "rotary", ATTENTION)
+KINDS = (*dict.fromkeys(rule.kind for rule in RULES), "gated_act", "rotary", "cross_entropy", ATTENTION)
 """What is replaced unasked."""
 
 PAIRS = "inner_linear_act"

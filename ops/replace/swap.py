@@ -21,12 +21,13 @@ from kpt_dsl.errors import InputError
 
 def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) -> Report:
     """Put kpt ops into a model, in place: norms, gated MLPs, Linear-then-activation pairs of ``nn.Sequential``, PyTorch's
-    attention and transformer layers, functions that a module's code calls (rotary embedding, PyTorch's attention),
-    Transformers' attention.
+    attention and transformer layers, functions that a module's code calls (rotary embedding, PyTorch's attention and
+    cross-entropy), Transformers' attention.
 
     ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "rotary",
-    "scaled_dot_product_attention", "attention", which are all by default, and two of modules that are found by the text of
-    their forward: "add_norm", a norm of kpt's of a sum, and "inner_linear_act", an activation of what a linear layer gives.
+    "scaled_dot_product_attention", "cross_entropy", "attention", which are all by default, and two of modules that are found by
+    the text of their forward: "add_norm", a norm of kpt's of a sum, and "inner_linear_act", an activation of what a linear
+    layer gives.
     A module of a class that is not PyTorch's is replaced where it was shown to compute what the op does: on drawn rows, at
     several scales, in float32 and both half types, with gradients. State dicts, hooks, flags, devices and dtypes stay as they
     are. Attention is replaced where a model runs "sdpa" and its code needs no more than that; calls that kpt cannot express

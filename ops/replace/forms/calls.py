@@ -13,10 +13,10 @@ from torch import nn
 
 from kpt.ops.replace.exchange import exchanged
 from kpt.ops.replace.forms.classes import is_pytorchs, why_changed
-from kpt.ops.replace.functions import rotary, sdpa
+from kpt.ops.replace.functions import cross_entropy, rotary, sdpa
 from kpt.ops.replace.proven import Refused, Served
 
-FUNCTIONS: tuple[Any, ...] = (rotary, sdpa)
+FUNCTIONS: tuple[Any, ...] = (rotary, sdpa, cross_entropy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,10 @@ class Calls:
     def forward(self, original: type[nn.Module]) -> Any:
         own = original.forward
         assert isinstance(own, FunctionType), "it was one when it was proven"
-        return exchanged(own, {name: found.instead_of(own.__globals__[name]) for name, found in self.exchanges})
+        meanings: dict[str, Any] = {}
+        for name, found in self.exchanges:  # by one name, a module's, several functions may be called
+            meanings[name] = found.instead_of(meanings.get(name, own.__globals__[name]))
+        return exchanged(own, meanings)
 
 
 def match(module: nn.Module) -> tuple[tuple[str, Any], ...] | None:

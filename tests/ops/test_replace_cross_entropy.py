@@ -1,0 +1,182 @@
+"""``F.cross_entropy`` called by a module's own code: for that module it is kpt's, in all that PyTorch's takes."""
+
+import copy
+import pickle
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.functional import cross_entropy as loss_of
+
+import kpt
+from benchmarks.nano_gpt import NanoGPT
+from kpt.ops import prefer
+from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
+from kpt.ops.replace.functions.cross_entropy import cross_entropy
+from tests.ops.calls import served
+from tests.tolerances import assert_close
+
+CLASSES = 37
+DRAWN = torch.Generator().manual_seed(14)
+LOGITS = 3 * torch.randn(2, 9, CLASSES, generator=DRAWN)
+TARGETS = torch.randint(CLASSES, (2, 9), generator=DRAWN)
+
+
+class Model(nn.Module):
+    """As nanoGPT ends, with its ``ignore_index``, and attention by the same name."""
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen = F.scaled_dot_product_attention(x[None], x[None], x[None])[0]
+        return F.cross_entropy((x + seen).view(-1, x.size(-1)), targets.view(-1), ignore_index=-1)
+
+
+class ByTorch(nn.Module):
+    def forward(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(x.flatten(0, 1), targets.flatten())
+
+
+class ByName(nn.Module):
+    def forward(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return loss_of(x.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+class Other(nn.Module):
+    """Calls another loss by the same module."""
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.nll_loss(x.flatten(0, 1), targets.flatten())
+
+
+@pytest.mark.parametrize("kind", [Model, ByTorch, ByName])
+def test_a_modules_loss_and_its_gradient_are_kpts(kind: type[nn.Module]) -> None:
+    model, targets = kind(), TARGETS.clone()
+    targets[0, :3] = -1 if kind is Model else 5
+    wanted = LOGITS.double().requires_grad_()
+    model(wanted, targets).backward()
+    report = kpt.replace_modules(model)
+    assert ["cross_entropy" in c.kind for c in report.changes] == [True]
+    before = sum(served("cross_entropy").values())
+    given = LOGITS.clone().requires_grad_()
+    with prefer("numpy"):
+        loss = model(given, targets)
+        loss.backward()
+    assert sum(served("cross_entropy").values()) == before + 1
+    assert_close(loss, kind()(LOGITS.double(), targets), "f32", CLASSES)
+    assert given.grad is not None and wanted.grad is not None
+    assert_close(given.grad, wanted.grad, "f32", CLASSES)
+
+
+def test_of_two_functions_by_one_name_both_are_exchanged() -> None:
+    model = Model()
+    (change,) = kpt.replace_modules(model).changes
+    assert change.kind == "scaled_dot_product_attention, cross_entropy"
+    meant = type(model).forward.__globals__["F"]
+    assert meant.cross_entropy is cross_entropy
+    assert meant.scaled_dot_product_attention is scaled_dot_product_attention
+    assert meant.nll_loss is F.nll_loss
+    assert_close(model(LOGITS, TARGETS), Model()(LOGITS.double(), TARGETS), "f32", CLASSES)
+    other = Model()
+    kpt.replace_modules(other, only=["cross_entropy"])
+    assert type(other).forward.__globals__["F"].scaled_dot_product_attention is F.scaled_dot_product_attention
+    assert_close(other(LOGITS, TARGETS), Model()(LOGITS.double(), TARGETS), "f32", CLASSES)
+
+
+def test_what_is_no_cross_entropy_stays() -> None:
+    assert not kpt.replace_modules(Other()).changes
+
+
+def test_it_is_undone_copied_and_pickled() -> None:
+    model = ByTorch()
+    kpt.replace_modules(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(twin) is type(model) is not ByTorch
+        assert torch.equal(twin(LOGITS, TARGETS), model(LOGITS, TARGETS))
+    kpt.restore_modules(model)
+    assert type(model) is ByTorch
+
+
+def test_nanogpt_keeps_its_logits_and_compiles() -> None:
+    torch.manual_seed(0)
+    model, tokens = NanoGPT(1, 2, 32, 9, CLASSES), TARGETS
+    own = copy.deepcopy(model)
+    assert "cross_entropy" in {c.kind for c in kpt.optimize(model).changes}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for run in (model, compiled):
+        for ours, theirs in zip(run(tokens, tokens), own(tokens, tokens), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert model(tokens)[1] is None
+
+
+# ------------------------------------------------------------------ every way that PyTorch's is called
+CASES: tuple[tuple[Any, Any, dict[str, Any]], ...] = (
+    (LOGITS[0], TARGETS[0], {}),
+    (LOGITS[0], TARGETS[0], {"reduction": "none", "label_smoothing": 0.1}),
+    (LOGITS[0], TARGETS[0], {"reduction": "sum", "ignore_index": int(TARGETS[0, 0])}),
+    (LOGITS[0], TARGETS[0], {"weight": torch.rand(CLASSES)}),
+    (LOGITS[0], TARGETS[0], {"size_average": False}),
+    (LOGITS[0], TARGETS[0], {"reduce": False}),
+    (LOGITS[0], LOGITS[1].softmax(-1), {}),
+    (LOGITS[0], torch.full((9,), -100), {}),
+    (LOGITS[0, 0], TARGETS[0, 0], {}),
+    (LOGITS.mT, TARGETS, {}),
+    (LOGITS.mT.contiguous(), TARGETS, {"reduction": "none"}),
+    (LOGITS[0, :0], TARGETS[0, :0], {"reduction": "sum"}),
+    (LOGITS[0], TARGETS[0].to(torch.uint8), {}),
+)
+
+
+TOLERANCES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f32"}
+
+KERNELS = (0, 1, 2, 7, 8)
+"""Which of them kernels serve, but for float64."""
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce")
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_it_is_called_as_pytorchs(number: int, dtype: torch.dtype) -> None:
+    x, target, options = CASES[number]
+    cast = {k: v.to(dtype) if k == "weight" else v for k, v in options.items()}
+    target = target.to(dtype) if target.is_floating_point() else target
+    theirs = F.cross_entropy(x.to(dtype), target, **cast)
+    wide = {k: v.to(dtype).double() if k == "weight" else v for k, v in options.items()}
+    wanted = F.cross_entropy(x.to(dtype).double(), target.double() if target.is_floating_point() else target, **wide)
+    with prefer("numpy") if number in KERNELS and dtype != torch.float64 else nullcontext():
+        ours = cross_entropy(x.to(dtype), target, **cast)
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    if wanted.isnan().all() and wanted.numel():
+        assert ours.isnan().all()
+    else:
+        assert_close(ours, wanted, TOLERANCES[dtype], CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "options"),
+    [
+        (LOGITS[0], TARGETS[0, :4], {}),
+        (LOGITS[0], TARGETS[0].float(), {}),
+        (LOGITS[0], TARGETS[0].bool(), {}),
+        (LOGITS[0], TARGETS[0], {"reduction": "median"}),
+        (LOGITS[0], TARGETS[0], {"label_smoothing": 2.0}),
+        (LOGITS[0].long(), TARGETS[0], {}),
+        (LOGITS[0], None, {}),
+    ],
+)
+def test_what_pytorchs_refuses_is_refused_in_its_words(x: Any, target: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(Exception) as theirs:  # noqa: PT011
+        F.cross_entropy(x, target, **options)
+    with pytest.raises(type(theirs.value)) as ours:
+        cross_entropy(x, target, **options)
+    assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_under_autocast_the_loss_has_pytorchs_dtype(dtype: torch.dtype) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = F.cross_entropy(LOGITS[0].to(dtype), TARGETS[0])
+        ours = cross_entropy(LOGITS[0].to(dtype), TARGETS[0])
+    assert ours.dtype == theirs.dtype
+    assert_close(ours, theirs.double(), "bf16", CLASSES)
