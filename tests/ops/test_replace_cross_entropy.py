@@ -110,6 +110,19 @@ def test_nanogpt_keeps_its_logits_and_compiles() -> None:
     assert model(tokens)[1] is None
 
 
+def test_a_compiled_program_has_pytorchs() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def kept(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = ByTorch()
+    kpt.replace_modules(model)
+    torch.compile(model, backend=kept, fullgraph=True)(LOGITS, TARGETS)
+    assert F.cross_entropy in {node.target for graph in graphs for node in graph.graph.nodes}
+
+
 # ------------------------------------------------------------------ every way that PyTorch's is called
 CASES: tuple[tuple[Any, Any, dict[str, Any]], ...] = (
     (LOGITS[0], TARGETS[0], {}),

@@ -33,9 +33,11 @@ def cross_entropy(
 ) -> torch.Tensor:
     """``torch.nn.functional.cross_entropy``: through the op where targets are classes and all weigh the same, else PyTorch's.
 
-    The loss has the dtype that PyTorch's has, but is not rounded to half precision on the way to it.
+    The loss has the dtype that PyTorch's has, but is not rounded to half precision on the way to it. In a compiled program it
+    is PyTorch's: Inductor joins its gradient with that of logits that a model gives besides, zeros as they may be. On an H200
+    nanoGPT's 16384 x 50304 so took 2.5 ms in all, and kpt's kernels and that sum 2.6.
     """
-    if not _is_served(input, target, weight, size_average, reduce, reduction, label_smoothing):
+    if torch.compiler.is_compiling() or not _is_served(input, target, weight, size_average, reduce, reduction, label_smoothing):
         return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
     loss = op(input, target, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)  # type: ignore[arg-type]
     assert isinstance(loss, torch.Tensor)
