@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy as loss_of
 
 import kpt
 from benchmarks.nano_gpt import NanoGPT
-from kpt.ops import prefer
+from kpt.ops import counters, prefer
 from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
 from kpt.ops.replace.functions.cross_entropy import cross_entropy
 from tests.ops.calls import served
@@ -138,13 +138,23 @@ CASES: tuple[tuple[Any, Any, dict[str, Any]], ...] = (
     (LOGITS.mT.contiguous(), TARGETS, {"reduction": "none"}),
     (LOGITS[0, :0], TARGETS[0, :0], {"reduction": "sum"}),
     (LOGITS[0], TARGETS[0].to(torch.uint8), {}),
+    (LOGITS[0], TARGETS[0], {"label_smoothing": torch.tensor(0.1), "ignore_index": torch.tensor(5)}),
 )
 
 
 TOLERANCES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f32"}
 
-KERNELS = (0, 1, 2, 7, 8)
+KERNELS = (0, 1, 2, 7, 8, 9)
 """Which of them kernels serve, but for float64."""
+
+EMPTY = 11
+"""The one that goes to the op, which leaves it to PyTorch; all others PyTorch serves at once, in their own type."""
+
+
+def left_to_pytorch() -> int:
+    """Calls that did not get as far as the op."""
+    fallbacks = counters()["cross_entropy"]["fallbacks"].items()
+    return sum(n for reason, n in fallbacks if reason.startswith("torch.nn.functional.cross_entropy: "))
 
 
 @pytest.mark.filterwarnings("ignore:size_average and reduce")
@@ -157,8 +167,12 @@ def test_it_is_called_as_pytorchs(number: int, dtype: torch.dtype) -> None:
     theirs = F.cross_entropy(x.to(dtype), target, **cast)
     wide = {k: v.to(dtype).double() if k == "weight" else v for k, v in options.items()}
     wanted = F.cross_entropy(x.to(dtype).double(), target.double() if target.is_floating_point() else target, **wide)
-    with prefer("numpy") if number in KERNELS and dtype != torch.float64 else nullcontext():
+    by_kernels, by_op = (some and dtype != torch.float64 for some in (number in KERNELS, number in (*KERNELS, EMPTY)))
+    before = served("cross_entropy"), left_to_pytorch()
+    with prefer("numpy") if by_kernels else nullcontext():
         ours = cross_entropy(x.to(dtype), target, **cast)
+    assert served("cross_entropy").get("numpy", 0) == before[0].get("numpy", 0) + by_kernels
+    assert left_to_pytorch() == before[1] + (not by_op)
     assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
     if wanted.isnan().all() and wanted.numel():
         assert ours.isnan().all()
@@ -176,6 +190,9 @@ def test_it_is_called_as_pytorchs(number: int, dtype: torch.dtype) -> None:
         (LOGITS[0], TARGETS[0], {"label_smoothing": 2.0}),
         (LOGITS[0].long(), TARGETS[0], {}),
         (LOGITS[0], None, {}),
+        (LOGITS[0], TARGETS[0], {"label_smoothing": None}),
+        (LOGITS[0], TARGETS[0], {"ignore_index": None}),
+        (LOGITS[0], TARGETS[0], {"ignore_index": 3.0}),
     ],
 )
 def test_what_pytorchs_refuses_is_refused_in_its_words(x: Any, target: Any, options: dict[str, Any]) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from kpt.ops.cross_entropy import contract
 from kpt.ops.cross_entropy.op import cross_entropy as op
+from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.dtypes import FLOATS
-from kpt.ops.eager import is_autocasting
 from kpt.ops.replace.functions import pytorchs
 
 KIND = "cross_entropy"
@@ -31,32 +32,35 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """``torch.nn.functional.cross_entropy``: through the op where targets are classes and all weigh the same, else PyTorch's.
+    """``torch.nn.functional.cross_entropy``: through the op where its kernels may compute that, else PyTorch's, which
+    ``kpt.ops.counters()`` shows among the fallbacks of the op.
 
     The loss has the dtype that PyTorch's has, but is not rounded to half precision on the way to it. In a compiled program it
     is PyTorch's: Inductor joins its gradient with that of logits that a model gives besides, zeros as they may be. On an H200
     nanoGPT's 16384 x 50304 so took 2.5 ms in all, and kpt's kernels and that sum 2.6.
     """
-    if torch.compiler.is_compiling() or not _is_served(input, target, weight, size_average, reduce, reduction, label_smoothing):
+    reason = _why_not(input, target, weight, ignore_index, reduction, label_smoothing)
+    if size_average is not None or reduce is not None:
+        reason = "size_average or reduce is given"
+    if torch.compiler.is_compiling() or reason is not None:
+        if not torch.compiler.is_compiling():
+            DISPATCHERS[KIND].count_outside(f"torch.nn.functional.cross_entropy: {reason}")
         return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
     loss = op(input, target, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)  # type: ignore[arg-type]
     assert isinstance(loss, torch.Tensor)
-    return loss if is_autocasting() else loss.to(input.dtype)
+    return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)
 
 
-def _is_served(
-    x: Any, target: Any, weight: Any, size_average: Any, reduce: Any, reduction: Any, label_smoothing: Any
-) -> bool:
-    """Whether the op computes this; what is wrong is left for PyTorch to refuse, in its words."""
-    return (
-        weight is size_average is reduce is None
-        and isinstance(x, torch.Tensor)
-        and x.dtype in FLOATS
-        and isinstance(target, torch.Tensor)
-        and target.dtype == torch.int64
-        and x.ndim > 0
-        and (target.shape == x.shape[:1] + x.shape[2:] if x.ndim > 1 else target.ndim == 0)
-        and x.device == target.device
-        and reduction in ("mean", "sum", "none")
-        and 0 <= label_smoothing <= 1
-    )
+def _why_not(x: Any, target: Any, weight: Any, ignore_index: Any, reduction: Any, label_smoothing: Any) -> str | None:
+    """What keeps a call from the op: what is wrong with it is left for PyTorch to refuse, in its words; what no kernel
+    serves is not widened to float32 first, as the op would."""
+    if not isinstance(x, torch.Tensor) or not isinstance(target, torch.Tensor):
+        return "logits or targets are no tensor"
+    if type(ignore_index) is not int or type(label_smoothing) not in (int, float) or reduction not in contract.REDUCTIONS:
+        return "ignore_index, label_smoothing or reduction is none of the op's"
+    if x.dtype not in FLOATS or x.layout != torch.strided or x.is_nested or x.ndim == 0:
+        return "logits are none that the op takes"
+    if (reason := contract.why_not(x, target, weight, ignore_index, None)) is not None:
+        return reason
+    fits = target.dtype == torch.int64 and target.shape == contract.rows_shape(x) and x.device == target.device
+    return None if fits and 0 <= label_smoothing <= 1 else "logits, targets and label_smoothing do not go together"
