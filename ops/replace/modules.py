@@ -13,6 +13,7 @@ from kpt.ops.add_layer_norm.op import add_layer_norm
 from kpt.ops.add_rms_norm.op import add_rms_norm
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
+from kpt.ops.replace.functions.cross_entropy import cross_entropy
 from kpt.ops.rms_norm.op import rms_norm
 
 
@@ -36,6 +37,16 @@ class KptRMSNorm(nn.RMSNorm):
     def after_sum(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """That of a sum, and the sum."""
         return add_rms_norm(x, residual, self.normalized_shape, self.weight, self.eps)
+
+
+class KptCrossEntropyLoss(nn.CrossEntropyLoss):
+    """``nn.CrossEntropyLoss`` through ``kpt.ops.cross_entropy``."""
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # noqa: A002 (PyTorch's name)
+        return cross_entropy(
+            input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
 
 
 class KptSequential(nn.Sequential):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from kpt.ops.replace.modules import KptLayerNorm, KptRMSNorm, KptSequential, activation_name
+from kpt.ops.replace.modules import KptCrossEntropyLoss, KptLayerNorm, KptRMSNorm, KptSequential, activation_name
 from kpt.ops.replace.transformer_layers import (
     KptMultiheadAttention,
     KptTransformerDecoderLayer,
@@ -40,6 +40,11 @@ def has_pair(module: nn.Module) -> bool:
     return any(isinstance(a, nn.Linear) and activation_name(b) is not None for a, b in pairs)
 
 
+def weighs_classes(module: nn.CrossEntropyLoss) -> str | None:
+    """Why a loss with weights of classes stays, or None."""
+    return None if module.weight is None else "its classes have weights"
+
+
 RULES = (
     Rule("layer_norm", nn.LayerNorm, KptLayerNorm),
     Rule("rms_norm", nn.RMSNorm, KptRMSNorm),
@@ -53,6 +58,7 @@ RULES = (
         unserved=("nested tensors: nn.TransformerEncoder makes them of padding in eval, by enable_nested_tensor",),
     ),
     Rule("linear_act", nn.TransformerDecoderLayer, KptTransformerDecoderLayer),
+    Rule("cross_entropy", nn.CrossEntropyLoss, KptCrossEntropyLoss, why_not=weighs_classes),
 )
 
 ATTENTION = "attention"
@@ -64,7 +70,7 @@ PLACE = "_kpt_place"
 SUMS = "add_norm"
 """The kind of layers whose sums are joined with the norms of them."""
 
-KINDS = (*dict.fromkeys(rule.kind for rule in RULES), "gated_act", "rotary", "cross_entropy", ATTENTION)
+KINDS = (*dict.fromkeys(rule.kind for rule in RULES), "gated_act", "rotary", ATTENTION)
 """What is replaced unasked."""
 
 PAIRS = "inner_linear_act"

@@ -21,8 +21,8 @@ from kpt_dsl.errors import InputError
 
 def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) -> Report:
     """Put kpt ops into a model, in place: norms, gated MLPs, Linear-then-activation pairs of ``nn.Sequential``, PyTorch's
-    attention and transformer layers, functions that a module's code calls (rotary embedding, PyTorch's attention and
-    cross-entropy), Transformers' attention.
+    attention, transformer layers and cross-entropy, functions that a module's code calls (rotary embedding, PyTorch's
+    attention and cross-entropy), Transformers' attention.
 
     ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "rotary",
     "scaled_dot_product_attention", "cross_entropy", "attention", which are all by default, and two of modules that are found by

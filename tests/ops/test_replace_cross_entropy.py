@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy as loss_of
 
 import kpt
 from benchmarks.nano_gpt import NanoGPT
 from kpt.ops import counters, prefer
 from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
-from kpt.ops.replace.functions.cross_entropy import cross_entropy
+from kpt.ops.replace.functions.cross_entropy import cross_entropy, why_not
 from tests.ops.calls import served
 from tests.tolerances import assert_close
 
@@ -121,6 +122,56 @@ def test_a_compiled_program_has_pytorchs() -> None:
     kpt.replace_modules(model)
     torch.compile(model, backend=kept, fullgraph=True)(LOGITS, TARGETS)
     assert F.cross_entropy in {node.target for graph in graphs for node in graph.graph.nodes}
+
+
+class Smoothed(nn.CrossEntropyLoss):
+    """PyTorch's code, by a class of somebody's own."""
+
+
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, Smoothed])
+@pytest.mark.parametrize(
+    "options", [{}, {"ignore_index": 5, "reduction": "sum"}, {"label_smoothing": 0.1, "reduction": "none"}]
+)
+def test_a_loss_that_is_a_module(kind: Any, options: dict[str, Any]) -> None:
+    own, loss = kind(**options), kind(**options)
+    (change,) = kpt.replace_modules(loss).changes
+    assert (change.path, change.kind) == ("(model)", "cross_entropy")
+    assert isinstance(loss, kind)
+    targets, given = TARGETS[0].clone(), LOGITS[0].clone().requires_grad_()
+    targets[:3] = 5
+    before = served("cross_entropy").get("numpy", 0)
+    wide = LOGITS[0].double().requires_grad_()
+    with prefer("numpy"):
+        found, wanted = loss(given, targets), own(wide, targets)
+        for each in (found, wanted):
+            each.sum().backward()
+    assert served("cross_entropy")["numpy"] == before + 1
+    assert_close(found, wanted, "f32", CLASSES)
+    assert given.grad is not None and wide.grad is not None
+    assert_close(given.grad, wide.grad, "f32", CLASSES)
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert type(twin) is type(loss)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    assert_close(compiled(LOGITS[0], targets), wanted, "f32", CLASSES)
+    kpt.restore_modules(loss)
+    assert type(loss) is kind
+
+
+def test_a_loss_that_weighs_classes_stays() -> None:
+    (skipped,) = kpt.replace_modules(nn.CrossEntropyLoss(torch.ones(CLASSES))).skipped
+    assert skipped.reason == "its classes have weights"
+
+
+def test_few_logits_on_a_gpu_stay_pytorchs() -> None:
+    """Whose kernels take the host less; the device would not notice."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        few, many = (torch.empty(rows, 32000, device="cuda", dtype=torch.bfloat16) for rows in (2048, 4096))
+        reasons = [
+            why_not(x, torch.empty(len(x), device="cuda", dtype=torch.int64), None, -100, "mean", 0.0)
+            for x in (few, many)
+        ]
+    assert reasons == ["so few logits take PyTorch's kernels the host's time alone", None]
 
 
 # ------------------------------------------------------------------ every way that PyTorch's is called
