@@ -5,7 +5,8 @@ A config is asked for once only; what is illegal is never asked for. Knows nothi
 
 import random
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -41,7 +42,7 @@ class Search:
         self._knobs: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(values) for name, values in space.knobs.items()
         }
-        self._study = _study(seed)
+        self._study = _study(self._knobs, seed)
 
     def ask(self) -> Config | None:
         """A legal config that was not asked for before; None where there is none left to find."""
@@ -94,11 +95,21 @@ class Search:
         return None
 
 
-def _study(seed: int) -> optuna.Study:
+class _Sampler(optuna.samplers.TPESampler):
+    """TPE over knobs that all trials have. To find out which those are, Optuna's compares all trials with each other for each
+    one that is asked for, while some are under way: the first 40 configs of a product took 7.4 s, and take 2.6."""
+
+    def __init__(self, knobs: Mapping[str, BaseDistribution], **options: Any) -> None:
+        super().__init__(**options)
+        self._knobs = {name: knobs[name] for name in sorted(knobs) if not knobs[name].single()}
+
+    def infer_relative_search_space(self, *_: Any) -> dict[str, BaseDistribution]:
+        return self._knobs
+
+
+def _study(knobs: Mapping[str, BaseDistribution], seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=True
-        )
+        sampler = _Sampler(knobs, seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=True)
     return optuna.create_study(sampler=sampler)

@@ -76,6 +76,17 @@ def test_the_same_seed_asks_the_same() -> None:
     assert hunted(seed=3, trials=40) != hunted(seed=4, trials=40)
 
 
+def test_no_trials_are_compared_to_find_out_which_knobs_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes longer with each that is under way or illegal, and is the same every time."""
+    monkeypatch.delattr("optuna.search_space.IntersectionSearchSpace.calculate")
+    search = Search(cast(Space, Valley()), 0)
+    asked = [search.ask() for _ in range(40)]
+    assert None not in asked
+    for config in asked[:30]:
+        search.tell(cast(Config, config), 1.0)
+    assert search.ask() is not None
+
+
 def test_warm_starts_come_first_without_the_illegal_ones() -> None:
     illegal = Valley.best | {"block": 2048, "depth": 8}
     other = Valley.best | {"order": 1}
