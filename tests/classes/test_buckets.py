@@ -52,7 +52,25 @@ def test_exact_are_dims_of_the_model(instance: Instance, exact: set[str]) -> Non
 def picked(x: kd.In, target: kd.In, y: kd.Out) -> None:
     """Where the column is the row's class."""
     for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
-        column = n.index + 1
+        column = n.index
+        column = column + 1
+        y[m, n] = kd.where(target[m][:, None] == column[None, :], x[m, n], 0.0)
+
+
+@kd.function
+def read_often(x: kd.Value) -> kd.Value:
+    a = kd.maximum(x, x)
+    b = kd.maximum(a, a)
+    c = kd.maximum(b, b)
+    return kd.maximum(c, c)
+
+
+@kd.kernel(x="M N", target="M", y="M N")
+def same(x: kd.In, target: kd.In, y: kd.Out) -> None:
+    """Each value twice in the next one: a walk that came to each as often as it is read would not end."""
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        column = read_often(read_often(read_often(read_often(read_often(read_often(n.index))))))
+        column = read_often(read_often(read_often(read_often(column))))
         y[m, n] = kd.where(target[m][:, None] == column[None, :], x[m, n], 0.0)
 
 
@@ -77,18 +95,19 @@ def placed(x: kd.In, start: kd.In, key: kd.In, y: kd.Out) -> None:
         y[b, n] = kd.where(n.index + start[b] == key[b], x[b, n], 0.0)
 
 
-KERNEL_DIMS = {picked: "MN", looked_up: "MN", alike: "BMN", placed: "BN"}
+KERNEL_DIMS = {picked: "MN", same: "MN", looked_up: "MN", alike: "BMN", placed: "BN"}
 
 
 @pytest.mark.parametrize(
     ("kernel", "dtypes", "exact"),
     [
         (picked, {"x": "bf16", "target": "i64", "y": "bf16"}, {"N"}),
+        (same, {"x": "bf16", "target": "i64", "y": "bf16"}, {"N"}),
         (looked_up, {"x": "bf16", "target": "i64", "y": "bf16"}, {"N"}),
         (alike, {"queries": "i64", "keys": "i64", "y": "bf16"}, set()),
         (placed, {"x": "bf16", "start": "i32", "key": "i32", "y": "bf16"}, set()),
     ],
-    ids=["picked", "looked up", "alike", "placed"],
+    ids=["picked", "same", "looked up", "alike", "placed"],
 )
 def test_classes_are_exact(kernel: kd.Kernel, dtypes: dict[str, str], exact: set[str]) -> None:
     extents = {dim: n for dim, n in {"B": 2, "M": 64, "N": 50304}.items() if dim in KERNEL_DIMS[kernel]}
