@@ -56,7 +56,8 @@ def linear_act_backward(
     for the gradient of weight, ``weight``: (N, K), for that of x; either may be None where neither that nor z takes it. All
     of one dtype. ``needed``: which gradients are wanted, of x, weight and bias. Gives those, in that order, of the same dtype
     and contiguous, or transposed where a ``weight`` is given that is; products and sums accumulate in float32, in the same
-    order every time. Raises InputError for arguments that do not fit.
+    order every time, but for a weight's gradient that PyTorch's product makes (``leaves_idle``), by PyTorch's settings. Raises
+    InputError for arguments that do not fit.
     """
     gradients: list[torch.Tensor] = _dispatch(dy, x, weight, bias, preactivation, activation, tuple(needed))
     return gradients

@@ -163,15 +163,20 @@ def test_a_loss_that_weighs_classes_stays() -> None:
     assert skipped.reason == "its classes have weights"
 
 
-def test_few_logits_on_a_gpu_stay_pytorchs() -> None:
-    """Whose kernels take the host less; the device would not notice."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        few, many = (torch.empty(rows, 32000, device="cuda", dtype=torch.bfloat16) for rows in (2048, 4096))
-        reasons = [
-            why_not(x, torch.empty(len(x), device="cuda", dtype=torch.int64), None, -100, "mean", 0.0)
-            for x in (few, many)
-        ]
-    assert reasons == ["so few logits take PyTorch's kernels the host's time alone", None]
+@pytest.mark.parametrize(
+    ("dtype", "rows", "few"),
+    [
+        (torch.bfloat16, 2048, True),
+        (torch.bfloat16, 4096, False),
+        (torch.float32, 512, True),
+        (torch.float32, 2048, False),
+    ],
+)
+def test_few_logits_on_a_gpu_stay_pytorchs(dtype: torch.dtype, rows: int, few: bool) -> None:
+    with FakeTensorMode():
+        x = torch.empty(rows, 32000, device="cuda", dtype=dtype)
+        reason = why_not(x, torch.empty(rows, device="cuda", dtype=torch.int64), None, -100, "mean", 0.0)
+    assert (reason is not None and "logits are so few" in reason) == few
 
 
 # ------------------------------------------------------------------ every way that PyTorch's is called
