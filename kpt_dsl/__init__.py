@@ -56,6 +56,7 @@ from kpt_dsl.language import (
     maximum,
     min,
     minimum,
+    ndtr,
     parallel,
     range,
     round,
@@ -81,8 +82,8 @@ __all__ = [
     "KptError", "MissingPackageError", "Out", "Positive", "Static", "StoreError", "TargetError", "Tile", "Value", "abs",
     "argmax", "argmin", "bf16", "checking", "choice", "compile", "cos", "dot", "erf", "exp", "exp2", "f8e4m3", "f8e5m2",
     "f16", "f32", "floor", "full", "function", "group", "i8", "i32", "i64", "index", "inf", "join", "kernel", "log", "log2",
-    "max", "maximum", "min", "minimum", "parallel", "range", "round", "rsqrt", "sequential", "sigmoid", "sin", "size",
-    "source", "split", "sqrt", "sum", "tanh", "tile", "u8", "where", "zeros",
+    "max", "maximum", "min", "minimum", "ndtr", "parallel", "range", "round", "rsqrt", "sequential", "sigmoid", "sin",
+    "size", "source", "split", "sqrt", "sum", "tanh", "tile", "u8", "where", "zeros",
 ]  # fmt: skip
 
 

@@ -89,6 +89,7 @@ _OPERATIONS: dict[str, Callable[..., Number]] = {
     "shl": lambda a, b: a << b if 0 <= b < 64 else 0, "shr": lambda a, b: a >> (b if 0 <= b < 64 else 63),
     "exp": math.exp, "exp2": lambda x: 2.0**x, "log": _logarithm(math.log), "log2": _logarithm(math.log2),
     "sqrt": math.sqrt, "rsqrt": lambda x: _divided(1.0, math.sqrt(x)), "tanh": math.tanh, "erf": math.erf,
+    "ndtr": lambda x: 0.5 * math.erfc(x * -math.sqrt(0.5)),
     "sigmoid": lambda x: 1.0 / (1.0 + math.exp(-x)) if x > -700 else 0.0,
     "floor": lambda x: float(math.floor(x)) if math.isfinite(x) else x, "sin": math.sin, "cos": math.cos,
     "round": lambda x: math.copysign(round(x), x) if math.isfinite(x) else x,

@@ -216,8 +216,8 @@ class Checked(Expr):
 
 
 UnaryOp = Literal[
-    "neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "floor",
-    "round",
+    "neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "ndtr", "sigmoid",
+    "floor", "round",
 ]  # fmt: skip
 BinaryOp = Literal[
     "add", "sub", "mul", "div", "floordiv", "mod", "max", "min", "maxnum", "minnum",

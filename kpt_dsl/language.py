@@ -317,6 +317,12 @@ def erf(x: Any) -> Value:
     _never("erf")
 
 
+def ndtr(x: Any) -> Value:
+    """The normal distribution function, (1 + erf(x / sqrt 2)) / 2, in a third of the instructions of erf, and exact far below
+    zero, where erf comes too close to -1."""
+    _never("ndtr")
+
+
 def sigmoid(x: Any) -> Value:
     """1 / (1 + exp(-x))."""
     _never("sigmoid")

@@ -38,6 +38,7 @@ _IF, _OR, _AND, _NOT, _COMPARE, _BIT_OR, _BIT_XOR, _BIT_AND, _SHIFT, _ADD, _MULT
 # op -> (text, strength the operand needs, strength of the whole); "not" is different for scalars and tiles.
 _UNARY = {
     "neg": ("-{x}", _NEGATE, _NEGATE), "rsqrt": ("1 / np.sqrt({x})", _IF, _MULTIPLY), "erf": ("erf({x})", _IF, _ATOM),
+    "ndtr": ("ndtr({x})", _IF, _ATOM),
     "sigmoid": ("1 / (1 + np.exp(-{x}))", _NEGATE, _MULTIPLY), "round": ("np.rint({x})", _IF, _ATOM),
 } | {
     name: (f"np.{name}({{x}})", _IF, _ATOM)
@@ -127,6 +128,7 @@ def to_int(x, dtype):
     inside = np.where((wide >= low) & (wide < -float(low)), wide, 0).astype(dtype)
     return np.where(wide < low, low, np.where(wide >= -float(low), high, inside))[()]''',
     "erf": "erf = np.vectorize(math.erf, otypes=[REAL])",
+    "ndtr": "ndtr = np.vectorize(lambda x: 0.5 * math.erfc(x * -math.sqrt(0.5)), otypes=[REAL])",
 }
 
 
@@ -341,8 +343,8 @@ class _Emitter:
                 return self._checked(node, self.expr(node.x), None), _ATOM
             case ir.Unary(op, x):
                 text, place, strength = (_SCALAR_UNARY if scalar else _TILE_UNARY)[op]
-                if op == "erf":
-                    self.helper("erf")
+                if op in _HELPERS:
+                    self.helper(op)
                 return text.format(x=self.typed(x, place)), strength
             case ir.Binary(op, a, b):
                 return self._binary(op, a, b, scalar)

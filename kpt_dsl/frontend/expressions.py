@@ -34,7 +34,8 @@ _COMPARE: dict[type[ast.cmpop], tuple[ir.BinaryOp | None, Callable[[Any, Any], A
 }  # fmt: skip
 _UNARY_FUNCTIONS: dict[Any, ir.UnaryOp] = {
     language.exp: "exp", language.exp2: "exp2", language.log: "log", language.log2: "log2", language.sqrt: "sqrt",
-    language.rsqrt: "rsqrt", language.tanh: "tanh", language.erf: "erf", language.sigmoid: "sigmoid",
+    language.rsqrt: "rsqrt", language.tanh: "tanh", language.erf: "erf", language.ndtr: "ndtr",
+    language.sigmoid: "sigmoid",
     language.abs: "abs", language.floor: "floor", language.round: "round", language.sin: "sin", language.cos: "cos",
 }  # fmt: skip
 _BINARY_FUNCTIONS: dict[Any, ir.BinaryOp] = {language.maximum: "max", language.minimum: "min"}

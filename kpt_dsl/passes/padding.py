@@ -20,7 +20,7 @@ from kpt_dsl.passes.beyond import Beyond
 _FOLDED = {
     "add", "sub", "mul", "max", "min", "maxnum", "minnum", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "shl", "shr",
     "neg", "not",
-    "abs", "exp", "exp2", "sin", "tanh", "erf", "round",
+    "abs", "exp", "exp2", "sin", "tanh", "erf", "ndtr", "round",
 }  # fmt: skip
 """Operations of which every backend makes the same number here: zeros, ones, infinities and what is exact."""
 

@@ -9,7 +9,7 @@ Instructions"; TPUs have one unit of theirs beside several of plain arithmetic).
 _COUNTS = {
     "exp2": _SPECIAL, "log2": _SPECIAL, "sqrt": _SPECIAL, "rsqrt": _SPECIAL, "div": _SPECIAL,
     "exp": _SPECIAL + 1, "log": _SPECIAL + 1, "sigmoid": 2 * _SPECIAL + 2, "tanh": 2 * _SPECIAL + 4, "erf": 3 * _SPECIAL,
-    "sin": 3 * _SPECIAL, "cos": 3 * _SPECIAL, "round": 5,
+    "ndtr": _SPECIAL + 12, "sin": 3 * _SPECIAL, "cos": 3 * _SPECIAL, "round": 5,
 }  # fmt: skip
 
 _LONG = {"erf", "sin", "cos"}

@@ -31,7 +31,9 @@ QUICK = 1.702
 LEAK = 0.01
 HIGHEST = 10.0
 """Where gelu_10 stops."""
-LAPLACE_MEAN, LAPLACE_RATE = 0.707107, SQRT_HALF / 0.282095
+LAPLACE_MEAN, LAPLACE_STEEP = 0.707107, 1 / 0.282095
+"""A normal distribution's, and one over its deviation"""
+LAPLACE_RATE = SQRT_HALF * LAPLACE_STEEP
 LAPLACE_DENSITY = 0.5641895835477563 * LAPLACE_RATE
 """The rate over sqrt(pi), laplace's slope at its mean"""
 LOG2E = 1.4426950408889634
@@ -45,8 +47,8 @@ def relu(x: kd.Value) -> kd.Value:
 
 @kd.function
 def gelu(x: kd.Value) -> kd.Value:
-    """x times the normal distribution function (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
-    return 0.5 * x * (1.0 + kd.erf(x * SQRT_HALF))
+    """x times the normal distribution function Phi (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    return x * kd.ndtr(x)
 
 
 @kd.function
@@ -71,7 +73,7 @@ def relu_backward(dy: kd.Value, x: kd.Value) -> kd.Value:
 @kd.function
 def gelu_backward(dy: kd.Value, x: kd.Value) -> kd.Value:
     """dy times the derivative of x Phi(x): Phi(x) + x phi(x), phi = Phi' the normal density (the product rule)."""
-    return dy * (0.5 * (1.0 + kd.erf(x * SQRT_HALF)) + x * (DENSITY * kd.exp2(x * x * -HALF_LOG2E)))
+    return dy * (kd.ndtr(x) + x * (DENSITY * kd.exp2(x * x * -HALF_LOG2E)))
 
 
 @kd.function
@@ -214,7 +216,7 @@ def leaky_relu_backward(dy: kd.Value, x: kd.Value) -> kd.Value:
 @kd.function
 def laplace(x: kd.Value) -> kd.Value:
     """A normal distribution function that is close to relu2 (Ma et al. 2022, arXiv:2209.10655)."""
-    return 0.5 * (1.0 + kd.erf((x - LAPLACE_MEAN) * LAPLACE_RATE))
+    return kd.ndtr((x - LAPLACE_MEAN) * LAPLACE_STEEP)
 
 
 @kd.function

@@ -12,7 +12,7 @@ from torch import nn
 
 from kpt.ops.eager import is_autocasting
 from kpt.ops.linear_act.op import linear_act
-from kpt.ops.replace.modules import is_watched
+from kpt.ops.replace.modules import is_linear, is_watched
 
 
 def linear_and(activation: str, known: Any, widens: bool) -> Callable[..., torch.Tensor]:
@@ -25,7 +25,7 @@ def linear_and(activation: str, known: Any, widens: bool) -> Callable[..., torch
     ) -> torch.Tensor:
         is_own = (own is known or type(own) is known) and not (isinstance(own, nn.Module) and is_watched(own))
         is_own = is_own and not (widens and is_autocasting())
-        if is_own and type(linear) is nn.Linear and not is_watched(linear):
+        if is_own and is_linear(linear) and not is_watched(linear):
             return linear_act(x, linear.weight, linear.bias, activation=activation)
         return own(linear(x), *beside, **keywords)  # type: ignore[no-any-return]
 

@@ -10,7 +10,7 @@ from torch import nn
 from kpt.ops.replace.forms import activated, calls, gated_mlp, head_and_loss, norm
 from kpt.ops.replace.proof import attributes
 from kpt.ops.replace.proven import Refused, Served, is_proven, proven_class
-from kpt.ops.replace.rules import RULES, Rule
+from kpt.ops.replace.rules import BIASES, RULES, Rule
 
 FORMS: tuple[Any, ...] = (norm, gated_mlp, activated, calls, head_and_loss)
 
@@ -63,7 +63,7 @@ def replacement_of(module: nn.Module) -> Rule | None:
     for kind in type(module).__mro__:
         if is_proven(kind):
             return Rule(kind.served.kind, kind.original, kind)
-        for rule in RULES:
+        for rule in (*RULES, BIASES):
             if kind is rule.replacement:
                 return rule
     return None

@@ -14,6 +14,7 @@ from kpt.ops.replace.after_linear import linear_and
 from kpt.ops.replace.after_sum import after_sum, sum_and_norm
 from kpt.ops.replace.candidates import key_of, replacement_of
 from kpt.ops.replace.forms import norm as norms
+from kpt.ops.replace.modules import LINEAR, is_linear
 from kpt.ops.replace.proven import Refused, proven_class
 from kpt.ops.replace.rewriting.pairs import ACTIVATED, Pair, Place, join_pairs
 from kpt.ops.replace.rewriting.sums import JOINED, Sum, join_sums
@@ -93,7 +94,7 @@ class Layers:
     def _places_of(self, module: nn.Module) -> list[Place]:
         """Where a module's text may have pairs, once each."""
         key = type(module), tuple([(name, type(child)) for name, child in module.named_children()])
-        if nn.Linear not in dict(key[1]).values():
+        if not any(kind in LINEAR for _, kind in key[1]):
             return []
         if key not in self._places:
             text = text_of(type(module).forward)
@@ -159,7 +160,7 @@ def _is_norm(child: nn.Module) -> bool:
 def _has(module: nn.Module, pair: Pair) -> bool:
     """Whether a module has a linear layer of that name, and what is called behind it may be an activation: a child without
     parameters, a function that it keeps, or one that the text looks up."""
-    if type(module._modules.get(pair.linear)) is not nn.Linear:
+    if not is_linear(module._modules.get(pair.linear)):
         return False
     child = module._modules.get(pair.attribute)
     if child is not None:

@@ -5,6 +5,8 @@ dicts, optimizers, references from elsewhere, ``deepcopy``, pickle (these classe
 ``torch.compile`` all hold, and the class alone tells how to restore.
 """
 
+from typing import Any, TypeGuard
+
 import torch
 from torch import nn
 from torch.nn.modules import module as nn_module
@@ -13,6 +15,7 @@ from kpt.ops.add_layer_norm.op import add_layer_norm
 from kpt.ops.add_rms_norm.op import add_rms_norm
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
+from kpt.ops.replace.bias_gradient import linear
 from kpt.ops.replace.functions.cross_entropy import cross_entropy
 from kpt.ops.rms_norm.op import rms_norm
 
@@ -49,6 +52,13 @@ class KptCrossEntropyLoss(nn.CrossEntropyLoss):
         )  # fmt: skip
 
 
+class KptLinear(nn.Linear):
+    """``nn.Linear`` whose bias has its gradient from ``kpt.ops.linear_act_backward``."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (PyTorch's name)
+        return linear(input, self.weight, self.bias)
+
+
 class KptSequential(nn.Sequential):
     """``nn.Sequential`` that runs a linear layer and the activation behind it as one ``kpt.ops.linear_act``.
 
@@ -62,7 +72,7 @@ class KptSequential(nn.Sequential):
             child = children.pop(0)
             activation = activation_name(children[0]) if children else None
             if (
-                type(child) is nn.Linear
+                is_linear(child)
                 and activation is not None
                 and not (is_watched(child) or is_watched(children[0]))
             ):
@@ -71,6 +81,15 @@ class KptSequential(nn.Sequential):
             else:
                 x = child(x)
         return x
+
+
+LINEAR = (nn.Linear, KptLinear)
+"""The classes of layers that compute ``x @ weight.T + bias`` and nothing else."""
+
+
+def is_linear(module: Any) -> TypeGuard[nn.Linear]:
+    """Whether it is such a layer."""
+    return type(module) in LINEAR
 
 
 def activation_name(module: nn.Module) -> str | None:

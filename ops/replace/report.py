@@ -91,7 +91,12 @@ class Report:
         return "\n".join(lines)
 
 
-OPS = {"attention": "flash_attention", "add_norm": "add_rms_norm, add_layer_norm", "inner_linear_act": "linear_act"}
+OPS = {
+    "attention": "flash_attention",
+    "bias_gradient": "linear_act_backward",
+    "add_norm": "add_rms_norm, add_layer_norm",
+    "inner_linear_act": "linear_act",
+}
 """The ops that serve a kind, where they are not called like it."""
 
 INSIDE = {"scaled_dot_product_attention": "flash_attention"}

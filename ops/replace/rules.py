@@ -7,7 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from kpt.ops.replace.modules import KptCrossEntropyLoss, KptLayerNorm, KptRMSNorm, KptSequential, activation_name
+from kpt.ops.replace.modules import (
+    KptCrossEntropyLoss,
+    KptLayerNorm,
+    KptLinear,
+    KptRMSNorm,
+    KptSequential,
+    activation_name,
+)
 from kpt.ops.replace.transformer_layers import (
     KptMultiheadAttention,
     KptTransformerDecoderLayer,
@@ -61,6 +68,9 @@ RULES = (
     Rule("cross_entropy", nn.CrossEntropyLoss, KptCrossEntropyLoss, why_not=weighs_classes),
 )
 
+BIASES = Rule("bias_gradient", nn.Linear, KptLinear)
+"""Of layers that no op computes together with what is behind them."""
+
 ATTENTION = "attention"
 """The kind that is no module class: the attention function of Transformers models."""
 
@@ -76,5 +86,5 @@ KINDS = (*dict.fromkeys(rule.kind for rule in RULES), "gated_act", "rotary", ATT
 PAIRS = "inner_linear_act"
 """The kind of modules that take an activation of what a linear layer gives somewhere in their forward."""
 
-ASKED_FOR = (SUMS, PAIRS)
+ASKED_FOR = (BIASES.kind, SUMS, PAIRS)
 """What is replaced where it is named."""

@@ -5,8 +5,7 @@ compares what kpt's kernels take, measured or by their model, with what PyTorch'
 multiply as much, for ``ROWS`` rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import log
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,9 +15,8 @@ from kpt.ops.calls import Call
 from kpt.ops.dtypes import KERNEL_FLOATS, torch_dtype
 from kpt.ops.estimates import estimate
 from kpt.ops.registry import get
-from kpt.ops.replace.modules import activation_name
+from kpt.ops.replace.fused import fused_layers
 from kpt.ops.replace.rates import microseconds
-from kpt.ops.replace.transformer_layers import hidden_activation
 from kpt_dsl import runtime
 from kpt_dsl.dtypes import dtype as named
 
@@ -131,17 +129,9 @@ def _of_gated(module: nn.Module, served: Any) -> Sizes:
 
 
 def _of_linear(module: nn.Module, served: Any) -> Sizes:
-    if isinstance(module, nn.Linear):
-        layers = [(module, served.activation)]
-    elif isinstance(module, nn.Sequential):
-        layers = [(a, activation_name(b)) for a, b in pairwise(module.children()) if isinstance(a, nn.Linear)]
-    elif isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
-        layers = [(module.linear1, hidden_activation(module))]
-    else:
-        layers = [(getattr(module, served.first[0]), served.activation)]
+    called_by_text = isinstance(module, nn.Linear)
+    layers: Iterable[tuple[Any, str]] = [(module, served.activation)] if called_by_text else fused_layers(module, served)
     for layer, activation in layers:
-        if activation is None:
-            continue
         transposed = not isinstance(layer, nn.Linear)
         n, k = layer.weight.mT.shape if transposed else layer.weight.shape
         yield {"N": n, "K": k}, {"activation": activation, "bias": layer.bias is not None, "transposed": transposed}

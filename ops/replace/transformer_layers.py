@@ -14,24 +14,23 @@ from torch import nn
 from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
 from kpt.ops.linear_act.op import linear_act
+from kpt.ops.replace.bias_gradient import linear
 from kpt.ops.replace.exchange import Within, exchanged
-from kpt.ops.replace.modules import activation_name, is_watched
+from kpt.ops.replace.modules import activation_name, is_linear, is_watched
 
 _ALL_PARTS = Within(torch, "backends.mha.get_fastpath_enabled", lambda: False)
 """torch, as it is where layers call their parts."""
 
-_attend = exchanged(
-    nn.MultiheadAttention.forward,
+_attention = exchanged(
+    F.multi_head_attention_forward,
     {
-        "torch": _ALL_PARTS,
-        "F": Within(
-            F,
-            "multi_head_attention_forward",
-            exchanged(
-                F.multi_head_attention_forward, {"scaled_dot_product_attention": scaled_dot_product_attention}
-            ),
-        ),
+        "scaled_dot_product_attention": scaled_dot_product_attention,
+        "linear": linear,
+        "_in_projection_packed": exchanged(vars(F)["_in_projection_packed"], {"linear": linear}),
     },
+)
+_attend = exchanged(
+    nn.MultiheadAttention.forward, {"torch": _ALL_PARTS, "F": Within(F, "multi_head_attention_forward", _attention)}
 )
 _encode = exchanged(nn.TransformerEncoderLayer.forward, {"torch": _ALL_PARTS})
 
@@ -109,7 +108,7 @@ def _hidden(layer: Any, x: torch.Tensor) -> torch.Tensor | None:
     """What the first linear layer and the activation make of x; None where they are none that the op has, or watched."""
     name, first, activation = hidden_activation(layer), layer.linear1, layer.activation
     is_seen = isinstance(activation, nn.Module) and is_watched(activation)
-    if name is None or type(first) is not nn.Linear or is_watched(first) or is_seen:
+    if name is None or not is_linear(first) or is_watched(first) or is_seen:
         return None
     return linear_act(x, first.weight, first.bias, activation=name)
 

@@ -138,6 +138,7 @@ def special(x: kd.In, out: kd.Out) -> None:
         v = x[m]
         out[m] = (
             kd.erf(v)
+            + kd.ndtr(v)
             + kd.sigmoid(-v * 2.0)
             - kd.rsqrt(kd.abs(v) + 1.0) * kd.floor(v)
             + kd.tanh(v) / kd.log2(v * v + 2.0)
@@ -152,7 +153,7 @@ def test_functions(precision: str, rng: np.random.Generator) -> None:
     call(special, {"block_M": 64}, precision, x=x, out=out)
     v = torch.from_numpy(x.astype(np.float64))
     expected = v.erf() + (-v * 2).sigmoid() - (v.abs() + 1).rsqrt() * v.floor() + v.tanh() / (v * v + 2).log2()
-    expected += v.sin() * (v * 2).cos() * (v * 3).round()
+    expected += torch.special.ndtr(v) + v.sin() * (v * 2).cos() * (v * 3).round()
     assert_close(out, expected, "f32")
     if precision == "f64":
         assert np.abs(out - expected.numpy()).max() < 1e-13

@@ -136,7 +136,7 @@ def special(x: kd.In, out: kd.Out) -> None:
         v = x[m]
         out[m] = (
             kd.erf(v) + kd.sigmoid(-v) - kd.rsqrt(kd.abs(v) + 1.0) * kd.floor(v) + kd.tanh(v) / kd.log2(v * v + 2.0)
-            + kd.sin(v) * kd.cos(v * 2.0) * kd.round(v * 3.0)
+            + kd.ndtr(v) + kd.sin(v) * kd.cos(v * 2.0) * kd.round(v * 3.0)
         )
 
 

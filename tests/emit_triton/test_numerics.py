@@ -178,6 +178,25 @@ def test_tanh_is_right_to_a_few_units_also_near_zero() -> None:
     assert error.max() < 3 * 2.0**-23
 
 
+@kd.function
+def ndtr(x):  # type: ignore[no-untyped-def]
+    return kd.ndtr(x)
+
+
+def test_ndtr_is_as_good_as_float32_is_near_one_and_far_below_zero() -> None:
+    magnitudes = torch.cat([torch.linspace(0, 7, 20001), torch.logspace(1, 38, 100)])
+    x = torch.cat([magnitudes, -magnitudes, torch.tensor([math.inf, -math.inf, math.nan])])
+    y = unset(tuple(x.shape), "f32")
+    run(apply, knobs=dict(block_N=1024, num_warps=4), x=x, y=y, fn=ndtr)
+    expected = torch.special.ndtr(x.double())
+    assert y.isnan().equal(expected.isnan())
+    error = (y.double() - expected).abs().nan_to_num(0)
+    assert error.max() < 1.4e-7
+    below = (x < 0) & (x >= -4)
+    assert (error / expected)[below].max() < 1e-4  # nothing cancels
+    assert y[x.abs() > 15].frac().eq(0).all() and y[0] == 0.5
+
+
 def test_integer_division_rounds_down() -> None:
     i = torch.arange(-9, 9, dtype=torch.int32)
     for by in (4, -4, 3):

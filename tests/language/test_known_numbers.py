@@ -49,6 +49,7 @@ EXPRESSIONS = {
     "kd.exp({f}) + kd.exp2({f}) + kd.log({f}) + kd.log2({f})": np.exp(1.7) + np.exp2(1.7) + np.log(1.7) + np.log2(1.7),
     "kd.sqrt({f}) + kd.rsqrt({f})": np.sqrt(1.7) + 1 / np.sqrt(1.7),
     "kd.tanh({f}) + kd.sigmoid({f}) + kd.erf({f})": np.tanh(1.7) + 1 / (1 + np.exp(-1.7)) + 0.98379045859,
+    "kd.ndtr({f}) + kd.ndtr(-2 * {f})": 0.95543453724 + 0.00033692927,
     "kd.sin({f}) + kd.cos(-{f})": np.sin(1.7) + np.cos(1.7),
     "kd.round({f}) + kd.round(-{f} * 0.25) + kd.round({i4} * 0.625)": 2 - 0 + 2,
     "kd.floor(-{f}) + kd.abs(-{f})": -2 + 1.7,

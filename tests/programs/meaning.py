@@ -291,6 +291,7 @@ def _words(call: Call, choices: Mapping[str, Any]) -> SimpleNamespace:
         join=lambda a, b, dim: Value(np.stack((_raw(a), _raw(b)), -1), _wide(a, b), (*_axes(a, b), dim)),
         exp=_real(np.exp), exp2=_real(np.exp2), log=_real(np.log), log2=_real(np.log2), sqrt=_real(np.sqrt),
         rsqrt=_real(lambda x: 1 / np.sqrt(x)), tanh=_real(np.tanh), erf=_real(np.vectorize(math.erf, otypes=[np.float64])),
+        ndtr=_real(np.vectorize(lambda x: 0.5 * math.erfc(-x / math.sqrt(2)), otypes=[np.float64])),
         sigmoid=_real(lambda x: 1 / (1 + np.exp(-x))), floor=_real(np.floor), sin=_real(np.sin), cos=_real(np.cos),
         round=_real(np.rint),
         **dtypes, **kinds,

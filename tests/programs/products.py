@@ -17,7 +17,7 @@ ROWS = (64, 100, 33, 130, 64, 7)
 SIDES = (64, 104, 16, 64, 40)
 DEPTHS = (64, 32, 128)
 
-FUNCTIONS = ("exp", "tanh", "sigmoid", "erf", "log", "sqrt", "sin", "cos")
+FUNCTIONS = ("exp", "tanh", "sigmoid", "erf", "ndtr", "log", "sqrt", "sin", "cos")
 
 
 class Products(Statements):

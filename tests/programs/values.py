@@ -207,6 +207,7 @@ def smooth(word: str, x: Expr) -> Expr:
         "cos": (1.0, 1.0, f"kd.cos({x.text})"),
         "tanh": (1.0, 1.0, f"kd.tanh({x.text})"),
         "erf": (1.0, 1.2, f"kd.erf({x.text})"),
+        "ndtr": (1.0, 0.4, f"kd.ndtr({x.text})"),
         "sigmoid": (1.0, 0.3, f"kd.sigmoid({x.text})"),
     }[word]
     # The argument itself is rounded where it is large: exp2(-1000.25) is off by more than its last place, but it is nothing.
@@ -214,7 +215,7 @@ def smooth(word: str, x: Expr) -> Expr:
     return Expr(text, "f32", x.shape, most, 0, slope * argument + UNITS * EPS_F32 * max(1.0, most), x.odd)
 
 
-SMOOTH = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid")
+SMOOTH = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "ndtr", "sigmoid")
 
 
 def narrowed(x: Expr, dtype: str) -> Expr | None:

@@ -30,7 +30,7 @@ _CALL: dict[str, str] = {
     "max": "jnp.maximum", "min": "jnp.minimum", "maxnum": "jnp.maximum", "minnum": "jnp.minimum",
     "abs": "jnp.abs", "exp": "jnp.exp", "exp2": "jnp.exp2", "log": "jnp.log",
     "log2": "jnp.log2", "sqrt": "jnp.sqrt", "rsqrt": "lax.rsqrt", "tanh": "jnp.tanh", "erf": "lax.erf",
-    "sigmoid": "lax.logistic", "floor": "jnp.floor", "round": "jnp.round", "sin": "jnp.sin", "cos": "jnp.cos",
+    "ndtr": "ndtr", "sigmoid": "lax.logistic", "floor": "jnp.floor", "round": "jnp.round", "sin": "jnp.sin", "cos": "jnp.cos",
     "not": "jnp.logical_not",
 }  # fmt: skip
 

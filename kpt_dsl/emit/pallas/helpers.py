@@ -1,5 +1,6 @@
 """Functions that the text of a Pallas module may call: what JAX says at length, or not quite as a kernel means it."""
 
+from kpt_dsl.emit.ndtr import ndtr
 from kpt_dsl.emit.pallas import gathers
 
 HELPERS: dict[str, str] = gathers.HELPERS | {
@@ -25,6 +26,7 @@ def nearest(tile, bounds, length, count):
     """The tile itself where it holds indices within the bounds, else the nearest that does: nothing useless is fetched."""
     start, stop = bounds
     return jnp.clip(jnp.clip(tile, lax.div(start, length), lax.div(stop - 1, length)), 0, count - 1)''',
+    "ndtr": ndtr("jnp").strip(),
     "shift_left": '''\
 def shift_left(x, count):
     """By a negative count, or one of all bits or more, none is left."""

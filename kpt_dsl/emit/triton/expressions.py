@@ -24,6 +24,7 @@ UNARY = {
     "sqrt": ("{tl}.sqrt({x})", LOOSE), "rsqrt": ("{tl}.rsqrt({x})", LOOSE), "erf": ("{tl}.erf({x})", LOOSE),
     "sigmoid": ("sigmoid({x})", LOOSE), "floor": ("{tl}.floor({x})", LOOSE), "tanh": ("tanh({x})", LOOSE),
     "sin": ("{tl}.sin({x})", LOOSE), "cos": ("{tl}.cos({x})", LOOSE), "round": ("round({x})", LOOSE),
+    "ndtr": ("ndtr({x})", LOOSE),
 }  # fmt: skip
 """Op -> its text (``tl``: the language module), and how strongly the operand must bind."""
 

@@ -1,5 +1,7 @@
 """Functions that a generated Triton module carries when it uses them: what Triton lacks, or rounds otherwise than tile IR."""
 
+from kpt_dsl.emit.ndtr import ndtr
+
 HELPERS = {
     "max_or_nan": '''
 @triton.jit
@@ -30,6 +32,7 @@ def tanh(x):
     far = 1.0 - 2.0 / (tl.exp(2.0 * a) + 1.0)
     return tl.where(a < 0.625, near, tl.where(x < 0.0, -far, far))
 ''',
+    "ndtr": f"\n@triton.jit\n{ndtr('tl')}",
     "round": '''
 @triton.jit
 def round(x):

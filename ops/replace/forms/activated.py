@@ -19,6 +19,7 @@ from kpt.ops.replace import lowered, operations, proof
 from kpt.ops.replace.activation_proof import WIDTH, nearest
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
 from kpt.ops.replace.forms.stand_ins import Given, Negated, Noted, are_as_proven
+from kpt.ops.replace.modules import LINEAR
 from kpt.ops.replace.proven import Refused, Served
 
 IDLE = (nn.Dropout, nn.Identity)
@@ -47,7 +48,7 @@ class Activated:
 
     def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
         activation, gone, after, first = self.activation, (self.first, *self.between), self.after, self.first[0]
-        widens, transposed = self.widens, self.first[1] is not nn.Linear
+        widens, transposed = self.widens, self.first[1] not in LINEAR
 
         def is_unlike(self: Any) -> bool:
             return not are_as_proven(self, gone) or (widens and is_autocasting())
@@ -136,4 +137,4 @@ def _trial(module: nn.Module, claim: Activated) -> proof.Trial:
 
 
 def _is_linear(kind: type) -> bool:
-    return kind is nn.Linear or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+    return kind in LINEAR or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")

@@ -19,7 +19,7 @@ from torch import nn
 from kpt.ops.linear_cross_entropy.op import linear_cross_entropy
 from kpt.ops.replace import proof
 from kpt.ops.replace.forms.classes import inputs
-from kpt.ops.replace.modules import is_watched
+from kpt.ops.replace.modules import is_linear, is_watched
 from kpt.ops.replace.proven import Refused, Served
 
 KIND = "linear_cross_entropy"
@@ -189,7 +189,7 @@ def _without_logits(outputs: Any) -> Any:
 def _is_as_proven(model: Any, head: str, loss: Any) -> bool:
     """Whether the head is still a linear layer that nobody watches, sharded or quantised, and the loss what was proven."""
     layer = getattr(model, head)
-    return type(layer) is nn.Linear and not is_watched(layer) and model.loss_function is loss
+    return is_linear(layer) and not is_watched(layer) and model.loss_function is loss
 
 
 def match(module: nn.Module) -> HeadAndLoss | None:
@@ -210,7 +210,7 @@ def prove(module: nn.Module, matched: HeadAndLoss, kinds: Collection[str]) -> Se
     if KIND not in kinds:
         return None
     name, head = type(module).__name__, getattr(module, matched.head)
-    if type(head) is not nn.Linear:
+    if not is_linear(head):
         return Refused(KIND, f"{name} has a head of the class {type(head).__name__}, not nn.Linear")
     forward = matched.forward(type(module))
     for way in ({}, {"num_items_in_batch": 7}):
