@@ -23,8 +23,9 @@ LAYER = {"M": 16384, "N": 3072, "K": 768}
         ("flash_attention_backward", BERT, {}, "flash_attention_dq", {"block_M": 64, "descriptors": False}),
         ("flash_attention_backward", BERT, {}, "flash_attention_dkdv", {"block_M": 32, "num_stages": 3}),
         ("linear_act_backward", LAYER, {"activation": "gelu"}, "linear_act_bwd_dz_sums", {"num_warps": 1}),
-        ("linear_act_saving", LAYER, {"activation": "gelu"}, "linear_act_fwd_saving", {"num_warps": 8}),
+        ("linear_act_saving", LAYER, {"activation": "gelu"}, "linear_act_fwd_saving", {"num_warps": 4, "block_N": 128}),
         ("linear_act", LAYER, {"activation": "gelu_tanh"}, "linear_act_fwd", {"schedule": "pipelined"}),
+        ("linear_act", LAYER, {"activation": "gelu"}, "linear_act_fwd", {"schedule": "pipelined", "num_warps": 4}),
         ("rms_norm_backward", {"M": 8192, "N": 199}, {}, "rms_norm_bwd", {"num_warps": 4}),
     ],
 )  # fmt: skip
