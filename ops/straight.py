@@ -2,13 +2,14 @@
 
 What is ready for a kind of call holds for one dtype, shape, stride and alignment of every tensor and for every flag: all that
 an op's ``run`` works out comes to the same again, but for addresses. So one run is watched: which memory it takes, which
-kernels it starts with which addresses in it, what it gives. That is written as a function. A run that does anything else (a
-copy, a sum) stays as it is.
+kernels it starts with which addresses in it, which products it has of PyTorch, what it gives. That is written as a function. A
+run that does anything else (a copy, a sum) stays as it is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -69,7 +70,8 @@ class Repeated:
         if self._left:
             with below_autograd():
                 return self._run(self._launches, *arguments)
-        watch, noting = _Watch(arguments), _Noting(self._launches)
+        noting = _Noting(self._launches)
+        watch = _Watch(arguments, noting.started)
         with below_autograd(), watch:
             given = self._run(noting, *watch.arguments)
         general = below(partial(self._run, self._launches))
@@ -81,19 +83,26 @@ class Repeated:
         return self._now or self
 
 
+class Started(NamedTuple):
+    """``run``: what ran a kernel, or None for a product of PyTorch's, of two matrices into a third."""
+
+    run: Prepared | None
+    arguments: tuple[Any, ...]
+
+
 class _Noting:
     """Launches kernels, and notes them. ``asked``: there were several ways, of which there may be fewer where PyTorch is to be
     deterministic."""
 
     def __init__(self, launches: Launches) -> None:
         self._launches = launches
-        self.started: list[tuple[Prepared, tuple[Any, ...]]] = []
+        self.started: list[Started] = []
         self.asked = False
 
     def __call__(self, kernel: Any, *arguments: Any) -> None:
         prepared = self._launches.prepared(kernel, arguments)
         prepared.run(*arguments)
-        self.started.append((prepared, arguments))
+        self.started.append(Started(prepared, arguments))
 
     def quickest(self, *ways: Callable[[Any], Any]) -> Any:
         self.asked = True
@@ -116,11 +125,12 @@ class _Root(NamedTuple):
 
 
 class _Watch(QuickMode):
-    """Sees what a run asks of PyTorch. ``pure``: nothing but memory and views of it."""
+    """Sees what a run asks of PyTorch. ``pure``: nothing but memory, views of it, and products, which are noted among what was
+    ``started``."""
 
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, arguments: tuple[Any, ...], started: list[Started]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.pure = True
+        self.pure, self._started = True, started
         self.taken: list[torch.Tensor] = []
         # Objects of their own, so that one tensor in two places is told apart, and kept, so that their ids are.
         self.arguments = tuple([a.detach() if isinstance(a, torch.Tensor) else a for a in arguments])
@@ -138,6 +148,8 @@ class _Watch(QuickMode):
             self.taken.append(given)
         elif func.is_view and of is not None and isinstance(given, torch.Tensor) and _shares(given, args[0]):
             self._note(given, of)
+        elif func is torch.ops.aten.mm.out:
+            self._started.append(Started(None, (*args, given)))
         else:
             self.pure = False
         return given
@@ -169,7 +181,8 @@ class _Unlike(Exception):
 def _written(watch: _Watch, noting: _Noting, given: Any, general: Ready) -> Ready | None:
     """The function for a run that was watched, and gave something; None where there is none. ``general`` serves calls for which
     the function does not hold after all: another device is current, or a name that a kernel uses has another value."""
-    if watch.pure and noting.started and all(type(prepared.run) is Launch for prepared, _ in noting.started):
+    kernels = [prepared for prepared, _ in noting.started if prepared is not None]
+    if watch.pure and kernels and all(type(prepared.run) is Launch for prepared in kernels):
         with suppress(_Unlike):
             return _Writer(watch, noting, general).function(given)
     return None
@@ -180,10 +193,11 @@ class _Writer:
 
     def __init__(self, watch: _Watch, noting: _Noting, general: Ready) -> None:
         self._watch, self._asked = watch, noting.asked
-        self._meant = dict([pair for prepared, _ in noting.started for pair in prepared.meant])
-        launches = [prepared.run for prepared, _ in noting.started]
+        kernels = [prepared for prepared, _ in noting.started if prepared is not None]
+        self._meant = dict([pair for prepared in kernels for pair in prepared.meant])
+        launches = [prepared.run for prepared in kernels]
         self._parts: list[Parts] = [launch.parts() for launch in launches if isinstance(launch, Launch)]
-        self._given = [arguments for _, arguments in noting.started]
+        self._started = noting.started
         self._addresses: dict[_Root, str] = {}
         self._scope: dict[str, Any] = {"general": general, "CompileError": CompileError, "kept": launches}
 
@@ -195,7 +209,7 @@ class _Writer:
             raise _Unlike  # two outputs in one piece of memory
         first = self._parts[0]
         taken = [shapes.get(_Root("t", n), tensor) for n, tensor in enumerate(self._watch.taken)]
-        launches = [self._launch(*one) for one in zip(self._parts, self._given, strict=True)]
+        steps = list(self._steps())
         lines = [
             f"def call({parameters}):",
             f"    if {' or '.join(self._unless(first))}:",
@@ -203,13 +217,22 @@ class _Writer:
             *(f"    t{n} = {self._memory(tensor)}" for n, tensor in enumerate(taken)),
             *(f"    {name} = {root}.data_ptr()" for root, name in self._addresses.items()),
             f"    stream = {self._keep(first.stream)}({first.device})",
-            "    try:",
-            *(f"        {launch}" for launch in launches),
-            "    except RuntimeError as error:",
-            "        raise CompileError(f'launching a kernel failed: {error}') from error",
+            *steps,
             f"    return {_like(given, [str(root) for root, _ in outputs])}",
         ]
         return written(lines, self._scope)
+
+    def _steps(self) -> Iterator[str]:
+        """What is started, one after the other."""
+        parts = iter(self._parts)
+        for of_pytorch, some in groupby(self._started, lambda started: started.run is None):
+            if of_pytorch:
+                yield from (f"    {self._product(*started.arguments)}" for started in some)
+            else:
+                yield "    try:"
+                yield from (f"        {self._launch(next(parts), started.arguments)}" for started in some)
+                yield "    except RuntimeError as error:"
+                yield "        raise CompileError(f'launching a kernel failed: {error}') from error"
 
     def _keep(self, value: Any) -> str:
         """The name of a value in the function."""
@@ -254,6 +277,15 @@ class _Writer:
         programs = self._keep(parts.programs)
         return f"{self._keep(parts.start.function)}({programs}, 1, 1, stream, {''.join(f'{v}, ' for v in fixed)}{last})"
 
+    def _product(self, *matrices: torch.Tensor) -> str:
+        return f"{self._keep(_multiply)}({', '.join(self._matrix(matrix) for matrix in matrices)})"
+
+    def _matrix(self, matrix: torch.Tensor) -> str:
+        root, beyond = self._where(matrix)
+        if matrix.dtype is not self._watch.tensor(root).dtype:
+            raise _Unlike
+        return f"({root}, {self._keep(matrix.shape)}, {self._keep(matrix.stride())}, {beyond // matrix.itemsize})"
+
     def _place(self, tensor: Any) -> str:
         """The tensor whose memory this one begins."""
         root, beyond = self._where(tensor)
@@ -272,6 +304,14 @@ class _Writer:
         if root is None:
             raise _Unlike
         return root, tensor.data_ptr() - self._watch.tensor(root).data_ptr()
+
+
+def _multiply(*matrices: tuple[torch.Tensor, Sequence[int], Sequence[int], int]) -> None:
+    """PyTorch's product of two into a third: each where it lies, its shape and strides, and how many elements from there it
+    begins."""
+    with below_autograd():
+        left, right, out = [t.as_strided(shape, strides, t.storage_offset() + n) for t, shape, strides, n in matrices]
+        torch.mm(left, right, out=out)
 
 
 def _like(given: Any, names: Sequence[str]) -> str:

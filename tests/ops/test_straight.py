@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from kpt.ops import registry
 from kpt.ops.backends import Launches
+from kpt.ops.eager import below
 from kpt.ops.straight import WATCHED, Repeated
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime import runtime
@@ -209,6 +211,56 @@ def test_another_device_may_be_current(seen: Seen) -> None:
     ready(*arguments)
     assert len(asked) == WATCHED + 1
     assert len(seen.started) == WATCHED + 2
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_pytorchs_are_made_where_the_run_makes_them(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, transposed: bool
+) -> None:
+    monkeypatch.setattr(import_module("kpt.ops.linear_act.backward"), "leaves_idle", lambda *_: True)
+    run = run_of("linear_act_backward")
+    ready, general = Repeated(run, launches(run)), below(partial(run, launches(run, "other")))
+    for number in range(WATCHED + 2):
+        wide = torch.randn(330, 64, dtype=torch.bfloat16)
+        x, dy = wide[16 + number :][:300], torch.randn(300, 128, dtype=torch.bfloat16)
+        weight = torch.randn(64, 128, dtype=torch.bfloat16).T if transposed else torch.randn(128, 64, dtype=torch.bfloat16)
+        arguments = (dy, x.requires_grad_(), weight, None, None, "none", (True, True, True))
+        assert told(seen, ready, arguments) == told(seen, general, arguments)
+        _, dw, _ = ready(*arguments)
+        assert torch.equal(dw, torch.mm(dy.T, x.detach()) if not transposed else torch.mm(x.detach().T, dy).T)
+    assert is_straight(ready)
+
+
+def test_products_of_pytorchs_come_in_their_turn(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("kpt.ops.linear_act.backward"), "leaves_idle", lambda *_: True)
+    before: list[int] = []
+    monkeypatch.setattr("kpt.ops.straight._multiply", lambda *_: before.append(len(seen.started)))
+    run = run_of("linear_act_backward")
+    ready = Repeated(run, launches(run))
+    draw = drawn("linear_act_backward", {"M": 300, "N": 128, "K": 64}, activation="silu")
+    for _ in range(WATCHED + 1):
+        seen.started.clear()
+        ready(*draw())
+    assert [name for name, *_ in seen.started] == [
+        "linear_act_bwd_dz_sums", "linear_act_bwd_dx", "column_sums",
+    ]  # fmt: skip
+    assert before == [2]
+
+
+def test_what_a_product_refuses_is_said_in_pytorchs_words(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("kpt.ops.linear_act.backward"), "leaves_idle", lambda *_: True)
+
+    def no_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("a product needs room")
+
+    monkeypatch.setattr("kpt.ops.straight._multiply", no_memory)
+    run = run_of("linear_act_backward")
+    ready = Repeated(run, launches(run))
+    draw = drawn("linear_act_backward", {"M": 300, "N": 128, "K": 64}, activation="silu")
+    for _ in range(WATCHED):
+        ready(*draw())
+    with pytest.raises(torch.OutOfMemoryError):
+        ready(*draw())
 
 
 def test_what_copies_stays_as_it_is(seen: Seen) -> None:
