@@ -1,7 +1,8 @@
 """The classes that PyTorch's multi-head attention and transformer layers get: its own code, which calls kpt's attention.
 
 In eval PyTorch runs a whole layer, or all of an attention, as one function of its own, beside which no replaced part would be
-called. Here its other path runs, in which a layer calls its parts, and attention calls ``scaled_dot_product_attention``.
+called. Here its other path runs, in which a layer calls its parts, and attention calls ``scaled_dot_product_attention``. That
+path copies queries, keys and values into an order of its own; without masks, attention reads them here where products put them.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kpt.ops.dispatch import DISPATCHERS
+from kpt.ops.eager import PLAIN
 from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.replace.bias_gradient import linear
@@ -49,11 +51,55 @@ class KptMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not need_weights and key_padding_mask is None and _is_simple(self, query, key, value, attn_mask, is_causal):
+            return _attend_simply(self, query, key, value, is_causal), None
         run: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = _attend
         if need_weights or query.is_nested or key.is_nested or value.is_nested:
             _count("nn.MultiheadAttention: " + ("attention weights are asked for" if need_weights else "tensors are nested"))
             run = nn.MultiheadAttention.forward
         return run(self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+
+
+def _is_simple(
+    module: nn.MultiheadAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, is_causal: bool
+) -> bool:
+    """Whether attention is over batches of plain tensors that fit, and no mask counts: with ``is_causal`` one that is given is
+    taken to be that (nn.MultiheadAttention)."""
+    weight, width, batch = module.in_proj_weight, (module.embed_dim,), int(not module.batch_first)
+    return (
+        (mask is not None) == is_causal
+        and weight is not None
+        and all(type(t) in PLAIN for t in (query, key, value, weight, module.out_proj.weight))
+        and not (query.is_nested or key.is_nested or value.is_nested)
+        and query.ndim == key.ndim == 3
+        and query.shape[2:] == key.shape[2:] == width
+        and key.shape == value.shape
+        and query.shape[batch] == key.shape[batch]
+        and query.numel() > 0
+        and key.numel() > 0
+    )
+
+
+def _attend_simply(
+    module: nn.MultiheadAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool
+) -> torch.Tensor:
+    """Each input goes through one product, with those parts of the weight that it is for, and stays as that leaves it."""
+    groups: tuple[tuple[torch.Tensor, int], ...]
+    if query is key:
+        groups = ((query, 3),) if key is value else ((query, 2), (value, 1))
+    else:
+        groups = ((query, 1), (key, 2)) if key is value else ((query, 1), (key, 1), (value, 1))
+    weights, biases = ([p] * 3 if p is None or len(groups) == 1 else p.split([n * module.embed_dim for _, n in groups])
+                       for p in (module.in_proj_weight, module.in_proj_bias))  # fmt: skip
+    q, k, v = (
+        part.transpose(1, 2) if module.batch_first else part.permute(1, 2, 0, 3)
+        for (x, n), weight, bias in zip(groups, weights, biases, strict=False)
+        for part in linear(x, weight, bias).reshape(*x.shape[:-1], n, module.num_heads, module.head_dim).unbind(2)
+    )
+    dropout = module.dropout if module.training else 0.0
+    attended = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal)
+    rows = attended.transpose(1, 2) if module.batch_first else attended.permute(2, 0, 1, 3)
+    return linear(rows.flatten(2), module.out_proj.weight, module.out_proj.bias)
 
 
 class KptTransformerEncoderLayer(nn.TransformerEncoderLayer):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kpt
 from benchmarks import nano_gpt
@@ -181,6 +182,90 @@ def test_multi_head_attention(mask: str, options: dict[str, Any]) -> None:
             assert_close(got.detach(), own(*given, need_weights=False, **MASKS[mask])[0].detach(), "f32", 16)
     kpt.restore_modules(module)
     assert type(module) is nn.MultiheadAttention
+
+
+PRODUCTS_AND_VIEWS = {
+    "addmm", "t", "view", "_unsafe_view", "split_with_sizes", "unbind", "transpose", "permute", "detach",
+}  # fmt: skip
+
+
+class Asked(TorchDispatchMode):
+    """Notes the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("same", ["all", "query and key", "key and value", "query and value", "none"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_attention_without_masks_copies_nothing(same: str, batch_first: bool, compiled: bool) -> None:
+    """Whichever inputs are one tensor; with all gradients, and values, queries and keys where the products leave them."""
+    torch._dynamo.reset()
+    torch.manual_seed(20)
+    own = nn.MultiheadAttention(16, 2, batch_first=batch_first)
+    module = copy.deepcopy(own)
+    kpt.replace_modules(module)
+    q, k, v = (torch.randn(3, 5, 16, requires_grad=True) for _ in range(3))
+    q, k, v = {"all": (q, q, q), "query and key": (q, q, v), "key and value": (q, k, k), "query and value": (q, k, q),
+               "none": (q, k, v)}[same]  # fmt: skip
+    leaves = list({id(t): t for t in (q, k, v)}.values())
+    run = torch.compile(module, fullgraph=True, backend="eager") if compiled else module
+    with torch.no_grad(), Asked() as asked:
+        module(q, k, v, need_weights=False)
+    before = asked.names[: asked.names.index("kpt::flash_attention")]
+    assert {name.partition("::")[2] for name in before} <= PRODUCTS_AND_VIEWS
+    for mask in ({}, {"attn_mask": CAUSAL, "is_causal": True}):
+        got, expected = (m(q, k, v, need_weights=False, **mask)[0] for m in (run, own))
+        assert_close(got.detach(), expected.detach(), "f32", 16)
+        assert got.is_contiguous() or not batch_first
+        wanted = torch.autograd.grad(expected.square().sum(), [*own.parameters(), *leaves])
+        for found, exact in zip(torch.autograd.grad(got.square().sum(), [*module.parameters(), *leaves]), wanted, strict=True):
+            assert_close(found, exact, "f32", 100)
+
+
+def test_dropout_of_attention_is_its_own() -> None:
+    module = nn.MultiheadAttention(16, 2, dropout=0.5, batch_first=True)
+    kpt.replace_modules(module)
+    torch.manual_seed(3)
+    first, second = (module(X, X, X, need_weights=False)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    module.eval()
+    first, second = (module(X, X, X, need_weights=False)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param((X[..., :8],) * 3, id="too narrow"),
+        pytest.param((X, X[:2], X[:2]), id="another batch"),
+        pytest.param((X, X, X[:, :3]), id="fewer values than keys"),
+    ],
+)
+def test_what_does_not_fit_is_refused_as_by_pytorch(given: tuple[torch.Tensor, ...]) -> None:
+    own = nn.MultiheadAttention(16, 2, batch_first=True)
+    module = copy.deepcopy(own)
+    kpt.replace_modules(module)
+    errors = []
+    for m in (own, module):
+        with pytest.raises((AssertionError, RuntimeError)) as refused:
+            m(*given, need_weights=False)
+        errors.append((refused.type, str(refused.value)))
+    assert errors[0] == errors[1]
+
+
+def test_what_is_no_batch_is_pytorchs() -> None:
+    own = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+    module = copy.deepcopy(own)
+    kpt.replace_modules(module)
+    for x in (X[0], X[:0]):
+        assert_close(module(x, x, x, need_weights=False)[0].detach(), own(x, x, x, need_weights=False)[0].detach(), "f32", 16)
 
 
 def test_attention_weights_stay_pytorchs() -> None:
