@@ -1,7 +1,10 @@
 """Whole models against each other: what is measured of each, on a CPU where nobody is quick."""
 
+import json
+import re
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -10,6 +13,9 @@ import torch
 from benchmarks import models, report, sides, subjects
 from benchmarks.nano_gpt import NanoGPT
 from benchmarks.subjects import Subject
+
+ROOT = Path(__file__).parents[2]
+RESULTS, DOCS = ROOT / "benchmarks/results/nvidia-h200", ROOT / "docs/replacing-modules.md"
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -108,3 +114,20 @@ def test_what_is_decoded_is_what_generate_gives(monkeypatch: pytest.MonkeyPatch)
         run = models._decode(3, side, model, inputs, subject)
         run()
         assert run().tolist() == expected[:, 5:].repeat(3, 1).tolist(), "and once more on the same cache"
+
+
+def test_the_docs_say_what_was_measured() -> None:
+    rows = {row["case"]: row["times as fast"] for row in json.loads((RESULTS / "models.json").read_text())["rows"]}
+    models = dict.fromkeys(case.partition(",")[0] for case in rows)
+    table = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", DOCS.read_text(), re.MULTILINE)
+    assert [name for name, *_ in table] == list(models)
+    best: list[list[float]] = []
+    for name, *said in table:
+        both = [rows[f"{name}, forward"], rows[f"{name}, forward and backward"]]
+        eager = [max(times for of, times in row.items() if of.endswith("/ torch")) for row in both]
+        compiled = [row["kpt, Inductor / Inductor"] for row in both]
+        assert said == [f"{times:.2f}" for times in (*eager, *compiled)]
+        best.append(eager)
+    (run, trained) = (f"{min(times):.2f} to {max(times):.2f} times as fast" for times in zip(*best, strict=True))
+    assert f"nine models\n  run {run} as PyTorch runs them, and train {trained}." in (ROOT / "README.md").read_text()
+    assert len(table) == 9
