@@ -26,11 +26,12 @@ def optimize(model: nn.Module, level: str = "balanced", *, loss: bool = False) -
 
     ``level``: "conservative" replaces norms and attention; "balanced" all that ``replace_modules`` does, and in training the
     gradients of linear layers' biases; "aggressive" also what is found in the text of a forward: sums with the norms of them,
-    linear layers with activations. ``loss``: in training with labels, a Transformers model's head and loss become ``kpt.ops.linear_cross_entropy``, where its own code was shown to
-    compute the same: its logits are never held, and are None in its outputs; nor do gated MLPs hold what gate and up give
-    together, which their backward makes anew. On a GPU, a module stays what it is where kpt was measured or is predicted slower
-    than it, in the mode that it is in; on a CPU all is replaced, and PyTorch serves there
-    (docs/replacing-modules.md). ``restore_modules`` undoes all of it. An exception leaves modules as they were.
+    linear layers with activations. ``loss``: in training with labels, a Transformers model's head and loss become
+    ``kpt.ops.linear_cross_entropy``, where its own code was shown to compute the same: its logits are never held, and are None
+    in its outputs; nor do gated MLPs hold what gate and up give together, which their backward makes anew. On a GPU, a module
+    stays what it is where kpt was measured or is predicted slower than it, in the mode that it is in; on a CPU all is
+    replaced, and PyTorch serves there (docs/replacing-modules.md). ``restore_modules`` undoes all of it. An exception leaves
+    modules as they were.
 
     Raises InputError for a model that is no ``nn.Module`` and for an unknown level.
     """
