@@ -1,8 +1,8 @@
 """What programs pay whose lengths change with every call: ops alone, a small model's prompts, its training; eager and compiled.
 
 Each candidate has a process of its own, which begins without any cache: kpt's, Triton's, Inductor's and the database are in
-folders that are empty. Those with a "warm disk" begin anew with the folders that the same program left. Imports are done, the
-device and cuBLAS are up and torch.compile has compiled a sum before the first call. Processes get ready beside each other
+folders that are empty. Those with a "warm disk" begin anew with the folders that the same program left. Imports are done and
+collected, the device and cuBLAS are up and torch.compile has compiled a sum before the first call. Processes get ready beside each other
 and are measured one at a time.
 """
 
