@@ -2,8 +2,8 @@
 
 Each candidate has a process of its own, which begins without any cache: kpt's, Triton's, Inductor's and the database are in
 folders that are empty. Those with a "warm disk" begin anew with the folders that the same program left. Imports are done and
-collected, the device and cuBLAS are up and torch.compile has compiled a sum before the first call. Processes get ready beside each other
-and are measured one at a time.
+collected, the device and cuBLAS are up and torch.compile has compiled a sum before the first call. Processes get ready beside
+each other and are measured one at a time.
 """
 
 import os
