@@ -37,9 +37,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 def _gains(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> bool:
     """Whether the sum by kernels is possible, and worth it."""
-    if not (bias.requires_grad and torch.is_grad_enabled() and bias.ndim == 1 and x.ndim > 1 and x.numel() > 0 < bias.numel()):
-        return False
     if type(x) not in PLAIN or type(weight) not in PLAIN or type(bias) not in PLAIN or x.dtype not in KERNEL_FLOATS:
+        return False
+    if not (bias.requires_grad and torch.is_grad_enabled() and bias.ndim == 1 and x.ndim > 1 and x.numel() > 0 < bias.numel()):
         return False
     if not (have_memory((x, weight)) and x.is_contiguous()):
         return False
