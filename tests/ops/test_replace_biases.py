@@ -255,6 +255,20 @@ def test_copies_and_pickles(block: Block) -> None:
         assert type(other.out) is nn.Linear
 
 
+def test_traced_by_fx() -> None:
+    layer, x = nn.Linear(8, 4), torch.ones(3, 8)
+    kpt.replace_modules(layer, only={"bias_gradient"})
+    assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
+
+
+def test_lazy_layers_are_none_before_their_first_call() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d())
+    assert not kpt.optimize(model).changes
+    model(torch.ones(3, 4))
+    kpt.optimize(model)
+    assert linears(model) == ["0"]
+
+
 @pytest.mark.parametrize("mode", ["eval", "no_grad"])
 def test_nothing_is_noted_where_no_gradient_is_wanted(mode: str) -> None:
     layer, x = nn.Linear(8, 4), torch.ones(3, 8)
