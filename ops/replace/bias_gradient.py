@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from kpt.ops.autocast import cast
 from kpt.ops.choice import Holding, preferred
 from kpt.ops.dtypes import KERNEL_FLOATS
-from kpt.ops.eager import PLAIN, below_autograd, have_memory, is_autocasting, is_plain
+from kpt.ops.eager import PLAIN, have_memory, is_autocasting, is_called_plainly, no_views
 from kpt.ops.linear_act.backward import linear_act_backward
 
 FEWEST = 1 << 22
@@ -25,9 +25,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """``torch.nn.functional.linear``, to the bit but for the bias's gradient, which is summed in float32 in one order.
 
     It is PyTorch's where that gradient is not wanted or ``FEWEST`` counts against it; on devices without its kernels, unless
-    they are preferred; and for whatever looks at operations: torch.compile, modes, transforms, subclasses of tensors.
+    they are preferred; and for whatever looks at functions: torch.compile, modes of theirs, transforms, subclasses of tensors.
     """
-    if not is_plain() or bias is None or not _gains(x, weight, bias):
+    if bias is None or not is_called_plainly() or not _gains(x, weight, bias):
         return F.linear(x, weight, bias)
     device = x.device.type
     if is_autocasting() and torch.is_autocast_enabled(device):
@@ -56,7 +56,7 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
         ctx.preference = preferred()
-        with below_autograd():  # where it is no view: one that a function gives could not be modified in place
+        with no_views():  # one that a function gives could not be modified in place
             return F.linear(x, weight, bias)
 
     @staticmethod

@@ -16,6 +16,7 @@ from kpt.ops import counters, prefer
 from kpt.ops.replace import bias_gradient
 from kpt.ops.replace.modules import KptLinear
 from tests.ops.gradients import leaves
+from tests.ops.test_replace_sdpa import Asked
 from tests.tolerances import assert_close
 
 F = torch.nn.functional
@@ -176,6 +177,20 @@ def test_inside_a_checkpoint() -> None:
         assert_close(found, expected, "f32", 10)
 
 
+@pytest.mark.parametrize("shape", [(5, 9), (2, 5, 9)])
+def test_a_mode_sees_the_operations_that_it_knows(shape: tuple[int, ...]) -> None:
+    """And what a checkpoint makes again when the mode is gone is what it made."""
+    given, before = leaves(shape, (7, 9), (7,)), sums()
+    with prefer("numpy"):
+        with Asked() as asked:
+            y = checkpoint(bias_gradient.linear, *given, use_reentrant=False)
+        got = torch.autograd.grad(y.square().sum(), given)
+    assert "aten::addmm" in asked.names
+    assert sums() == before + 1
+    for found, expected in zip(got, gradients(F.linear, given), strict=True):
+        assert_close(found, expected, "f32", 10)
+
+
 # ------------------------------------------------------------------------------------------------------------ of whole models
 class Block(nn.Module):
     """A linear layer of every kind: fused in a pair, called, without a bias, a subclass, and in PyTorch's own layers."""
@@ -228,6 +243,13 @@ def test_layers_that_are_called_and_train_a_bias(block: Block) -> None:
     for p, wanted in zip(block.parameters(), own.parameters(), strict=True):
         if wanted.grad is not None:
             assert_close(p.grad, wanted.grad, "f32", 100)
+
+
+def test_a_run_that_is_watched_is_served_as_others_are(block: Block) -> None:
+    report = kpt.optimize(block)
+    with prefer("numpy"), report.watching():
+        block(torch.ones(2, 5, 8)).sum().backward()
+    assert report.served().by["linear_act_backward"]["numpy"] >= len(CALLED)
 
 
 def test_others_see_the_layers_that_they_know() -> None:
