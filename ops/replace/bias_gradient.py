@@ -39,9 +39,9 @@ def _gains(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> bool:
     """Whether the sum by kernels is possible, and worth it."""
     if type(x) not in PLAIN or type(weight) not in PLAIN or type(bias) not in PLAIN or x.dtype not in KERNEL_FLOATS:
         return False
-    if not (bias.requires_grad and torch.is_grad_enabled() and bias.ndim == 1 and x.ndim > 1 and x.numel() > 0 < bias.numel()):
+    if not (bias.requires_grad and torch.is_grad_enabled()) or bias.ndim != 1 or x.ndim < 2:
         return False
-    if not (have_memory((x, weight)) and x.is_contiguous()):
+    if x.numel() == 0 or bias.numel() == 0 or not have_memory((x, weight)) or not x.is_contiguous():
         return False
     if (preference := preferred()) is not None:
         return preference != "reference"
