@@ -318,8 +318,8 @@ def erf(x: Any) -> Value:
 
 
 def ndtr(x: Any) -> Value:
-    """The normal distribution function, (1 + erf(x / sqrt 2)) / 2, in a third of the instructions of erf, and exact far below
-    zero, where erf comes too close to -1."""
+    """The normal distribution function, (1 + erf(x / sqrt 2)) / 2, in a third of the instructions of erf: off by less than
+    1.4e-7, and by ever less below zero, where 1 + erf cancels."""
     _never("ndtr")
 
 

@@ -5,6 +5,7 @@ The questions go to small C functions without a public name. Where a torch relea
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ def tensors_in(arguments: Iterable[Any]) -> list[torch.Tensor]:
 
 below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 """Neither gradients nor views are noted inside: outputs that autograd knows as views could not be modified in place."""
+
+no_views = partial(torch._C._ExcludeDispatchKeyGuard, torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView))
+"""Views are not noted inside, and composites are still taken apart, so that modes see the operations that they know."""
 
 
 def below(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,9 +67,13 @@ _functorch_level = _question("_functorch.maybe_current_level")
 
 def is_plain() -> bool:
     """True where nothing but autocast would intercept an op: no torch.compile, mode, tracing or function transform."""
+    return is_called_plainly() and not dispatch_modes()
+
+
+def is_called_plainly() -> bool:
+    """The same of a function, in which modes that see operations see those that it asks for."""
     return not (
         is_compiling()
-        or dispatch_modes()
         or function_modes()
         or _tracing() is not None
         or _functorch_level() is not None

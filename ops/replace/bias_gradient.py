@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from kpt.ops.autocast import cast
 from kpt.ops.choice import Holding, preferred
-from kpt.ops.eager import PLAIN, below_autograd, is_autocasting, is_plain
+from kpt.ops.dtypes import KERNEL_FLOATS
+from kpt.ops.eager import PLAIN, have_memory, is_autocasting, is_called_plainly, no_views
 from kpt.ops.linear_act.backward import linear_act_backward
 
 FEWEST = 1 << 22
@@ -24,9 +25,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """``torch.nn.functional.linear``, to the bit but for the bias's gradient, which is summed in float32 in one order.
 
     It is PyTorch's where that gradient is not wanted or ``FEWEST`` counts against it; on devices without its kernels, unless
-    they are preferred; and for whatever looks at operations: torch.compile, modes, transforms, subclasses of tensors.
+    they are preferred; and for whatever looks at functions: torch.compile, modes of theirs, transforms, subclasses of tensors.
     """
-    if not is_plain() or bias is None or not _gains(x, weight, bias):
+    if bias is None or not is_called_plainly() or not _gains(x, weight, bias):
         return F.linear(x, weight, bias)
     device = x.device.type
     if is_autocasting() and torch.is_autocast_enabled(device):
@@ -36,9 +37,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 def _gains(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> bool:
     """Whether the sum by kernels is possible, and worth it."""
-    if not (bias.requires_grad and torch.is_grad_enabled() and x.ndim > 1 and x.is_contiguous() and x.numel() > 0):
+    if type(x) not in PLAIN or type(weight) not in PLAIN or type(bias) not in PLAIN or x.dtype not in KERNEL_FLOATS:
         return False
-    if type(x) not in PLAIN or type(weight) not in PLAIN or type(bias) not in PLAIN:
+    if not (bias.requires_grad and torch.is_grad_enabled()) or bias.ndim != 1 or x.ndim < 2:
+        return False
+    if x.numel() == 0 or bias.numel() == 0 or not have_memory((x, weight)) or not x.is_contiguous():
         return False
     if (preference := preferred()) is not None:
         return preference != "reference"
@@ -50,9 +53,10 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
         ctx.preference = preferred()
-        with below_autograd():  # where it is no view: one that a function gives could not be modified in place
+        with no_views():  # one that a function gives could not be modified in place
             return F.linear(x, weight, bias)
 
     @staticmethod
@@ -65,7 +69,7 @@ class _Linear(torch.autograd.Function):
         else:
             with Holding(ctx.preference):
                 (db,) = linear_act_backward(rows, None, None, needed=(False, False, True))
-        dx = torch.mm(rows, weight).view(x.shape) if needs_x else None
+        dx = torch.mm(rows, weight).view(*dy.shape[:-1], weight.shape[1]) if needs_x else None
         dw = torch.mm(rows.T, x.view(-1, x.shape[-1])) if needs_weight else None
         return dx, dw, db
 

@@ -64,12 +64,13 @@ def _is_simple(
     module: nn.MultiheadAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, is_causal: bool
 ) -> bool:
     """Whether attention is over batches of plain tensors that fit, and no mask counts: with ``is_causal`` one that is given is
-    taken to be that (nn.MultiheadAttention)."""
-    weight, width, batch = module.in_proj_weight, (module.embed_dim,), int(not module.batch_first)
+    taken to be that (nn.MultiheadAttention). Weights that are parametrized would be made once more for the question."""
+    weights = module._parameters.get("in_proj_weight"), module.out_proj._parameters.get("weight")
+    width, batch = (module.embed_dim,), int(not module.batch_first)
     return (
         (mask is not None) == is_causal
-        and weight is not None
-        and all(type(t) in PLAIN for t in (query, key, value, weight, module.out_proj.weight))
+        and appends_keys(module) is None
+        and all(type(t) in PLAIN for t in (query, key, value, *weights))
         and not (query.is_nested or key.is_nested or value.is_nested)
         and query.ndim == key.ndim == 3
         and query.shape[2:] == key.shape[2:] == width
@@ -94,7 +95,7 @@ def _attend_simply(
     q, k, v = (
         part.transpose(1, 2) if module.batch_first else part.permute(1, 2, 0, 3)
         for (x, n), weight, bias in zip(groups, weights, biases, strict=False)
-        for part in linear(x, weight, bias).reshape(*x.shape[:-1], n, module.num_heads, module.head_dim).unbind(2)
+        for part in linear(x, weight, bias).reshape(*x.shape[:-1], n, module.num_heads, -1).unbind(2)
     )
     dropout = module.dropout if module.training else 0.0
     attended = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal)

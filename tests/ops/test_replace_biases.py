@@ -16,6 +16,7 @@ from kpt.ops import counters, prefer
 from kpt.ops.replace import bias_gradient
 from kpt.ops.replace.modules import KptLinear
 from tests.ops.gradients import leaves
+from tests.ops.test_replace_sdpa import Asked
 from tests.tolerances import assert_close
 
 F = torch.nn.functional
@@ -60,6 +61,11 @@ SERVED_BY_PYTORCH: dict[str, Any] = {
     "a vector": lambda linear, x, w, b: linear(x[0], w, b),
     "nothing": lambda linear, x, w, b: linear(x[:0], w, b),
     "strides that are none of a matrix": lambda linear, x, w, b: linear(x.expand(3, 5, 9).mT.contiguous().mT, w, b),
+    "a bias of two dims": lambda linear, x, w, b: linear(x, w, b[None]),
+    "no features": lambda linear, x, w, b: linear(x, w[:0], b[:0]),
+    "float64": lambda linear, x, w, b: linear(x.double(), w.double(), b.double()),
+    "complex numbers": lambda linear, x, w, b: linear(x * 1j, w + 0j, b + 0j).abs(),
+    "a sparse matrix": lambda linear, x, w, b: linear(x.detach().to_sparse_csr(), w, b),
     "a subclass": lambda linear, x, w, b: linear(x.as_subclass(Odd), w, b),
     "a transform": lambda linear, x, w, b: torch.func.vmap(linear, (0, None, None))(x, w, b),
     "compiled": lambda linear, x, w, b: torch.compile(linear, backend="eager", fullgraph=True)(x, w, b),
@@ -107,12 +113,11 @@ def test_what_does_not_fit_is_refused_in_pytorchs_words() -> None:
 def test_the_gradient_is_differentiated_again() -> None:
     x, w, b = leaves((5, 9), (7, 9), (7,))
     with prefer("numpy"):
-        assert torch.autograd.gradgradcheck(bias_gradient.linear, leaves((5, 9), (7, 9), (7,), dtype=torch.float64))
-        (db,) = torch.autograd.grad(bias_gradient.linear(x, w, b).pow(3).sum(), b, create_graph=True)
-        again = torch.autograd.grad(db.sum(), (x, w, b))
-    (expected,) = torch.autograd.grad(F.linear(x, w, b).pow(3).sum(), b, create_graph=True)
-    for found, wanted in zip(again, torch.autograd.grad(expected.sum(), (x, w, b)), strict=True):
-        assert_close(found, wanted, "f32", 10)
+        once = torch.autograd.grad(bias_gradient.linear(x, w, b).pow(3).sum(), (x, w, b), create_graph=True)
+        again = torch.autograd.grad(sum(g.sum() for g in once), (x, w, b))
+    expected = torch.autograd.grad(F.linear(x, w, b).pow(3).sum(), (x, w, b), create_graph=True)
+    for found, wanted in zip(again, torch.autograd.grad(sum(g.sum() for g in expected), (x, w, b)), strict=True):
+        assert_close(found, wanted, "f32", 100)
 
 
 def test_several_gradients_at_once() -> None:
@@ -135,6 +140,21 @@ def test_whatever_else_is_frozen(frozen: tuple[int, ...]) -> None:
         assert_close(found, expected, "f32", 10)
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_no_gradient_needs_may_be_modified_before_the_backward(frozen: int) -> None:
+    got = []
+    for linear in (bias_gradient.linear, F.linear):
+        given = leaves((5, 9), (7, 9), (7,))
+        given[frozen].requires_grad_(False)
+        with prefer("numpy"):
+            y = linear(*given)
+            with torch.no_grad():
+                given[1 - frozen].add_(1)
+            got.append(torch.autograd.grad(y.square().sum(), (given[1 - frozen], given[2])))
+    for found, wanted in zip(*got, strict=True):
+        assert_close(found, wanted, "f32", 10)
+
+
 def test_under_autocast_types_are_pytorchs() -> None:
     given, before = leaves((5, 9), (7, 9), (7,)), sums()
     with prefer("numpy"), torch.autocast("cpu", torch.bfloat16):
@@ -152,6 +172,20 @@ def test_inside_a_checkpoint() -> None:
     given, before = leaves((5, 9), (7, 9), (7,)), sums()
     with prefer("numpy"):
         got = gradients(lambda *g: checkpoint(bias_gradient.linear, *g, use_reentrant=False), given)
+    assert sums() == before + 1
+    for found, expected in zip(got, gradients(F.linear, given), strict=True):
+        assert_close(found, expected, "f32", 10)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (2, 5, 9)])
+def test_a_mode_sees_the_operations_that_it_knows(shape: tuple[int, ...]) -> None:
+    """And what a checkpoint makes again when the mode is gone is what it made."""
+    given, before = leaves(shape, (7, 9), (7,)), sums()
+    with prefer("numpy"):
+        with Asked() as asked:
+            y = checkpoint(bias_gradient.linear, *given, use_reentrant=False)
+        got = torch.autograd.grad(y.square().sum(), given)
+    assert "aten::addmm" in asked.names
     assert sums() == before + 1
     for found, expected in zip(got, gradients(F.linear, given), strict=True):
         assert_close(found, expected, "f32", 10)
@@ -211,6 +245,13 @@ def test_layers_that_are_called_and_train_a_bias(block: Block) -> None:
             assert_close(p.grad, wanted.grad, "f32", 100)
 
 
+def test_a_run_that_is_watched_is_served_as_others_are(block: Block) -> None:
+    report = kpt.optimize(block)
+    with prefer("numpy"), report.watching():
+        block(torch.ones(2, 5, 8)).sum().backward()
+    assert report.served().by["linear_act_backward"]["numpy"] >= len(CALLED)
+
+
 def test_others_see_the_layers_that_they_know() -> None:
     """Whatever was replaced first, pairs are found and fused, and run so."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
@@ -234,6 +275,20 @@ def test_copies_and_pickles(block: Block) -> None:
         assert linears(other) == CALLED
         kpt.restore_modules(other)
         assert type(other.out) is nn.Linear
+
+
+def test_traced_by_fx() -> None:
+    layer, x = nn.Linear(8, 4), torch.ones(3, 8)
+    kpt.replace_modules(layer, only={"bias_gradient"})
+    assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
+
+
+def test_lazy_layers_are_none_before_their_first_call() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d())
+    assert not kpt.optimize(model).changes
+    model(torch.ones(3, 4))
+    kpt.optimize(model)
+    assert linears(model) == ["0"]
 
 
 @pytest.mark.parametrize("mode", ["eval", "no_grad"])

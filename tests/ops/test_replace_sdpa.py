@@ -260,6 +260,33 @@ def test_what_does_not_fit_is_refused_as_by_pytorch(given: tuple[torch.Tensor, .
     assert errors[0] == errors[1]
 
 
+def halves(module: nn.MultiheadAttention) -> None:
+    module.num_heads = 4
+
+
+def a_key_of_zeros(module: nn.MultiheadAttention) -> None:
+    module.add_zero_attn = True
+
+
+def a_scale(module: nn.MultiheadAttention) -> None:
+    nn.utils.parametrizations.spectral_norm(module.out_proj)
+
+
+@pytest.mark.parametrize("change", [halves, a_key_of_zeros, a_scale])
+def test_attention_that_was_changed_after_all(change: Any) -> None:
+    """A weight that is made anew whenever it is asked for is asked for as often as by PyTorch."""
+    got = []
+    for replaced in (True, False):
+        torch.manual_seed(20)
+        module = nn.MultiheadAttention(16, 2, batch_first=True)
+        if replaced:
+            kpt.replace_modules(module)
+        change(module)
+        got.append((module(X, X, X, need_weights=False)[0].detach(), *module.buffers()))
+    for found, wanted in zip(*got, strict=True):
+        assert_close(found, wanted, "f32", 16)
+
+
 def test_what_is_no_batch_is_pytorchs() -> None:
     own = nn.MultiheadAttention(16, 2, batch_first=True).eval()
     module = copy.deepcopy(own)

@@ -131,12 +131,12 @@ def match(module: nn.Module) -> Norm | None:
     """What the parts of a module of this form are called; None for one of another."""
     parameters = {name: p for name, p in module._parameters.items() if p is not None}
     if (
-        any(True for _ in module.children())
+        is_pytorchs(module)  # lazy ones have no shapes yet
+        or any(True for _ in module.children())
         or any(True for _ in module.buffers())
         or len(parameters) > 2
         or any(p.ndim != 1 or p.shape[0] < 2 or not p.is_floating_point() for p in parameters.values())
         or len({p.shape for p in parameters.values()}) > 1
-        or is_pytorchs(module)
     ):
         return None
     known = proof.attributes(module).items()
