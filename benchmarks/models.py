@@ -1,7 +1,8 @@
 """Whole models with drawn weights, bf16: a forward, and a forward and backward; as they are, replaced by kpt at two levels,
 compiled, compiled after replacing, and with Liger's kernels where it knows the model. One of them decodes, too.
 
-Candidates take turns on the same inputs. Beside times stands what memory a run takes at its peak beyond the weights.
+Candidates take turns on the same inputs, and with them the floor: what PyTorch multiplies in a run, alone. Beside times stands
+what memory a run takes at its peak beyond the weights.
 """
 
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import peers, products
 from benchmarks.case import Found, Run, Stopping
 from benchmarks.report import Picture
 from benchmarks.sides import DECODING_SIDES, RIVALS, SIDES, Side
@@ -23,6 +24,8 @@ from benchmarks.subjects import SUBJECTS, Subject
 TITLE = "Whole models, bf16"
 
 PICTURE = Picture("milliseconds", "ms")
+
+FLOOR = "products alone"
 
 ROUNDS = 12
 
@@ -49,6 +52,8 @@ def compared(subjects: Mapping[str, Subject], device: str, rounds: int, only: st
         for case, subject, sides, make in modes:
             if only in case:
                 makers = {side: partial(_run, build, subject, make, device) for side, build in sides.items()}
+                if "torch" in sides:
+                    makers[FLOOR] = partial(_floor, subject, make, device)
                 rows.append(_row(case, makers, device, rounds))
                 print(_line(rows[-1]), flush=True)
     failed = sum(side.startswith("kpt") for row in rows for side in row["missing"])
@@ -71,6 +76,10 @@ def _run(side: Side, subject: Subject, make: Make, device: str) -> Run:
     model = subject.build().to(device, torch.bfloat16)
     inputs = subject.inputs(device)
     return make(side, model, inputs, subject)
+
+
+def _floor(subject: Subject, make: Make, device: str) -> Run:
+    return products.alone(_run(SIDES["torch"], subject, make, device))
 
 
 def _forward(side: Side, model: nn.Module, inputs: Inputs, subject: Subject) -> Run:
@@ -133,7 +142,7 @@ def _loss(found: Any) -> torch.Tensor:
 # ------------------------------------------------------------------ rows
 def _row(case: str, makers: Mapping[str, Callable[[], Run]], device: str, rounds: int) -> dict[str, Any]:
     runs, missing = peers.available(makers)
-    gib = {name: _peak(run, device) for name, run in runs.items()}
+    gib = {name: _peak(run, device) for name, run in runs.items() if name != FLOOR}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():

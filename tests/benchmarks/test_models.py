@@ -9,8 +9,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import models, report, sides, subjects
+from benchmarks import models, products, report, sides, subjects
 from benchmarks.nano_gpt import NanoGPT
 from benchmarks.subjects import Subject
 
@@ -42,7 +43,7 @@ def test_rows_of_small_models(
             assert row["milliseconds"].keys() == sides.DECODING_SIDES.keys()
             continue
         own = {"kpt", "kpt, aggressive"}
-        assert row["milliseconds"].keys() == {"torch", "Inductor", "kpt, Inductor"} | own
+        assert row["milliseconds"].keys() == {"torch", "Inductor", "kpt, Inductor", models.FLOOR} | own
         ratios = {f"{side} / torch" for side in own}
         assert row["times as fast"].keys() == {"kpt, Inductor / Inductor"} | ratios
         assert "Liger" in row["missing"]
@@ -51,6 +52,20 @@ def test_rows_of_small_models(
     path = report.write(tmp_path_factory.mktemp("found"), "models", models.TITLE, found.rows, found.picture, found.about)
     assert report.plot(path).stat().st_size
     assert "Llama, forward and backward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("make", [models._forward, models._backward])
+def test_the_floor_is_all_that_is_multiplied_but_in_attention(name: str, make: models.Make) -> None:
+    run = models._run(sides.SIDES["torch"], TINY[name], make, "cpu")
+    counted = []
+    for each in (run, products.alone(run)):
+        with FlopCounterMode(display=False) as counter:
+            each()
+        ops = counter.get_flop_counts()["Global"]
+        counted.append({op: flops for op, flops in ops.items() if "attention" not in str(op)})
+    assert counted[0] == counted[1]
+    assert sum(counted[0].values()) > 0
 
 
 def test_what_is_stopped_keeps_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
