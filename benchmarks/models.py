@@ -52,7 +52,7 @@ def compared(subjects: Mapping[str, Subject], device: str, rounds: int, only: st
         for case, subject, sides, make in modes:
             if only in case:
                 makers = {side: partial(_run, build, subject, make, device) for side, build in sides.items()}
-                if "torch" in sides:
+                if "torch" in sides:  # what decodes is compiled, and nobody sees into it
                     makers[FLOOR] = partial(_floor, subject, make, device)
                 rows.append(_row(case, makers, device, rounds))
                 print(_line(rows[-1]), flush=True)

@@ -161,7 +161,7 @@ class _Ready:
     def _warm_up(self) -> None:
         """Imports, CUDA, cuBLAS in both types that the programs multiply; and from now on binaries are counted.
 
-        Python's collector looks at all that imports brought once, for 60 to 110 ms, in whichever call comes next: it does here.
+        Python's collector looks at all that imports brought once, in whichever call comes next (111 ms on a CPU): it does here.
         """
         for name in IMPORTED:
             import_module(name)

@@ -27,7 +27,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     It is PyTorch's where that gradient is not wanted or ``FEWEST`` counts against it; on devices without its kernels, unless
     they are preferred; and for whatever looks at functions: torch.compile, modes of theirs, transforms, subclasses of tensors.
     """
-    if bias is None or not is_called_plainly() or not _gains(x, weight, bias):
+    if bias is None or not torch.is_grad_enabled() or not is_called_plainly() or not _gains(x, weight, bias):
         return F.linear(x, weight, bias)
     device = x.device.type
     if is_autocasting() and torch.is_autocast_enabled(device):
@@ -39,7 +39,7 @@ def _gains(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> bool:
     """Whether the sum by kernels is possible, and worth it."""
     if type(x) not in PLAIN or type(weight) not in PLAIN or type(bias) not in PLAIN or x.dtype not in KERNEL_FLOATS:
         return False
-    if not (bias.requires_grad and torch.is_grad_enabled()) or bias.ndim != 1 or x.ndim < 2:
+    if not bias.requires_grad or bias.ndim != 1 or x.ndim < 2:
         return False
     if x.numel() == 0 or bias.numel() == 0 or not have_memory((x, weight)) or not x.is_contiguous():
         return False

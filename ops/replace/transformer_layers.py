@@ -23,7 +23,7 @@ from kpt.ops.replace.modules import activation_name, is_linear, is_watched
 _ALL_PARTS = Within(torch, "backends.mha.get_fastpath_enabled", lambda: False)
 """torch, as it is where layers call their parts."""
 
-_attention = exchanged(
+_functional = exchanged(
     F.multi_head_attention_forward,
     {
         "scaled_dot_product_attention": scaled_dot_product_attention,
@@ -32,7 +32,7 @@ _attention = exchanged(
     },
 )
 _attend = exchanged(
-    nn.MultiheadAttention.forward, {"torch": _ALL_PARTS, "F": Within(F, "multi_head_attention_forward", _attention)}
+    nn.MultiheadAttention.forward, {"torch": _ALL_PARTS, "F": Within(F, "multi_head_attention_forward", _functional)}
 )
 _encode = exchanged(nn.TransformerEncoderLayer.forward, {"torch": _ALL_PARTS})
 

@@ -292,7 +292,8 @@ def test_lazy_layers_are_none_before_their_first_call() -> None:
 
 
 @pytest.mark.parametrize("mode", ["eval", "no_grad"])
-def test_nothing_is_noted_where_no_gradient_is_wanted(mode: str) -> None:
+def test_nothing_is_noted_where_no_gradient_is_wanted(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bias_gradient, "_follow", None)
     layer, x = nn.Linear(8, 4), torch.ones(3, 8)
     kpt.replace_modules(layer, only={"bias_gradient"})
     if mode == "eval":
