@@ -82,6 +82,14 @@ def test_a_tiny_case_becomes_a_row_and_a_picture(suite: str, tmp_path: Path) -> 
     assert report.plot(path).stat().st_size
 
 
+def test_of_lengths_the_same_bytes_of_one_length_stand_beside_and_are_no_peer() -> None:
+    with kpt.ops.prefer("numpy"):
+        row = timed(TINY["decode, lengths"]())
+    assert row["best peer"] == "SDPA with a mask"
+    assert row["difference"]["from"] == "SDPA with a mask"
+    assert decode.AS_MANY in row["ratios"]
+
+
 def test_a_peer_that_is_not_here_is_named() -> None:
     row = timed(TINY["attention"]())
     assert "FA CuTe" in row["missing"]
