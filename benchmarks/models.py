@@ -2,12 +2,13 @@
 compiled, compiled after replacing, and with Liger's kernels where it knows the model. One of them decodes, too.
 
 Candidates take turns on the same inputs, and with them the floor: what PyTorch multiplies in a run, alone. Beside times stands
-what memory a run takes at its peak beyond the weights.
+how long the host takes to ask for a run, without which nobody tells a quicker device from a quicker host, and what memory a run
+takes at its peak beyond the weights.
 """
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -143,27 +144,32 @@ def _loss(found: Any) -> torch.Tensor:
 def _row(case: str, makers: Mapping[str, Callable[[], Run]], device: str, rounds: int) -> dict[str, Any]:
     runs, missing = peers.available(makers)
     gib = {name: _peak(run, device) for name, run in runs.items() if name != FLOOR}
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             taken[name].append(_milliseconds(run, device))
-    milliseconds = {name: round(median(each), 3) for name, each in taken.items()}
+    host, milliseconds = ({name: _median(each, part) for name, each in taken.items()} for part in (0, 1))
     pairs = ((ours, theirs) for ours, others in RIVALS.items() for theirs in others)
     ratios = {
         f"{ours} / {theirs}": round(milliseconds[theirs] / milliseconds[ours], 3)
         for ours, theirs in pairs
         if ours in milliseconds and theirs in milliseconds
     }
-    return {"case": case, "milliseconds": milliseconds, "GiB": gib, "times as fast": ratios, "missing": missing}
+    return {"case": case, "milliseconds": milliseconds, "host": host, "GiB": gib, "times as fast": ratios, "missing": missing}
 
 
-
-def _milliseconds(run: Run, device: str) -> float:
+def _milliseconds(run: Run, device: str) -> tuple[float, float]:
+    """Until the host has asked for all of a run, and until all is done."""
     _wait(device)
     start = time.perf_counter()
     run()
+    asked = time.perf_counter()
     _wait(device)
-    return (time.perf_counter() - start) * 1e3
+    return (asked - start) * 1e3, (time.perf_counter() - start) * 1e3
+
+
+def _median(each: Sequence[tuple[float, float]], part: int) -> float:
+    return round(median(times[part] for times in each), 3)
 
 
 def _peak(run: Run, device: str) -> float | None:
@@ -189,6 +195,6 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[str]:
-    each = "  ".join(f"{name} {ms:.2f}" for name, ms in row["milliseconds"].items())
+    each = "  ".join(f"{name} {ms:.2f} (host {row['host'][name]:.2f})" for name, ms in row["milliseconds"].items())
     yield f"{row['case']:<30} {each}  | {'  '.join(f'{pair}: {ratio}' for pair, ratio in row['times as fast'].items())}"
     yield from (f"{'':<30} missing: {name}: {why}" for name, why in row["missing"].items())

@@ -44,6 +44,7 @@ def test_rows_of_small_models(
             continue
         own = {"kpt", "kpt, aggressive"}
         assert row["milliseconds"].keys() == {"torch", "Inductor", "kpt, Inductor", models.FLOOR} | own
+        assert all(0 < row["host"][side] <= ms for side, ms in row["milliseconds"].items())
         ratios = {f"{side} / torch" for side in own}
         assert row["times as fast"].keys() == {"kpt, Inductor / Inductor"} | ratios
         assert "Liger" in row["missing"]
