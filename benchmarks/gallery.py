@@ -1,10 +1,13 @@
 """The kernels of docs/gallery beside what one would write in PyTorch instead, eager and compiled, and what libraries offer.
 
-``python -m benchmarks.gallery`` needs no GPU: it prints what kpt's model says of an H200, as the pages quote it.
+``python -m benchmarks.gallery`` needs no GPU: it prints what kpt's model says of an H200, and what was measured on one, as the
+pages quote it.
 """
 
+import json
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -15,6 +18,8 @@ from benchmarks.case import OpCase, Run
 from benchmarks.formulas import SHOWN, Dims, Tensor
 from kpt_dsl import targets
 from kpt_dsl.space import space
+
+MEASURED = Path(__file__).parent / "results/nvidia-h200/gallery.json"
 
 TITLE = "The gallery, bf16 (bytes of what is read and written once, or FLOPs)"
 
@@ -46,10 +51,19 @@ def predicted(name: str, target: str = "nvidia-h200") -> float:
     return sum(each.seconds(each.first) for each in options) * 1e6
 
 
+@cache
+def measured() -> dict[str, tuple[float, float, str]]:
+    """Of each kernel, microseconds on an H200, those of the fastest beside it, and what that is."""
+    rows = json.loads(MEASURED.read_text())["rows"]
+    return {r["case"]: (r["microseconds"]["kpt"], r["microseconds"][r["best peer"]], r["best peer"]) for r in rows}
+
+
 def line(name: str) -> str:
-    """What a page says of a kernel's size and time: a row of a Markdown table."""
+    """What a page says of a kernel's size and times: a row of a Markdown table."""
     dims = ", ".join(f"{dim} {extent}" for dim, extent in SHOWN[name].dims.items())
-    return f"| `{name}` | {dims} | {float(f'{predicted(name):.2g}'):g} |"
+    kpt, fastest, peer = measured()[name]
+    guess, own, other = (f"{float(f'{n:.{digits}g}'):g}" for n, digits in ((predicted(name), 2), (kpt, 3), (fastest, 3)))
+    return f"| `{name}` | {dims} | {guess} | {own} | {other}, {peer} |"
 
 
 # ------------------------------------------------------------------ what libraries offer

@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import torch
 
@@ -233,16 +234,35 @@ class Op:
         """The kernel instances behind a call of these extents and dtype: what the tuner tunes.
 
         ``target``: leaves out what is a choice on other targets only. ``flags`` are the op's semantic options
-        (``causal=True``). Raises InputError for missing or unknown dims and flags.
+        (``causal=True``). Raises InputError for missing or unknown dims and flags, for flags of other types than ``arguments``
+        takes, and, as the op does, for those that do not go together.
         """
         if set(dims) != set(self.dims):
             raise InputError(f"{self.name}: dims are {', '.join(self.dims)}; given were {', '.join(dims) or 'none'}")
         if negative := {d: n for d, n in dims.items() if n < 1}:
             raise InputError(f"{self.name}: extents {negative} are not positive")
-        known = list(inspect.signature(self.arguments).parameters)[3:]
-        if unknown := set(flags) - set(known):
+        known = dict(list(inspect.signature(self.arguments).parameters.items())[3:])
+        if unknown := flags.keys() - known.keys():
             raise InputError(f"{self.name} has no flags {sorted(unknown)}; it has {', '.join(known) or 'none'}")
-        return self.record(self.arguments(dims, dtype, "meta", **flags), target)
+        for name, value in flags.items():
+            if not _is_one(value, known[name].annotation):
+                accepted = inspect.formatannotation(known[name].annotation).replace("typing.", "")
+                raise InputError(f"{self.name}: flag {name} is {value!r} ({type(value).__name__}); accepted: {accepted}")
+        arguments = self.arguments(dims, dtype, "meta", **flags)
+        self.check(*arguments)
+        return self.record(arguments, target)
+
+
+def _is_one(value: Any, annotation: Any) -> bool:
+    """Whether a value is what a parameter's annotation says; a whole number is a number, and a bool is neither."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return value in parts
+    if origin in (Union, UnionType):
+        return any(_is_one(value, part) for part in parts)
+    if annotation is float:
+        return type(value) in (int, float)
+    return annotation is Any or type(value) is (origin or annotation)
 
 
 def _schema(public: Callable[..., Any]) -> str:

@@ -28,6 +28,9 @@ INSTEAD = {
 
 def check(op: str, q: Any, k: Any, v: Any, scores: Scores) -> None:
     """Raises InputError, in the name of ``op``, for shapes that do not fit."""
+    for name, accepted in INSTEAD.items():
+        if getattr(scores, name) is not None:
+            checks.reject(op, name, "given", accepted)
     checks.rank(op, "q", q, (3,), "rank 3, (queries of all entries, heads, head dim), since cu_seqlens_q is given")
     checks.rank(op, "k", k, (3,), "rank 3, (keys of all entries, key-value heads, head dim)")
     if k.shape[2] != q.shape[2]:
@@ -35,9 +38,6 @@ def check(op: str, q: Any, k: Any, v: Any, scores: Scores) -> None:
     checks.rank(op, "v", v, (3,), "rank 3, (keys of all entries, key-value heads, head dim of values)")
     if v.shape[:2] != k.shape[:2]:
         checks.reject(op, "v", checks.shape_of(v), f"the keys and heads of k, {(*k.shape[:2], 'any head dim')}")
-    for name, accepted in INSTEAD.items():
-        if getattr(scores, name) is not None:
-            checks.reject(op, name, "given", accepted)
 
 
 def batched(t: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import torch
 
 from kpt.ops import checks
+from kpt.ops.eager import is_transformed
+from kpt_dsl.checks import is_on
+from kpt_dsl.errors import IndexRangeError
 
 
 class Keys(NamedTuple):
@@ -56,22 +59,37 @@ def check(op: str, q: Any, k: Any, v: Any, table: Any, lengths: Any) -> None:
         checks.reject(op, "v", checks.shape_of(v), accepted)
 
 
-def gathered(t: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Keys or values of each batch entry in one piece, (B, G, N, D); behind ``lengths`` whatever a page holds."""
-    return t[_pages(t, table, lengths)].flatten(1, 2).transpose(1, 2)
+def gathered(
+    op: str, t: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor | None
+) -> torch.Tensor:
+    """Keys or values of each batch entry in one piece, (B, G, N, D); behind ``lengths`` and before ``starts`` whatever a page
+    holds. Raises IndexRangeError as ``_pages`` does."""
+    return t[_pages(op, t, table, lengths, starts)].flatten(1, 2).transpose(1, 2)
 
 
 def scattered(
-    gradient: torch.Tensor, like: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor
+    op: str, gradient: torch.Tensor, like: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor | None
 ) -> torch.Tensor:
     """The gradient of pages from that of each batch entry's keys: the sums over entries that have a page in common."""
     wide = torch.promote_types(like.dtype, torch.float32)
     parts = gradient.transpose(1, 2).unflatten(1, (-1, like.shape[1])).flatten(0, 1).to(wide)
     sums = torch.zeros(like.shape, dtype=wide, device=like.device)
-    return sums.index_add(0, _pages(like, table, lengths).flatten(), parts).to(like.dtype)
+    return sums.index_add(0, _pages(op, like, table, lengths, starts).flatten(), parts).to(like.dtype)
 
 
-def _pages(t: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The table, with the first page where it is behind the lengths: anything may stand there."""
+def _pages(
+    op: str, t: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor | None
+) -> torch.Tensor:
+    """The table, with the first page where no key counts: anything may stand there. Raises IndexRangeError, in the name of
+    ``op``, for a page of another place that the pool does not have, on CPUs and within ``kpt_dsl.checking()``; PyTorch counts
+    negative ones from the end."""
     firsts = torch.arange(table.shape[1], device=table.device) * t.shape[1]
-    return table.masked_fill(firsts >= lengths[:, None], 0).long()
+    unread = firsts >= lengths[:, None]
+    if starts is not None:
+        unread = unread | (firsts + t.shape[1] <= starts[:, None])
+    found = table.masked_fill(unread, 0).long()
+    if type(table) is torch.Tensor and (table.is_cpu or (is_on() and not table.is_meta)) and not is_transformed():
+        for entry, place in ((found < 0) | (found >= len(t))).nonzero().tolist():
+            was = f"{op}: block_table[{entry}, {place}] is {int(found[entry, place])}"
+            raise IndexRangeError(f"{was}; accepted: a page of the pool, from 0 to {len(t) - 1}")
+    return found

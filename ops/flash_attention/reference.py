@@ -21,8 +21,8 @@ FUSED_BYTES = 16
 def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> list[torch.Tensor]:
     """[o], or [o, lse]; o as ``empty_output`` lays it out."""
     scores, return_lse = Scores.split("flash_attention", others)
-    if (table := scores.block_table) is not None and scores.lengths is not None:
-        k, v = (pages.gathered(t, table, scores.lengths) for t in (k, v))
+    if (table := scores.block_table) is not None and (lengths := scores.lengths) is not None:
+        k, v = (pages.gathered("flash_attention", t, table, lengths, scores.key_starts) for t in (k, v))
         scores = scores._replace(block_table=None)
     scale = scores.scale
     if scores.cu_seqlens_q is not None:
@@ -67,12 +67,13 @@ def flash_attention_backward(
     laid out as its input."""
     scores, needed = Scores.split("flash_attention_backward", others)
     if (table := scores.block_table) is not None and (lengths := scores.lengths) is not None:
-        whole = [pages.gathered(t, table, lengths) for t in (k, v)]
+        op, which = "flash_attention_backward", (table, lengths, scores.key_starts)
+        whole = [pages.gathered(op, t, *which) for t in (k, v)]
         given = scores._replace(block_table=None).around(needed)
         gradients = flash_attention_backward(do, q, *whole, o, lse, dlse, *given)
         shared = [t for t, n in zip((None, k, v, None, None), needed, strict=False) if n]
         return [
-            g if t is None else laid_out(pages.scattered(g, t, table, lengths), empty_like(t))
+            g if t is None else laid_out(pages.scattered(op, g, t, *which), empty_like(t))
             for g, t in zip(gradients, shared, strict=True)
         ]
     if scores.cu_seqlens_q is not None:

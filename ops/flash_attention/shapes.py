@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from kpt.ops import checks
 from kpt.ops.dtypes import torch_dtype
 from kpt.ops.flash_attention.contract import lse_shape
 from kpt.ops.flash_attention.scores import Scores, Window, sides
@@ -62,6 +63,9 @@ def arguments(
     keys. A mask is for all heads; one of bools hides a tenth of the keys. With ``page``, keys lie in pages of so many of a pool
     that has no others, in any order. ``packed``: B entries of random lengths, M queries and N keys each on average."""
     randn = partial(torch.randn, dtype=torch_dtype(dtype), device=device)
+    for name, number in (("value_dim", value_dim), ("page", page)):
+        if number is not None and number < 1:
+            checks.reject("flash_attention", name, str(number), "None, or a whole number, 1 or more")
     b, h, g, m, n, d = (dims[name] for name in DIMS)
     shapes = (h, m, d), (g, n, d), (g, n, value_dim or d)
     q, k, v = (randn(b * rows, heads, width) if packed else randn(b, heads, rows, width) for heads, rows, width in shapes)

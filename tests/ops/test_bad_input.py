@@ -169,6 +169,22 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
     ("layer_norm: extents {'N': 0} are not positive", lambda: get("layer_norm").instances({"M": 3, "N": 0}, "f32")),
     ("layer_norm has no flags ['causal']; it has weight, bias",
      lambda: get("layer_norm").instances({"M": 3, "N": 8}, "f32", causal=True)),
+    ("layer_norm: flag bias is 1 (int); accepted: bool", lambda: get("layer_norm").instances({"M": 3, "N": 8}, "f32", bias=1)),
+    ("cross_entropy: reduction is 'max'; accepted: mean",
+     lambda: get("cross_entropy").instances({"M": 3, "N": 8}, "f32", reduction="max")),
+    *((message, lambda flags=flags: get("flash_attention").instances(dict.fromkeys("BHGMND", 16), "f32", **flags))
+      for message, flags in [
+          ("flash_attention: flag window is 'two' (str); accepted: int | tuple[int, int] | None", {"window": "two"}),
+          ("flash_attention: flag page is True (bool); accepted: int | None", {"page": True}),
+          ("flash_attention: flag softcap is True (bool); accepted: float | None", {"softcap": True}),
+          ("flash_attention: flag mask is 'bias' (str); accepted: Optional[Literal['seen', 'added']]", {"mask": "bias"}),
+          ("flash_attention: page is 0; accepted: None, or a whole number, 1 or more", {"page": 0}),
+          ("flash_attention: value_dim is -3; accepted: None, or a whole number, 1 or more", {"value_dim": -3}),
+          ("flash_attention: window is 0; accepted", {"window": 0}),
+          ("flash_attention: mask is given; accepted: None with cu_seqlens_q", {"packed": True, "mask": "seen"}),
+          ("flash_attention: cache_lengths is given; accepted: None with cu_seqlens_q", {"packed": True, "page": 16}),
+          ("flash_attention: cache_lengths is given; accepted: one of", {"key_lengths": True, "page": 16}),
+      ]),
     ("dtype 'f12' is not one that kernels can hold", lambda: get("layer_norm").instances({"M": 3, "N": 8}, "f12")),
     ("dtype 'i32' is not one that ops take", lambda: get("layer_norm").instances({"M": 3, "N": 8}, "i32")),
 ]  # fmt: skip

@@ -219,6 +219,21 @@ def test_pages_that_the_pool_does_not_have_are_named(backend: Any, bad: int) -> 
             flash_attention(q, k, k, cache_lengths=torch.tensor([17]), block_table=table)
 
 
+@pytest.mark.parametrize("bad", [9, -1, -10])
+def test_pytorch_takes_no_other_page_for_one_that_the_pool_does_not_have(bad: int) -> None:
+    """It would count -1 from the end. Where no key counts, behind the lengths and before the starts, anything may stand."""
+    q, k = randn(1, 2, 1, 16), randn(9, 16, 2, 16)
+    table = torch.tensor([[bad, 4, bad]], dtype=torch.int32)
+    given = {"cache_lengths": torch.tensor([32]), "key_starts": torch.tensor([16])}
+    with prefer("reference"):
+        o = flash_attention(q, k, k, block_table=table, **given)
+        assert_close(o, flash_attention(q, k, k, block_table=table.clamp(0, 8), **given), "f32", 8)
+        for name, more, place in (("cache_lengths", 33, 2), ("key_starts", 15, 0)):
+            said = rf"flash_attention: block_table\[0, {place}\] is {bad}; accepted: a page of the pool, from 0 to 8"
+            with pytest.raises(kd.IndexRangeError, match=said):
+                flash_attention(q, k, k, block_table=table, **given | {name: torch.tensor([more])})
+
+
 @pytest.mark.parametrize("op", ["flash_attention", "flash_attention_backward"])
 def test_opcheck(op: str) -> None:
     given = tuple(list(a) if isinstance(a, tuple) else a for a in arguments(op, page=4, causal=True))

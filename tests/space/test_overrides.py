@@ -9,6 +9,7 @@ import kpt_dsl as kd
 from kpt_dsl import configs, targets
 from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, space
+from tests.space.instances import linear
 
 X = torch.rand(40, 300) + 1
 
@@ -87,3 +88,10 @@ def test_what_cannot_be_had_is_named(target: str, knobs: Any, words: str) -> Non
         space(INSTANCE, chip).overridden(configs.choose(INSTANCE, chip)[0], knobs)
     with pytest.raises(kd.ConfigError, match=words):
         kd.source(shares, target, knobs, shapes={"M": 40, "N": 300}, dtypes="f32")
+
+
+def test_a_config_is_found_for_fewer_columns_than_warps_share() -> None:
+    """The model of a GPU divided by what is left of them."""
+    options = space(linear(40, 300, 64), targets.get("nvidia-h200"))
+    wanted = {"block_M": 64, "block_N": 1, "block_K": 1024}
+    assert options.overridden(options.first, wanted).items() >= wanted.items()

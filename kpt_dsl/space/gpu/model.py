@@ -269,7 +269,7 @@ def product_seconds(sizes: GpuSizes, product: Product) -> float:
         rows = min(m, target.mma_rows)
         times = registers.replicated(sizes, product)
         if not target.tensor_memory_bytes and times == 1:
-            n //= max(1, sizes.warps // target.mma_warps // max(1, m // target.mma_rows))
+            n = max(1, n // max(1, sizes.warps // target.mma_warps // max(1, m // target.mma_rows)))
     balance = rows * n / (rows + n)
     efficiency = balance / (balance + OPERAND_ROWS)
     if m < target.mma_rows:
