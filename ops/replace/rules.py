@@ -77,6 +77,10 @@ ATTENTION = "attention"
 PLACE = "_kpt_place"
 """The attribute of a module of a model whose attention is replaced that says where it stands."""
 
+CHANGED = "_kpt_changed"
+"""The attribute of a module that was shown to compute what an op does, and some other attribute of which is no more what it
+was: its own code serves it."""
+
 SUMS = "add_norm"
 """The kind of layers whose sums are joined with the norms of them."""
 

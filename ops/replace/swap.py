@@ -16,7 +16,7 @@ from kpt.ops.replace.candidates import Candidates, replacement_of
 from kpt.ops.replace.layers import Layers, WhyNot
 from kpt.ops.replace.proven import Refused
 from kpt.ops.replace.report import Change, Report, Skipped
-from kpt.ops.replace.rules import ASKED_FOR, ATTENTION, KINDS, Rule
+from kpt.ops.replace.rules import ASKED_FOR, ATTENTION, CHANGED, KINDS, Rule
 from kpt_dsl.errors import InputError
 
 
@@ -96,6 +96,7 @@ def restore_modules(model: nn.Module) -> Report:
 
 
 def _restore(path: str, module: nn.Module, replaced: Rule, changes: list[Change], skipped: list[Skipped]) -> None:
+    vars(module).pop(CHANGED, None)
     if type(module) is not replaced.replacement:
         reason = f"its class was changed to {type(module).__name__} after it was replaced"
         skipped.append(Skipped(path, replaced.kind, reason))

@@ -12,6 +12,7 @@ from torch import nn
 import kpt
 from kpt.ops import prefer
 from kpt.ops.replace import lowered, proof
+from kpt.ops.replace.forms.stand_ins import Child
 from tests.ops.calls import served
 from tests.tolerances import assert_close
 
@@ -70,8 +71,8 @@ class Transposed(MLP):
 
 
 RIGHT: dict[str, tuple[Any, dict[str, Any]]] = {
-    "a child": (MLP, {"first": ("fc1", nn.Linear), "after": ("fc2", "drop"), "activation": "gelu"}),
-    "another": (lambda: MLP(nn.SiLU()), {"between": (("act", nn.SiLU),), "activation": "silu"}),
+    "a child": (MLP, {"first": ("fc1", Child(nn.Linear)), "after": ("fc2", "drop"), "activation": "gelu"}),
+    "another": (lambda: MLP(nn.SiLU()), {"between": (("act", Child(nn.SiLU, (("inplace", False),))),), "activation": "silu"}),
     "code": (Functional, {"between": (), "after": ("fc2",), "activation": "relu2"}),
     "nothing behind": (Intermediate, {"after": (), "activation": "tanh"}),
     "Conv1D": (Transposed, {"activation": "gelu_tanh"}),

@@ -24,6 +24,7 @@ class Calls:
     """A module's own forward. ``exchanges``: the global names that mean something else there, and what."""
 
     exchanges: tuple[tuple[str, Any], ...]
+    live = None
 
     @property
     def kind(self) -> str:
