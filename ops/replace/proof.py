@@ -128,6 +128,28 @@ def twin(
     return other
 
 
+def called(subject: nn.Module, x: torch.Tensor) -> Any:
+    """What the forward of a twin gives. Raises ValueError where it leaves something in an attribute, for somebody to read."""
+    before = {part: _left_in(part) for part in subject.modules()}
+    y = type(subject).forward(subject, x)
+    for part, known in before.items():
+        now = _left_in(part)
+        for name in now.keys() | known.keys():
+            if now.get(name) != known.get(name):
+                raise ValueError(f"it leaves something in {name}")
+    return y
+
+
+def _left_in(module: nn.Module) -> dict[str, Any]:
+    """What the attributes of a module count as, with what is in those that may be filled."""
+    return {
+        name: (told(value), [id(inner) for inner in (*value, *(value.values() if isinstance(value, dict) else ()))])
+        if isinstance(value, (list, dict, set))
+        else told(value)
+        for name, value in attributes(module).items()
+    }
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where its parameters are, if that is a GPU: its code may ask. Parameters elsewhere are drawn on the CPU."""
     device = next((p.device for p in module.parameters()), None)

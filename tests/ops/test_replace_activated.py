@@ -155,6 +155,26 @@ def test_what_only_looks_like_one_is_left_alone(name: str) -> None:
     assert [s.reason.partition(";")[0] for s in report.skipped] == ["Wrong has no activation of kpt's"] * (name in WRONG)
 
 
+class Noting(nn.GELU):
+    """One that keeps what shapes it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Size] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.shape)
+        return super().forward(x)
+
+
+def test_an_activation_that_keeps_something_is_called() -> None:
+    module = MLP(Noting())
+    (skipped,) = kpt.replace_modules(module).skipped
+    assert "it leaves something in seen" in skipped.reason
+    module(X)
+    assert module.act.seen == [(3, 12)]
+
+
 def test_who_watches_or_exchanges_a_part_gets_the_modules_own_code() -> None:
     module, own, seen = MLP().eval(), MLP().eval(), []
     kpt.replace_modules(module)

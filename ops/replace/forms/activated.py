@@ -133,7 +133,7 @@ def _trial(module: nn.Module, claim: Activated) -> proof.Trial:
         x, y = draw(*case.rows, 8), draw(*case.rows, WIDTH, scale=case.x)
         behind = {name: nn.Identity() if number else Negated() for number, name in enumerate(claim.after)}
         subject = proof.twin(module, case.training, children={claim.first[0]: Given(x, y), **behind})
-        return proof.Run({"what the first layer gives": y}, lambda: type(module).forward(subject, x))
+        return proof.Run({"what the first layer gives": y}, lambda: proof.called(subject, x))
 
     return trial
 

@@ -135,7 +135,7 @@ def _trial(module: nn.Module, way: GatedMLP) -> proof.Trial:
             drawn = [first, second] if len(way.products) == 2 else [torch.cat([first, second], -1)]
             layers = {name: Given(x, y) for name, y in zip(way.products, drawn, strict=True)}
             subject = proof.twin(module, case.training, children={**layers, way.down: Negated()})
-            return type(module).forward(subject, x)
+            return proof.called(subject, x)
 
         return proof.Run({"gate or up": first, "up or gate": second}, forward)
 

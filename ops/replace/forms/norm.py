@@ -185,7 +185,7 @@ def prove(module: nn.Module, norm: Norm, kinds: Collection[str]) -> Served | Ref
         if len(case.rows) == 1:
             x[0] = 0
         subject = proof.twin(module, case.training, parameters)
-        return proof.Run({"input": x, **parameters}, lambda: type(module).forward(subject, x))
+        return proof.Run({"input": x, **parameters}, lambda: proof.called(subject, x))
 
     nearest, passed = None, -1
     for served in claims:
