@@ -40,10 +40,12 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A forward in which sums are joined with the norms of them that have these names, and linear layers with activations."""
+    """A forward in which sums are joined with the norms of them that have these names, and linear layers with activations.
+    ``ops``: what becomes of both."""
 
     norms: tuple[str, ...]
     pairs: tuple[Served, ...]
+    ops: tuple[str, ...] = ()
     live = None
 
     @property
@@ -113,7 +115,8 @@ class Layers:
         names, reason = _sums(module, children, pairs, text)
         left += [Refused(SUMS, reason)] if reason else []
         if names or pairs:
-            joined = Joined(names, pairs)
+            sums = {f"add_{rule.kind}": None for name in names if (rule := replacement_of(children[name])) is not None}
+            joined = Joined(names, pairs, (*sums, *["linear_act"] * bool(pairs)))
             return Rule(joined.kind, kind, proven_class(kind, joined), unserved=tuple([refused.reason for refused in left]))
         return Refused(left[0].kind, "; ".join([refused.reason for refused in left])) if left else None
 

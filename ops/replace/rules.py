@@ -40,6 +40,12 @@ class Rule:
         """What serves modules of a form, by its own record; None for PyTorch's classes."""
         return vars(self.replacement).get("served")
 
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Those that serve such modules, where the kind does not say which."""
+        found: tuple[str, ...] = getattr(self.served, "ops", ())
+        return found
+
 
 def has_pair(module: nn.Module) -> bool:
     """Some linear layer is followed by an activation that can be fused into it."""

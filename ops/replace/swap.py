@@ -69,7 +69,7 @@ def replace_kinds(
                 elif answer is not None:
                     done.append((module, answer))
                     names = answer.original.__name__, answer.replacement.__name__
-                    changes.append(Change(path, answer.kind, *names, answer.unserved))
+                    changes.append(Change(path, answer.kind, *names, answer.unserved, answer.ops))
         if ATTENTION in kinds:
             attention.replace(model, changes, skipped, required=required)
     except BaseException:
@@ -104,7 +104,8 @@ def _restore(path: str, module: nn.Module, replaced: Rule, changes: list[Change]
         reason = "its forward was patched on the instance after it was replaced: take that out, and restore again"
         skipped.append(Skipped(path, replaced.kind, reason))
     else:
-        changes.append(Change(path, replaced.kind, replaced.replacement.__name__, replaced.original.__name__))
+        names = replaced.replacement.__name__, replaced.original.__name__
+        changes.append(Change(path, replaced.kind, *names, ops=replaced.ops))
 
 
 def _becomes(module: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> bool:
