@@ -81,7 +81,7 @@ def proven_class(original: type[nn.Module], served: Served) -> type[nn.Module]:
         "__doc__": f"``{original.__name__}`` through ``kpt.ops.{served.kind}``.",
     }
     if served.live is not None:
-        body["__setattr__"] = _noting(original, served.live)
+        body |= {CHANGED: False, "__setattr__": _noting(original, served.live)}
     # Transformers saves models by the name of their class, and reads their code where its module says.
     name = original.__name__ if hasattr(original, "save_pretrained") else f"Kpt{original.__name__}"
     return new_class(name, (Proven, original), exec_body=lambda space: space.update(body))
@@ -105,7 +105,8 @@ def _noting(original: type[nn.Module], live: Collection[str]) -> Callable[[Any, 
 
 def has_changed(module: nn.Module) -> bool:
     """Whether an attribute was set to something else since the module was shown to compute what serves it."""
-    return CHANGED in module.__dict__
+    changed: bool = getattr(module, CHANGED)  # which torch.compile asks for again, as it would not of the attributes there are
+    return changed
 
 
 def _again(make: Callable[..., nn.Module], original: type[nn.Module], served: Served, *others: Any) -> nn.Module:
