@@ -12,18 +12,19 @@ from torch import nn
 
 from kpt.ops.eager import is_autocasting
 from kpt.ops.linear_act.op import linear_act
+from kpt.ops.replace.forms.stand_ins import Child
 from kpt.ops.replace.modules import is_linear, is_watched
 
 
 def linear_and(activation: str, known: Any, widens: bool) -> Callable[..., torch.Tensor]:
     """A function of a linear layer, an activation, an input and what the activation is given besides. ``activation``: what
-    ``linear_act`` calls it; ``known``: the class of the child that it is, or what it is itself; ``widens``: it may give another
+    ``linear_act`` calls it; ``known``: the child that it is, or what it is itself; ``widens``: it may give another
     type than ``linear_act`` under autocast, where it is called itself."""
 
     def linear_and_activation(
         linear: nn.Module, own: Any, x: torch.Tensor, *beside: Any, **keywords: Any
     ) -> torch.Tensor:
-        is_own = (own is known or type(own) is known) and not (isinstance(own, nn.Module) and is_watched(own))
+        is_own = known.is_still(own) if isinstance(known, Child) else own is known
         is_own = is_own and not (widens and is_autocasting())
         if is_own and is_linear(linear) and not is_watched(linear):
             return linear_act(x, linear.weight, linear.bias, activation=activation)

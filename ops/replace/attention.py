@@ -135,7 +135,8 @@ def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, 
     """Let every config of the model that runs sdpa, or its own function where it does not offer that, run kpt's attention,
     where nothing in its modules' code speaks against it.
 
-    Raises MissingPackageError where ``required`` and Transformers is missing or too old.
+    Raises MissingPackageError where ``required`` and Transformers is missing or too old. An exception leaves configs as they
+    were.
     """
     configs = list(_configs(model))
     try:
@@ -147,32 +148,47 @@ def replace(model: nn.Module, changes: list[Change], skipped: list[Skipped], *, 
         skipped.extend(Skipped(c.path, ATTENTION, str(error)) for c in configs)
         return
     owner = Owner(type(model).__name__)
-    for found in configs:
-        if found.config._attn_implementation in NAMES.values():
-            continue
-        reason, former = found.why_not(), found.former
-        if former is None or reason is not None:
-            skipped.append(Skipped(found.path, ATTENTION, str(reason)))
-            continue
-        if not _set(found.config, NAMES[former]):
-            reason = (
-                f"{type(found.config).__name__} does not keep the name of its attention as Transformers' configs do"
-            )
-            skipped.append(Skipped(found.path, ATTENTION, reason))
-            continue
-        for path, module in found.modules.items():
-            setattr(module, PLACE, Place(owner, path))
-        changes.append(Change(found.path, ATTENTION, former, NAMES[former], found.unserved(former)))
+    others = [found for found in configs if found.config._attn_implementation not in NAMES.values()]
+    try:
+        for found in others:
+            if isinstance(answer := _replaced(found, owner), Change):
+                changes.append(answer)
+            else:
+                skipped.append(answer)
+    except BaseException:
+        for found in others:
+            _restored(found)
+        raise
+
+
+def _replaced(found: _Config, owner: Owner) -> Change | Skipped:
+    """Let a config run kpt's attention, or say why not."""
+    reason, former = found.why_not(), found.former
+    if former is None or reason is not None:
+        return Skipped(found.path, ATTENTION, str(reason))
+    if not _set(found.config, NAMES[former]):
+        reason = f"{type(found.config).__name__} does not keep the name of its attention as Transformers' configs do"
+        return Skipped(found.path, ATTENTION, reason)
+    for path, module in found.modules.items():
+        setattr(module, PLACE, Place(owner, path))
+    return Change(found.path, ATTENTION, former, NAMES[former], found.unserved(former))
+
+
+def _restored(found: _Config) -> list[Change]:
+    """Let a config that runs kpt's attention run what it ran before."""
+    for module in found.modules.values():
+        vars(module).pop(PLACE, None)
+    return [
+        Change(found.path, ATTENTION, name, former)
+        for former, name in NAMES.items()
+        if found.config._attn_implementation == name and _set(found.config, former)
+    ]
 
 
 def restore(model: nn.Module, changes: list[Change]) -> None:
     """Let every config that runs kpt's attention run what it ran before."""
     for found in _configs(model):
-        for module in found.modules.values():
-            vars(module).pop(PLACE, None)
-        for former, name in NAMES.items():
-            if found.config._attn_implementation == name and _set(found.config, former):
-                changes.append(Change(found.path, ATTENTION, name, former))
+        changes += _restored(found)
 
 
 def _configs(model: nn.Module) -> Sequence[_Config]:

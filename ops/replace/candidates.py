@@ -4,19 +4,14 @@ from collections.abc import Collection, Iterable
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import nn
 
 from kpt.ops.replace.forms import activated, calls, gated_mlp, head_and_loss, norm
-from kpt.ops.replace.proof import attributes
+from kpt.ops.replace.proof import attributes, told
 from kpt.ops.replace.proven import Refused, Served, is_proven, proven_class
 from kpt.ops.replace.rules import BIASES, RULES, Rule
 
 FORMS: tuple[Any, ...] = (norm, gated_mlp, activated, calls, head_and_loss)
-
-PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
-"""Types of attributes that are the same where they are equal; others where they are one object."""
-
 
 class Candidates:
     """The answers for one model: modules of one class whose parameters and attributes are alike are looked at once."""
@@ -72,12 +67,5 @@ def replacement_of(module: nn.Module) -> Rule | None:
 def key_of(module: nn.Module) -> Any:
     """The same for modules that are alike in all that a proof can depend on."""
     parameters = {name: (p.shape, p.dtype, p.device) for name, p in module._parameters.items() if p is not None}
-    known = tuple([(name, _told(value)) for name, value in attributes(module).items()])
+    known = tuple([(name, told(value)) for name, value in attributes(module).items()])
     return type(module), tuple(parameters.items()), known, tuple([(name, key_of(m)) for name, m in module.named_children()])
-
-
-def _told(value: Any) -> Any:
-    """What an attribute counts as: numbers, words and tuples of them by what they are, all else by which object it is."""
-    if isinstance(value, tuple):
-        return tuple, tuple(map(_told, value))
-    return type(value), value if isinstance(value, PLAIN) else id(value)

@@ -1,7 +1,8 @@
 """A function's own code in which names that it looks up mean something else: there, and in no namespace that others see."""
 
 import dis
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -19,18 +20,31 @@ def exchanged(function: Any, others: Mapping[str, Any]) -> FunctionType:
     )
     made.__kwdefaults__, made.__annotations__ = function.__kwdefaults__, function.__annotations__
     made.__module__, made.__qualname__, made.__doc__ = function.__module__, function.__qualname__, function.__doc__
-    vars(made)["made_of"] = function, frozenset(others)
     return made
 
 
+def giving_way(function: FunctionType, others: Mapping[str, Any]) -> Callable[..., Any]:
+    """``exchanged``, until a name that it looks up means something else to the function that it was made of, which runs from
+    then on: names of libraries are patched, settings among them, and a copy of them is not."""
+    made, known = exchanged(function, others), function.__globals__
+    names = tuple([(name, known.get(name, known)) for name in dict.fromkeys(global_names(function.__code__))])
+
+    def still() -> bool:
+        return all(known.get(name, known) is value for name, value in names)
+
+    vars(still)["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result, which imports all of torch.compile
+
+    @wraps(function)
+    def run(*args: Any, **keywords: Any) -> Any:
+        return made(*args, **keywords) if still() else function(*args, **keywords)
+
+    vars(run)["still"] = still
+    return run
+
+
 def is_as_now(function: Any) -> bool:
-    """Whether a function still looks up what the one does that it was made of, as one that was not made so always does: names
-    of libraries are patched, and a copy of them is not."""
-    if (made_of := getattr(function, "made_of", None)) is None:
-        return True
-    source, others = made_of
-    kept = {name: value for name, value in function.__globals__.items() if name not in others}
-    return all(source.__globals__.get(name) is value for name, value in kept.items())
+    """Whether a function gives no way to another, as one that was not made so never does."""
+    return getattr(function, "still", lambda: True)()
 
 
 class Within(ModuleType):

@@ -14,6 +14,7 @@ from kpt.ops.replace.after_linear import linear_and
 from kpt.ops.replace.after_sum import after_sum, sum_and_norm
 from kpt.ops.replace.candidates import key_of, replacement_of
 from kpt.ops.replace.forms import norm as norms
+from kpt.ops.replace.forms.stand_ins import as_it_is
 from kpt.ops.replace.modules import LINEAR, is_linear
 from kpt.ops.replace.proven import Refused, proven_class
 from kpt.ops.replace.rewriting.pairs import ACTIVATED, Pair, Place, join_pairs
@@ -27,7 +28,7 @@ WhyNot = Callable[[nn.Module, str, Any], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An activation behind a linear layer: what ``linear_act`` calls it, and the class of the child that it is, or the
+    """An activation behind a linear layer: what ``linear_act`` calls it, and the child that it is, as it is, or the
     function, where it is an attribute of self. ``widens``, ``operations``: as ``pair_proof.Shown`` has them."""
 
     pair: Pair
@@ -39,10 +40,13 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A forward in which sums are joined with the norms of them that have these names, and linear layers with activations."""
+    """A forward in which sums are joined with the norms of them that have these names, and linear layers with activations.
+    ``ops``: what becomes of both."""
 
     norms: tuple[str, ...]
     pairs: tuple[Served, ...]
+    ops: tuple[str, ...] = ()
+    live = None
 
     @property
     def kind(self) -> str:
@@ -111,7 +115,8 @@ class Layers:
         names, reason = _sums(module, children, pairs, text)
         left += [Refused(SUMS, reason)] if reason else []
         if names or pairs:
-            joined = Joined(names, pairs)
+            sums = {f"add_{rule.kind}": None for name in names if (rule := replacement_of(children[name])) is not None}
+            joined = Joined(names, pairs, (*sums, *["linear_act"] * bool(pairs)))
             return Rule(joined.kind, kind, proven_class(kind, joined), unserved=tuple([refused.reason for refused in left]))
         return Refused(left[0].kind, "; ".join([refused.reason for refused in left])) if left else None
 
@@ -169,10 +174,10 @@ def _has(module: nn.Module, pair: Pair) -> bool:
 
 
 def _known(module: nn.Module, pair: Pair) -> Any:
-    """What an activation that is an attribute of self is known by at a call: the class of a child, or a function; None for
+    """What an activation that is an attribute of self is known by at a call: a child as it is, or a function; None for
     others."""
     own = getattr(module, pair.attribute, None)
-    return type(own) if isinstance(own, nn.Module) else own
+    return as_it_is(own) if isinstance(own, nn.Module) else own
 
 
 def _told(part: Any) -> Any:

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from math import sqrt
-from types import MappingProxyType
+from types import MappingProxyType, MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
-from kpt.ops.replace.rules import PLACE
+from kpt.ops.replace.rules import CHANGED, PLACE
 
 ROUNDINGS = {torch.float32: 16 * 2.0**-23, torch.float16: 2 * 2.0**-10, torch.bfloat16: 2 * 2.0**-7}
 """By type, how far a result may be from float64 by rounding, as a part of the largest: what kernels are held to as well."""
@@ -128,6 +128,28 @@ def twin(
     return other
 
 
+def called(subject: nn.Module, x: torch.Tensor) -> Any:
+    """What the forward of a twin gives. Raises ValueError where it leaves something in an attribute, for somebody to read."""
+    before = {part: _left_in(part) for part in subject.modules()}
+    y = type(subject).forward(subject, x)
+    for part, known in before.items():
+        now = _left_in(part)
+        for name in now.keys() | known.keys():
+            if now.get(name) != known.get(name):
+                raise ValueError(f"it leaves something in {name}")
+    return y
+
+
+def _left_in(module: nn.Module) -> dict[str, Any]:
+    """What the attributes of a module count as, with what is in those that may be filled."""
+    return {
+        name: (told(value), [id(inner) for inner in (*value, *(value.values() if isinstance(value, dict) else ()))])
+        if isinstance(value, (list, dict, set))
+        else told(value)
+        for name, value in attributes(module).items()
+    }
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where its parameters are, if that is a GPU: its code may ask. Parameters elsewhere are drawn on the CPU."""
     device = next((p.device for p in module.parameters()), None)
@@ -139,8 +161,24 @@ def attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in MACHINERY}
 
 
-MACHINERY = frozenset({*vars(nn.Module()), PLACE, "forward", "_old_forward", "_hf_hook", "_compiled_call_impl"})
-"""Attributes that are PyTorch's, or that others laid around the forward of an instance."""
+MACHINERY = frozenset({*vars(nn.Module()), PLACE, CHANGED, "forward", "_old_forward", "_hf_hook", "_compiled_call_impl"})
+"""Attributes that are PyTorch's or kpt's, or that others laid around the forward of an instance."""
+
+PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+"""Types of attributes that are the same where they are equal; others where they are one object."""
+
+
+def told(value: Any) -> Any:
+    """What an attribute counts as: numbers, words and tuples of them by what they are, all else by which object it is."""
+    if isinstance(value, tuple):
+        return tuple, tuple(map(told, value))
+    return type(value), value if isinstance(value, PLAIN) else id(value)
+
+
+def is_kept(value: Any) -> bool:
+    """Whether an attribute may be compared with another and pickled beside its module: what is plain, and functions."""
+    is_function = callable(value) and not isinstance(value, (nn.Module, MethodType))
+    return is_function or isinstance(value, PLAIN) or (isinstance(value, tuple) and all(map(is_kept, value)))
 
 
 def _difference(trial: Trial, law: Law, case: Case, device: torch.device) -> str | None:

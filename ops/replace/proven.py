@@ -4,7 +4,7 @@ Such a module is the same object; only its class differs, so ``isinstance``, par
 has no name that pickle could import: a module says how to make it instead, of the class that it had and of what serves it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import new_class
 from typing import Any, ClassVar, Protocol, TypeGuard
@@ -13,6 +13,11 @@ import torch
 from torch import nn
 
 from kpt.ops.replace.exchange import is_as_now
+from kpt.ops.replace.proof import MACHINERY, told
+from kpt.ops.replace.rules import CHANGED
+
+PARTS = ("_parameters", "_buffers", "_modules")
+"""Where a module has what is no plain attribute, by name, or None in its place."""
 
 
 class Served(Protocol):
@@ -20,6 +25,10 @@ class Served(Protocol):
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def live(self) -> Collection[str] | None:
+        """The attributes of a module that may change, since the function reads them at each call; None: all may."""
 
     def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
         """The function that takes the place of ``original.forward``."""
@@ -71,9 +80,33 @@ def proven_class(original: type[nn.Module], served: Served) -> type[nn.Module]:
         "__module__": original.__module__,
         "__doc__": f"``{original.__name__}`` through ``kpt.ops.{served.kind}``.",
     }
+    if served.live is not None:
+        body |= {CHANGED: False, "__setattr__": _noting(original, served.live)}
     # Transformers saves models by the name of their class, and reads their code where its module says.
     name = original.__name__ if hasattr(original, "save_pretrained") else f"Kpt{original.__name__}"
     return new_class(name, (Proven, original), exec_body=lambda space: space.update(body))
+
+
+def _noting(original: type[nn.Module], live: Collection[str]) -> Callable[[Any, str, Any], None]:
+    """How attributes are set where those that are not ``live`` were part of what was shown."""
+
+    def noting(self: Any, name: str, value: Any) -> None:
+        own = vars(self)
+        if name in own:
+            is_other = name not in MACHINERY and told(own[name]) != told(value)
+        else:  # children that there were are asked for at the call
+            is_other = value is not None and any(own[part].get(name, self) is None for part in PARTS)
+        if is_other and name not in live:
+            own[CHANGED] = True
+        original.__setattr__(self, name, value)
+
+    return noting
+
+
+def has_changed(module: nn.Module) -> bool:
+    """Whether an attribute was set to something else since the module was shown to compute what serves it."""
+    changed: bool = getattr(module, CHANGED)  # which torch.compile asks for again, as it would not of the attributes there are
+    return changed
 
 
 def _again(make: Callable[..., nn.Module], original: type[nn.Module], served: Served, *others: Any) -> nn.Module:

@@ -16,7 +16,7 @@ from kpt_dsl import runtime
 class Change:
     """A module (or, for attention, a config) that changed: its path in the model, and what it was and became.
 
-    ``unserved``: what of it is known to stay PyTorch's.
+    ``unserved``: what of it is known to stay PyTorch's. ``ops``: what serves it, where the kind does not say which.
     """
 
     path: str
@@ -24,6 +24,7 @@ class Change:
     before: str
     after: str
     unserved: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Report:
     @property
     def ops(self) -> tuple[str, ...]:
         """Those that were put in."""
-        names = [name for c in self.changes for name in _ops(c.kind).split(", ")]
+        names = [name for c in self.changes for name in _ops(c)]
         return tuple(dict.fromkeys(INSIDE.get(name, name) for name in names))
 
     @contextmanager
@@ -73,7 +74,7 @@ class Report:
     def __str__(self) -> str:
         changed: dict[tuple[str, ...], list[str]] = {}
         for c in self.changes:
-            by = f"kpt.ops.{_ops(c.kind)}" if self.action == "replaced" else "its own code"
+            by = f"kpt.ops.{', '.join(_ops(c))}" if self.action == "replaced" else "its own code"
             changed.setdefault((f"{c.before} -> {c.after}", by, *c.unserved), []).append(c.path)
         left: dict[str, list[str]] = {}
         for s in self.skipped:
@@ -91,20 +92,15 @@ class Report:
         return "\n".join(lines)
 
 
-OPS = {
-    "attention": "flash_attention",
-    "bias_gradient": "linear_act_backward",
-    "add_norm": "add_rms_norm, add_layer_norm",
-    "inner_linear_act": "linear_act",
-}
+OPS = {"attention": "flash_attention", "bias_gradient": "linear_act_backward"}
 """The ops that serve a kind, where they are not called like it."""
 
 INSIDE = {"scaled_dot_product_attention": "flash_attention"}
 """The op that a function of ours calls."""
 
 
-def _ops(kinds: str) -> str:
-    return ", ".join([OPS.get(kind, kind) for kind in kinds.split(", ")])
+def _ops(change: Change) -> tuple[str, ...]:
+    return change.ops or tuple([OPS.get(kind, kind) for kind in change.kind.split(", ")])
 
 
 def _shown(paths: list[str]) -> str:

@@ -40,6 +40,12 @@ class Rule:
         """What serves modules of a form, by its own record; None for PyTorch's classes."""
         return vars(self.replacement).get("served")
 
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Those that serve such modules, where the kind does not say which."""
+        found: tuple[str, ...] = getattr(self.served, "ops", ())
+        return found
+
 
 def has_pair(module: nn.Module) -> bool:
     """Some linear layer is followed by an activation that can be fused into it."""
@@ -76,6 +82,10 @@ ATTENTION = "attention"
 
 PLACE = "_kpt_place"
 """The attribute of a module of a model whose attention is replaced that says where it stands."""
+
+CHANGED = "_kpt_changed"
+"""The attribute of a module that was shown to compute what an op does, and some other attribute of which is no more what it
+was: its own code serves it."""
 
 SUMS = "add_norm"
 """The kind of layers whose sums are joined with the norms of them."""

@@ -55,7 +55,7 @@ class _Trial:
 
     def __call__(self, case: proof.Case, draw: proof.Draw) -> proof.Run:
         parameters = {name: nn.Parameter(draw(*p.shape, scale=case.parameters)) for name, p in self.parameters.items()}
-        width = next((tuple(p.shape) for p in parameters.values()), getattr(self.norm, "normalized_shape", (norms.ANY_WIDTH,)))
+        width = next((tuple(p.shape) for p in parameters.values()), getattr(self.norm, "normalized_shape", (norms.WIDTHS[0],)))
         drawn = [draw(*case.rows, *width, scale=case.x) + 0.5 * case.x for _ in self.given]
         norm: Any = proof.twin(self.norm, case.training, parameters)
         norm.__class__ = self._original()

@@ -16,7 +16,7 @@ from kpt.ops.replace.candidates import Candidates, replacement_of
 from kpt.ops.replace.layers import Layers, WhyNot
 from kpt.ops.replace.proven import Refused
 from kpt.ops.replace.report import Change, Report, Skipped
-from kpt.ops.replace.rules import ASKED_FOR, ATTENTION, KINDS, Rule
+from kpt.ops.replace.rules import ASKED_FOR, ATTENTION, CHANGED, KINDS, Rule
 from kpt_dsl.errors import InputError
 
 
@@ -69,7 +69,7 @@ def replace_kinds(
                 elif answer is not None:
                     done.append((module, answer))
                     names = answer.original.__name__, answer.replacement.__name__
-                    changes.append(Change(path, answer.kind, *names, answer.unserved))
+                    changes.append(Change(path, answer.kind, *names, answer.unserved, answer.ops))
         if ATTENTION in kinds:
             attention.replace(model, changes, skipped, required=required)
     except BaseException:
@@ -96,6 +96,7 @@ def restore_modules(model: nn.Module) -> Report:
 
 
 def _restore(path: str, module: nn.Module, replaced: Rule, changes: list[Change], skipped: list[Skipped]) -> None:
+    vars(module).pop(CHANGED, None)
     if type(module) is not replaced.replacement:
         reason = f"its class was changed to {type(module).__name__} after it was replaced"
         skipped.append(Skipped(path, replaced.kind, reason))
@@ -103,7 +104,8 @@ def _restore(path: str, module: nn.Module, replaced: Rule, changes: list[Change]
         reason = "its forward was patched on the instance after it was replaced: take that out, and restore again"
         skipped.append(Skipped(path, replaced.kind, reason))
     else:
-        changes.append(Change(path, replaced.kind, replaced.replacement.__name__, replaced.original.__name__))
+        names = replaced.replacement.__name__, replaced.original.__name__
+        changes.append(Change(path, replaced.kind, *names, ops=replaced.ops))
 
 
 def _becomes(module: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 import kpt
 from kpt.ops import prefer
 from kpt.ops.replace import lowered, proof
+from kpt.ops.replace.forms.stand_ins import Child
 from tests.ops.calls import served
 from tests.tolerances import assert_close
 
@@ -70,8 +71,8 @@ class Transposed(MLP):
 
 
 RIGHT: dict[str, tuple[Any, dict[str, Any]]] = {
-    "a child": (MLP, {"first": ("fc1", nn.Linear), "after": ("fc2", "drop"), "activation": "gelu"}),
-    "another": (lambda: MLP(nn.SiLU()), {"between": (("act", nn.SiLU),), "activation": "silu"}),
+    "a child": (MLP, {"first": ("fc1", Child(nn.Linear)), "after": ("fc2", "drop"), "activation": "gelu"}),
+    "another": (lambda: MLP(nn.SiLU()), {"between": (("act", Child(nn.SiLU, (("inplace", False),))),), "activation": "silu"}),
     "code": (Functional, {"between": (), "after": ("fc2",), "activation": "relu2"}),
     "nothing behind": (Intermediate, {"after": (), "activation": "tanh"}),
     "Conv1D": (Transposed, {"activation": "gelu_tanh"}),
@@ -152,6 +153,26 @@ def test_what_only_looks_like_one_is_left_alone(name: str) -> None:
     assert type(module) is kind
     assert report.changes == ()
     assert [s.reason.partition(";")[0] for s in report.skipped] == ["Wrong has no activation of kpt's"] * (name in WRONG)
+
+
+class Noting(nn.GELU):
+    """One that keeps what shapes it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Size] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.shape)
+        return super().forward(x)
+
+
+def test_an_activation_that_keeps_something_is_called() -> None:
+    module = MLP(Noting())
+    (skipped,) = kpt.replace_modules(module).skipped
+    assert "it leaves something in seen" in skipped.reason
+    module(X)
+    assert module.act.seen == [(3, 12)]
 
 
 def test_who_watches_or_exchanges_a_part_gets_the_modules_own_code() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import kpt
+from kpt.ops.replace import attention
 from tests.ops.models import (
     COPIES,
     HOLES,
@@ -177,6 +178,28 @@ def test_restoring_is_exact() -> None:
     assert attended() == before
     assert subject.config._attn_implementation == "sdpa"
     assert not [type(m) for m in subject.modules() if "kpt" in type(m).__module__]
+
+
+def test_an_exception_leaves_all_configs_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced = bert()
+    kpt.replace_modules(replaced)
+    subject = torch.nn.ModuleList([replaced, bert(), llama()])
+    attributes = [list(vars(m)) for m in subject.modules()]
+    kinds = [type(m) for m in subject.modules()]
+    own = attention._Config.why_not
+
+    def interrupted(found: Any) -> str | None:
+        if found.path == "2.config":
+            assert subject[1].config._attn_implementation == "kpt"
+            raise KeyboardInterrupt
+        return own(found)
+
+    monkeypatch.setattr(attention._Config, "why_not", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kpt.replace_modules(subject)
+    assert [m.config._attn_implementation for m in subject] == ["kpt", "sdpa", "sdpa"]
+    assert [list(vars(m)) for m in subject.modules()] == attributes
+    assert [type(m) for m in subject.modules()] == kinds
 
 
 def test_other_attention_is_left_alone() -> None:

@@ -96,6 +96,11 @@ def silu_of(scale: float) -> Any:
     return lambda x: x * torch.sigmoid(scale * x)
 
 
+def kept(module: nn.Module, gate: torch.Tensor) -> torch.Tensor:
+    module.sparsity = gate.abs().mean()  # type: ignore[assignment]
+    return gate
+
+
 WRONG = {
     "activation of the product": lambda s, x: s.down_proj(s.act_fn(s.gate_proj(x) * s.up_proj(x))),
     "a sum": lambda s, x: s.down_proj(s.act_fn(s.gate_proj(x)) + s.up_proj(x)),
@@ -109,6 +114,7 @@ WRONG = {
     "the last layer by its weight": lambda s, x: F.linear(s.act_fn(s.gate_proj(x)) * s.up_proj(x), s.down_proj.weight),
     "dropout": lambda s, x: s.down_proj(F.dropout(s.act_fn(s.gate_proj(x)) * s.up_proj(x), 0.1, s.training)),
     "no gradient": lambda s, x: s.down_proj(s.act_fn(s.gate_proj(x)).detach() * s.up_proj(x)),
+    "a loss beside": lambda s, x: s.down_proj(kept(s, s.act_fn(s.gate_proj(x))) * s.up_proj(x)),
     "a limit": lambda s, x: s.down_proj(s.act_fn(s.gate_proj(x)).clamp(max=100) * s.up_proj(x)),
 }
 

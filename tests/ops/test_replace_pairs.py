@@ -343,9 +343,9 @@ def test_sums_and_activations_of_one_forward() -> None:
     changed = [(c.path, c.kind) for c in report.changes]
     assert changed[:2] == [("norm", "layer_norm"), ("(model)", "add_norm, inner_linear_act")]
     assert {kind for _, kind in changed[2:]} == {"bias_gradient"}
-    assert report.ops == ("layer_norm", "add_rms_norm", "add_layer_norm", "linear_act", "linear_act_backward")
+    assert report.ops == ("layer_norm", "add_layer_norm", "linear_act", "linear_act_backward")
     (line,) = [line for line in str(report).splitlines() if "Layer -> KptLayer " in line]
-    assert line.split("  ")[-2:] == ["kpt.ops.add_rms_norm, add_layer_norm, linear_act", "(model)"]
+    assert line.split("  ")[-2:] == ["kpt.ops.add_layer_norm, linear_act", "(model)"]
     before = joined(), joined("add_layer_norm")
     with torch.no_grad():
         assert_close(module(X), own(X), "f32", 64)

@@ -218,6 +218,9 @@ WRONG: dict[str, tuple[Forward, str]] = {
     "channels": (wide(lambda s, x: (s.weight * normal(s, x)).view(x.shape if x.ndim < 4 else (48, -1))), "has shape"),
     "two outputs": (lambda s, x: (x, x), "its output is a tuple"),
     "in place": (lambda s, x: x.mul_(torch.rsqrt(squares(x) + s.variance_epsilon)).mul_(s.weight), "its forward fails"),
+    "what it was given is kept": (
+        wide(lambda s, x: setattr(s, "last", x) or s.weight * normal(s, x)), "it leaves something in last",
+    ),
 }  # fmt: skip
 
 
@@ -280,25 +283,32 @@ class Counting(Norm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         self.seen.append(x)
+        return super().forward(x)
+
+
+class Drawing(Norm):
+    """Draws a number at each call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         torch.rand(())
         return super().forward(x)
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
 def test_proving_leaves_no_trace(around: Any) -> None:
-    module = Counting().train()
+    counting, drawing = model = nn.Sequential(Counting(), Drawing()).train()
     called = []
-    module.register_forward_hook(lambda *_: called.append(1))
-    weight, state = module.weight.clone(), torch.get_rng_state()
+    for module in model:
+        module.register_forward_hook(lambda *_: called.append(1))
+    weights, state = [p.clone() for p in model.parameters()], torch.get_rng_state()
     with around():
-        report = kpt.replace_modules(module)
-    assert len(report.changes) == 1
-    assert (module.calls, module.seen, called, module.training) == (0, [], [], True)
+        report = kpt.replace_modules(model)
+    assert [c.path for c in report.changes] == ["1"]
+    assert (counting.calls, counting.seen, called, drawing.training) == (0, [], [], True)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(module.weight, weight)
-    assert module.weight.grad is None
-    module(X)
-    assert called == [1]
+    assert all(torch.equal(p, weight) and p.grad is None for p, weight in zip(model.parameters(), weights, strict=True))
+    model(X)
+    assert called == [1, 1]
 
 
 def test_an_exception_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,22 @@ def test_what_is_patched_between_two_replacements_is_seen_by_the_second(monkeypa
     assert type(third) is type(second)
 
 
+@pytest.mark.parametrize("name", ["finished", "llamas"])
+def test_what_is_patched_after_replacing_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, module, given = Finishing(), Finishing(), angles(Finishing.columns)
+    kpt.replace_modules(module)
+    module(X, given)
+    before = sum(served("rotary").values())
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[__name__], name, {"finished": torch.neg, "llamas": glms}[name])
+        assert torch.equal(module(X, given), own(X, given))
+        assert sum(served("rotary").values()) == before
+        compiled = torch.compile(module, backend="eager", fullgraph=True)
+        assert_close(compiled(X, given).detach(), own(X, given).detach(), "f32", scale=4.0)
+    module(X, given)
+    assert sum(served("rotary").values()) == before + 1
+
+
 WRONG: dict[str, Turn] = {
     "another sign": lambda q, k, cos, sin: llamas(q, k, cos, -sin),
     "another pairing": lambda q, k, cos, sin: glms(q, far(k), cos, sin),

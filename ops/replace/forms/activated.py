@@ -18,9 +18,9 @@ from kpt.ops.linear_act.reference import ACTIVATIONS
 from kpt.ops.replace import lowered, operations, proof
 from kpt.ops.replace.activation_proof import WIDTH, nearest
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
-from kpt.ops.replace.forms.stand_ins import Given, Negated, Noted, are_as_proven
+from kpt.ops.replace.forms.stand_ins import Child, Children, Given, Negated, Noted, are_as_proven, as_it_is
 from kpt.ops.replace.modules import LINEAR
-from kpt.ops.replace.proven import Refused, Served
+from kpt.ops.replace.proven import Refused, Served, has_changed
 
 IDLE = (nn.Dropout, nn.Identity)
 """Behind a layer, no activation."""
@@ -29,18 +29,19 @@ IDLE = (nn.Dropout, nn.Identity)
 @dataclass(frozen=True, slots=True)
 class Activated:
     """What a module calls its parts. ``between``: the child that is the activation, if one is. ``after``: the children that are
-    called one after the other behind it. Children stand with their classes where they are not called any more. ``widens``: its
+    called one after the other behind it. Children stand as they are where they are not called any more. ``widens``: its
     own code may give float32 under autocast, where the op gives half precision. ``operations``: how many of PyTorch's the
     activation is."""
 
     input: str
-    first: tuple[str, type[nn.Module]]
-    between: tuple[tuple[str, type[nn.Module]], ...]
+    first: tuple[str, Child]
+    between: Children
     after: tuple[str, ...]
     activation: str = ""
     widens: bool = False
     operations: int = 1
     kind = "linear_act"
+    live = ()
 
     def law(self) -> proof.Law:
         made, sign = ACTIVATIONS[self.activation], -1 if self.after else 1
@@ -48,10 +49,10 @@ class Activated:
 
     def forward(self, original: type[nn.Module]) -> Callable[..., torch.Tensor]:
         activation, gone, after, first = self.activation, (self.first, *self.between), self.after, self.first[0]
-        widens, transposed = self.widens, self.first[1] not in LINEAR
+        widens, transposed = self.widens, self.first[1].kind not in LINEAR
 
         def is_unlike(self: Any) -> bool:
-            return not are_as_proven(self, gone) or (widens and is_autocasting())
+            return has_changed(self) or not are_as_proven(self, gone) or (widens and is_autocasting())
 
         def forward(self: Any, x: torch.Tensor) -> Any:
             if is_unlike(self):
@@ -83,8 +84,9 @@ def match(module: nn.Module) -> Activated | None:
     (first, *others), at_once = found
     if first not in layers or (at_once and (not others or others[0] in layers or isinstance(getattr(module, others[0]), IDLE))):
         return None
-    gone = [(name, type(getattr(module, name))) for name in (first, *(others[:1] if at_once else []))]
-    return Activated(inputs(module)[0], gone[0], tuple(gone[1:]), tuple(others[len(gone) - 1 :]))
+    layer = first, Child(type(getattr(module, first)))
+    between = tuple([(name, as_it_is(getattr(module, name))) for name in others[: int(at_once)]])
+    return Activated(inputs(module)[0], layer, between, tuple(others[len(between) :]))
 
 
 def _calls(module: nn.Module, training: bool) -> tuple[list[str], bool] | None:
@@ -131,7 +133,7 @@ def _trial(module: nn.Module, claim: Activated) -> proof.Trial:
         x, y = draw(*case.rows, 8), draw(*case.rows, WIDTH, scale=case.x)
         behind = {name: nn.Identity() if number else Negated() for number, name in enumerate(claim.after)}
         subject = proof.twin(module, case.training, children={claim.first[0]: Given(x, y), **behind})
-        return proof.Run({"what the first layer gives": y}, lambda: type(module).forward(subject, x))
+        return proof.Run({"what the first layer gives": y}, lambda: proof.called(subject, x))
 
     return trial
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from kpt.ops.replace.exchange import exchanged
+from kpt.ops.replace.exchange import giving_way
 from kpt.ops.replace.forms.classes import is_pytorchs, why_changed
 from kpt.ops.replace.functions import cross_entropy, rotary, sdpa
 from kpt.ops.replace.proven import Refused, Served
@@ -24,6 +24,7 @@ class Calls:
     """A module's own forward. ``exchanges``: the global names that mean something else there, and what."""
 
     exchanges: tuple[tuple[str, Any], ...]
+    live = None
 
     @property
     def kind(self) -> str:
@@ -35,7 +36,7 @@ class Calls:
         meanings: dict[str, Any] = {}
         for name, found in self.exchanges:  # by one name, a module's, several functions may be called
             meanings[name] = found.instead_of(meanings.get(name, own.__globals__[name]))
-        return exchanged(own, meanings)
+        return giving_way(own, meanings)
 
 
 def match(module: nn.Module) -> tuple[tuple[str, Any], ...] | None:

@@ -20,8 +20,8 @@ from kpt.ops.replace import proof
 from kpt.ops.replace.anew import fed_anew
 from kpt.ops.replace.forms import head_and_loss
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
-from kpt.ops.replace.forms.stand_ins import Given, Negated, are_as_proven
-from kpt.ops.replace.proven import Refused, Served
+from kpt.ops.replace.forms.stand_ins import Children, Given, Negated, are_as_proven, as_it_is
+from kpt.ops.replace.proven import Refused, Served, has_changed
 
 WIDTH = 24
 """Of what is drawn for the outputs of gate and up."""
@@ -30,17 +30,18 @@ WIDTH = 24
 @dataclass(frozen=True, slots=True)
 class GatedMLP:
     """What a module calls its parts. ``products``: the linear layers whose outputs are the gate and what it is multiplied with,
-    or the one that has both, which of them first by ``gate_first``. ``others``: its children that are no linear layers, with
-    their classes."""
+    or the one that has both, which of them first by ``gate_first``. ``others``: its children that are no linear layers, as
+    they are."""
 
     input: str
     products: tuple[str, ...]
     down: str
-    others: tuple[tuple[str, type[nn.Module]], ...]
+    others: Children
     gate_first: bool = True
     activation: str = ""
     anew: bool = False
     kind = "gated_act"
+    live = ()
 
     def law(self) -> proof.Law:
         def law(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -55,14 +56,14 @@ class GatedMLP:
         (first, *second) = self.products
 
         def apart(self: Any, x: torch.Tensor) -> Any:
-            if are_as_proven(self, others):
+            if not has_changed(self) and are_as_proven(self, others):
                 gate, up = getattr(self, first)(x), getattr(self, second[0])(x)
                 if gate.dtype is up.dtype:
                     return fed(getattr(self, down), gate, up, activation)
             return original.forward(self, x)
 
         def joined(self: Any, x: torch.Tensor) -> Any:
-            if not are_as_proven(self, others):
+            if has_changed(self) or not are_as_proven(self, others):
                 return original.forward(self, x)
             left, right = getattr(self, first)(x).chunk(2, -1)
             gate, up = (left, right) if gate_first else (right, left)
@@ -88,9 +89,8 @@ def match(module: nn.Module) -> tuple[GatedMLP, ...] | None:
         or len(inputs(module)) != 1
     ):
         return None
-    (name,) = inputs(module)
-    classes = tuple([(other, type(child)) for other, child in others.items()])
-    return tuple([GatedMLP(name, products, down, classes) for products, down in _ways(layers)]) or None
+    known = tuple([(name, as_it_is(child)) for name, child in others.items()])
+    return tuple([GatedMLP(inputs(module)[0], products, down, known) for products, down in _ways(layers)]) or None
 
 
 def _ways(layers: dict[str, nn.Linear]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -135,7 +135,7 @@ def _trial(module: nn.Module, way: GatedMLP) -> proof.Trial:
             drawn = [first, second] if len(way.products) == 2 else [torch.cat([first, second], -1)]
             layers = {name: Given(x, y) for name, y in zip(way.products, drawn, strict=True)}
             subject = proof.twin(module, case.training, children={**layers, way.down: Negated()})
-            return type(module).forward(subject, x)
+            return proof.called(subject, x)
 
         return proof.Run({"gate or up": first, "up or gate": second}, forward)
 

@@ -52,6 +52,7 @@ class HeadAndLoss:
     head: str
     loss: Callable[..., torch.Tensor]
     kind = KIND
+    live = None
 
     def forward(self, original: type[nn.Module]) -> Callable[..., Any]:
         own, head, loss = original.forward, self.head, self.loss

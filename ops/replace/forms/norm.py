@@ -20,13 +20,13 @@ from kpt.ops.layer_norm import reference as layer_norms
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.replace import proof
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
-from kpt.ops.replace.proven import Refused, Served
+from kpt.ops.replace.proven import Refused, Served, has_changed
 from kpt.ops.rms_norm import reference as rms_norms
 from kpt.ops.rms_norm.op import rms_norm
 
 DEFAULT_EPS, LARGEST_EPS = 1e-5, 1e-2
 
-ANY_WIDTH = 64
+WIDTHS = 64, 48
 """At which a norm without parameters is tried."""
 
 
@@ -37,6 +37,11 @@ class Norm:
     input: str
     parameters: tuple[str, ...]
     eps: str | float
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """Attributes that are read at each call."""
+        return self.parameters if isinstance(self.eps, float) else (*self.parameters, self.eps)
 
     def eps_of(self, module: Any) -> float:
         found: float = self.eps if isinstance(self.eps, float) else getattr(module, self.eps)
@@ -51,6 +56,10 @@ class RMSNorm:
     offset: float = 0.0
     kind = "rms_norm"
 
+    @property
+    def live(self) -> tuple[str, ...]:
+        return self.norm.live
+
     def law(self, eps: float) -> proof.Law:
         def law(x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
             return rms_norms.rms_norm(x, x.shape[-1:], None if weight is None else self.offset + weight, eps)
@@ -61,19 +70,19 @@ class RMSNorm:
         (name, *_), eps_of, offset = (*self.norm.parameters, ""), self.norm.eps_of, self.offset
 
         def bare(self: Any, x: torch.Tensor) -> torch.Tensor:
-            if _is_unlike(x, x):
+            if has_changed(self) or _widens(x):
                 return original.forward(self, x)  # type: ignore[no-any-return]
             return rms_norm(x, tuple(x.shape[-1:]), None, eps_of(self))
 
         def weighted(self: Any, x: torch.Tensor) -> torch.Tensor:
             weight = getattr(self, name)
-            if _is_unlike(x, weight):
+            if has_changed(self) or _widens(x) or not _fits(weight, x):
                 return original.forward(self, x)  # type: ignore[no-any-return]
             return rms_norm(x, tuple(weight.shape), weight, eps_of(self))
 
         def offset_from(self: Any, x: torch.Tensor) -> torch.Tensor:
             weight = getattr(self, name)
-            if _is_unlike(x, weight):
+            if has_changed(self) or _widens(x) or not _fits(weight, x):
                 return original.forward(self, x)  # type: ignore[no-any-return]
             return rms_norm(x, tuple(weight.shape), weight, eps_of(self), offset)
 
@@ -82,7 +91,7 @@ class RMSNorm:
     def after_sum(self, module: Any, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """That of a sum, and the sum."""
         weight = getattr(module, self.norm.parameters[0]) if self.norm.parameters else None
-        if weight is not None and weight.dtype is not x.dtype:
+        if has_changed(module) or (self.norm.parameters and not _fits(weight, x)):
             total = x + residual
             return module(total), total
         return add_rms_norm(x, residual, tuple(x.shape[-1:]), weight, self.norm.eps_of(module), self.offset)
@@ -95,6 +104,10 @@ class LayerNorm:
     norm: Norm
     kind = "layer_norm"
 
+    @property
+    def live(self) -> tuple[str, ...]:
+        return self.norm.live
+
     def law(self, eps: float) -> proof.Law:
         def law(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
             return layer_norms.layer_norm(x, x.shape[-1:], weight, bias, eps)
@@ -106,7 +119,7 @@ class LayerNorm:
 
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
             weight = getattr(self, weight_name)
-            if _is_unlike(x, weight):
+            if has_changed(self) or _widens(x) or not _fits(weight, x):
                 return original.forward(self, x)  # type: ignore[no-any-return]
             bias = getattr(self, bias_name) if bias_name else None
             return layer_norm(x, tuple(weight.shape), weight, bias, eps_of(self))
@@ -116,7 +129,7 @@ class LayerNorm:
     def after_sum(self, module: Any, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """That of a sum, and the sum."""
         weight, *bias = [getattr(module, name) for name in self.norm.parameters]
-        if weight.dtype is not x.dtype:
+        if has_changed(module) or not _fits(weight, x):
             total = x + residual
             return module(total), total
         eps = self.norm.eps_of(module)
@@ -161,17 +174,18 @@ def prove(module: nn.Module, norm: Norm, kinds: Collection[str]) -> Served | Ref
     if (reason := why_not(module)) is not None:
         return Refused(claims[0].kind, reason)
     first = next((p for p in module._parameters.values() if p is not None), None)
-    width, dtype = (ANY_WIDTH, torch.float32) if first is None else (first.shape[0], first.dtype)
+    widths, dtype = (WIDTHS, torch.float32) if first is None else (first.shape, first.dtype)
     eps = norm.eps_of(module)
     tests = tuple(proof.cases(dtype, sqrt(eps)))
 
     def trial(case: proof.Case, draw: proof.Draw) -> proof.Run:
+        width = widths[len(case.rows) % len(widths)]
         parameters = {name: nn.Parameter(draw(width, scale=case.parameters)) for name in norm.parameters}
         x = draw(*case.rows, width, scale=case.x) + 0.5 * case.x  # so that means are not near zero
         if len(case.rows) == 1:
             x[0] = 0
         subject = proof.twin(module, case.training, parameters)
-        return proof.Run({"input": x, **parameters}, lambda: type(module).forward(subject, x))
+        return proof.Run({"input": x, **parameters}, lambda: proof.called(subject, x))
 
     nearest, passed = None, -1
     for served in claims:
@@ -184,7 +198,11 @@ def prove(module: nn.Module, norm: Norm, kinds: Collection[str]) -> Served | Ref
     return nearest if norm.parameters and isinstance(norm.eps, str) else None  # anything may have an eps, or a parameter
 
 
-def _is_unlike(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the types of a call are none that were proven, as a module's own code decides on the type of what it gives: they
-    differ, or are half ones that autocast may widen."""
-    return x.dtype is not weight.dtype or (x.dtype is not torch.float32 and is_autocasting())
+def _fits(weight: torch.Tensor | None, x: torch.Tensor) -> bool:
+    """Whether there still is a weight, and both are of one type and width, as they were when the module was tried."""
+    return weight is not None and weight.dtype is x.dtype and weight.shape == x.shape[-1:]
+
+
+def _widens(x: torch.Tensor) -> bool:
+    """Whether a module's own code decides on the type of what it gives: half ones are what autocast may widen."""
+    return x.dtype is not torch.float32 and is_autocasting()

@@ -1,12 +1,14 @@
 """What stands for a module or its children while it is tried, and whether children are those that it was tried with."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from kpt.ops.replace.modules import is_watched
+from kpt.ops.replace.proof import attributes, is_kept
 
 
 class Given(nn.Module):
@@ -62,10 +64,34 @@ def _another(*arguments: Any, **keywords: Any) -> torch.Tensor:
     return 0.5 * first + 1
 
 
-def are_as_proven(module: nn.Module, others: tuple[tuple[str, type[nn.Module]], ...]) -> bool:
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child that is not called any more, as it was tried: its class, what that class is told, and its own children."""
+
+    kind: type[nn.Module]
+    told: tuple[tuple[str, Any], ...] = ()
+    children: "Children" = ()
+
+    def is_still(self, module: Any) -> bool:
+        """Whether a module is such a one, and nobody watches it."""
+        return (
+            type(module) is self.kind
+            and not is_watched(module)
+            and all(getattr(module, name, None) == value for name, value in self.told)
+            and are_as_proven(module, self.children)
+        )
+
+
+Children = tuple[tuple[str, Child], ...]
+"""By name."""
+
+
+def as_it_is(module: nn.Module) -> Child:
+    """A module without parameters, as it is."""
+    told = tuple([(name, value) for name, value in attributes(module).items() if is_kept(value)])
+    return Child(type(module), told, tuple([(name, as_it_is(inner)) for name, inner in module.named_children()]))
+
+
+def are_as_proven(module: nn.Module, children: Children) -> bool:
     """Whether children that are not called any more are still those that were there, and nobody watches them."""
-    for name, kind in others:
-        child = getattr(module, name)
-        if type(child) is not kind or is_watched(child):
-            return False
-    return True
+    return all(known.is_still(getattr(module, name)) for name, known in children)
