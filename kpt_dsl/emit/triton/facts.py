@@ -142,10 +142,10 @@ def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> Facts:
     Raises ConfigError where a block is missing, is no power of two, or is too small for a product; InputError for a dim that
     32 bits cannot count.
     """
-    kernel, dims = settle(kernel), dict(extents.dims)
+    fixed, kernel, dims = fixed_dims(kernel), settle(kernel), dict(extents.dims)
     if long := {dim: n for dim, n in dims.items() if n > INT32_MAX}:
         raise InputError(f"{kernel.name}: dims {long} are too long; Triton kernels count to {INT32_MAX} along a dim")
-    minima, fixed = _dot_minima(kernel), fixed_dims(kernel)
+    minima = _dot_minima(kernel)
     lanes: dict[ir.Axis, int] = {ir.UNIT: 1}
     for tile in tiles(kernel).values():
         block = config.get(tile.block)
