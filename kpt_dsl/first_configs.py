@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from io import FileIO
 from pathlib import Path
 
 from kpt_dsl.build.cache import Entry
@@ -56,7 +57,7 @@ def _code() -> str:
         inner.sort()
         for name in sorted(names):
             if name.endswith(".py"):
-                with Path(folder, name).open("rb", buffering=0) as file:
+                with FileIO(f"{folder}/{name}") as file:
                     if os.fstat(file.fileno()).st_ctime >= _BEGAN:
                         return ""
                     found.update(file.readall())

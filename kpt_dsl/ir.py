@@ -483,7 +483,7 @@ _INNER = {kind: tuple(f.name for f in fields(kind) if "Expr" in str(f.type)) for
 def children(node: Expr) -> tuple[Expr, ...]:
     """The expressions directly inside an expression, those that index a tensor included."""
     found = [getattr(node, name) for name in _INNER[type(node)]]
-    return tuple([e for x in found for e in (x if isinstance(x, tuple) else (x,)) if isinstance(e, Expr)])
+    return tuple([e for x in found for e in (x if isinstance(x, tuple) else (x,)) if isinstance(e, Expr)]) if found else ()
 
 
 def walk(node: Expr) -> Iterator[Expr]:

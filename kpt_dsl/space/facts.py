@@ -194,14 +194,13 @@ class Facts(Read):
         """The axes along which such loops go."""
         return frozenset(loop.tile.axis for scope, loop in enumerate(self.loops, 1) if self.shared_out(scope))
 
-    def read_again(self, scope: Scope) -> tuple[Access, ...]:
-        """The tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""
-        if not self.shared_out(scope):
-            return ()
-        count = Counter(load for load in self.loads if load.scope == scope)
-        return tuple(
-            load for load, times in count.items() if times > 1 and self.loops[scope - 1].tile.axis in load.axes
-        )
+    @cached_property
+    def read_again(self) -> tuple[tuple[Access, ...], ...]:
+        """For each scope, the tiles that a streaming loop reads more than once a step, so as not to hold them meanwhile."""
+        scopes = range(len(self.loops) + 1)
+        counts = [Counter(a for a in self.loads if a.scope == s and self.shared_out(s)) for s in scopes]
+        again = [[a for a, times in counts[s].items() if times > 1 and self.loops[s - 1].tile.axis in a.axes] for s in scopes]
+        return tuple(map(tuple, again))
 
     @cached_property
     def summed_down(self) -> frozenset[ir.Axis]:

@@ -4,7 +4,7 @@ machine is in the classes derived from it."""
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Self
 
@@ -32,7 +32,7 @@ class Sized(ABC):
 
     def having(self, knobs: Mapping[str, Value]) -> Self:
         """The same tiles with some other knobs; what depends on the tiles alone is not computed again."""
-        other = replace(self, config={**self.config, **knobs})
+        other = type(self)(self.facts, self.target, {**self.config, **knobs})
         other.__dict__.update({name: getattr(self, name) for name in self.OF_TILES})
         return other
 

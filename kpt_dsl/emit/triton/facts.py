@@ -142,10 +142,10 @@ def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> Facts:
     Raises ConfigError where a block is missing, is no power of two, or is too small for a product; InputError for a dim that
     32 bits cannot count.
     """
-    kernel, dims = settle(kernel), dict(extents.dims)
+    fixed, kernel, dims = fixed_dims(kernel), settle(kernel), dict(extents.dims)
     if long := {dim: n for dim, n in dims.items() if n > INT32_MAX}:
         raise InputError(f"{kernel.name}: dims {long} are too long; Triton kernels count to {INT32_MAX} along a dim")
-    minima, fixed = _dot_minima(kernel), fixed_dims(kernel)
+    minima = _dot_minima(kernel)
     lanes: dict[ir.Axis, int] = {ir.UNIT: 1}
     for tile in tiles(kernel).values():
         block = config.get(tile.block)
@@ -166,7 +166,9 @@ def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> Facts:
     ragged = frozenset(a for a, n in unit.items() if dims[a.dim] % n or dims[a.dim] == 0 or a.tile in grouped)
     varying = {a for a in unit if a.tile is not None and a.dim not in fixed}
     along_grid = {loop.axis for loop in kernel.grid if isinstance(loop, ir.Tile)}
-    told = {d for d in fixed if dims.get(d, 1) % DIVISOR == 0}
+    # A dim that is neither tiled nor stepped over, as of the shares of a sum, only counts: what divides it is told in vain.
+    addressed = {a.dim for a in unit}.union(*(t.dims[1:] for t in kernel.tensors))
+    told = {d for d in fixed & addressed if dims.get(d, 1) % DIVISOR == 0}
     for group in (varying & along_grid, varying - along_grid):
         if not group.isdisjoint(ragged) or (minima and varying <= along_grid):
             # Rows of products cost the same with and without masks where no loop visits them (H200: 0.1 to 0.5% of linear and
@@ -175,11 +177,10 @@ def facts(kernel: ir.Kernel, extents: "Extents", config: "Config") -> Facts:
         else:  # and what follows from that, whatever else divides an extent: without, attention's dk and dv took 7% longer
             told |= {a.dim for a in group if unit[a] % DIVISOR == 0}
     blocks = {tile.name: lanes[tile.axis] for tile in tiles(kernel).values()}
-    in_loops = ragged.isdisjoint(varying - along_grid)
     return Facts(
         lanes,
         ragged,
-        level_loops(kernel, dims, blocks) if in_loops else frozenset(),
+        level_loops(kernel, dims, blocks) if ragged.isdisjoint(varying - along_grid) else frozenset(),
         baked,
         frozenset(told),
         {t.name: _tensor_facts(t, extents, lanes, fixed | told) for t in kernel.tensors},

@@ -184,19 +184,19 @@ class _Step(NamedTuple):
         here, products = sizes.scopes[scope], [p for p in facts.products if p.scope == scope]
         moved = here.moved
         if sizes.stages == 1:  # what was read a moment ago is still in the core's own cache
-            moved -= sum(map(sizes.bytes, facts.read_again(scope)))
-        tensor = sum(product_seconds(sizes, p) for p in products)
+            moved -= sum(map(sizes.bytes, facts.read_again[scope]))
+        tensor = sum([product_seconds(sizes, p) for p in products])
         vector = here.work / (target.vector_flops_per_s / 2 / target.cores)
         fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
         streams = facts.shared_out(scope)
         waits, exchanged = _sums(sizes, scope) if scope else (0, 0)
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
         busy += (waits * REDUCTION + exchanged * EXCHANGE) / target.clock_hz
-        if all(len(load.axes) > 1 for load in facts.loads):
+        if exchanged and all(len(load.axes) > 1 for load in facts.loads):
             vector += exchanged * PASSED / target.clock_hz
         if sum(p.link for p in products) == 1 and any(p.chained and sizes.lanes(p.m) < target.mma_rows for p in products):
             busy += CHAINED
-        lines = max((math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products), default=1)
+        lines = max([math.ceil(sizes.lanes(p.k) * p.dtype.bytes / LINE_BYTES) for p in products], default=1)
         around = lines * STEP / target.clock_hz
         return _Step(tensor, vector, fetch, busy, moved, around, streams, streams or bool(products and scope))
 

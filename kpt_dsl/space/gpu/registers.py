@@ -88,7 +88,7 @@ def _held(sizes: GpuTiles, scope: Scope) -> int:
     here = sizes.scopes[scope]
     products = [p for p in sizes.facts.products if p.scope == scope]
     if not products:
-        early = sum(sizes.count(load.axes) for load in sizes.facts.read_again(scope)) if sizes.stages > 1 else 0
+        early = sum(sizes.count(load.axes) for load in sizes.facts.read_again[scope]) if sizes.stages > 1 else 0
         return here.carried + max(here.made, here.alive) + int(EARLY * early)
     links = [p for p in products if p.link]
     results = [replicated(sizes, p) * sizes.count((p.m, p.n)) for p in links]
