@@ -43,7 +43,7 @@ def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: 
     is_causal = bool(causal and allowed is None and queries > 1)
     # PyTorch masks by -inf before it scales, which a scale of 0 or less turns into NaN or +inf: scale the queries instead.
     scaled, scale = (q * scale, 1.0) if scale is not None and scale <= 0 else (q, scale)
-    if not q.numel():  # PyTorch 2.11 gives None for it on a GPU
+    if 0 in (*q.shape[:3], v.shape[3]):  # PyTorch 2.11 gives None for it on a GPU
         o = (q.sum(-1, keepdim=True) * (k.sum() + v.sum())).expand(*q.shape[:3], v.shape[3])
         return [laid_out(o, empty_output(q, v))]
     scaled, k, v = map(_readable, (scaled, k, v))
@@ -278,6 +278,8 @@ def _with_lse(
 
 
 def empty_output(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Room for o: in the memory order of q, contiguous where the last dim of q is not dense."""
-    like = q if q.shape[-1] == v.shape[-1] else q[..., :1].expand(*q.shape[:-1], v.shape[-1])
-    return empty_like(like, q.stride(-1) == 1)
+    """Room for o: in the memory order of q, contiguous where the last dim of q is not dense, or empty."""
+    shape = *q.shape[:-1], v.shape[-1]
+    if not q.shape[-1]:
+        return q.new_empty(shape)
+    return empty_like(q if shape == q.shape else q[..., :1].expand(shape), q.stride(-1) == 1)

@@ -160,7 +160,7 @@ class Scores(NamedTuple):
 
     def scale_of(self, q: torch.Tensor) -> float:
         """What products are multiplied with: 1 / sqrt(D) unless given."""
-        default: float = q.shape[-1] ** -0.5
+        default: float = max(1, q.shape[-1]) ** -0.5
         return default if self.scale is None else self.scale
 
     def positive(self, q: torch.Tensor) -> tuple[torch.Tensor, float]:

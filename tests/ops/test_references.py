@@ -127,6 +127,15 @@ def test_attention_of_nothing(shape: tuple[int, ...]) -> None:
     assert torch.equal(kpt.ops.flash_attention(q, k, k), o)
 
 
+@pytest.mark.parametrize("options", [{}, {"mask": torch.zeros(5, 5)}, {"softcap": 3.0}, {"return_lse": True}], ids=str)
+def test_attention_without_features_gives_the_mean(options: dict[str, Any]) -> None:
+    """All scores are 0, as PyTorch has it."""
+    q, v = torch.empty(2, 4, 5, 0), torch.randn(2, 4, 5, 6, requires_grad=True)
+    o, *_ = [*found] if isinstance(found := kpt.ops.flash_attention(q, q, v, **options), tuple) else [found]
+    torch.testing.assert_close(o, v.mean(2, keepdim=True).expand_as(v))
+    torch.testing.assert_close(torch.autograd.grad(o.sum(), v)[0], torch.ones_like(v))
+
+
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu", "gelu_tanh", "silu"])
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3), (0,), (2, 0, 3)], ids=str)
 def test_linear_act(activation: str, leading: tuple[int, ...]) -> None:
