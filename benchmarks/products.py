@@ -1,6 +1,6 @@
 """What a run of a model multiplies, and nothing else: the floor under what the run takes, whoever does the rest, if products
-are PyTorch's as it calls them. Who multiplies otherwise may be quicker: all of GPT-2's forward, with 50257 classes, takes Inductor,
-which pads such rows, two thirds of what PyTorch's products take.
+are PyTorch's as it calls them. Who multiplies otherwise may be quicker: all of GPT-2's forward, with 50257 classes, takes
+Inductor, which pads such rows, two thirds of what PyTorch's products take.
 """
 
 from typing import Any
