@@ -198,6 +198,9 @@ def _terms(call: Call, name: str, numbers: dict[str, Any]) -> float:
         assert q is not None
         scale = q.shape[-1] ** -0.5 if call.flags["scale"] is None else abs(call.flags["scale"])
         return 3.0 * size["v"] * scale * size["k" if name == "q" else "q"] * math.sqrt(q.shape[-1])
+    if call.op == "linear_act" and name == "output":  # one row and alike weights: all outputs may cancel
+        rms = {n: 0.0 if t is None or not t.numel() else float(t.double().square().mean().sqrt()) for n, t in numbers.items()}
+        return rms["x"] * rms["weight"] * math.sqrt(call.length) + rms["bias"]
     if call.op == "linear_act" and call.flags["activation"] != "none":  # slopes change with the pre-activation
         z = size["x"] * size["weight"] * math.sqrt(call.length)
         return 3.0 * z * {"x": size["weight"], "weight": size["x"], "bias": 1.0}[name]
@@ -231,7 +234,7 @@ def _compare(call: Call, numbers: dict[str, Any], got: Answer, exact: Answer, na
         return f"gradients of {sorted(got.gradients)}, not of {sorted(exact.gradients)}"
     narrow = _narrow(call)
     for number, (g, e, n) in enumerate(zip(got.outputs, exact.outputs, native.outputs, strict=True)):
-        terms = _terms(call, "output", numbers) if call.op in ("gated_act", "rotary") else 0.0
+        terms = _terms(call, "output", numbers) if call.op in ("gated_act", "rotary", "linear_act") else 0.0
         if found := _difference(call, f"output {number}", g, e, n, narrow, 1.0, terms):
             return found
     for name, g in got.gradients.items():
