@@ -159,7 +159,7 @@ class Scores(NamedTuple):
         return None if self.cache_lengths is None else True
 
     def scale_of(self, q: torch.Tensor) -> float:
-        """What products are multiplied with: 1 / sqrt(D) unless given."""
+        """What products are multiplied with: 1 / sqrt(D) unless given, 1 of no features, whose products are 0."""
         default: float = max(1, q.shape[-1]) ** -0.5
         return default if self.scale is None else self.scale
 

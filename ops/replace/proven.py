@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard
 import torch
 from torch import nn
 
+from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.replace.exchange import is_as_now
 from kpt.ops.replace.proof import MACHINERY, told
 from kpt.ops.replace.rules import CHANGED
@@ -103,9 +104,18 @@ def _noting(original: type[nn.Module], live: Collection[str]) -> Callable[[Any, 
     return noting
 
 
-def has_changed(module: nn.Module) -> bool:
+def is_changed(module: nn.Module) -> bool:
     """Whether an attribute was set to something else since the module was shown to compute what serves it."""
     changed: bool = getattr(module, CHANGED)  # which torch.compile asks for again, as it would not of the attributes there are
+    return changed
+
+
+def runs_its_own(module: Any) -> bool:
+    """The same of a module that is called now, which ``kpt.ops.counters()`` shows among the fallbacks of its op."""
+    changed = is_changed(module)
+    if changed and not torch.compiler.is_compiling():
+        reason = f"{type(module).__name__}: an attribute was set to something else after the module was replaced"
+        DISPATCHERS[module.served.kind].count_outside(reason)
     return changed
 
 

@@ -169,6 +169,26 @@ def test_what_says_what_it_said_is_served(make: Any) -> None:
     torch.testing.assert_close(run(torch.compile(module, backend="eager", fullgraph=True)), run(module))
 
 
+@pytest.mark.parametrize(("make", "op", "change"), [
+    (Gated, "gated_act", put("scale", 2.0)), (Joined, "gated_act", put("act", F.silu)), (MLP, "linear_act", put("act", F.silu)),
+    (Norm, "rms_norm", put("scale", 2.0)), (lambda: Norm(centred=True), "layer_norm", put("scale", 2.0)),
+    (Layer, "rms_norm", put("norm.scale", 2.0)),
+])  # fmt: skip
+def test_what_runs_its_own_code_is_counted(make: Any, op: str, change: Callable[[nn.Module], None]) -> None:
+    """Once a call, also of a norm that is joined with the sum before it."""
+    module = make()
+    kpt.optimize(module, "aggressive")
+    change(module)
+    before = _changed(op)
+    run(module)
+    assert _changed(op) == before + 1
+
+
+def _changed(op: str) -> int:
+    fallbacks = kpt.ops.counters()[op]["fallbacks"]
+    return sum(n for why, n in fallbacks.items() if "was set to something else" in why)
+
+
 class Unit(nn.Module):
     """A norm without a weight, of one width."""
 

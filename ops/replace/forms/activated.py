@@ -20,7 +20,7 @@ from kpt.ops.replace.activation_proof import WIDTH, nearest
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
 from kpt.ops.replace.forms.stand_ins import Child, Children, Given, Negated, Noted, are_as_proven, as_it_is
 from kpt.ops.replace.modules import LINEAR
-from kpt.ops.replace.proven import Refused, Served, has_changed
+from kpt.ops.replace.proven import Refused, Served, runs_its_own
 
 IDLE = (nn.Dropout, nn.Identity)
 """Behind a layer, no activation."""
@@ -52,7 +52,7 @@ class Activated:
         widens, transposed = self.widens, self.first[1].kind not in LINEAR
 
         def is_unlike(self: Any) -> bool:
-            return has_changed(self) or not are_as_proven(self, gone) or (widens and is_autocasting())
+            return runs_its_own(self) or not are_as_proven(self, gone) or (widens and is_autocasting())
 
         def forward(self: Any, x: torch.Tensor) -> Any:
             if is_unlike(self):

@@ -21,7 +21,7 @@ from kpt.ops.replace.anew import fed_anew
 from kpt.ops.replace.forms import head_and_loss
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
 from kpt.ops.replace.forms.stand_ins import Children, Given, Negated, are_as_proven, as_it_is
-from kpt.ops.replace.proven import Refused, Served, has_changed
+from kpt.ops.replace.proven import Refused, Served, runs_its_own
 
 WIDTH = 24
 """Of what is drawn for the outputs of gate and up."""
@@ -56,14 +56,14 @@ class GatedMLP:
         (first, *second) = self.products
 
         def apart(self: Any, x: torch.Tensor) -> Any:
-            if not has_changed(self) and are_as_proven(self, others):
+            if not runs_its_own(self) and are_as_proven(self, others):
                 gate, up = getattr(self, first)(x), getattr(self, second[0])(x)
                 if gate.dtype is up.dtype:
                     return fed(getattr(self, down), gate, up, activation)
             return original.forward(self, x)
 
         def joined(self: Any, x: torch.Tensor) -> Any:
-            if has_changed(self) or not are_as_proven(self, others):
+            if runs_its_own(self) or not are_as_proven(self, others):
                 return original.forward(self, x)
             left, right = getattr(self, first)(x).chunk(2, -1)
             gate, up = (left, right) if gate_first else (right, left)

@@ -20,7 +20,7 @@ from kpt.ops.layer_norm import reference as layer_norms
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.replace import proof
 from kpt.ops.replace.forms.classes import inputs, is_pytorchs, taking, why_not
-from kpt.ops.replace.proven import Refused, Served, has_changed
+from kpt.ops.replace.proven import Refused, Served, is_changed, runs_its_own
 from kpt.ops.rms_norm import reference as rms_norms
 from kpt.ops.rms_norm.op import rms_norm
 
@@ -70,19 +70,19 @@ class RMSNorm:
         (name, *_), eps_of, offset = (*self.norm.parameters, ""), self.norm.eps_of, self.offset
 
         def bare(self: Any, x: torch.Tensor) -> torch.Tensor:
-            if has_changed(self) or _widens(x):
+            if runs_its_own(self) or _widens(x):
                 return original.forward(self, x)  # type: ignore[no-any-return]
             return rms_norm(x, tuple(x.shape[-1:]), None, eps_of(self))
 
         def weighted(self: Any, x: torch.Tensor) -> torch.Tensor:
             weight = getattr(self, name)
-            if has_changed(self) or _widens(x) or not _fits(weight, x):
+            if runs_its_own(self) or _widens(x) or not _fits(weight, x):
                 return original.forward(self, x)  # type: ignore[no-any-return]
             return rms_norm(x, tuple(weight.shape), weight, eps_of(self))
 
         def offset_from(self: Any, x: torch.Tensor) -> torch.Tensor:
             weight = getattr(self, name)
-            if has_changed(self) or _widens(x) or not _fits(weight, x):
+            if runs_its_own(self) or _widens(x) or not _fits(weight, x):
                 return original.forward(self, x)  # type: ignore[no-any-return]
             return rms_norm(x, tuple(weight.shape), weight, eps_of(self), offset)
 
@@ -91,7 +91,7 @@ class RMSNorm:
     def after_sum(self, module: Any, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """That of a sum, and the sum."""
         weight = getattr(module, self.norm.parameters[0]) if self.norm.parameters else None
-        if has_changed(module) or (self.norm.parameters and not _fits(weight, x)):
+        if is_changed(module) or (self.norm.parameters and not _fits(weight, x)):
             total = x + residual
             return module(total), total
         return add_rms_norm(x, residual, tuple(x.shape[-1:]), weight, self.norm.eps_of(module), self.offset)
@@ -119,7 +119,7 @@ class LayerNorm:
 
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
             weight = getattr(self, weight_name)
-            if has_changed(self) or _widens(x) or not _fits(weight, x):
+            if runs_its_own(self) or _widens(x) or not _fits(weight, x):
                 return original.forward(self, x)  # type: ignore[no-any-return]
             bias = getattr(self, bias_name) if bias_name else None
             return layer_norm(x, tuple(weight.shape), weight, bias, eps_of(self))
@@ -129,7 +129,7 @@ class LayerNorm:
     def after_sum(self, module: Any, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """That of a sum, and the sum."""
         weight, *bias = [getattr(module, name) for name in self.norm.parameters]
-        if has_changed(module) or not _fits(weight, x):
+        if is_changed(module) or not _fits(weight, x):
             total = x + residual
             return module(total), total
         eps = self.norm.eps_of(module)
