@@ -61,9 +61,13 @@ def measured() -> dict[str, tuple[float, float, str]]:
 def line(name: str) -> str:
     """What a page says of a kernel's size and times: a row of a Markdown table."""
     dims = ", ".join(f"{dim} {extent}" for dim, extent in SHOWN[name].dims.items())
-    kpt, fastest, peer = measured()[name]
-    guess, own, other = (f"{float(f'{n:.{digits}g}'):g}" for n, digits in ((predicted(name), 2), (kpt, 3), (fastest, 3)))
-    return f"| `{name}` | {dims} | {guess} | {own} | {other}, {peer} |"
+    found = measured().get(name)  # of a new kernel there is nothing yet
+    told = f"{_digits(found[0], 3)} | {_digits(found[1], 3)}, {found[2]}" if found else "not yet |"
+    return f"| `{name}` | {dims} | {_digits(predicted(name), 2)} | {told} |"
+
+
+def _digits(microseconds: float, digits: int) -> str:
+    return f"{float(f'{microseconds:.{digits}g}'):g}"
 
 
 # ------------------------------------------------------------------ what libraries offer
