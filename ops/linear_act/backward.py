@@ -16,6 +16,7 @@ from kpt.ops.library import define
 from kpt.ops.linear_act import backward_kernels as kernels
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import BACKWARD
+from kpt.ops.linear_act.alignment import aligned, room_like
 from kpt.ops.linear_act.contract import check_activation
 from kpt.ops.linear_act.saving import linear_act_saving
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, backward_arguments
@@ -163,14 +164,17 @@ def _run(
     needs_x, needs_weight, needs_bias = needed
     features = dy.shape[-1]
     dy_rows = as_matrix(dy, features)
-    rows = None if x is None else as_matrix(x, x.shape[-1])
-    plain, transposed = (None, None) if weight is None else as_it_lies(weight)
+    rows = None if x is None else aligned(as_matrix(x, x.shape[-1]), features)
+    plain, transposed = (None, None) if weight is None else as_it_lies(weight, dy_rows.shape[0])
+    beside = x if weight is None else weight
+    across = beside.shape[-1] if beside is not None and (needs_x or needs_weight) else 0
     shares = share_count(dy_rows.shape[0] // SHARE_ROWS, MOST_SHARES)
     sums = dy.new_empty((shares, features), dtype=torch.float32) if needs_bias else None
 
-    dz = dy_rows
-    if activation != "none":
-        dz = torch.empty_like(dy_rows, memory_format=torch.contiguous_format)
+    if activation == "none":
+        dz = aligned(dy_rows, across)
+    else:
+        dz = room_like(dy_rows, across)
         if preactivation is None:
             given = (rows, plain, bias, dy_rows, dz, BACKWARD[activation], transposed)
             launch(kernels.linear_act_bwd_dz_recomputing, *given)

@@ -10,6 +10,7 @@ from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
+from kpt.ops.linear_act.alignment import aligned
 from kpt.ops.linear_act.backward import GRADIENT
 from kpt.ops.linear_act.contract import check_linear, flops
 from kpt.ops.linear_act.kernels import linear_act_fwd
@@ -61,10 +62,10 @@ def _shardings(_: int, x: torch.Tensor, weight: Any, bias: Any, activation: str,
 def _run(
     launch: Launch, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, _: bool
 ) -> torch.Tensor:
-    rows = as_matrix(x, weight.shape[1])
+    rows = aligned(as_matrix(x, weight.shape[1]), weight.shape[0])
     y = x.new_empty((*x.shape[:-1], weight.shape[0]))
     matrix = y if x.ndim == 2 else y.view(-1, weight.shape[0])
-    plain, transposed = as_it_lies(weight)
+    plain, transposed = as_it_lies(weight, rows.shape[0])
     launch(linear_act_fwd, rows, plain, bias, matrix, ACTIVATIONS[activation], transposed)
     return y
 

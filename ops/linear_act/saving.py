@@ -10,6 +10,7 @@ from kpt.ops.backends import Launch, as_matrix, generated
 from kpt.ops.library import define
 from kpt.ops.linear_act import reference
 from kpt.ops.linear_act.activations import ACTIVATIONS
+from kpt.ops.linear_act.alignment import aligned
 from kpt.ops.linear_act.backward_kernels import linear_act_fwd_saving
 from kpt.ops.linear_act.contract import check_linear, flops
 from kpt.ops.linear_act.shapes import DIMS, TRAINED, saving_arguments
@@ -48,11 +49,11 @@ def _shardings(_: int, x: torch.Tensor, *__: Any) -> Iterator[Sharding]:
 def _run(
     launch: Launch, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = as_matrix(x, weight.shape[1])
+    rows = aligned(as_matrix(x, weight.shape[1]), weight.shape[0])
     y = x.new_empty((*x.shape[:-1], weight.shape[0]))
     z = torch.empty_like(y)
     matrix = (rows.shape[0], weight.shape[0])
-    plain, transposed = as_it_lies(weight)
+    plain, transposed = as_it_lies(weight, rows.shape[0])
     launch(
         linear_act_fwd_saving,
         rows, plain, bias, y.view(matrix), z.view(matrix), ACTIVATIONS[activation], transposed,

@@ -3,6 +3,7 @@
 import torch
 
 from kpt.ops.backends import unit_last_stride
+from kpt.ops.linear_act.alignment import aligned
 
 
 def is_transposed(weight: torch.Tensor) -> bool:
@@ -11,9 +12,12 @@ def is_transposed(weight: torch.Tensor) -> bool:
     return inner > 1 and column != 1 and row == 1 and column >= features
 
 
-def as_it_lies(weight: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """What kernels take for ``weight`` and ``weight_t``; one is None. A weight that has neither's dense rows is copied."""
-    return (None, weight.mT) if is_transposed(weight) else (unit_last_stride(weight), None)
+def as_it_lies(weight: torch.Tensor, rows: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What kernels take for ``weight`` and ``weight_t``; one is None. A weight that has neither's dense rows is copied, and one
+    whose rows should be ``aligned``, for so many rows that it is multiplied with."""
+    if is_transposed(weight):
+        return None, aligned(weight.mT, rows)
+    return aligned(unit_last_stride(weight), rows), None
 
 
 def gradient_room(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:

@@ -15,7 +15,7 @@ from kpt.ops.dtypes import FLOATS
 from kpt.ops.flops import product
 from kpt.ops.library import define
 from kpt.ops.linear_cross_entropy import reference
-from kpt.ops.linear_cross_entropy.chunks import chunks, implementations, rows_of
+from kpt.ops.linear_cross_entropy.chunks import Calls, implementations, level_chunks, rows_of
 from kpt.ops.linear_cross_entropy.shapes import DIMS, SHAPES, backward_arguments
 from kpt.ops.registry import SUM, WHOLE, Gradient, Op, Placed, Ready, Sharding
 
@@ -107,19 +107,20 @@ def _run(
     dweight = weight.new_empty(weight.shape) if needed[1] else None
     dbias = bias.new_empty(classes) if needed[2] and bias is not None else None
     given = (target.reshape(-1), lse.reshape(-1), count)
-    for part in chunks(classes, rows.shape[0]):
+    for part, known in level_chunks(classes, rows.shape[0]):
         logits = F.linear(rows, weight[part], None if bias is None else bias[part])
         slopes = cross_entropy_backward(
             dloss, logits, *given, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
             softcap=softcap, first=part.start, classes=classes,
         )  # fmt: skip
         del logits
-        if dx is not None:
-            dx += slopes @ weight[part]
         if dweight is not None:
             torch.mm(slopes.T, rows, out=dweight[part])
         if dbias is not None:
             dbias[part] = slopes.sum(0)
+        if dx is not None:
+            slopes[:, :known] = 0
+            dx += slopes @ weight[part]
         del slopes
     made = (None if dx is None else dx.to(x.dtype).view(x.shape), dweight, dbias)
     return [gradient for gradient in made if gradient is not None]
@@ -128,11 +129,12 @@ def _run(
 def _inner(
     dloss: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, bias: Any, lse: torch.Tensor,
     count: torch.Tensor | None, *options: Any,
-) -> tuple[str, tuple[Any, ...]]:  # fmt: skip
+) -> Calls:  # fmt: skip
     """The gradient of the logits of the first chunk."""
-    logits = x.new_empty(target.numel(), next(chunks(weight.shape[0], target.numel())).stop)
+    part, _ = next(level_chunks(weight.shape[0], target.numel()))
+    logits = x.new_empty(target.numel(), part.stop)
     given = (dloss, logits, target.reshape(-1), lse.reshape(-1), count, None)
-    return "cross_entropy_backward", (*given, *options[:4], 0, weight.shape[0])
+    return [("cross_entropy_backward", (*given, *options[:4], 0, weight.shape[0]))]
 
 
 _dispatch = define(

@@ -5,14 +5,21 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from kpt.ops.backends import BACKENDS
+from kpt.ops.devices import tpu
+from kpt.ops.linear_act.alignment import is_unaligned, is_quicker
+from kpt.ops.linear_act.op import linear_act
 from kpt.ops.registry import Implementation, KernelChoice, get
 from kpt_dsl.instance import Instance
 from kpt_dsl.targets import Target
 
-Inner = Callable[..., tuple[str, tuple[Any, ...]]]
-"""Says which op is called first, and with what."""
+Calls = list[tuple[str, tuple[Any, ...]]]
+"""Of ops, and with what."""
+
+Inner = Callable[..., Calls]
+"""Says which calls are made of a chunk."""
 
 MOST_LOGITS = 1 << 26
 """Of a chunk: 128 MiB in half precision. The products of 512 rows with 128256 classes, or of 8192 rows with 8192 classes, fill
@@ -29,6 +36,37 @@ def chunks(extent: int, across: int) -> Iterator[slice]:
         yield slice(start, min(start + step, extent))
 
 
+def level_chunks(extent: int, across: int) -> Iterator[tuple[slice, int]]:
+    """The same where rows of ``extent`` are aligned; else each of a multiple of ``LEVEL`` if there are so many: the last one
+    begins early for it, and beside it stands how many of its first were in those before."""
+    for part in chunks(extent, across):
+        missing = (part.start - part.stop) % LEVEL if is_unaligned(extent) else 0
+        level = part.stop // LEVEL * LEVEL
+        if missing <= part.start:
+            yield slice(part.start - missing, part.stop), missing
+        elif level == 0:
+            yield part, 0
+        else:
+            yield slice(0, level), 0
+            yield slice(part.stop - LEVEL, part.stop), level + LEVEL - part.stop
+
+
+def logits_of(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Of rows, by PyTorch's product unless kpt's is quicker."""
+    if _is_kpts(rows, weight):
+        return linear_act(rows, weight, bias)
+    return F.linear(rows, weight, bias)
+
+
+def calls_for(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Calls:
+    """Those of ops that ``logits_of`` makes."""
+    return [("linear_act", (rows, weight, bias, "none", False))] if _is_kpts(rows, weight) else []
+
+
+def _is_kpts(rows: torch.Tensor, weight: torch.Tensor) -> bool:
+    return rows.itemsize == 2 and tpu(rows) is None and is_quicker(rows.shape[0], *weight.shape)
+
+
 def implementations(
     run: Callable[..., Any],
     why_not: Callable[..., str | None],
@@ -36,7 +74,7 @@ def implementations(
 ) -> tuple[Implementation, ...]:
     """Those of an op that calls other ops, a chunk at a time: each backend's kernels serve these, or PyTorch does.
 
-    ``inner(*arguments)``: an op that it calls, and with what, for the first chunk.
+    ``inner(*arguments)``: what it calls for the first chunk.
     """
     return tuple(
         Implementation(
@@ -54,14 +92,13 @@ def implementations(
 
 
 def _record(inner: Inner, given: tuple[Any, ...], target: Target | None = None, first: bool = False) -> list[Instance]:
-    """The kernels of the first chunk; its products are not ours."""
-    op, arguments = inner(*given)
-    return get(op).record(arguments, target, first)
+    """The kernels of the first chunk; products of PyTorch's are not ours."""
+    return [instance for op, arguments in inner(*given) for instance in get(op).record(arguments, target, first)]
 
 
 def _describe(backend: str, inner: Inner, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:
-    op, given = inner(*arguments)
-    return next(i for i in get(op).kernels if i.name == backend).describe(given)
+    calls = [(next(i for i in get(op).kernels if i.name == backend), given) for op, given in inner(*arguments)]
+    return tuple(choice for implementation, given in calls for choice in implementation.describe(given))
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from kpt.ops.replace.forms import activated, calls, gated_mlp, head_and_loss, norm
 from kpt.ops.replace.proof import attributes, told
 from kpt.ops.replace.proven import Refused, Served, is_proven, proven_class
-from kpt.ops.replace.rules import BIASES, RULES, Rule
+from kpt.ops.replace.rules import LINEARS, RULES, Rule
 
 FORMS: tuple[Any, ...] = (norm, gated_mlp, activated, calls, head_and_loss)
 
@@ -58,7 +58,7 @@ def replacement_of(module: nn.Module) -> Rule | None:
     for kind in type(module).__mro__:
         if is_proven(kind):
             return Rule(kind.served.kind, kind.original, kind)
-        for rule in (*RULES, BIASES):
+        for rule in (*RULES, *LINEARS):
             if kind is rule.replacement:
                 return rule
     return None

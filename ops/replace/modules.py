@@ -15,8 +15,8 @@ from kpt.ops.add_layer_norm.op import add_layer_norm
 from kpt.ops.add_rms_norm.op import add_rms_norm
 from kpt.ops.layer_norm.op import layer_norm
 from kpt.ops.linear_act.op import linear_act
-from kpt.ops.replace.bias_gradient import linear
 from kpt.ops.replace.functions.cross_entropy import cross_entropy
+from kpt.ops.replace.linear import linear, unaligned_linear
 from kpt.ops.rms_norm.op import rms_norm
 
 
@@ -59,6 +59,13 @@ class KptLinear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+class KptUnalignedLinear(nn.Linear):
+    """``nn.Linear`` through ``kpt.ops.linear_act`` where that is quicker than PyTorch's product."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (PyTorch's name)
+        return unaligned_linear(input, self.weight, self.bias)
+
+
 class KptSequential(nn.Sequential):
     """``nn.Sequential`` that runs a linear layer and the activation behind it as one ``kpt.ops.linear_act``.
 
@@ -83,7 +90,7 @@ class KptSequential(nn.Sequential):
         return x
 
 
-LINEAR = (nn.Linear, KptLinear)
+LINEAR = (nn.Linear, KptLinear, KptUnalignedLinear)
 """The classes of layers that compute ``x @ weight.T + bias`` and nothing else."""
 
 

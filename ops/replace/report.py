@@ -92,7 +92,7 @@ class Report:
         return "\n".join(lines)
 
 
-OPS = {"attention": "flash_attention", "bias_gradient": "linear_act_backward"}
+OPS = {"attention": "flash_attention", "bias_gradient": "linear_act_backward", "unaligned_linear": "linear_act"}
 """The ops that serve a kind, where they are not called like it."""
 
 INSIDE = {"scaled_dot_product_attention": "flash_attention"}

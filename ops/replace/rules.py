@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from kpt.ops.linear_act.alignment import FEW, is_unaligned
 from kpt.ops.replace.modules import (
     KptCrossEntropyLoss,
     KptLayerNorm,
     KptLinear,
     KptRMSNorm,
     KptSequential,
+    KptUnalignedLinear,
     activation_name,
 )
 from kpt.ops.replace.transformer_layers import (
@@ -58,6 +60,17 @@ def weighs_classes(module: nn.CrossEntropyLoss) -> str | None:
     return None if module.weight is None else "its classes have weights"
 
 
+def has_unaligned_rows(module: Any) -> bool:
+    """Whether the rows of a linear layer's output, or of its input, begin at no multiples of 16 bytes in half precision."""
+    features, inner = int(module.out_features), int(module.in_features)
+    return features >= FEW and (is_unaligned(features) or is_unaligned(inner))
+
+
+def trains_bias(module: Any) -> bool:
+    """Whether a linear layer has a bias that trains."""
+    return module.bias is not None and bool(module.bias.requires_grad)
+
+
 RULES = (
     Rule("layer_norm", nn.LayerNorm, KptLayerNorm),
     Rule("rms_norm", nn.RMSNorm, KptRMSNorm),
@@ -74,8 +87,11 @@ RULES = (
     Rule("cross_entropy", nn.CrossEntropyLoss, KptCrossEntropyLoss, why_not=weighs_classes),
 )
 
-BIASES = Rule("bias_gradient", nn.Linear, KptLinear)
-"""Of layers that no op computes together with what is behind them."""
+LINEARS = (
+    Rule("unaligned_linear", nn.Linear, KptUnalignedLinear, applies=has_unaligned_rows),
+    Rule("bias_gradient", nn.Linear, KptLinear, applies=trains_bias),
+)
+"""Of layers that no op computes together with what is behind them; the first that applies."""
 
 ATTENTION = "attention"
 """The kind that is no module class: the attention function of Transformers models."""
@@ -96,5 +112,5 @@ KINDS = (*dict.fromkeys(rule.kind for rule in RULES), "gated_act", "rotary", ATT
 PAIRS = "inner_linear_act"
 """The kind of modules that take an activation of what a linear layer gives somewhere in their forward."""
 
-ASKED_FOR = (BIASES.kind, SUMS, PAIRS)
+ASKED_FOR = (*(rule.kind for rule in LINEARS), SUMS, PAIRS)
 """What is replaced where it is named."""

@@ -11,9 +11,9 @@ from collections.abc import Collection
 from torch import nn
 
 from kpt.ops.replace import attention
-from kpt.ops.replace.biases import Biases
 from kpt.ops.replace.candidates import Candidates, replacement_of
 from kpt.ops.replace.layers import Layers, WhyNot
+from kpt.ops.replace.linears import Linears
 from kpt.ops.replace.proven import Refused
 from kpt.ops.replace.report import Change, Report, Skipped
 from kpt.ops.replace.rules import ASKED_FOR, ATTENTION, CHANGED, KINDS, Rule
@@ -26,9 +26,10 @@ def replace_modules(model: nn.Module, *, only: Collection[str] | None = None) ->
     attention and cross-entropy), Transformers' attention.
 
     ``only``: some of the kinds "layer_norm", "rms_norm", "linear_act", "gated_act", "rotary",
-    "scaled_dot_product_attention", "cross_entropy", "attention", which are all by default, "bias_gradient", that of
-    plain linear layers, and two of modules that are found by the text of their forward: "add_norm", a norm of kpt's of a sum,
-    and "inner_linear_act", an activation of what a linear layer gives.
+    "scaled_dot_product_attention", "cross_entropy", "attention", which are all by default; two of plain linear layers,
+    "bias_gradient" and "unaligned_linear", such as have a number of features that is no multiple of 8; and two of modules that
+    are found by the text of their forward: "add_norm", a norm of kpt's of a sum, and "inner_linear_act", an activation of what
+    a linear layer gives.
     A module of a class that is not PyTorch's is replaced where it was shown to compute what the op does: on drawn rows, at
     several scales, in float32 and both half types, with gradients. State dicts, hooks, flags, devices and dtypes stay as they
     are. Attention is replaced where a model runs "sdpa" and its code needs no more than that; calls that kpt cannot express
@@ -53,7 +54,7 @@ def replace_kinds(
     changes: list[Change] = []
     skipped: list[Skipped] = []
     done: list[tuple[nn.Module, Rule]] = []
-    askings = (Candidates(kinds), Layers(kinds, why_not), Biases(kinds))  # each asks for what was replaced by those before it
+    askings = (Candidates(kinds), Layers(kinds, why_not), Linears(kinds))  # each asks for what was replaced by those before it
     try:
         for answers in askings:
             found = [(path or "(model)", module, answers.of(module)) for path, module in model.named_modules()]

@@ -16,8 +16,8 @@ from kpt.ops.dispatch import DISPATCHERS
 from kpt.ops.eager import PLAIN
 from kpt.ops.flash_attention.sdpa import scaled_dot_product_attention
 from kpt.ops.linear_act.op import linear_act
-from kpt.ops.replace.bias_gradient import linear
 from kpt.ops.replace.exchange import Within, exchanged
+from kpt.ops.replace.linear import linear
 from kpt.ops.replace.modules import activation_name, is_linear, is_watched
 
 _ALL_PARTS = Within(torch, "backends.mha.get_fastpath_enabled", lambda: False)

@@ -10,8 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kpt
 from kpt.ops import linear_cross_entropy
+from kpt.ops.linear_act import alignment
 from kpt.ops.linear_cross_entropy import chunks
 from kpt.ops.registry import get
+from kpt_dsl.targets import get as target_named
 from tests.ops.calls import served
 from tests.ops.test_cross_entropy import exactly
 from tests.tolerances import assert_close
@@ -117,6 +119,50 @@ def test_half_precision_is_rounded_as_by_two_ops(monkeypatch: pytest.MonkeyPatch
         assert ours.dtype == torch.bfloat16
         errors = [float((g.double() - right).norm()) for g in (ours, theirs)]
         assert errors[0] <= 1.03 * errors[1]  # 1.07 if those of x were added up in bfloat16
+
+
+@pytest.mark.parametrize("extent", [1, 37, 63, 64, 65, 199, 760, 1024, 50257])
+@pytest.mark.parametrize("across", [1, 1000, 1 << 16, 1 << 20])
+def test_level_chunks_hold_each_once(extent: int, across: int) -> None:
+    """But for what the last ones have again, and say so; all of them level where there is so much, and none too large."""
+    seen: list[int] = []
+    for part, known in chunks.level_chunks(extent, across):
+        size = part.stop - part.start
+        assert size % chunks.LEVEL == 0 or extent < chunks.LEVEL or extent % 8 == 0
+        assert size <= max(chunks.LEVEL, chunks.MOST_LOGITS // across)
+        assert seen[len(seen) - known :] == list(range(part.start, part.start + known))
+        seen += range(part.start + known, part.stop)
+    assert seen == list(range(extent))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_odd_number_of_classes_has_logits_of_kpts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision, and not on a TPU; and with them the kernel is one that is compiled and tuned ahead."""
+    before = served("linear_act").get("numpy", 0)
+    x, w, b, target = made(ROWS, classes=CLASSES + 1, dtype=dtype)
+    x, w = x[:, :32], w[:, :32]
+    found = []
+    for short in (alignment.SHORT, 0):
+        monkeypatch.setattr(alignment, "SHORT", short)
+        with kpt.ops.prefer("numpy"):
+            found.append(linear_cross_entropy(x, w, target, b))
+    assert served("linear_act")["numpy"] == before + 1
+    wanted = expected(*[t.detach().double() for t in (x, w, b)], target)
+    for got in found:
+        assert_close(got.detach(), wanted, "bf16" if dtype is torch.bfloat16 else "f16", FEATURES)
+    with kpt.ops.prefer("numpy"):
+        linear_cross_entropy(*(t.float() for t in (x, w)), target, b.float())
+        linear_cross_entropy(x, w[:CLASSES], target % CLASSES, b[:CLASSES])
+    assert served("linear_act")["numpy"] == before + 1
+
+
+def test_kernels_of_an_odd_head_are_told() -> None:
+    for classes, names in ((50257, ["linear_act_fwd", "cross_entropy_fwd"]), (50304, ["cross_entropy_fwd"])):
+        dims = {"M": 8192, "N": classes, "K": 768}
+        found = [i.kernel.name for i in get("linear_cross_entropy").instances(dims, "bf16")]
+        assert list(dict.fromkeys(found)) == names, found
+        found = [i.kernel.name for i in get("linear_cross_entropy").instances(dims, "bf16", target_named("tpu-v5e"))]
+        assert "linear_act_fwd" not in found
 
 
 def test_only_what_is_needed() -> None:

@@ -30,15 +30,18 @@ class GatedMLP(nn.Module):
 
 def model() -> nn.Sequential:
     """With a module of each kind that is one."""
-    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 8), GatedMLP(), nn.RMSNorm(8))
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 8), GatedMLP(), nn.RMSNorm(8), nn.Linear(8, 8),
+        nn.Linear(8, 9, bias=False),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("level", "kinds"),
     [
         ("conservative", {"layer_norm", "rms_norm"}),
-        ("balanced", {"layer_norm", "rms_norm", "linear_act", "gated_act", "bias_gradient"}),
-        ("aggressive", {"layer_norm", "rms_norm", "linear_act", "gated_act", "bias_gradient"}),
+        ("balanced", {"layer_norm", "rms_norm", "linear_act", "gated_act", "bias_gradient", "unaligned_linear"}),
+        ("aggressive", {"layer_norm", "rms_norm", "linear_act", "gated_act", "bias_gradient", "unaligned_linear"}),
     ],
 )
 def test_levels(level: str, kinds: set[str]) -> None:
@@ -195,7 +198,7 @@ def test_what_stays_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     report = kpt.optimize(subject)
     assert [(s.path, s.reason) for s in report.skipped] == [("2", "slower so"), ("5", "slower so")]
     assert type(subject[2]) is nn.LayerNorm
-    assert {c.kind for c in report.changes} == {"linear_act", "gated_act", "bias_gradient"}
+    assert {c.kind for c in report.changes} == {"linear_act", "gated_act", "bias_gradient", "unaligned_linear"}
 
 
 def slower_if_norm(kind: str) -> str | None:

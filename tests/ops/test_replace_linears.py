@@ -1,4 +1,4 @@
-"""Linear layers whose biases have their gradients from kpt's sums of columns."""
+"""Linear layers of which kpt does a part: the gradients of biases, and products whose rows begin at no 16 bytes."""
 
 import copy
 import io
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import kpt
 from kpt.ops import counters, prefer
-from kpt.ops.replace import bias_gradient
+from kpt.ops.replace import linear as replaced
 from kpt.ops.replace.modules import KptLinear
 from tests.ops.gradients import leaves
 from tests.ops.test_replace_sdpa import Asked
@@ -39,8 +39,8 @@ def test_all_is_pytorchs_but_the_gradient_of_the_bias(shape: tuple[int, ...], dt
     given = leaves(shape, (7, 9), (7,), dtype=dtype)
     before = sums()
     with prefer(backend):
-        found = bias_gradient.linear(*given)
-        got = gradients(bias_gradient.linear, given)
+        found = replaced.linear(*given)
+        got = gradients(replaced.linear, given)
     assert sums() == before + 1
     assert torch.equal(found, F.linear(*given))
     expected = gradients(F.linear, given)
@@ -75,7 +75,7 @@ SERVED_BY_PYTORCH: dict[str, Any] = {
 @pytest.mark.parametrize("case", SERVED_BY_PYTORCH)
 def test_what_is_pytorchs_stays_so(case: str) -> None:
     found, expected, before = [], [], sums()
-    for linear, grads in ((bias_gradient.linear, found), (F.linear, expected)):
+    for linear, grads in ((replaced.linear, found), (F.linear, expected)):
         given = leaves((5, 9), (7, 9), (7,))
         with prefer("numpy"):
             y = SERVED_BY_PYTORCH[case](linear, *given)
@@ -88,17 +88,17 @@ def test_what_is_pytorchs_stays_so(case: str) -> None:
 
 def test_on_a_cpu_pytorch_sums_unless_kernels_are_preferred() -> None:
     given, before = leaves((5, 9), (7, 9), (7,)), sums()
-    y = bias_gradient.linear(*given)
+    y = replaced.linear(*given)
     assert "Addmm" in y.grad_fn.next_functions[0][0].name() or "Addmm" in y.grad_fn.name()  # type: ignore[union-attr]
     with prefer("reference"):
-        gradients(bias_gradient.linear, given)
+        gradients(replaced.linear, given)
     assert sums() == before
 
 
 def test_outputs_are_modified_in_place_as_pytorchs_are() -> None:
     given = leaves((2, 5, 9), (7, 9), (7,))
     with prefer("numpy"):
-        got = gradients(lambda *g: bias_gradient.linear(*g).mul_(2).relu_(), given)
+        got = gradients(lambda *g: replaced.linear(*g).mul_(2).relu_(), given)
     expected = gradients(lambda *g: F.linear(*g).mul_(2).relu_(), given)
     for found, wanted in zip(got, expected, strict=True):
         assert_close(found, wanted, "f32", 10)
@@ -107,13 +107,13 @@ def test_outputs_are_modified_in_place_as_pytorchs_are() -> None:
 def test_what_does_not_fit_is_refused_in_pytorchs_words() -> None:
     x, w, b = leaves((2, 6, 3), (7, 9), (7,))
     with prefer("numpy"), pytest.raises(RuntimeError, match="cannot be multiplied"):
-        bias_gradient.linear(x, w, b)
+        replaced.linear(x, w, b)
 
 
 def test_the_gradient_is_differentiated_again() -> None:
     x, w, b = leaves((5, 9), (7, 9), (7,))
     with prefer("numpy"):
-        once = torch.autograd.grad(bias_gradient.linear(x, w, b).pow(3).sum(), (x, w, b), create_graph=True)
+        once = torch.autograd.grad(replaced.linear(x, w, b).pow(3).sum(), (x, w, b), create_graph=True)
         again = torch.autograd.grad(sum(g.sum() for g in once), (x, w, b))
     expected = torch.autograd.grad(F.linear(x, w, b).pow(3).sum(), (x, w, b), create_graph=True)
     for found, wanted in zip(again, torch.autograd.grad(sum(g.sum() for g in expected), (x, w, b)), strict=True):
@@ -124,7 +124,7 @@ def test_several_gradients_at_once() -> None:
     x, w, b = leaves((5, 9), (7, 9), (7,))
     each = torch.randn(3, 5, 7)
     with prefer("numpy"):
-        (got,) = torch.autograd.grad(bias_gradient.linear(x, w, b), b, each, is_grads_batched=True)
+        (got,) = torch.autograd.grad(replaced.linear(x, w, b), b, each, is_grads_batched=True)
     assert_close(got, each.sum(1), "f32", 5)
 
 
@@ -135,7 +135,7 @@ def test_whatever_else_is_frozen(frozen: tuple[int, ...]) -> None:
         given[i].requires_grad_(False)
     wanted = [t for t in given if t.requires_grad]
     with prefer("numpy"):
-        got = torch.autograd.grad(bias_gradient.linear(*given).square().sum(), wanted)
+        got = torch.autograd.grad(replaced.linear(*given).square().sum(), wanted)
     for found, expected in zip(got, torch.autograd.grad(F.linear(*given).square().sum(), wanted), strict=True):
         assert_close(found, expected, "f32", 10)
 
@@ -143,7 +143,7 @@ def test_whatever_else_is_frozen(frozen: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_what_no_gradient_needs_may_be_modified_before_the_backward(frozen: int) -> None:
     got = []
-    for linear in (bias_gradient.linear, F.linear):
+    for linear in (replaced.linear, F.linear):
         given = leaves((5, 9), (7, 9), (7,))
         given[frozen].requires_grad_(False)
         with prefer("numpy"):
@@ -158,7 +158,7 @@ def test_what_no_gradient_needs_may_be_modified_before_the_backward(frozen: int)
 def test_under_autocast_types_are_pytorchs() -> None:
     given, before = leaves((5, 9), (7, 9), (7,)), sums()
     with prefer("numpy"), torch.autocast("cpu", torch.bfloat16):
-        y = bias_gradient.linear(*given)
+        y = replaced.linear(*given)
         got = torch.autograd.grad(y.float().square().sum(), given)
         own = F.linear(*given)
     assert sums() == before + 1
@@ -171,7 +171,7 @@ def test_under_autocast_types_are_pytorchs() -> None:
 def test_inside_a_checkpoint() -> None:
     given, before = leaves((5, 9), (7, 9), (7,)), sums()
     with prefer("numpy"):
-        got = gradients(lambda *g: checkpoint(bias_gradient.linear, *g, use_reentrant=False), given)
+        got = gradients(lambda *g: checkpoint(replaced.linear, *g, use_reentrant=False), given)
     assert sums() == before + 1
     for found, expected in zip(got, gradients(F.linear, given), strict=True):
         assert_close(found, expected, "f32", 10)
@@ -183,12 +183,170 @@ def test_a_mode_sees_the_operations_that_it_knows(shape: tuple[int, ...]) -> Non
     given, before = leaves(shape, (7, 9), (7,)), sums()
     with prefer("numpy"):
         with Asked() as asked:
-            y = checkpoint(bias_gradient.linear, *given, use_reentrant=False)
+            y = checkpoint(replaced.linear, *given, use_reentrant=False)
         got = torch.autograd.grad(y.square().sum(), given)
     assert "aten::addmm" in asked.names
     assert sums() == before + 1
     for found, expected in zip(got, gradients(F.linear, given), strict=True):
         assert_close(found, expected, "f32", 10)
+
+
+# ------------------------------------------------------------------------------ products whose rows begin at no 16 bytes
+def products(op: str = "linear_act") -> int:
+    """Calls of the op that were served by kernels so far."""
+    return sum(n for who, n in counters()[op]["served"].items() if who != "reference")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(5, 9), (2, 5, 9), (37, 9), (1, 9)])
+@pytest.mark.parametrize("dtype", replaced.HALVES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_and_their_gradients(shape: tuple[int, ...], bias: bool, dtype: torch.dtype, backend: Any) -> None:
+    given = leaves(shape, (7, 9), (7,), dtype=dtype)[: 2 + bias]
+    before = products(), sums()
+    with prefer(backend):
+        y = replaced.unaligned_linear(*given)
+        got = torch.autograd.grad(y.float().square().sum(), given)
+        with torch.no_grad():
+            again = replaced.unaligned_linear(*given)
+    assert (products(), sums()) == (before[0] + 2, before[1] + 1)
+    assert y.is_contiguous() and torch.equal(y, again)
+    wide = tuple(t.detach().double().requires_grad_() for t in given)
+    exact = F.linear(*wide)
+    name = "bf16" if dtype is torch.bfloat16 else "f16"
+    assert_close(y.detach(), exact.detach(), name, 9)
+    for found, wanted in zip(got, torch.autograd.grad(exact.square().sum(), wide), strict=True):
+        assert found.dtype is dtype
+        assert_close(found, wanted, name, 9 * 37)
+
+
+SUMS_ALONE = {"no bias", "a bias without gradient", "strides that are none of a matrix"}
+
+
+@pytest.mark.parametrize("case", [case for case in SERVED_BY_PYTORCH if case not in SUMS_ALONE])
+def test_products_that_are_pytorchs_stay_so(case: str) -> None:
+    found, expected, before = [], [], products()
+    for linear, grads in ((replaced.unaligned_linear, found), (F.linear, expected)):
+        given = leaves((5, 9), (7, 9), (7,), dtype=torch.bfloat16)
+        with prefer("numpy"):
+            try:
+                y = SERVED_BY_PYTORCH[case](linear, *given)
+            except RuntimeError as error:  # complex numbers of half precision, say
+                grads.append(str(error))
+            else:
+                y.square().sum().backward()
+                grads += [y.detach(), *[t.grad for t in given]]
+    assert products() == before
+    for got, wanted in zip(found, expected, strict=True):
+        assert got is wanted is None or got == wanted if isinstance(got, str) else got is wanted or torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_types_have_pytorchs_product(dtype: torch.dtype) -> None:
+    given, before = leaves((5, 9), (7, 9), (7,), dtype=dtype), products()
+    with prefer("numpy"):
+        assert torch.equal(replaced.unaligned_linear(*given), F.linear(*given))
+    assert products() == before
+
+
+def test_products_under_autocast() -> None:
+    given, before = leaves((5, 9), (7, 9), (7,)), products()
+    with prefer("numpy"), torch.autocast("cpu", torch.bfloat16):
+        y = replaced.unaligned_linear(*given)
+        got = torch.autograd.grad(y.float().square().sum(), given)
+        own = F.linear(*given)
+    assert products() == before + 1
+    assert y.dtype is own.dtype
+    for found, expected in zip(got, torch.autograd.grad(own.float().square().sum(), given), strict=True):
+        assert found.dtype is expected.dtype
+        assert_close(found, expected, "bf16", 10)
+
+
+def test_mixed_types_are_refused_in_pytorchs_words() -> None:
+    x, w, b = leaves((5, 9), (7, 9), (7,))
+    for given in ((x.half(), w, b), (x.half(), w.half(), b), (x.bfloat16(), w.half(), None)):
+        with prefer("numpy"), pytest.raises(RuntimeError, match="type"):
+            replaced.unaligned_linear(*given)
+
+
+def test_products_are_differentiated_again() -> None:
+    given = leaves((5, 9), (7, 9), (7,), dtype=torch.bfloat16)
+    found = []
+    for linear in (replaced.unaligned_linear, F.linear):
+        with prefer("numpy"):
+            once = torch.autograd.grad(linear(*given).float().pow(3).sum(), given, create_graph=True)
+            found.append(torch.autograd.grad(sum(g.float().sum() for g in once), given))
+    for got, wanted in zip(*found, strict=True):
+        assert_close(got, wanted, "bf16", 100, scale=float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)])
+def test_only_gradients_that_are_wanted(frozen: tuple[int, ...]) -> None:
+    given = leaves((5, 9), (7, 9), (7,), dtype=torch.bfloat16)
+    for i in frozen:
+        given[i].requires_grad_(False)
+    wanted = [t for t in given if t.requires_grad]
+    with prefer("numpy"):
+        got = torch.autograd.grad(replaced.unaligned_linear(*given).float().square().sum(), wanted)
+    for found, expected in zip(got, torch.autograd.grad(F.linear(*given).float().square().sum(), wanted), strict=True):
+        assert_close(found, expected, "bf16", 10)
+
+
+def test_products_in_strides_of_others_and_modified_in_place() -> None:
+    x, w, b = leaves((9, 2, 5), (14, 9), (7,), dtype=torch.bfloat16)
+    for linear, grads in ((replaced.unaligned_linear, found := []), (F.linear, expected := [])):
+        with prefer("numpy"):
+            y = linear(x.permute(2, 1, 0), w[::2], b).mul_(2)
+        grads += [y.detach(), *torch.autograd.grad(y.float().square().sum(), (x, w, b))]
+    for got, wanted in zip(found, expected, strict=True):
+        assert got.shape == wanted.shape
+        assert_close(got, wanted, "bf16", 10)
+
+
+def test_short_products_have_their_gradients_from_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: their copies would take longer than they gain."""
+    monkeypatch.setattr(replaced, "_has_slow_product", lambda *_: True)
+    given = leaves((5, 9), (7, 9), (7,), dtype=torch.bfloat16)
+    before = sums()
+    gradients(replaced.unaligned_linear, given)
+    assert sums() == before
+    monkeypatch.setattr(replaced, "is_long", lambda *_: True)
+    asked = counters()["linear_act_backward"]["served"].get("reference", 0)
+    gradients(replaced.unaligned_linear, given)
+    assert counters()["linear_act_backward"]["served"]["reference"] == asked + 1
+
+
+def test_layers_with_odd_numbers_of_features() -> None:
+    layers = {
+        "classes": nn.Linear(16, 9, bias=False), "features": nn.Linear(9, 16), "level": nn.Linear(16, 24, bias=False),
+        "one": nn.Linear(16, 1, bias=False), "frozen": nn.Linear(16, 10).requires_grad_(False),
+        "pair": nn.Sequential(nn.Linear(16, 9), nn.GELU()), "lazy": nn.LazyLinear(9), "biased": nn.Linear(16, 4),
+    }  # fmt: skip
+    model = nn.ModuleDict(layers)
+    report = kpt.optimize(model)
+    changed = {c.path: c.kind for c in report.changes if c.kind != "linear_act"}
+    unaligned = dict.fromkeys(("classes", "features", "frozen"), "unaligned_linear")
+    assert changed == unaligned | {"biased": "bias_gradient"}
+    assert "Linear -> KptUnalignedLinear  kpt.ops.linear_act " in str(report)
+    again = copy.deepcopy(model)
+    for module in (model, again):
+        kpt.restore_modules(module)
+        assert not [m for m in module.modules() if "Kpt" in type(m).__name__]
+    changes = kpt.replace_modules(model, only=["unaligned_linear"]).changes
+    assert [(c.path, c.kind) for c in changes] == [(path, "unaligned_linear") for path in (*unaligned, "pair.0")]
+
+
+def test_a_layer_with_odd_features_runs_so() -> None:
+    layer, x = nn.Linear(16, 9).bfloat16(), torch.randn(3, 16).bfloat16()
+    own = copy.deepcopy(layer)
+    kpt.optimize(layer)
+    before = products()
+    with prefer("numpy"):
+        layer(x).float().square().sum().backward()
+    own(x).float().square().sum().backward()
+    assert products() == before + 1
+    for found, wanted in zip(layer.parameters(), own.parameters(), strict=True):
+        assert_close(found.grad, wanted.grad, "bf16", 16)
 
 
 # ------------------------------------------------------------------------------------------------------------ of whole models
@@ -286,14 +444,14 @@ def test_traced_by_fx() -> None:
 def test_lazy_layers_are_none_before_their_first_call() -> None:
     model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d())
     assert not kpt.optimize(model).changes
-    model(torch.ones(3, 4))
+    model(torch.ones(3, 16))
     kpt.optimize(model)
     assert linears(model) == ["0"]
 
 
 @pytest.mark.parametrize("mode", ["eval", "no_grad"])
 def test_nothing_is_noted_where_no_gradient_is_wanted(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bias_gradient, "_follow", None)
+    monkeypatch.setattr(replaced, "_follow", None)
     layer, x = nn.Linear(8, 4), torch.ones(3, 8)
     kpt.replace_modules(layer, only={"bias_gradient"})
     if mode == "eval":

@@ -1,4 +1,4 @@
-"""Linear layers whose biases get their gradients from kpt's sums of columns: all plain ones that are called."""
+"""Plain linear layers, computed together with nothing else, of which kpt does a part more quickly."""
 
 from collections.abc import Collection
 
@@ -6,20 +6,20 @@ from torch import nn
 
 from kpt.ops.replace.candidates import replacement_of
 from kpt.ops.replace.fused import fused_layers
-from kpt.ops.replace.rules import BIASES, Rule
+from kpt.ops.replace.rules import LINEARS, Rule
 
 
-class Biases:
+class Linears:
     """The answers for one model, whose other replacements are made. ``kinds``: which are meant."""
 
     def __init__(self, kinds: Collection[str]) -> None:
-        self.is_meant = BIASES.kind in kinds
+        self._rules = [rule for rule in LINEARS if rule.kind in kinds]
         self._fused: set[int] = set()
 
     def of(self, module: nn.Module) -> Rule | None:
         """What a module is replaced by, or None. Asked of every module before its children."""
         if (rule := replacement_of(module)) is not None:
             self._fused.update(id(layer) for layer, _ in fused_layers(module, rule.served))
-        elif self.is_meant and type(module) is BIASES.original and id(module) not in self._fused:
-            return BIASES if module.bias is not None and module.bias.requires_grad else None
+        elif id(module) not in self._fused:
+            return next((r for r in self._rules if type(module) is r.original and r.applies(module)), None)
         return None
