@@ -2,8 +2,8 @@
 
 What is ready for a kind of call holds for one dtype, shape, stride and alignment of every tensor and for every flag: all that
 an op's ``run`` works out comes to the same again, but for addresses. So one run is watched: which memory it takes, which
-kernels it starts with which addresses in it, which products it has of PyTorch, what it gives. That is written as a function. A
-run that does anything else (a copy, a sum) stays as it is.
+kernels it starts with which addresses in it, which products and copies it has of PyTorch, what it gives. That is written as a
+function. A run that does anything else (a sum) stays as it is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from kpt.ops.eager import QuickMode, below, below_autograd, function_of_torch
+from kpt.ops.eager import QuickMode, below, below_autograd, function_of_torch, tensors_in
 from kpt.ops.registry import Ready
 from kpt.ops.written import written
 from kpt_dsl.errors import CompileError
@@ -84,10 +84,11 @@ class Repeated:
 
 
 class Started(NamedTuple):
-    """``run``: what ran a kernel, or None for a product of PyTorch's, of two matrices into a third."""
+    """``kernel``: what ran one, or None for what PyTorch computed of matrices, by an ``operator`` of it."""
 
-    run: Prepared | None
+    kernel: Prepared | None
     arguments: tuple[Any, ...]
+    operator: Any = None
 
 
 class _Noting:
@@ -125,8 +126,8 @@ class _Root(NamedTuple):
 
 
 class _Watch(QuickMode):
-    """Sees what a run asks of PyTorch. ``pure``: nothing but memory, views of it, and products, which are noted among what was
-    ``started``."""
+    """Sees what a run asks of PyTorch. ``pure``: nothing but memory, views of it, products and copies, which are noted among
+    what was ``started``."""
 
     def __init__(self, arguments: tuple[Any, ...], started: list[Started]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -148,8 +149,8 @@ class _Watch(QuickMode):
             self.taken.append(given)
         elif func.is_view and of is not None and isinstance(given, torch.Tensor) and _shares(given, args[0]):
             self._note(given, of)
-        elif func is torch.ops.aten.mm.out:
-            self._started.append(Started(None, (*args, given)))
+        elif func in OF_PYTORCH:
+            self._started.append(Started(None, (*tensors_in(args), *(kwargs or {}).values()), func))
         else:
             self.pure = False
         return given
@@ -181,7 +182,7 @@ class _Unlike(Exception):
 def _written(watch: _Watch, noting: _Noting, given: Any, general: Ready) -> Ready | None:
     """The function for a run that was watched, and gave something; None where there is none. ``general`` serves calls for which
     the function does not hold after all: another device is current, or a name that a kernel uses has another value."""
-    kernels = [prepared for prepared, _ in noting.started if prepared is not None]
+    kernels = [kernel for kernel, *_ in noting.started if kernel is not None]
     if watch.pure and kernels and all(type(prepared.run) is Launch for prepared in kernels):
         with suppress(_Unlike):
             return _Writer(watch, noting, general).function(given)
@@ -193,7 +194,7 @@ class _Writer:
 
     def __init__(self, watch: _Watch, noting: _Noting, general: Ready) -> None:
         self._watch, self._asked = watch, noting.asked
-        kernels = [prepared for prepared, _ in noting.started if prepared is not None]
+        kernels = [kernel for kernel, *_ in noting.started if kernel is not None]
         self._meant = dict([pair for prepared in kernels for pair in prepared.meant])
         launches = [prepared.run for prepared in kernels]
         self._parts: list[Parts] = [launch.parts() for launch in launches if isinstance(launch, Launch)]
@@ -225,9 +226,9 @@ class _Writer:
     def _steps(self) -> Iterator[str]:
         """What is started, one after the other."""
         parts = iter(self._parts)
-        for of_pytorch, some in groupby(self._started, lambda started: started.run is None):
+        for of_pytorch, some in groupby(self._started, lambda started: started.kernel is None):
             if of_pytorch:
-                yield from (f"    {self._product(*started.arguments)}" for started in some)
+                yield from (f"    {self._computed(started)}" for started in some)
             else:
                 yield "    try:"
                 yield from (f"        {self._launch(next(parts), started.arguments)}" for started in some)
@@ -277,8 +278,8 @@ class _Writer:
         programs = self._keep(parts.programs)
         return f"{self._keep(parts.start.function)}({programs}, 1, 1, stream, {''.join(f'{v}, ' for v in fixed)}{last})"
 
-    def _product(self, *matrices: torch.Tensor) -> str:
-        return f"{self._keep(_multiply)}({', '.join(self._matrix(matrix) for matrix in matrices)})"
+    def _computed(self, started: Started) -> str:
+        return f"{self._keep(OF_PYTORCH[started.operator])}({', '.join(map(self._matrix, started.arguments))})"
 
     def _matrix(self, matrix: torch.Tensor) -> str:
         root, beyond = self._where(matrix)
@@ -306,12 +307,31 @@ class _Writer:
         return root, tensor.data_ptr() - self._watch.tensor(root).data_ptr()
 
 
-def _multiply(*matrices: tuple[torch.Tensor, Sequence[int], Sequence[int], int]) -> None:
-    """PyTorch's product of two into a third: each where it lies, its shape and strides, and how many elements from there it
-    begins."""
+Matrix = tuple[torch.Tensor, Sequence[int], Sequence[int], int]
+"""Where it lies, its shape and strides, and how many elements from there it begins."""
+
+
+def _multiply(*matrices: Matrix) -> None:
+    """PyTorch's product of two into a third."""
     with below_autograd():
-        left, right, out = [t.as_strided(shape, strides, t.storage_offset() + n) for t, shape, strides, n in matrices]
+        left, right, out = map(_view, matrices)
         torch.mm(left, right, out=out)
+
+
+def _copy(*matrices: Matrix) -> None:
+    """PyTorch's copy of the second into the first."""
+    with below_autograd():
+        to, of = map(_view, matrices)
+        to.copy_(of)
+
+
+def _view(matrix: Matrix) -> torch.Tensor:
+    tensor, shape, strides, beyond = matrix
+    return tensor.as_strided(shape, strides, tensor.storage_offset() + beyond)
+
+
+OF_PYTORCH = {torch.ops.aten.mm.out: _multiply, torch.ops.aten.copy_.default: _copy}
+"""What has PyTorch compute as a run asked it to, by the operator that was seen."""
 
 
 def _like(given: Any, names: Sequence[str]) -> str:

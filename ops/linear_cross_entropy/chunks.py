@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from kpt.ops.backends import BACKENDS
 from kpt.ops.devices import tpu
-from kpt.ops.linear_act.alignment import is_unaligned, is_quicker
+from kpt.ops.linear_act.alignment import is_quicker, is_unaligned
 from kpt.ops.linear_act.op import linear_act
 from kpt.ops.registry import Implementation, KernelChoice, get
 from kpt_dsl.instance import Instance

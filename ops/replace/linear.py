@@ -38,8 +38,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def unaligned_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``torch.nn.functional.linear`` by kpt's product, forward and backward, where that is quicker for how the rows of its
-    matrices lie; else ``linear``. Its output is contiguous."""
+    """``torch.nn.functional.linear`` by kpt's product where that is quicker for how the rows of its matrices lie, with gradients
+    where those are; else ``linear``. Its output is contiguous."""
     if not is_called_plainly() or not _has_slow_product(x, weight, bias):
         return linear(x, weight, bias)
     given = _lowered(x, weight, bias)
@@ -47,9 +47,9 @@ def unaligned_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
         return linear(*given)
     if not torch.is_grad_enabled():
         return linear_act(*given)
-    features, inner = weight.shape
-    is_worth_copies = preferred() is not None or is_long(x.numel() // inner, features, inner)
-    return _follow(*given, linear_act, _all_kpts if is_worth_copies else _all_pytorchs)
+    if preferred() is None and not is_long(x.numel() // x.shape[-1], *weight.shape):
+        return linear(*given)
+    return _follow(*given, linear_act, _all_kpts)
 
 
 Given = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]

@@ -17,7 +17,8 @@ import torch
 from kpt.ops import registry
 from kpt.ops.backends import Launches
 from kpt.ops.eager import below
-from kpt.ops.straight import WATCHED, Repeated
+from kpt.ops.linear_act import alignment
+from kpt.ops.straight import OF_PYTORCH, WATCHED, Matrix, Repeated, _view
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime import runtime
 from kpt_dsl.runtime.triton_launch import Start
@@ -231,10 +232,42 @@ def test_products_of_pytorchs_are_made_where_the_run_makes_them(
     assert is_straight(ready)
 
 
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize("op", ["linear_act", "linear_act_backward"])
+def test_copies_are_made_where_the_run_makes_them(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, op: str, activation: str
+) -> None:
+    """Of rows that begin at no 16 bytes: a copy's come as the run's did, and are what lies there now."""
+    monkeypatch.setattr(alignment, "LONG", 0)
+    monkeypatch.setattr(alignment, "WIDE", 1)
+    run = run_of(op)
+    ready, general = Repeated(run, launches(run)), below(partial(run, launches(run, "other")))
+    copied: list[torch.Tensor] = []
+    known = OF_PYTORCH[torch.ops.aten.copy_.default]
+
+    def noted(to: Matrix, of: Matrix) -> None:
+        known(to, of)
+        copied.append(_view(to))
+
+    monkeypatch.setitem(OF_PYTORCH, torch.ops.aten.copy_.default, noted)
+    for number in range(WATCHED + 2):
+        wide = torch.randn(330, 37, dtype=torch.bfloat16)
+        x, weight = wide[16 + number :][:300], torch.randn(31, 37, dtype=torch.bfloat16)
+        dy = torch.randn(300, 31, dtype=torch.bfloat16)
+        z = None if activation == "none" else torch.randn_like(dy)
+        given = (x, weight, None, "none", False) if op == "linear_act" else (dy, x, weight, None, z, activation, (True,) * 3)
+        copied.clear()
+        assert told(seen, ready, given) == told(seen, general, given)
+    assert is_straight(ready)
+    wanted = [x, weight] if op == "linear_act" or z is not None else [x, weight, dy]
+    assert [any(torch.equal(c, w) for c in copied if c.shape == w.shape) for w in wanted] == [True] * len(wanted)
+    assert len(copied) == len(wanted)
+
+
 def test_products_of_pytorchs_come_in_their_turn(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("kpt.ops.linear_act.backward"), "leaves_idle", lambda *_: True)
     before: list[int] = []
-    monkeypatch.setattr("kpt.ops.straight._multiply", lambda *_: before.append(len(seen.started)))
+    monkeypatch.setitem(OF_PYTORCH, torch.ops.aten.mm.out, lambda *_: before.append(len(seen.started)))
     run = run_of("linear_act_backward")
     ready = Repeated(run, launches(run))
     draw = drawn("linear_act_backward", {"M": 300, "N": 128, "K": 64}, activation="silu")
@@ -253,7 +286,7 @@ def test_what_a_product_refuses_is_said_in_pytorchs_words(seen: Seen, monkeypatc
     def no_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError("a product needs room")
 
-    monkeypatch.setattr("kpt.ops.straight._multiply", no_memory)
+    monkeypatch.setitem(OF_PYTORCH, torch.ops.aten.mm.out, no_memory)
     run = run_of("linear_act_backward")
     ready = Repeated(run, launches(run))
     draw = drawn("linear_act_backward", {"M": 300, "N": 128, "K": 64}, activation="silu")
