@@ -38,7 +38,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def unaligned_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``torch.nn.functional.linear`` by kpt's product where that is quicker for how the rows of its matrices lie, with gradients
+    """``torch.nn.functional.linear`` by kpt's product where that is quicker for how rows of its matrices lie, with gradients
     where those are; else ``linear``. Its output is contiguous."""
     if not is_called_plainly() or not _has_slow_product(x, weight, bias):
         return linear(x, weight, bias)
