@@ -13,12 +13,17 @@ from kpt.ops.devices import tpu
 BYTES, LINE = 16, 128
 """Where rows must begin, and where they do in a copy: at a cache line, unless that makes short rows much longer."""
 
-LONG, WIDE = 1 << 31, 128
+COPIED, WIDE = 1 << 31, 128
 """Multiply-adds of a product that is worth a copy, and how many of them an element of the matrix must take part in."""
 
-SHORT, FEW = 1 << 28, 8
-"""Multiply-adds and features from which on kpt's product into rows that begin anywhere is worth its host's time: 16 rows, 768
-features and 50257 classes take PyTorch 106 us, kpt 31; 16384 rows and 10 classes 22 and 15."""
+SHORT, FEW, LONG = 1 << 28, 8, 1 << 33
+"""When kpt's product is worth the host's time, beside PyTorch's: into rows of an unaligned number of features from ``SHORT``
+multiply-adds and ``FEW`` features on (16 rows, 768 features and 50257 classes take PyTorch 106 us, kpt 31); with gradients, or
+of rows that begin at an odd element themselves, from ``LONG`` on. Of 16384 rows, 768 features and 1001 classes a step takes
+PyTorch's kernels 690 us and kpt's 240, but kpt's host 200 us more."""
+
+EVEN = 4
+"""By so much longer must it be with gradients where rows begin at even elements: PyTorch takes 350 us for 1004 classes."""
 
 
 def is_unaligned(columns: int) -> bool:
@@ -26,18 +31,20 @@ def is_unaligned(columns: int) -> bool:
     return columns * 2 % BYTES > 0
 
 
-def is_quicker(rows: int, features: int, inner: int) -> bool:
-    """Whether kpt's product of (rows, inner) and (features, inner) in half precision is quicker than PyTorch's on a GPU, as far
-    as that is a matter of alignment."""
-    products = rows * features * inner
-    if is_unaligned(inner):
-        return products >= LONG and min(rows, features) >= WIDE
-    return is_unaligned(features) and products >= SHORT and features >= FEW
+def may_be_slow(features: int, inner: int) -> bool:
+    """Whether PyTorch's product of (rows, inner) and (features, inner) in half precision is slow on a GPU for how their rows
+    begin. Where those of both begin at even elements, copies would take as long as they gain."""
+    return features >= FEW and (inner % 2 > 0 or (is_unaligned(features) and not is_unaligned(inner)))
 
 
-def is_long(rows: int, features: int, inner: int) -> bool:
-    """Whether the gradients of such a product are worth copies."""
-    return rows * features * inner >= LONG and min(rows, features, inner) >= WIDE
+def is_quicker(rows: int, features: int, inner: int, trained: bool = False) -> bool:
+    """Whether kpt's is quicker then, with gradients if it is ``trained``."""
+    if not may_be_slow(features, inner):
+        return False
+    if not trained and inner % 2 == 0:
+        return rows * features * inner >= SHORT
+    least = LONG if inner % 2 or features % 2 else EVEN * LONG
+    return rows * features * inner >= least and min(rows, features, inner) >= WIDE
 
 
 def aligned(matrix: torch.Tensor, across: int) -> torch.Tensor:
@@ -53,7 +60,7 @@ def room_like(matrix: torch.Tensor, across: int) -> torch.Tensor:
 
 
 def _gains(matrix: torch.Tensor, across: int) -> bool:
-    enough = across >= WIDE and matrix.numel() * across >= LONG
+    enough = across >= WIDE and matrix.numel() * across >= COPIED
     return enough and matrix.itemsize == 2 and tpu(matrix) is None
 
 

@@ -15,7 +15,7 @@ from kpt.ops.dtypes import FLOATS
 from kpt.ops.flops import product
 from kpt.ops.library import define
 from kpt.ops.linear_cross_entropy import reference
-from kpt.ops.linear_cross_entropy.chunks import Calls, implementations, level_chunks, rows_of
+from kpt.ops.linear_cross_entropy.chunks import implementations, level_chunks, rows_of
 from kpt.ops.linear_cross_entropy.shapes import DIMS, SHAPES, backward_arguments
 from kpt.ops.registry import SUM, WHOLE, Gradient, Op, Placed, Ready, Sharding
 
@@ -129,12 +129,12 @@ def _run(
 def _inner(
     dloss: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, bias: Any, lse: torch.Tensor,
     count: torch.Tensor | None, *options: Any,
-) -> Calls:  # fmt: skip
+) -> tuple[str, tuple[Any, ...]]:  # fmt: skip
     """The gradient of the logits of the first chunk."""
     part, _ = next(level_chunks(weight.shape[0], target.numel()))
     logits = x.new_empty(target.numel(), part.stop)
     given = (dloss, logits, target.reshape(-1), lse.reshape(-1), count, None)
-    return [("cross_entropy_backward", (*given, *options[:4], 0, weight.shape[0]))]
+    return "cross_entropy_backward", (*given, *options[:4], 0, weight.shape[0])
 
 
 _dispatch = define(

@@ -9,17 +9,13 @@ import torch.nn.functional as F
 
 from kpt.ops.backends import BACKENDS
 from kpt.ops.devices import tpu
-from kpt.ops.linear_act.alignment import is_quicker, is_unaligned
-from kpt.ops.linear_act.op import linear_act
+from kpt.ops.linear_act.alignment import is_unaligned
 from kpt.ops.registry import Implementation, KernelChoice, get
 from kpt_dsl.instance import Instance
 from kpt_dsl.targets import Target
 
-Calls = list[tuple[str, tuple[Any, ...]]]
-"""Of ops, and with what."""
-
-Inner = Callable[..., Calls]
-"""Says which calls are made of a chunk."""
+Inner = Callable[..., tuple[str, tuple[Any, ...]]]
+"""Says which op is called first, and with what."""
 
 MOST_LOGITS = 1 << 26
 """Of a chunk: 128 MiB in half precision. The products of 512 rows with 128256 classes, or of 8192 rows with 8192 classes, fill
@@ -51,20 +47,13 @@ def level_chunks(extent: int, across: int) -> Iterator[tuple[slice, int]]:
             yield slice(part.stop - LEVEL, part.stop), level + LEVEL - part.stop
 
 
-def logits_of(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Of rows, by PyTorch's product unless kpt's is quicker."""
-    if _is_kpts(rows, weight):
-        return linear_act(rows, weight, bias)
-    return F.linear(rows, weight, bias)
-
-
-def calls_for(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Calls:
-    """Those of ops that ``logits_of`` makes."""
-    return [("linear_act", (rows, weight, bias, "none", False))] if _is_kpts(rows, weight) else []
-
-
-def _is_kpts(rows: torch.Tensor, weight: torch.Tensor) -> bool:
-    return rows.itemsize == 2 and tpu(rows) is None and is_quicker(rows.shape[0], *weight.shape)
+def level(of_classes: torch.Tensor) -> torch.Tensor:
+    """A weight or a bias with zeros for more classes, so that rows of logits in half precision are aligned: else PyTorch's
+    products take several times as long (``kpt.ops.linear_act.alignment``)."""
+    classes = of_classes.shape[0]
+    if of_classes.itemsize != 2 or tpu(of_classes) is not None or not is_unaligned(classes):
+        return of_classes
+    return F.pad(of_classes, (*(0, 0) * (of_classes.ndim - 1), 0, -classes % LEVEL))
 
 
 def implementations(
@@ -74,7 +63,7 @@ def implementations(
 ) -> tuple[Implementation, ...]:
     """Those of an op that calls other ops, a chunk at a time: each backend's kernels serve these, or PyTorch does.
 
-    ``inner(*arguments)``: what it calls for the first chunk.
+    ``inner(*arguments)``: an op that it calls, and with what, for the first chunk.
     """
     return tuple(
         Implementation(
@@ -92,13 +81,14 @@ def implementations(
 
 
 def _record(inner: Inner, given: tuple[Any, ...], target: Target | None = None, first: bool = False) -> list[Instance]:
-    """The kernels of the first chunk; products of PyTorch's are not ours."""
-    return [instance for op, arguments in inner(*given) for instance in get(op).record(arguments, target, first)]
+    """The kernels of the first chunk; its products are not ours."""
+    op, arguments = inner(*given)
+    return get(op).record(arguments, target, first)
 
 
 def _describe(backend: str, inner: Inner, arguments: tuple[Any, ...]) -> tuple[KernelChoice, ...]:
-    calls = [(next(i for i in get(op).kernels if i.name == backend), given) for op, given in inner(*arguments)]
-    return tuple(choice for implementation, given in calls for choice in implementation.describe(given))
+    op, given = inner(*arguments)
+    return next(i for i in get(op).kernels if i.name == backend).describe(given)
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 
 from kpt.ops import checks
 from kpt.ops.backends import wide_dtype
@@ -14,7 +15,7 @@ from kpt.ops.flops import product
 from kpt.ops.library import define
 from kpt.ops.linear_cross_entropy import reference
 from kpt.ops.linear_cross_entropy.backward import GRADIENT
-from kpt.ops.linear_cross_entropy.chunks import Calls, calls_for, chunks, implementations, logits_of, rows_of
+from kpt.ops.linear_cross_entropy.chunks import chunks, implementations, level, rows_of
 from kpt.ops.linear_cross_entropy.shapes import DIMS, SHAPES, arguments
 from kpt.ops.registry import SUM, WHOLE, Op, Sharding
 
@@ -36,11 +37,11 @@ def linear_cross_entropy(
     """``cross_entropy(x @ weight.T + bias, target)`` without all logits in memory: those of a chunk are, some 2 ** 26.
 
     ``x``: (..., K), ``weight``: (N, K), ``bias``: (N,), float16, bfloat16, float32 or float64, all alike; ``target``: (...),
-    int64 or int32. The other arguments, and the result, are those of ``cross_entropy``. Products are PyTorch's, but for the
-    forward's of a number of classes that is no multiple of 8, and logits are rounded to the type of x, as by two ops. The
-    backward makes the logits again, a chunk of classes at a time, for one product more: the gradient of a class's weights is
-    then a single product, rounded once, and no gradient is there before the backward. Where PyTorch serves (on a CPU unasked,
-    float64) it does hold the logits. Raises InputError for arguments that do not fit.
+    int64 or int32. The other arguments, and the result, are those of ``cross_entropy``. Products are PyTorch's, in half
+    precision of a multiple of 64 classes, and logits are rounded to the type of x, as by two ops. The backward makes the logits
+    again, a chunk of classes at a time, for one product more: the gradient of a class's weights is then a single product,
+    rounded once, and no gradient is there before the backward. Where PyTorch serves (on a CPU unasked, float64) it does hold
+    the logits. Raises InputError for arguments that do not fit.
     """
     options = (ignore_index, reduction, label_smoothing, z_loss, softcap)
     loss: torch.Tensor = _dispatch(x, weight, target, bias, *options, None)[0]
@@ -93,8 +94,9 @@ def _run(
 ) -> list[torch.Tensor]:  # fmt: skip
     rows, targets = rows_of(x), target.reshape(-1)
     losses, lse = (x.new_empty(targets.shape, dtype=torch.float32) for _ in range(2))
-    for part in chunks(rows.shape[0], weight.shape[0]):
-        logits = logits_of(rows[part], weight, bias)
+    classes, weight, bias = weight.shape[0], level(weight), None if bias is None else level(bias)
+    for part in chunks(rows.shape[0], classes):
+        logits = F.linear(rows[part], weight, bias)[:, :classes]
         losses[part], lse[part] = cross_entropy(
             logits, targets[part], ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing,
             z_loss=z_loss, softcap=softcap, return_lse=True,
@@ -109,14 +111,13 @@ def _run(
 
 def _inner(
     x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, bias: Any, *options: Any
-) -> Calls:
-    """The logits of the first chunk, and their cross-entropy."""
+) -> tuple[str, tuple[Any, ...]]:
+    """The cross-entropy of the first chunk."""
     ignore_index, _, label_smoothing, z_loss, softcap, *_ = options
     part = next(chunks(target.numel(), weight.shape[0]))
-    logits = x.new_empty(part.stop, weight.shape[0])
+    logits = x.new_empty(part.stop, level(weight).shape[0])[:, : weight.shape[0]]
     target = target.reshape(-1)[part]
-    losses = (logits, target, None, ignore_index, "none", label_smoothing, z_loss, softcap, True, None)
-    return [*calls_for(rows_of(x)[part], weight, bias), ("cross_entropy", losses)]
+    return "cross_entropy", (logits, target, None, ignore_index, "none", label_smoothing, z_loss, softcap, True, None)
 
 
 _dispatch = define(

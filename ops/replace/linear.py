@@ -16,7 +16,7 @@ from kpt.ops.autocast import cast
 from kpt.ops.choice import Holding, preferred
 from kpt.ops.dtypes import KERNEL_FLOATS
 from kpt.ops.eager import PLAIN, have_memory, is_autocasting, is_called_plainly, no_views
-from kpt.ops.linear_act.alignment import is_long, is_quicker
+from kpt.ops.linear_act.alignment import is_quicker
 from kpt.ops.linear_act.backward import linear_act_backward
 from kpt.ops.linear_act.op import linear_act
 
@@ -38,18 +38,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def unaligned_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``torch.nn.functional.linear`` by kpt's product where that is quicker for how rows of its matrices lie, with gradients
-    where those are; else ``linear``. Its output is contiguous."""
+    """``torch.nn.functional.linear`` by kpt's product, forward and backward, where that is quicker for how the rows of its
+    matrices lie; else ``linear``. Its output is contiguous."""
     if not is_called_plainly() or not _has_slow_product(x, weight, bias):
         return linear(x, weight, bias)
     given = _lowered(x, weight, bias)
     if any(t is not None and (t.dtype is not given[0].dtype or t.dtype not in HALVES) for t in given):
         return linear(*given)
-    if not torch.is_grad_enabled():
-        return linear_act(*given)
-    if preferred() is None and not is_long(x.numel() // x.shape[-1], *weight.shape):
-        return linear(*given)
-    return _follow(*given, linear_act, _all_kpts)
+    return _follow(*given, linear_act, _all_kpts) if torch.is_grad_enabled() else linear_act(*given)
 
 
 Given = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -73,7 +69,7 @@ def _has_slow_sum(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
         return False
     if (preference := preferred()) is not None:
         return preference != "reference"
-    return x.device.type == "cuda" and x.numel() // x.shape[-1] * weight.shape[0] >= FEWEST
+    return x.is_cuda and x.numel() // x.shape[-1] * weight.shape[0] >= FEWEST
 
 
 def _has_slow_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -87,7 +83,7 @@ def _has_slow_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
         return False
     if (preference := preferred()) is not None:
         return preference != "reference"
-    return x.device.type == "cuda" and is_quicker(x.numel() // inner, features, inner)
+    return x.is_cuda and is_quicker(x.numel() // inner, features, inner, trained=torch.is_grad_enabled())
 
 
 Wanted = Sequence[bool]
@@ -143,3 +139,6 @@ def _all_kpts(dy: torch.Tensor, x: Any, weight: Any, needed: Wanted) -> Gradient
 
 _follow: Callable[..., torch.Tensor] = super(torch.autograd.Function, _Linear).apply
 """Without the questions about torch.func that ``Function.apply`` asks first: under its transforms PyTorch's serves."""
+
+_Linear._backward_cls.apply = _Linear.backward  # type: ignore[attr-defined]
+"""What the engine calls of a node: without asking each time which of two functions the class has."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from kpt.ops.linear_act.alignment import FEW, is_unaligned
+from kpt.ops.linear_act.alignment import may_be_slow
 from kpt.ops.replace.modules import (
     KptCrossEntropyLoss,
     KptLayerNorm,
@@ -61,9 +61,8 @@ def weighs_classes(module: nn.CrossEntropyLoss) -> str | None:
 
 
 def has_unaligned_rows(module: Any) -> bool:
-    """Whether the rows of a linear layer's output, or of its input, begin at no multiples of 16 bytes in half precision."""
-    features, inner = int(module.out_features), int(module.in_features)
-    return features >= FEW and (is_unaligned(features) or is_unaligned(inner))
+    """Whether a linear layer's product may be slow in half precision for how rows begin."""
+    return may_be_slow(module.out_features, module.in_features)
 
 
 def trains_bias(module: Any) -> bool:

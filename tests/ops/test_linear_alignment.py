@@ -18,7 +18,7 @@ HALVES = (torch.float16, torch.bfloat16)
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short the product."""
-    monkeypatch.setattr(alignment, "LONG", 0)
+    monkeypatch.setattr(alignment, "COPIED", 0)
     monkeypatch.setattr(alignment, "WIDE", 1)
 
 
@@ -111,7 +111,15 @@ def test_a_tpu_is_given_what_lies_there() -> None:
 
 def test_when_kpts_product_is_quicker() -> None:
     """As measured on an H200 (``kpt.ops.linear_act.alignment``)."""
-    for one in ((16384, 50257, 768), (8192, 30522, 768), (16, 50257, 768), (16384, 1001, 768), (16384, 768, 777)):
-        assert alignment.is_quicker(*one), one
-    for one in ((16384, 50304, 768), (1, 50257, 768), (16384, 1, 768), (16, 768, 777), (100, 99, 1 << 20 | 1)):
-        assert not alignment.is_quicker(*one), one
+    always = (
+        (16384, 50257, 768), (8192, 30522, 768), (1024, 50257, 768), (16384, 1001, 768), (16384, 768, 777),
+        (8192, 4095, 4095),
+    )  # fmt: skip
+    untrained = ((16, 50257, 768), (16384, 1004, 768))
+    never = (
+        (16384, 50304, 768), (1, 50257, 768), (16384, 1, 768), (16, 768, 777), (100, 99, 1 << 20 | 1), (16384, 1004, 1004),
+        (2048, 1024, 588),
+    )  # fmt: skip
+    for cases, answers in ((always, (True, True)), (untrained, (True, False)), (never, (False, False))):
+        for one in cases:
+            assert (alignment.is_quicker(*one), alignment.is_quicker(*one, trained=True)) == answers, one

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kpt
 from kpt.ops import linear_cross_entropy
-from kpt.ops.linear_act import alignment
 from kpt.ops.linear_cross_entropy import chunks
 from kpt.ops.registry import get
 from kpt_dsl.targets import get as target_named
@@ -135,34 +134,53 @@ def test_level_chunks_hold_each_once(extent: int, across: int) -> None:
     assert seen == list(range(extent))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_an_odd_number_of_classes_has_logits_of_kpts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In half precision, and not on a TPU; and with them the kernel is one that is compiled and tuned ahead."""
-    before = served("linear_act").get("numpy", 0)
+class Products(TorchDispatchMode):
+    """Sees the extents of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extents: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in ("aten::mm", "aten::addmm", "aten::linear"):
+            self.extents |= {n for t in args if isinstance(t, torch.Tensor) for n in t.shape}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_products_of_an_odd_number_of_classes_are_level(dtype: torch.dtype, bias: bool, few: int) -> None:
+    """In half precision, where PyTorch's would be slow."""
     x, w, b, target = made(ROWS, classes=CLASSES + 1, dtype=dtype)
-    x, w = x[:, :32], w[:, :32]
-    found = []
-    for short in (alignment.SHORT, 0):
-        monkeypatch.setattr(alignment, "SHORT", short)
-        with kpt.ops.prefer("numpy"):
-            found.append(linear_cross_entropy(x, w, target, b))
-    assert served("linear_act")["numpy"] == before + 1
-    wanted = expected(*[t.detach().double() for t in (x, w, b)], target)
-    for got in found:
-        assert_close(got.detach(), wanted, "bf16" if dtype is torch.bfloat16 else "f16", FEATURES)
+    x = (x.detach() / 8).requires_grad_()
+    given = [x, w, *([b] if bias else [])]
+    forward = (x, w, target, b if bias else None, -100, "mean", 0.0, 0.0, None, True)
+    forward = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in forward)
     with kpt.ops.prefer("numpy"):
-        linear_cross_entropy(*(t.float() for t in (x, w)), target, b.float())
-        linear_cross_entropy(x, w[:CLASSES], target % CLASSES, b[:CLASSES])
-    assert served("linear_act")["numpy"] == before + 1
+        op = next(i for i in get("linear_cross_entropy").implementations if i.name == "numpy")
+        with torch.no_grad(), Products() as seen:
+            loss, lse, count = op.prepare(forward, ())(*forward)
+        op = next(i for i in get("linear_cross_entropy_backward").implementations if i.name == "numpy")
+        backward = (torch.ones(()).expand(ROWS), *forward[:4], lse, count, *forward[4:5], *forward[6:9], (True, True, bias))
+        with Products() as seen_backward:
+            found = op.prepare(backward, ())(*backward)
+    classes = (seen.extents | seen_backward.extents) - {FEATURES, *range(ROWS + 1)}
+    assert classes and {n % 64 for n in classes} == ({0} if dtype is not torch.float32 else {0, (CLASSES + 1) % 64})
+    wide = [t.detach().double().requires_grad_() for t in given]
+    exact = expected(wide[0], wide[1], wide[2] if bias else None, target)
+    name = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[dtype]
+    assert_close(loss, exact.detach(), name, FEATURES)
+    for got, wanted in zip(found, torch.autograd.grad(exact, wide), strict=True):
+        assert got.dtype is dtype
+        assert_close(got, wanted, name, CLASSES)
 
 
-def test_kernels_of_an_odd_head_are_told() -> None:
-    for classes, names in ((50257, ["linear_act_fwd", "cross_entropy_fwd"]), (50304, ["cross_entropy_fwd"])):
-        dims = {"M": 8192, "N": classes, "K": 768}
-        found = [i.kernel.name for i in get("linear_cross_entropy").instances(dims, "bf16")]
-        assert list(dict.fromkeys(found)) == names, found
-        found = [i.kernel.name for i in get("linear_cross_entropy").instances(dims, "bf16", target_named("tpu-v5e"))]
-        assert "linear_act_fwd" not in found
+def test_the_kernel_of_an_odd_head_is_told_how_its_logits_lie() -> None:
+    dims = {"M": 8192, "N": 50257, "K": 768}
+    for dtype, name, row in (("bf16", "", 50304), ("f32", "", 50257), ("bf16", "tpu-v5e", 50257)):
+        named = target_named(name) if name else None
+        (instance, *_) = get("linear_cross_entropy").instances(dims, dtype, named)
+        assert [strides[0] for strides in dict(instance.extents.strides).values() if len(strides) == 2] == [row]
 
 
 def test_only_what_is_needed() -> None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import kpt
 from kpt.ops import counters, prefer
+from kpt.ops.linear_act import alignment
 from kpt.ops.replace import linear as replaced
 from kpt.ops.replace.modules import KptLinear
 from tests.ops.gradients import leaves
@@ -305,22 +306,27 @@ def test_products_in_strides_of_others_and_modified_in_place() -> None:
 
 def test_short_products_with_gradients_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: copies for their gradients would take longer than they gain."""
-    monkeypatch.setattr(replaced, "_has_slow_product", lambda *_: True)
-    given = leaves((5, 9), (7, 9), (7,), dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    given = leaves((16, 8), (1001, 8), (1001,), dtype=torch.bfloat16)
 
     def asked() -> list[int]:
         return [counters()[name]["served"].get("reference", 0) for name in ("linear_act", "linear_act_backward")]
 
     before = asked()
-    for long, more in ((False, 0), (True, 1)):
-        monkeypatch.setattr(replaced, "is_long", lambda *_, long=long: long)
+    for short, long, more in ((1 << 30, 1 << 30, (0, 0)), (1, 1 << 30, (1, 0)), (1, 1, (3, 1))):
+        monkeypatch.setattr(alignment, "SHORT", short)
+        monkeypatch.setattr(alignment, "LONG", long)
+        monkeypatch.setattr(alignment, "WIDE", 8)
         gradients(replaced.unaligned_linear, given)
-        assert asked() == [n + more for n in before]
+        with torch.no_grad():
+            replaced.unaligned_linear(*given)
+        assert asked() == [n + m for n, m in zip(before, more, strict=True)]
 
 
 def test_layers_with_odd_numbers_of_features() -> None:
     layers = {
         "classes": nn.Linear(16, 9, bias=False), "features": nn.Linear(9, 16), "level": nn.Linear(16, 24, bias=False),
+        "both even": nn.Linear(10, 10, bias=False),
         "one": nn.Linear(16, 1, bias=False), "frozen": nn.Linear(16, 10).requires_grad_(False),
         "pair": nn.Sequential(nn.Linear(16, 9), nn.GELU()), "lazy": nn.LazyLinear(9), "biased": nn.Linear(16, 4),
     }  # fmt: skip

@@ -238,7 +238,7 @@ def test_copies_are_made_where_the_run_makes_them(
     seen: Seen, monkeypatch: pytest.MonkeyPatch, op: str, activation: str
 ) -> None:
     """Of rows that begin at no 16 bytes: a copy's come as the run's did, and are what lies there now."""
-    monkeypatch.setattr(alignment, "LONG", 0)
+    monkeypatch.setattr(alignment, "COPIED", 0)
     monkeypatch.setattr(alignment, "WIDE", 1)
     run = run_of(op)
     ready, general = Repeated(run, launches(run)), below(partial(run, launches(run, "other")))
