@@ -35,6 +35,7 @@ SUITES = (
     "features",
     "linear",
     "linear_training",
+    "heads",
     "fp8",
     "norms",
     "norms_backward",

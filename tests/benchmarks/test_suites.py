@@ -21,6 +21,7 @@ from benchmarks import (
     attention_backward,
     decode,
     features,
+    heads,
     linear,
     linear_training,
     norms_backward,
@@ -53,6 +54,9 @@ TINY: dict[str, Callable[[], Case | OpCase]] = {
     "layer_norm_backward": partial(norms_backward.case, "layer_norm", 40, 24, "cpu"),
     "rms_norm_backward": partial(norms_backward.case, "rms_norm", 40, 24, "cpu"),
     "linear": partial(linear.case, "24x40x16", 24, 40, 16, "gelu", "cpu"),
+    "heads": partial(heads.product, "tiny", 24, 41, 16, False, "cpu"),
+    "heads, trained": partial(heads.product, "tiny", 24, 41, 16, True, "cpu"),
+    "heads, loss": partial(heads.loss, "tiny", 24, 41, 16, "cpu"),
     "linear_training": partial(linear_training.case, "24x40x16", 24, 40, 16, "gelu", "cpu"),
 }
 
@@ -178,7 +182,7 @@ def test_a_wrong_gradient_is_not_timed() -> None:
 
 
 @pytest.mark.parametrize(
-    "suite", [attention, attention_backward, linear, linear_training, norms_backward, varlen], ids=lambda s: s.__name__
+    "suite", [attention, attention_backward, heads, linear, linear_training, norms_backward, varlen], ids=lambda s: s.__name__
 )
 def test_names_of_cases_are_known_before_they_are_made(suite: Any) -> None:
     names = [name for name, _ in suite.cases()]
