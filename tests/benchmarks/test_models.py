@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import models, products, report, sides, subjects
+from benchmarks import heads, models, products, report, sides, subjects
 from benchmarks.nano_gpt import NanoGPT
 from benchmarks.subjects import Subject
 
@@ -147,3 +147,12 @@ def test_the_docs_say_what_was_measured() -> None:
     (run, trained) = (f"{min(times):.2f} to {max(times):.2f} times as fast" for times in zip(*best, strict=True))
     assert f"nine models\n  run {run} as PyTorch runs them, and train {trained}." in (ROOT / "README.md").read_text()
     assert len(table) == 9
+
+
+def test_the_docs_say_what_heads_take() -> None:
+    taken = {row["case"]: row["microseconds"] for row in json.loads((RESULTS / "heads.json").read_text())["rows"]}
+    said = re.findall(r"^\| ([^|]+x[^|]+) \|(.+)\|$", DOCS.read_text(), re.MULTILINE)
+    columns = ("kpt", "eager", "Inductor", "Liger", heads.EVEN)
+    for (case, numbers), (measured, microseconds) in zip(said, taken.items(), strict=True):
+        expected = [f"{microseconds[name] / 1e3:.2f}" if name in microseconds else "–" for name in columns]
+        assert (case, numbers.split(" | ")) == (measured, [f" {expected[0]}", *expected[1:-1], f"{expected[-1]} "])
