@@ -154,5 +154,5 @@ def test_the_docs_say_what_heads_take() -> None:
     said = re.findall(r"^\| ([^|]+x[^|]+) \|(.+)\|$", DOCS.read_text(), re.MULTILINE)
     columns = ("kpt", "eager", "Inductor", "Liger", heads.EVEN)
     for (case, numbers), (measured, microseconds) in zip(said, taken.items(), strict=True):
-        expected = [f"{microseconds[name] / 1e3:.2f}" if name in microseconds else "–" for name in columns]
+        expected = [f"{microseconds[name] / 1e3:.2f}" if name in microseconds else "-" for name in columns]
         assert (case, numbers.split(" | ")) == (measured, [f" {expected[0]}", *expected[1:-1], f"{expected[-1]} "])
