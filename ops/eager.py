@@ -94,7 +94,7 @@ def forward_mode() -> bool:
 def have_memory(tensors: Iterable[torch.Tensor]) -> bool:
     """False where there are plain tensors that PyTorch's dispatcher does not hand to an op of ours: sparse, mkldnn, strided
     nested."""
-    return not [t for t in tensors if type(t) in PLAIN and (t.layout != torch.strided or t.is_nested)]
+    return not [t for t in tensors if type(t) in PLAIN and (t.layout is not torch.strided or t.is_nested)]
 
 
 class QuickMode(TorchDispatchMode):

@@ -34,7 +34,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if bias is None or not torch.is_grad_enabled() or not is_called_plainly() or not _has_slow_sum(x, weight, bias):
         return F.linear(x, weight, bias)
-    return _follow(*_lowered(x, weight, bias), F.linear, _with_kpts_sum)
+    if is_autocasting():
+        x, weight, bias = _lowered(x, weight, bias)
+    return _follow(x, weight, bias, F.linear, _with_kpts_sum)
 
 
 def unaligned_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,7 +44,7 @@ def unaligned_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     matrices lie; else ``linear``. Its output is contiguous."""
     if not is_called_plainly() or not _has_slow_product(x, weight, bias):
         return linear(x, weight, bias)
-    given = _lowered(x, weight, bias)
+    given = _lowered(x, weight, bias) if is_autocasting() else (x, weight, bias)
     if any(t is not None and (t.dtype is not given[0].dtype or t.dtype not in HALVES) for t in given):
         return linear(*given)
     return _follow(*given, linear_act, _all_kpts) if torch.is_grad_enabled() else linear_act(*given)
@@ -54,22 +56,22 @@ Given = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 def _lowered(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Given:
     """As autocast gives them to ``F.linear``."""
     device = x.device.type
-    if is_autocasting() and torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device):
         x, weight, bias = cast("lower", device, (x, weight, bias))
     return x, weight, bias
 
 
 def _has_slow_sum(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> bool:
-    """Whether the sum by kernels is possible, and worth it."""
-    if type(x) not in PLAIN or type(weight) not in PLAIN or type(bias) not in PLAIN or x.dtype not in KERNEL_FLOATS:
+    """Whether the sum by kernels is possible, and worth it; in few questions, for each layer of a step asks them."""
+    if type(x) not in PLAIN or type(weight) not in PLAIN or type(bias) not in PLAIN or not bias.requires_grad:
         return False
-    if not bias.requires_grad or bias.ndim != 1 or x.ndim < 2:
+    if not have_memory((x, weight)) or x.ndim < 2 or bias.ndim != 1 or (outputs := x.numel() * bias.numel()) == 0:
         return False
-    if x.numel() == 0 or bias.numel() == 0 or not have_memory((x, weight)) or not x.is_contiguous():
-        return False
-    if (preference := preferred()) is not None:
-        return preference != "reference"
-    return x.is_cuda and x.numel() // x.shape[-1] * weight.shape[0] >= FEWEST
+    if (preference := preferred()) is None:
+        is_worth_it = x.is_cuda and outputs >= FEWEST * x.size(-1)
+    else:
+        is_worth_it = preference != "reference"
+    return is_worth_it and x.dtype in KERNEL_FLOATS and x.is_contiguous()
 
 
 def _has_slow_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
