@@ -85,7 +85,8 @@ def _has_slow_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
         return False
     if (preference := preferred()) is not None:
         return preference != "reference"
-    return x.is_cuda and is_quicker(x.numel() // inner, features, inner, trained=torch.is_grad_enabled())
+    by_cublas = x.is_cuda and torch.version.hip is None
+    return by_cublas and is_quicker(x.numel() // inner, features, inner, trained=torch.is_grad_enabled())
 
 
 Wanted = Sequence[bool]
