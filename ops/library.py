@@ -13,11 +13,14 @@ from torch.autograd.forward_ad import unpack_dual
 from kpt.ops import flops, inductor, lazy, sharding
 from kpt.ops.autocast import Off, cast
 from kpt.ops.dispatch import DISPATCHERS, Dispatcher
-from kpt.ops.eager import dispatch_modes, forward_mode, function_of_torch, have_memory, tensors_in
+from kpt.ops.eager import PLAIN, dispatch_modes, forward_mode, function_of_torch, have_memory, is_plain, tensors_in
 from kpt.ops.registry import AutocastPolicy, Op, register
 
 _is_batched = function_of_torch("_functorch.is_legacy_batchedtensor") or (lambda _: False)
 """Whether a tensor stands for all samples under the vmap of autograd's own."""
+
+EAGER = frozenset({"cpu", "cuda"})
+"""Types of devices that compute at once."""
 
 _LIBRARY = torch.library.Library("kpt", "DEF")
 
@@ -28,17 +31,17 @@ def define(op: Op) -> Dispatcher:
     dispatcher = DISPATCHERS[op.name] = Dispatcher(op)
     _LIBRARY.define(f"{op.name}{op.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     dispatcher.through_torch = getattr(torch.ops.kpt, op.name).default
-    defaults = tuple([a.default_value for a in dispatcher.through_torch._schema.arguments])
-    _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.below_autograd), "CompositeExplicitAutograd")
-    _LIBRARY.impl(op.name, _of_all(defaults, partial(_autograd, dispatcher)), "Autograd")
-    torch.library.register_fake(f"kpt::{op.name}", _of_all(defaults, _checked_fake(op)), lib=_LIBRARY)
+    of_all = partial(_of_all, dispatcher.through_torch._schema)
+    _LIBRARY.impl(op.name, of_all(dispatcher.below_autograd), "CompositeExplicitAutograd")
+    _LIBRARY.impl(op.name, of_all(partial(dispatcher.through_autograd, partial(_autograd, dispatcher))), "Autograd")
+    torch.library.register_fake(f"kpt::{op.name}", of_all(_checked_fake(op)), lib=_LIBRARY)
     # Under vmap, PyTorch's own operations: they have rules for batches, where a kernel would run sample by sample. Its key by
     # name, for PyTorch 2.9 does not call what is entered as FuncTorchBatchedDecomposition.
-    _LIBRARY.impl(op.name, _of_all(defaults, dispatcher.with_autograd), "FuncTorchBatched")
+    _LIBRARY.impl(op.name, of_all(dispatcher.with_autograd), "FuncTorchBatched")
     _LIBRARY.impl(op.name, partial(_each_sample, dispatcher), "Batched")
     sharding.enter(dispatcher.through_torch, op)
     if lazy.IS_INSTALLED:
-        _LIBRARY.impl(op.name, _of_all(defaults, lazy.wrapped(dispatcher.below_autograd)), "XLA")
+        _LIBRARY.impl(op.name, of_all(lazy.wrapped(dispatcher.below_autograd)), "XLA")
     if op.fuses:
         inductor.enter(dispatcher.through_torch, op.reference)
     if op.flops is not None:
@@ -48,10 +51,15 @@ def define(op: Op) -> Dispatcher:
     return dispatcher
 
 
-def _of_all(defaults: tuple[Any, ...], function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with all arguments of a schema: PyTorch leaves out those at the end that are what they are by default."""
+def _of_all(schema: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with all arguments of a schema, as public functions give them: PyTorch leaves out those at the end that are
+    what they are by default, and makes lists of tuples."""
+    defaults = tuple([a.default_value for a in schema.arguments])
+    has_lists = any(isinstance(a.type, torch.ListType) for a in schema.arguments)
 
     def of_all(*arguments: Any) -> Any:
+        if has_lists:
+            arguments = tuple([tuple(a) if type(a) is list else a for a in arguments])
         return function(*arguments, *defaults[len(arguments) :])
 
     return of_all
@@ -62,6 +70,8 @@ def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     tensors = tensors_in(arguments)
     if not have_memory(tensors):
         return dispatcher.by_pytorch(arguments)
+    if is_plain() and all(map(_is_eager, tensors)):
+        return dispatcher(*arguments)
     sharding.share_out(tensors)
     if dispatch_modes():
         flops.tell_counters()
@@ -71,6 +81,11 @@ def _autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:
     if needs_grad or (forward_mode() and any(unpack_dual(t).tangent is not None for t in tensors)):
         return dispatcher.or_by_pytorch(dispatcher.with_autograd, arguments)
     return dispatcher.or_by_pytorch(partial(_below_autograd, dispatcher), arguments)
+
+
+def _is_eager(tensor: torch.Tensor) -> bool:
+    """Whether what a plain tensor is lies in its memory, here and now."""
+    return type(tensor) in PLAIN and tensor.device.type in EAGER and not torch._is_functional_tensor(tensor)
 
 
 def _below_autograd(dispatcher: Dispatcher, *arguments: Any) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -194,6 +195,65 @@ def test_calls_are_counted_as_before(norm: Any) -> None:
     assert len(norm.fingerprints) == AGAIN + 1
     norm._forget()
     assert norm.counters()["served"]["reference"] == before + 2 * AGAIN
+
+
+def test_calls_of_pytorchs_dispatcher_are_known_too(norm: Any) -> None:
+    """As a compiled graph makes them, which gives lists for tuples: those of the public function are of the same kind."""
+    x, before = X.clone().requires_grad_(), norm.counters()["served"].get("reference", 0)
+    for given in (X, x):
+        norm.fingerprints.clear()
+        for _ in range(2 * AGAIN):
+            norm.through_torch(given, [8], W, 1e-5)
+        assert len(norm.fingerprints) == AGAIN + 1
+        norm.fingerprints.clear()
+        y = rms_norm(given, (8,), W, 1e-5)
+        assert not norm.fingerprints and y.requires_grad is given.requires_grad
+        assert torch.equal(y, torch.nn.functional.rms_norm(given, (8,), W, 1e-5))
+    assert norm.counters()["served"]["reference"] == before + 2 * (2 * AGAIN + 1)
+
+
+class Told(TorchDispatchMode):
+    """Sees the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_would_see_a_call_of_the_dispatcher_sees_it(norm: Any) -> None:
+    """Known or not: modes, transforms that functionalize, subclasses, gradients forward."""
+    through = partial(norm.through_torch, eps=1e-5)
+    wanted = torch.nn.functional.rms_norm(X, (8,), W, 1e-5)
+    for times in (0, AGAIN + 1):
+        for _ in range(times):
+            through(X, [8], W)
+        with Told() as told:
+            assert torch.equal(through(X, [8], W), wanted)
+        assert "kpt::rms_norm" in told.names
+        assert torch.allclose(torch.func.functionalize(lambda x: through(x.clone().mul_(1.0), [8], W))(X), wanted)
+        assert type(through(X.as_subclass(Subclass), [8], W)) is Subclass
+        tangent = torch.func.jvp(lambda x: through(x, [8], W), (X,), (X,))[1]
+        assert tangent.abs().max() < 1e-4  # a row keeps its direction
+        with torch.inference_mode():
+            assert torch.equal(through(X, [8], W), wanted)
+
+
+def test_what_stands_for_a_tensor_of_pytorchs_own_has_no_memory_to_read(norm: Any) -> None:
+    """Though its type is PyTorch's, and no mode says so."""
+    x, w = torch._to_functional_tensor(X), torch._to_functional_tensor(W)
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        with prefer("numpy"):
+            y = norm.through_torch(x, [8], w, 1e-5)
+    finally:
+        torch._disable_functionalization()
+    torch._sync(y)
+    found = torch._from_functional_tensor(y)
+    assert torch.allclose(found, torch.nn.functional.rms_norm(X, (8,), W, 1e-5))
 
 
 def test_a_few_kinds_are_kept(norm: Any) -> None:
