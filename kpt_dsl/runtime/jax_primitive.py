@@ -78,6 +78,8 @@ def _mapped(function: Any, axes: tuple[int | None, ...]) -> Any:
 def _batched(arguments: Sequence[Any], axes: Sequence[int | None], *, function: Any, outputs: tuple[Output, ...]) -> Any:
     size = next(a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None)
     rows = tuple(Output((size, *output.shape), output.dtype) for output in outputs)
+    if size == 0:  # no grid of Pallas has that many programs
+        return [jax.numpy.zeros(*row) for row in rows], [0] * len(rows)
     found = _launch.bind(*arguments, function=_mapped(function, tuple(axes)), outputs=rows)
     return found, [0] * len(found)
 

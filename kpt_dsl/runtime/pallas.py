@@ -95,24 +95,33 @@ def run(
     if in_place:
         jax_package().block_until_ready(found)  # inputs, which may share memory with outputs, have been read
     for name, array in in_place.items():
-        _copy_back(array, found[name])
+        as_numpy(name, array)[...] = found[name]
     return {name: array for name, array in found.items() if name not in in_place} or None
 
 
 def _run_empty(instance: "Instance", arrays: Mapping[str, Any], config: "Config") -> dict[str, Any] | None:
-    """An instance with an empty dim, of which no block can be made: on NumPy, since there is next to nothing to compute."""
+    """An instance with an empty dim, of which no block can be made: on NumPy, since there is next to nothing to compute; what is
+    traced has values when the program runs, and is computed then."""
     import numpy as np
 
     from kpt_dsl.runtime import numpy
+    from kpt_dsl.runtime.jax_primitive import Output, launch
 
-    held = {n: np.asarray(a) for n, a in arrays.items() if _is_jax(a) and instance.kernel.roles.get(n) == "in"}
-    outputs = {
-        name: np.zeros(instance.shape(name), array.dtype)
-        for name, array in arrays.items()
-        if _is_jax(array) and instance.kernel.roles.get(name) == "out"
-    }
-    numpy.run(instance, {**arrays, **held, **outputs}, config)
-    return {name: jax_package().numpy.asarray(array) for name, array in outputs.items()} or None
+    jax, roles = jax_package(), instance.kernel.roles
+    held = {name: array for name, array in arrays.items() if _is_jax(array) and roles.get(name) == "in"}
+    made = {n: Output(instance.shape(n), a.dtype) for n, a in arrays.items() if _is_jax(a) and roles.get(n) == "out"}
+
+    def compute(*values: Any) -> list[Any]:
+        outputs = {name: np.zeros(*output) for name, output in made.items()}
+        numpy.run(instance, {**arrays, **dict(zip(held, map(np.asarray, values), strict=True)), **outputs}, config)
+        return [*outputs.values()]
+
+    def later(*values: Any) -> Any:
+        return jax.pure_callback(compute, [jax.ShapeDtypeStruct(*o) for o in made.values()], *values, vmap_method="sequential")
+
+    traced = any(isinstance(array, jax.core.Tracer) for array in held.values())
+    found = launch(later, [*made.values()], *held.values()) if traced else map(jax.numpy.asarray, compute(*held.values()))
+    return dict(zip(made, found, strict=True)) or None
 
 
 def launcher(instance: "Instance", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
@@ -283,20 +292,11 @@ def _as_jax(name: str, array: Any, written: bool) -> Any:
         array = _narrowed(name, array)
     if _is_jax(array):
         return array
-    if library(array) != "torch":
-        return jax.numpy.asarray(as_numpy(name, array))
-    if array.device.type != "cpu":
+    if library(array) == "torch" and array.device.type != "cpu":
         raise InputError(
             f"{name} is on {array.device}; backend pallas takes JAX arrays and tensors of the CPU: {name}.cpu()"
         )
-    import torch
-
-    tensor = array.detach().contiguous()
-    element = dtype(tensor.dtype)
-    if element.is_fp8:  # dlpack has no float8: it crosses as bytes
-        crossed = jax.dlpack.from_dlpack(tensor.view(torch.uint8))
-        return jax.lax.bitcast_convert_type(crossed, jax_dtype(element.name))
-    return jax.dlpack.from_dlpack(tensor)
+    return jax.numpy.asarray(as_numpy(name, array))
 
 
 def _narrowed(name: str, array: Any) -> Any:
@@ -316,17 +316,3 @@ def _narrowed(name: str, array: Any) -> Any:
     import torch
 
     return array.to(torch.int32)
-
-
-def _copy_back(out: Any, result: Any) -> None:
-    """Write a JAX array into a torch tensor of the CPU or a NumPy array."""
-    if library(out) != "torch":
-        out[...] = result
-        return
-    import torch.utils.dlpack
-
-    if dtype(out.dtype).is_fp8:
-        crossed = torch.utils.dlpack.from_dlpack(jax_package().lax.bitcast_convert_type(result, "uint8"))
-        out.copy_(crossed.view(out.dtype))
-    else:
-        out.copy_(torch.utils.dlpack.from_dlpack(result))

@@ -46,3 +46,12 @@ def scaled_backward(x: Any, dy: Any, dtotal: Any, factor: Any, squared: Any) -> 
 def doubled(x: kd.In, out: kd.Out) -> None:
     for m in kd.parallel(kd.tile("M")):
         out[m, :] = x[m, :] * 2
+
+
+@kd.kernel(x="M K", weight="N K", bias="N", y="M N")
+def linear(x: kd.In, weight: kd.In, bias: kd.In, y: kd.Out) -> None:
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        total = kd.zeros([m, n])
+        for k in kd.sequential(kd.tile("K")):
+            total = kd.dot(x[m, k], weight[n, k].T, total)
+        y[m, n] = total + bias[n][None, :]

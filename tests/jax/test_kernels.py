@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kpt_dsl as kd
-from tests.jax.kernels import doubled, scaled, softmax
+from tests.jax.kernels import doubled, linear, scaled, softmax
 from tests.tolerances import assert_close
 
 jax = pytest.importorskip("jax")
@@ -57,6 +57,28 @@ def test_batches_are_mapped() -> None:
         return jax.vmap(jax.grad(lambda x: (function(x) ** 3).sum()))
 
     assert_close(cubed(softmax.jax)(batch), cubed(lambda x: jax.nn.softmax(x, 1))(batch), "f32", 37)
+
+
+@pytest.mark.parametrize("extents", [(0, 37), (9, 0)])
+def test_nothing_is_scaled_within_a_traced_program(extents: tuple[int, int]) -> None:
+    """Rows without elements have sums, which hang on values that are not known while a program is traced."""
+    x = jnp.zeros(extents)
+    plain, traced = scaled.jax(x, None, 3.0, squared=False), jax.jit(lambda x: scaled.jax(x, None, 3.0))(x)
+    mapped = jax.vmap(lambda x: scaled.jax(x, None, 3.0))(jnp.zeros((2, *extents)))
+    for y, total in (plain, traced, (each[1] for each in mapped)):
+        assert y.shape == extents
+        assert_close(total, jnp.zeros(extents[0]), "f32")
+
+
+def test_a_program_that_is_traced_sees_values_beside_an_empty_dim() -> None:
+    x, weight, bias = jnp.zeros((9, 0)), jnp.zeros((37, 0)), jnp.arange(37.0)
+    assert_close(jax.jit(linear.jax)(x, weight, bias), jnp.tile(bias, (9, 1)), "f32")
+    mapped = jax.vmap(linear.jax, (None, None, 0))(x, weight, jnp.stack([bias, 2 * bias]))
+    assert_close(mapped[1], jnp.tile(2 * bias, (9, 1)), "f32")
+
+
+def test_a_batch_of_nothing() -> None:
+    assert jax.vmap(softmax.jax)(jnp.zeros((0, 9, 37))).shape == (0, 9, 37)
 
 
 @pytest.mark.parametrize(
