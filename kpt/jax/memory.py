@@ -104,7 +104,7 @@ class _View:
         self.strides = tensor.stride()
         self.offset = tensor.storage_offset()
         self.axes = sorted(
-            (a for a, n in enumerate(self.shape) if n > 1 and self.strides[a]), key=lambda a: -self.strides[a]
+            (a for a, n in enumerate(self.shape) if n != 1 and self.strides[a]), key=lambda a: -self.strides[a]
         )
         self.cut = self._cut(size)
 

@@ -24,6 +24,8 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "across rows": lambda t: t.view(-1)[3:17],
     "flat": lambda t: t.view(-1),
     "units": lambda t: t[2:3, :1],
+    "no columns": lambda t: t[:, :0],
+    "nothing behind the last row": lambda t: t[4:, 8:],
 }
 
 
