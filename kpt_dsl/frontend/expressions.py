@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from kpt_dsl import arithmetic, ir, language
 from kpt_dsl.dtypes import DType, bool_, f32, i32
 from kpt_dsl.frontend import typing as ty
-from kpt_dsl.frontend.indexing import Indices, TileRef, describe
+from kpt_dsl.frontend.indexing import Indices, TileRef, describe, is_made_of_tiles
 from kpt_dsl.frontend.names import WORDS, Local
 from kpt_dsl.frontend.outside import Helper, Values
 from kpt_dsl.frontend.source import Source, fail
@@ -187,6 +187,8 @@ class Expressions(Indices):
         name, fn = _COMPARE[type(op)]
         if isinstance(a, Helper) and isinstance(b, Helper) and isinstance(op, ast.Is | ast.IsNot):
             return (a == b) == isinstance(op, ast.Is)  # one that was defined again with the same text is the same
+        if isinstance(op, ast.In | ast.NotIn) and is_made_of_tiles([a, b]):
+            fail(loc, f"{describe(a)} in {describe(b)}", "ask (x == a) | (x == b)")
         if name is None or not (isinstance(a, Expr) or isinstance(b, Expr)):
             return self.python(fn, a, b, loc=loc)
         return ty.binary(name, self.operand(a, loc), self.operand(b, loc), loc)
@@ -291,7 +293,7 @@ class Expressions(Indices):
             return self.builtin(fn, self.arguments(node, fn) if fn is not language.choice and fn is not language.parallel
                                 else {"args": tuple(self.expr(a) for a in node.args)}, loc)  # fmt: skip
         values = [self.expr(a) for a in node.args]
-        if callable(fn) and not node.keywords and not any(isinstance(v, Expr | ir.Tensor | TileRef) for v in values):
+        if callable(fn) and not node.keywords and (fn is len or not is_made_of_tiles(values)):
             return self.python(fn, *values, loc=loc)
         name = ast.unparse(node.func)
         word = f"kd.{name}" if name in WORDS else "kd's own functions"

@@ -27,6 +27,12 @@ class TileRef:
     starts: ir.Tensor | None = None
 
 
+def is_made_of_tiles(value: Any) -> bool:
+    """Whether a value is known to nobody before the kernel runs, or some part of it."""
+    kinds = Expr | ir.Tensor | TileRef
+    return any(map(is_made_of_tiles, value)) if isinstance(value, tuple | list) else isinstance(value, kinds)
+
+
 def describe(value: Any) -> str:
     """What a person would call a value in an error message."""
     match value:
@@ -40,6 +46,8 @@ def describe(value: Any) -> str:
             return f"the function {value.name}"
         case ModuleType():
             return f"the module {value.__name__}"
+        case tuple() | list() if is_made_of_tiles(value):
+            return f"({', '.join(map(describe, value))})"
     if callable(value):
         return f"the Python {'class' if isinstance(value, type) else 'function'} {getattr(value, '__name__', value)}"
     return f"{value!r} ({type(value).__name__})"
@@ -149,5 +157,6 @@ class Indices(Names):
             if without := [name for name, dims in self.without_extents.items() if dim in dims]:
                 fail(loc, f"argument {without[0]} is None, and nothing else says how long dim {dim} is",
                      f"pass {without[0]}", InputError)  # fmt: skip
-            fail(loc, f"{dim!r} is not a dim of this kernel", f"its dims are {', '.join(sorted(self.dims))}")
+            name = repr(dim) if isinstance(dim, str) else describe(dim)
+            fail(loc, f"{name} is not a dim of this kernel", f"its dims are {', '.join(sorted(self.dims))}")
         return dim

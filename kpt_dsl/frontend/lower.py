@@ -7,7 +7,7 @@ Whatever is known before the kernel runs (static arguments, absent optional ones
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from kpt_dsl import ir, language
 from kpt_dsl.dtypes import f32, i32
 from kpt_dsl.frontend import typing as ty
 from kpt_dsl.frontend.expressions import Expressions
-from kpt_dsl.frontend.indexing import TileRef, describe
+from kpt_dsl.frontend.indexing import TileRef, describe, is_made_of_tiles
 from kpt_dsl.frontend.names import Local
 from kpt_dsl.frontend.outside import Values
 from kpt_dsl.frontend.races import check_races
@@ -158,9 +158,8 @@ class _Lowering(Expressions):
                 if not isinstance(value, tuple) or len(value) != len(names):
                     fail(loc, f"{len(names)} names on the left, but the right side is {describe(value)}",
                          "a helper that returns several values ends with `return a, b`")  # fmt: skip
-                changing = {old.name for n in names if isinstance(n, ast.Name)
-                            and isinstance(old := self.local.values.get(n.id), ir.Var)}  # fmt: skip
-                held = tuple(self.hold(v, changing, loc) for v in value)
+                old = [self.local.values.get(n.id) for n in ast.walk(target) if isinstance(n, ast.Name)]
+                held = self.held(value, loc, {x.name for x in old if isinstance(x, ir.Var | ir.Tensor)})
                 for one, v in zip(names, held, strict=True):
                     self.assign(one, v, loc)
             case ast.Subscript(value=ast.Name(id=name), slice=index):
@@ -168,9 +167,13 @@ class _Lowering(Expressions):
             case _:
                 fail(loc, f"{_words(target)} cannot be assigned to", "assign to a name, or store to a kd.Out argument")
 
-    def hold(self, value: Any, changing: set[str], loc: Loc) -> Any:
-        """In a simultaneous assignment, a right side that reads a variable on the left is computed first."""
-        if isinstance(value, Expr) and any(isinstance(x, ir.Var) and x.name in changing for x in ir.walk(value)):
+    def held(self, value: Any, loc: Loc, changing: Set[str]) -> Any:
+        """What is read after an assignment to these variables and tensors, as it is before: computed first, if that differs."""
+        if isinstance(value, tuple | list):
+            return type(value)([self.held(v, loc, changing) for v in value]) if is_made_of_tiles(value) else value
+        read = [x for x in ir.walk(value) if isinstance(x, ir.Var | ir.Read)] if isinstance(value, Expr) else []
+        stored = changing - self.types.keys()
+        if any(stored if isinstance(x, ir.Read) else x.name in changing for x in read):
             return self.emit(self.fresh("held"), value, loc)
         return value
 
@@ -185,10 +188,10 @@ class _Lowering(Expressions):
                 f"store to it: {name}[...] = value",
             )
         if not isinstance(value, Expr):
-            if carried_from_outside and not self.inlining and old != value:
+            if carried_from_outside and old != value:
                 fail(loc, f"{name} changes inside the loop, but is {describe(value)}, not a tile or scalar",
                      "values that a loop carries start as kd.zeros(...) or kd.full(...)")  # fmt: skip
-            self.local.values[name] = value
+            self.local.values[name] = self.held(value, loc, self.types.keys() | {t.name for t in self.given.tensors})
             return
         if carried_from_outside and not isinstance(old, ir.Var):
             fail(loc, f"{name} is {describe(old)} before the loop and {value.type} in it",
@@ -232,7 +235,7 @@ class _Lowering(Expressions):
         return ir.Var(name, type=value.type, loc=loc)
 
     def store(self, name: str, index: ast.expr, value: Any, loc: Loc, add: bool = False) -> None:
-        tensor = self.local.values.get(name)
+        tensor = self.name(name, loc)
         self.present(tensor, loc)
         if not isinstance(tensor, ir.Tensor):
             fail(loc, f"{name} is {describe(tensor)}; only kd.Out arguments can be stored to",
@@ -456,7 +459,8 @@ class _Lowering(Expressions):
         prefix = f"{self.local.prefix}{helper.name}_"
         held = {}
         for name, value in bound.items():
-            simple = not isinstance(value, Expr) or isinstance(value, ir.Var | ir.Const | ir.Param | ir.Size | ir.Index)
+            kept = isinstance(value, ir.Var) and name not in helper.source.assigned
+            simple = kept or not isinstance(value, Expr) or isinstance(value, ir.Const | ir.Param | ir.Size | ir.Index)
             held[name] = value if simple else self.emit(self.fresh(prefix + name), value, loc)
         saved = self.source, self.local
         given = inspect.signature(helper.source.fn).bind(*node.args, **{str(k.arg): k.value for k in node.keywords})

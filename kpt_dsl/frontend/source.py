@@ -41,8 +41,12 @@ class Source:
     @cached_property
     def own(self) -> frozenset[str]:
         """The names that are the function's own, everywhere in it, as in Python: its parameters and what it assigns."""
-        stored = {n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        return frozenset(stored | {n.arg for n in ast.walk(self.tree.args) if isinstance(n, ast.arg)})
+        return self.assigned | {n.arg for n in ast.walk(self.tree.args) if isinstance(n, ast.arg)}
+
+    @cached_property
+    def assigned(self) -> frozenset[str]:
+        """The names that are assigned in it."""
+        return frozenset(n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
 
 
 def read(fn: Any, decorator: str) -> Source:

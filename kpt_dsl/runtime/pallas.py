@@ -100,8 +100,8 @@ def run(
 
 
 def _run_empty(instance: "Instance", arrays: Mapping[str, Any], config: "Config") -> dict[str, Any] | None:
-    """An instance with an empty dim, of which no block can be made: on NumPy, since there is next to nothing to compute; what is
-    traced has values when the program runs, and is computed then."""
+    """An instance with an empty dim, of which no block can be made: on NumPy, since there is next to nothing to compute; what
+    is traced has values when the program runs, and is computed then."""
     import numpy as np
 
     from kpt_dsl.runtime import numpy
@@ -124,14 +124,9 @@ def _run_empty(instance: "Instance", arrays: Mapping[str, Any], config: "Config"
     return dict(zip(made, found, strict=True)) or None
 
 
-def launcher(instance: "Instance", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], None]:
+def launcher(instance: "Instance", arrays: Mapping[str, Any], config: "Config", target: "Target") -> Callable[[], Any]:
     """A launch with all arguments bound; it does not wait for the device."""
-    call = _call(instance, arrays, config, target, None)
-
-    def launch() -> None:
-        call()
-
-    return launch
+    return _call(instance, arrays, config, target, None)
 
 
 def jax_function(instance: "Instance", config: "Config", target: "Target", interpret: Any = False) -> JaxFunction:

@@ -30,6 +30,13 @@ def both(x, y):
     total = x + y
     return total, x - y
 
+@kd.function
+def turns(x, m):
+    count = 0
+    for n in kd.sequential("N"):
+        count = count + 1
+    return count
+
 def plain(x):
     return x
 

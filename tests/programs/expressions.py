@@ -19,6 +19,7 @@ HELPERS: tuple[Helper, ...] = (
     ("blend", "both = a + b\n    return kd.maximum(both, a - b)",
      lambda a, b: v.larger(v.plus(a, b), v.plus(a, b, "-"), "maximum")),
     ("larger_of", "if b is None:\n        return a\n    return kd.maximum(a, b)", lambda a, b: v.larger(a, b, "maximum")),
+    ("grown", "a = a + b\n    b = a + b\n    return b", lambda a, b: v.plus(v.plus(a, b), b)),
     ("square", "return a * a", lambda a, b: v.times(a, a)),
     ("kept", "return kd.where(a > b, a, 0.0)", lambda a, b: v.either(v.compared(a, b, ">"), a, v.number(0.0))),
 )  # fmt: skip
