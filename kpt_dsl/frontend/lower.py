@@ -99,11 +99,7 @@ class _Lowering(Expressions):
         for index, node in enumerate(body):
             loc = self.source.loc(node)
             if self.grid and not self.loops and not self.inlining:
-                fail(
-                    loc,
-                    "a statement after the parallel loop",
-                    "a kernel ends with its parallel loop; move this into it",
-                )
+                fail(loc, "a statement after the parallel loop", "a kernel ends with its parallel loop; move this into it")
             match node:
                 case ast.Expr(value=ast.Constant(value=str())) if index == 0:
                     pass
@@ -182,11 +178,7 @@ class _Lowering(Expressions):
         self.local.ended.pop(name, None)
         carried_from_outside = bool(self.loops) and name in self.loops[-1].outside
         if isinstance(old, ir.Tensor):
-            fail(
-                loc,
-                f"{name} is a tensor argument and cannot be given another value",
-                f"store to it: {name}[...] = value",
-            )
+            fail(loc, f"{name} is a tensor argument and cannot be given another value", f"store to it: {name}[...] = value")
         if not isinstance(value, Expr):
             if carried_from_outside and old != value:
                 fail(loc, f"{name} changes inside the loop, but is {describe(value)}, not a tile or scalar",
@@ -421,11 +413,8 @@ class _Lowering(Expressions):
         if not isinstance(target, ast.Name):
             fail(self.source.loc(target), f"{_words(target)} as a loop variable", "name one variable")
         if target.id in self.local.values:
-            fail(
-                self.source.loc(target),
-                f"{target.id} already has a meaning here",
-                "give the loop variable a name of its own",
-            )
+            fail(self.source.loc(target), f"{target.id} already has a meaning here",
+                 "give the loop variable a name of its own")  # fmt: skip
         return target.id
 
     def new_index(self, name: str, dim: str, loc: Loc) -> ir.Each:

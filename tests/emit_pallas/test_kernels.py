@@ -130,6 +130,26 @@ def test_scalars_meet_tiles(rng: np.random.Generator) -> None:
     agree(scalars, Config(block_M=16), 1, x=floats(rng, 40, 20), alpha=0.3, n=5, **held)
 
 
+@kd.kernel(x="M N", low="Q", weight="N K", out="Q M N", product="Q M K")
+def filled(x: kd.In, low: kd.In, weight: kd.In, out: kd.Out, product: kd.Out) -> None:
+    for q, m in kd.parallel("Q", kd.tile("M")):
+        least = low[q]
+        some = kd.where(x[m, :] > 0.0, x[m, :], least)
+        neither = kd.where(x[m, :] > 0.0, least, low[0])
+        out[q, m, :] = kd.where(x[m, :] < 0.5, some, neither)
+        product[q, m, :] = kd.dot(some, weight[:, :])
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16, np.float16])
+def test_narrow_scalars_meet_narrow_tiles(dtype: Any, rng: np.random.Generator) -> None:
+    """A TPU holds scalars of tensors in 32 bits, and tiles as they are."""
+    x, low, weight = (floats(rng, *shape).astype(dtype) for shape in ((20, 40), (3,), (40, 8)))
+    held = {"out": np.zeros((3, 20, 40), dtype), "product": np.zeros((3, 20, 8), np.float32)}
+    got, expected = both(filled, Config(block_M=32), x=x, low=low, weight=weight, **held)
+    np.testing.assert_array_equal(np.float32(got["out"]), np.float32(expected["out"]))
+    assert_close(got["product"], expected["product"], "f32", 40)
+
+
 @kd.kernel(x="M", out="M")
 def special(x: kd.In, out: kd.Out) -> None:
     for m in kd.parallel(kd.tile("M")):

@@ -6,9 +6,10 @@ Everything on a TPU lies in registers of two dimensions, so a value with one axi
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from kpt_dsl import arithmetic, ir
-from kpt_dsl.dtypes import DType, f16, f32, i32
+from kpt_dsl.dtypes import DType, bf16, f8e4m3, f8e5m2, f16, f32, i32
 from kpt_dsl.emit.pallas import gathers
 from kpt_dsl.emit.pallas.plan import LANES, Plan, Side
 from kpt_dsl.errors import TargetError
@@ -40,6 +41,9 @@ JAX_DTYPES: dict[str, str] = {
     "bool": "jnp.bool_",
 }  # fmt: skip
 """How the element types are held inside a kernel. A TPU has no float16, so those values are float32 and are rounded outside."""
+
+_NARROW = (bf16, f8e4m3, f8e5m2)
+"""What tiles hold as it is, and a scalar of a tensor in 32 bits."""
 
 _SHIFTS = {"shl": "shift_left", "shr": "shift_right"}
 
@@ -135,6 +139,10 @@ class Text:
                 return f"{_CALL[op]}({self.expr(x, side=side)})", ATOM
             case ir.Binary(op, a, b):
                 return self._binary(op, a, b, node, side)
+            case ir.Where(_, a, b) if node.type.dtype in _NARROW and node.type.shape and not (a.type.shape and b.type.shape):
+                a, b = (ir.Cast(x, type=ir.Type(f32, x.type.shape)) for x in (a, b))  # a scalar is held in 32 bits
+                wide = replace(node, a=a, b=b, type=ir.Type(f32, node.type.shape))
+                return f"{self.expr(wide, ATOM, side)}.astype({JAX_DTYPES[node.type.dtype.name]})", ATOM
             case ir.Where(cond, a, b):
                 return f"jnp.where({', '.join(self._beside(x, node, side=side) for x in (cond, a, b))})", ATOM
             case ir.Cast(x):
