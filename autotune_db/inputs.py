@@ -15,10 +15,15 @@ _TORCH = {
     "bf16": "bfloat16",
     "f8e4m3": "float8_e4m3fn",
     "f8e5m2": "float8_e5m2",
+    "i8": "int8",
+    "u8": "uint8",
     "i32": "int32",
     "i64": "int64",
     "bool": "bool",
 }
+
+_WHOLE = {"i8": (-128, 127), "u8": (0, 255), "bool": (0, 1)}
+"""What types hold that are too small to count with; what they hold is data, unless it is an index."""
 
 FLOAT_ARGUMENT = 0.125
 """Scalar arguments have this value: small beside normal data, exact in every type."""
@@ -44,7 +49,7 @@ def make(instance: Instance, device: str, seed: int) -> dict[str, Any]:
         if element.is_float:
             flat = torch.randn(length, device=device, generator=random)
         else:
-            low, high = _integers(instance, name)
+            low, high = _integers(instance, name, element.name)
             flat = torch.randint(low, high + 1, (length,), device=device, generator=random)
         if name in starts:  # groups of one length
             flat = (torch.arange(length, device=device) - offset) * starts[name] // max(1, length - 1 - offset)
@@ -57,14 +62,15 @@ def make(instance: Instance, device: str, seed: int) -> dict[str, Any]:
     return arguments
 
 
-def _integers(instance: Instance, name: str) -> tuple[int, int]:
+def _integers(instance: Instance, name: str, element: str = "i32") -> tuple[int, int]:
     """The least and largest value of a tensor or scalar that is safe: as an index where it is one, else as a count."""
     extents = dict(instance.extents.dims)
+    whole = _WHOLE.get(element)
     indexed = [extents[dim] - 1 for used, dim in indices.indexed_with(instance.lower({})) if used == name]
     if indexed:
-        return 0, max(0, min(indexed))
+        return 0, max(0, min(*indexed, whole[1] if whole else indexed[0]))
     longest = _longest(instance)
-    return (longest + 1) // 2, longest
+    return whole or ((longest + 1) // 2, longest)
 
 
 def _longest(instance: Instance) -> int:

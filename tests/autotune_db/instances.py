@@ -28,3 +28,12 @@ def scale_rows(**dims: int) -> Instance:
 def group_means(**dims: int) -> Instance:
     dtypes = {"x": "f32", "cu": "i32", "y": "f32"}
     return Instance.of_shapes(kernels.group_means, {"T": 100, "D": 8, "C": 8} | dims, dtypes)
+
+
+def quantise(**dims: int) -> Instance:
+    return Instance.of_shapes(kernels.quantise, {"M": 512, "N": 1024} | dims, {"x": "f32", "scale": "f32", "q": "i8"})
+
+
+def picked(index: str = "u8", **dims: int) -> Instance:
+    dtypes = {"table": "i8", "ids": index, "keep": "bool", "y": "i8"}
+    return Instance.of_shapes(kernels.picked, {"V": 300, "M": 400, "N": 50} | dims, dtypes)

@@ -99,3 +99,19 @@ def head_sums(x: kd.In, cu: kd.In, y: kd.Out) -> None:
     """Sums over heads, times the number of the group: added to tiles of groups."""
     for h, m in kd.parallel("H", kd.tile("T", starts=cu)):
         y[m, :] += x[h, m, :] * (m.group + 1)
+
+
+@kd.kernel(x="M N", scale="M", q="M N")
+def quantise(x: kd.In, scale: kd.Out, q: kd.Out) -> None:
+    """Rows as whole numbers from -127 to 127."""
+    for m in kd.parallel(kd.tile("M")):
+        step = kd.max(kd.abs(x[m, :]), axis=1) / 127.0
+        scale[m] = step
+        q[m, :] = kd.round(x[m, :] / step[:, None])
+
+
+@kd.kernel(table="V N", ids="M", keep="N", y="M N")
+def picked(table: kd.In, ids: kd.In, keep: kd.In, y: kd.Out) -> None:
+    """Rows of bytes, by bytes, where a condition holds."""
+    for m in kd.parallel(kd.tile("M")):
+        y[m, :] = kd.where(keep[:][None, :], table[ids[m], :], 0)

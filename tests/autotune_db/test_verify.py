@@ -135,3 +135,33 @@ def test_counts_among_the_inputs_stay_within_what_they_count() -> None:
     assert lengths.min() >= 150
     assert lengths.max() <= 300
     assert inputs.make(instances.scores(N=300), "cpu", seed=0)["lengths"] is None
+
+
+@pytest.mark.parametrize("index", ["i8", "u8"])
+def test_bytes_among_the_inputs_are_all_that_a_byte_holds_and_indices_of_the_dim(index: str) -> None:
+    made = inputs.make(instances.picked(index), "cpu", seed=0)
+    assert (made["table"].min(), made["table"].max()) == (-128, 127)
+    assert made["ids"].min() >= 0
+    assert made["ids"].max() > 100
+    assert set(made["keep"].tolist()) == {True, False}
+    assert inputs.make(instances.picked(index, V=20), "cpu", seed=0)["ids"].max() < 20
+
+
+def test_whole_numbers_that_no_float_decides_are_compared_exactly() -> None:
+    instance = instances.picked(M=100, N=2000)
+    config, arguments = launched(instance)
+    assert wrong(instance, config, arguments, seed=0) == ""
+    arguments["y"][0, 3] += 1
+    assert "y at 0:16, :: 1 of 32000 integers differ" in wrong(instance, config, arguments, seed=0)
+
+
+def test_whole_numbers_that_float32_tips_are_right() -> None:
+    """x / step lies so near to a half in a few elements that float32 rounds it to the other side than float64."""
+    instance = instances.quantise()
+    config = Config(block_M=64)
+    for seed in range(4):  # of two of which there are such elements
+        arguments = inputs.make(instance, "cpu", seed)
+        run(instance, arguments, config)
+        assert wrong(instance, config, arguments, seed) == ""
+    arguments["q"][:, -1] += 1
+    assert "integers differ" in wrong(instance, config, arguments, seed)
