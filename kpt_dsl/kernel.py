@@ -8,7 +8,7 @@ from typing import Any, Never, TypeVar, cast
 
 from kpt_dsl import runtime
 from kpt_dsl.definition import Definition
-from kpt_dsl.errors import InputError, KernelError
+from kpt_dsl.errors import InputError, KernelError, KptError
 from kpt_dsl.frontend.outside import Helper
 from kpt_dsl.frontend.source import place, read
 
@@ -139,8 +139,11 @@ def from_name(name: str) -> Kernel:
         raise InputError(f"kernel {name!r} is not of the form package.module:kernel")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"kernel {name!r} cannot be imported: {error}") from error
+    except KptError:
+        raise
+    except (Exception, SystemExit) as error:  # of a module that a stranger wrote
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise InputError(f"kernel {name!r} cannot be imported: {kind}{error}") from error
     if not isinstance(found, Kernel):
         raise InputError(f"{name!r} is {type(found).__name__}, not a function decorated with @kd.kernel")
     return found

@@ -30,6 +30,8 @@ def flags(texts: Sequence[str]) -> dict[str, FlagValue]:
     found: dict[str, FlagValue] = {}
     for text in texts:
         for name, value in _pairs(text, "--flags", "causal=true,window=512"):
+            if name in found:
+                raise InputError(f"--flags {text!r}: {name} is given twice")
             found[name] = _value(value)
     return found
 

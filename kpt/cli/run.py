@@ -45,7 +45,7 @@ def run(
     budget: Annotated[str, typer.Option("--budget", help="Time to search, for each key.", metavar="60s")] = "60s",
     trials: Annotated[int, typer.Option("--trials", min=1, help="Configs to try at most, for each key.")] = 200,
     offline: Annotated[bool, typer.Option("--offline", help="Predict, even if the device is here.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of the search and of the data.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the search and of the data.")] = 0,
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Compiling at a time; by default one a core.")
     ] = None,

@@ -41,6 +41,8 @@ CPU = ("--target", "cpu")
         ),
         (("run", "--kernel", "nowhere:kernel", "--shapes", "M=8", *CPU), "'nowhere:kernel' cannot be imported"),
         (("run", "--kernel", "nowhere", "--shapes", "M=8", *CPU), "not of the form package.module:kernel"),
+        (("run", "--kernel", ".relative:one", "--shapes", "M=8", *CPU), "'.relative:one' cannot be imported: TypeError"),
+        (("run", *NORM, "--flags", "a=1,a=2", *CPU), "--flags 'a=1,a=2': a is given twice"),
         (("run", "--kernel", "json:dumps", "--shapes", "M=8", *CPU), "not a function decorated with @kd.kernel"),
         (("run", "--kernel", "tests.autotune_db.kernels:softmax", "--shapes", "M=8", *CPU), "no extent for N"),
         (("explain", *NORM, "--target", "h200"), "unknown target 'h200'"),
@@ -60,7 +62,28 @@ def test_one_message_and_exit_code_2(words: tuple[str, ...], told: str, tune: Co
 
 
 @pytest.mark.parametrize(
-    "words", [("bogus",), ("run", "--bogus"), ("run", *NORM, "--trials", "0"), ("import",)], ids=" ".join
+    ("text", "told"),
+    [
+        ("raise RuntimeError('no table')", "RuntimeError: no table"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("def (", "SyntaxError: invalid syntax (strange.py, line 1)"),
+        ("import kpt_dsl as kd\n\n@kd.kernel(x='M')\ndef kernel(x): pass", "strange.py:4: "),
+    ],
+)
+def test_a_module_that_cannot_be_imported_costs_a_line(
+    text: str, told: str, tune: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = tune("run", "--kernel", "strange:kernel", "--shapes", "M=8", *CPU)
+    assert (done.code, done.out) == (2, "")
+    assert told in done.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("bogus",), ("run", "--bogus"), ("run", *NORM, "--trials", "0"), ("run", *NORM, "--seed", "-1"), ("import",)],
+    ids=" ".join,
 )
 def test_usage_errors_have_exit_code_2_too(words: tuple[str, ...], tune: Command) -> None:
     done = tune(*words)
