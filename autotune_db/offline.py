@@ -72,6 +72,8 @@ def predict(
         finally:
             shop.clear()
     times = {t.config: t.microseconds for t in ledger.trials if t.outcome == "predicted" and t.microseconds}
+    if interrupted and not times:
+        raise KeyboardInterrupt
     if not times:
         trouble = next((f"{t.outcome}: {t.detail}" for t in ledger.trials), "nothing was compiled")
         raise CompileError(f"no config of {key.title} can run on {target.name}; the first said: {trouble}")

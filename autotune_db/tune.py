@@ -73,6 +73,8 @@ def tune(
             except KeyboardInterrupt:
                 interrupted = True
             hunt.finish()
+            if interrupted and ledger.best is None:  # nothing to keep, and no fault of any config
+                raise KeyboardInterrupt
             winner, times = _final(shop.timer, seat, first, ledger)
         finally:
             shop.clear()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from autotune_db.bench import Bench
 from kpt_dsl import targets
@@ -20,6 +21,11 @@ from kpt_dsl.space import Config
 
 def add(a: int, b: int) -> int:
     return a + b
+
+
+def pressed(*_: object) -> NoReturn:
+    """Ctrl-C, at once."""
+    raise KeyboardInterrupt
 
 
 def crash() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from autotune_db import jobs, lookup, model, offline, warm
 from autotune_db.budget import Budget
+from autotune_db.crew import Crew
 from autotune_db.result import Result
 from autotune_db.store import Store
 from autotune_db.workshop import Workshop
@@ -139,3 +140,9 @@ def test_what_does_not_fit(target: str, report: Report, told: str) -> None:
     misfit = model.misfit(space(instances.softmax(), targets.get(target)), report)
     assert told in misfit
     assert bool(told) == bool(misfit)
+
+
+def test_ctrl_c_before_anything_is_known_ends_everything(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Crew, "collect", crimes.pressed)
+    with pytest.raises(KeyboardInterrupt):
+        predict(instances.softmax(), H200, None, Budget(60, 3))

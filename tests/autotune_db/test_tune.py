@@ -191,6 +191,13 @@ def test_ctrl_c_keeps_what_was_found(database: Path) -> None:
         assert [e.config for e in store.entries()] == [result.config]
 
 
+def test_ctrl_c_before_anything_is_known_ends_everything(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not this key only, as a fault of its configs would."""
+    monkeypatch.setattr(tune._Hunt, "run", crimes.pressed)
+    with pytest.raises(KeyboardInterrupt):
+        tuned()
+
+
 def test_warm_starts_come_right_after_the_first_config(database: Path) -> None:
     result = tuned(trials=2, warm=[Config(block_M=7), Config(block_M=32)])
     assert [t.config for t in result.trials] == [FIRST, Config(block_M=32)]
