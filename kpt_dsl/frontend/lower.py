@@ -279,11 +279,7 @@ class _Lowering(Expressions):
 
     def parallel(self, node: ast.For, call: ast.Call, loc: Loc) -> None:
         if self.grid or self.loops or self.inlining:
-            fail(
-                loc,
-                "kd.parallel inside another loop",
-                "a kernel has one parallel loop, outermost; use kd.sequential here",
-            )
+            fail(loc, "kd.parallel inside another loop", "a kernel has one parallel loop, outermost; use kd.sequential here")
         if not call.args or call.keywords:
             fail(
                 loc,

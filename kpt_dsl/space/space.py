@@ -90,9 +90,13 @@ class Space:
         facts = collect(kernel, self.instance.extents)
         others = [(name, rules, knobs) for name, rules in self._schedules if (knobs := rules.knobs(facts, self.target))]
         plain = choices | {"schedule": PIPELINED} if others else choices
-        yield Variant(plain, facts, self._own.knobs(facts, self.target), self._own)
-        for name, rules, knobs in others:
-            yield Variant(choices | {"schedule": name}, facts, knobs, rules)
+        knobs = self._own.knobs(facts, self.target)
+        if taken := choices.keys() & {*knobs, "schedule"}:
+            name = f"{self.instance.kernel.name}: choice {min(taken)!r}"
+            raise ConfigError(f"{name} is called as a knob of {self.target.name} is; give it a name of its own")
+        yield Variant(plain, facts, knobs, self._own)
+        for schedule, rules, knobs in others:
+            yield Variant(choices | {"schedule": schedule}, facts, knobs, rules)
 
     @cached_property
     def knobs(self) -> Knobs:

@@ -95,3 +95,15 @@ def test_a_config_is_found_for_fewer_columns_than_warps_share() -> None:
     options = space(linear(40, 300, 64), targets.get("nvidia-h200"))
     wanted = {"block_M": 64, "block_N": 1, "block_K": 1024}
     assert options.overridden(options.first, wanted).items() >= wanted.items()
+
+
+@kd.kernel(x="M N", y="M N")
+def grouped(x: kd.In, y: kd.Out) -> None:
+    for m, n in kd.parallel(kd.tile("M"), kd.tile("N")):
+        y[m, n] = x[m, n] * kd.choice("block_M", 8, 16)
+
+
+def test_a_choice_is_not_called_as_a_knob_is() -> None:
+    """Each would be given the other's values."""
+    with pytest.raises(kd.KptError, match="grouped: choice 'block_M' is called as a knob of cpu is; give it a name of its own"):
+        grouped(X, torch.empty_like(X))
