@@ -50,6 +50,11 @@ _SHIFTS = {"shl": "shift_left", "shr": "shift_right"}
 _LARGEST = {"f8e4m3": "448.0", "f8e5m2": "57344.0"}
 
 
+def _is_held_wide(node: ir.Expr) -> bool:
+    """Whether it is a scalar in 32 bits, whatever its type; a number is as wide as what stands beside it."""
+    return not node.type.shape and not isinstance(node, ir.Const)
+
+
 class Text:
     """Writes expressions of one plan.
 
@@ -139,8 +144,8 @@ class Text:
                 return f"{_CALL[op]}({self.expr(x, side=side)})", ATOM
             case ir.Binary(op, a, b):
                 return self._binary(op, a, b, node, side)
-            case ir.Where(_, a, b) if node.type.dtype in _NARROW and node.type.shape and not (a.type.shape and b.type.shape):
-                a, b = (ir.Cast(x, type=ir.Type(f32, x.type.shape)) for x in (a, b))  # a scalar is held in 32 bits
+            case ir.Where(_, a, b) if node.type.dtype in _NARROW and node.type.shape and any(map(_is_held_wide, (a, b))):
+                a, b = (ir.Cast(x, type=ir.Type(f32, x.type.shape)) for x in (a, b))
                 wide = replace(node, a=a, b=b, type=ir.Type(f32, node.type.shape))
                 return f"{self.expr(wide, ATOM, side)}.astype({JAX_DTYPES[node.type.dtype.name]})", ATOM
             case ir.Where(cond, a, b):
