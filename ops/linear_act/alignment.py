@@ -9,8 +9,9 @@ copy whose rows begin so 1.6 and 1.6, and the copy 1.8.
 import torch
 
 from kpt.ops.devices import tpu
+from kpt_dsl import arrays
 
-BYTES, LINE = 16, 128
+BYTES, LINE = arrays.ALIGNMENT, 128
 """Where rows must begin, and where they do in a copy: at a cache line, unless that makes short rows much longer."""
 
 COPIED, WIDE = 1 << 31, 128
@@ -50,8 +51,8 @@ def is_quicker(rows: int, features: int, inner: int, trained: bool = False) -> b
 def aligned(matrix: torch.Tensor, across: int) -> torch.Tensor:
     """The matrix, or a copy whose rows begin at multiples of ``BYTES`` of one in half precision, where a product with so many
     multiply-adds for each element gains more by that than the copy takes."""
-    begins = matrix.storage_offset() | matrix.stride(0)
-    return matrix if begins * matrix.itemsize % BYTES == 0 or not _gains(matrix, across) else _room(matrix).copy_(matrix)
+    begin_so = arrays.aligned(matrix) and matrix.stride(0) * matrix.itemsize % BYTES == 0
+    return matrix if begin_so or not _gains(matrix, across) else _room(matrix).copy_(matrix)
 
 
 def room_like(matrix: torch.Tensor, across: int) -> torch.Tensor:

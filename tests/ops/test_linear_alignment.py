@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,25 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short the product."""
     monkeypatch.setattr(alignment, "COPIED", 0)
     monkeypatch.setattr(alignment, "WIDE", 1)
+
+
+def beginning(offset: int) -> torch.Tensor:
+    """Rows of 16 of 24 that begin 2 bytes behind a multiple of 16, ``offset`` elements from where their storage begins."""
+    room = np.zeros(512, np.uint8)
+    begin = -room.ctypes.data % 16 + 18 - 2 * offset
+    return torch.from_numpy(room[begin : begin + 2 * (offset + 5 * 24)]).view(torch.bfloat16)[offset:].view(5, 24)[:, :16]
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("offsets", [(0, 1), (1, 0)])
+def test_addresses_tell_whether_rows_are_copied(offsets: tuple[int, int]) -> None:
+    """As they tell calls apart: what comes from another library may begin anywhere, and be a whole storage."""
+    weight = randn(9, 16, dtype="bf16")
+    for offset in offsets:
+        x = beginning(offset).copy_(torch.randn(5, 16))
+        assert (x.data_ptr() % 16, x.storage_offset()) == (2, offset)
+        with prefer("triton"):
+            assert_close(linear_act(x, weight), x.double() @ weight.double().T, "bf16", 16)
 
 
 MISALIGNED = {
