@@ -107,7 +107,7 @@ def _run(
     dweight = weight.new_empty(weight.shape) if needed[1] else None
     dbias = bias.new_empty(classes) if needed[2] and bias is not None else None
     given = (target.reshape(-1), lse.reshape(-1), count)
-    for part, known in level_chunks(classes, rows.shape[0]):
+    for part, known in level_chunks(weight, rows.shape[0]):
         logits = F.linear(rows, weight[part], None if bias is None else bias[part])
         slopes = cross_entropy_backward(
             dloss, logits, *given, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -131,7 +131,7 @@ def _inner(
     count: torch.Tensor | None, *options: Any,
 ) -> tuple[str, tuple[Any, ...]]:  # fmt: skip
     """The gradient of the logits of the first chunk."""
-    part, _ = next(level_chunks(weight.shape[0], target.numel()))
+    part, _ = next(level_chunks(weight, target.numel()))
     logits = x.new_empty(target.numel(), part.stop)
     given = (dloss, logits, target.reshape(-1), lse.reshape(-1), count, None)
     return "cross_entropy_backward", (*given, *options[:4], 0, weight.shape[0])

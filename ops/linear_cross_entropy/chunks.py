@@ -32,28 +32,33 @@ def chunks(extent: int, across: int) -> Iterator[slice]:
         yield slice(start, min(start + step, extent))
 
 
-def level_chunks(extent: int, across: int) -> Iterator[tuple[slice, int]]:
-    """The same where rows of ``extent`` are aligned; else each of a multiple of ``LEVEL`` if there are so many: the last one
-    begins early for it, and beside it stands how many of its first were in those before."""
-    for part in chunks(extent, across):
-        missing = (part.start - part.stop) % LEVEL if is_unaligned(extent) else 0
-        level = part.stop // LEVEL * LEVEL
+def level_chunks(weight: torch.Tensor, rows: int) -> Iterator[tuple[slice, int]]:
+    """The parts of the classes of a weight. If it should be ``level``, each is of a multiple of ``LEVEL`` where there are so
+    many: the last one begins early for it, and beside it stands how many of its first were in those before."""
+    classes = weight.shape[0]
+    for part in chunks(classes, rows):
+        missing = (part.start - part.stop) % LEVEL if _is_odd(weight) else 0
+        even = part.stop // LEVEL * LEVEL
         if missing <= part.start:
             yield slice(part.start - missing, part.stop), missing
-        elif level == 0:
+        elif even == 0:
             yield part, 0
         else:
-            yield slice(0, level), 0
-            yield slice(part.stop - LEVEL, part.stop), level + LEVEL - part.stop
+            yield slice(0, even), 0
+            yield slice(part.stop - LEVEL, part.stop), even + LEVEL - part.stop
 
 
 def level(of_classes: torch.Tensor) -> torch.Tensor:
     """A weight or a bias with zeros for more classes, so that rows of logits in half precision are aligned: else PyTorch's
     products take several times as long (``kpt.ops.linear_act.alignment``)."""
-    classes = of_classes.shape[0]
-    if of_classes.itemsize != 2 or tpu(of_classes) is not None or not is_unaligned(classes):
+    if not _is_odd(of_classes):
         return of_classes
-    return F.pad(of_classes, (*(0, 0) * (of_classes.ndim - 1), 0, -classes % LEVEL))
+    return F.pad(of_classes, (*(0, 0) * (of_classes.ndim - 1), 0, -of_classes.shape[0] % LEVEL))
+
+
+def _is_odd(of_classes: torch.Tensor) -> bool:
+    """Whether rows of so many logits are slow to multiply for where they begin."""
+    return of_classes.itemsize == 2 and tpu(of_classes) is None and is_unaligned(of_classes.shape[0])
 
 
 def implementations(

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kpt
 from kpt.ops import linear_cross_entropy
+from kpt.ops.devices import of_target
 from kpt.ops.linear_cross_entropy import chunks
 from kpt.ops.registry import get
 from kpt_dsl.targets import get as target_named
@@ -125,13 +126,22 @@ def test_half_precision_is_rounded_as_by_two_ops(monkeypatch: pytest.MonkeyPatch
 def test_level_chunks_hold_each_once(extent: int, across: int) -> None:
     """But for what the last ones have again, and say so; all of them level where there is so much, and none too large."""
     seen: list[int] = []
-    for part, known in chunks.level_chunks(extent, across):
+    for part, known in chunks.level_chunks(torch.empty(extent, 1, dtype=torch.bfloat16, device="meta"), across):
         size = part.stop - part.start
         assert size % chunks.LEVEL == 0 or extent < chunks.LEVEL or extent % 8 == 0
         assert size <= max(chunks.LEVEL, chunks.MOST_LOGITS // across)
         assert seen[len(seen) - known :] == list(range(part.start, part.start + known))
         seen += range(part.start + known, part.stop)
     assert seen == list(range(extent))
+
+
+def test_chunks_of_other_types_and_on_tpus_come_once() -> None:
+    """Their products are as quick as they are: a part that is made again would only take longer."""
+    weight = torch.empty(50257, 1, dtype=torch.bfloat16, device="meta")
+    with of_target(target_named("tpu-v5e")):
+        assert list(chunks.level_chunks(weight, 8)) == [(slice(0, 50257), 0)]
+    assert list(chunks.level_chunks(weight.float(), 8)) == [(slice(0, 50257), 0)]
+    assert list(chunks.level_chunks(weight, 8)) == [(slice(0, 50240), 0), (slice(50193, 50257), 47)]
 
 
 class Products(TorchDispatchMode):
