@@ -87,7 +87,7 @@ def test_nor_what_a_short_product_reads_nor_other_types() -> None:
     short, wide = torch.zeros(64, 99, dtype=torch.bfloat16), torch.zeros(1 << 12, (1 << 12) + 1, device="meta")
     assert alignment.aligned(short, 4096) is short
     assert alignment.aligned(wide, 4096) is wide
-    assert alignment.aligned(wide.bfloat16(), 127).stride() == wide.stride()
+    assert alignment.aligned(torch.zeros(1 << 13, (1 << 12) + 1, dtype=torch.bfloat16, device="meta"), 127).is_contiguous()
     assert alignment.aligned(wide.bfloat16(), 128).stride() == ((1 << 12) + 64, 1)
     assert alignment.room_like(short, 4096).is_contiguous()
     assert alignment.room_like(wide, 4096).is_contiguous()
@@ -121,6 +121,27 @@ def test_gradients_of_a_long_product_are_made_of_rows_that_begin_so(activation: 
         found = get("linear_act_backward").instances({"M": rows, "N": 50257, "K": 768}, "bf16", activation=activation)
         strides = {i.kernel.name: dict(i.extents.strides)["dz"][0] for i in found if i.kernel.name.endswith(("_dx", "_dw"))}
         assert strides == dict.fromkeys(("linear_act_bwd_dx", "linear_act_bwd_dw"), 50304 if is_copied else 50257)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("op", ["linear_act", "linear_act_saving", "linear_act_backward"])
+def test_what_long_products_read_is_copied(op: str, transposed: bool) -> None:
+    """Each matrix, however the weight lies; and none for short ones."""
+    for rows, step in ((16384, {777: 832, 779: 832}), (16, {777: 777, 779: 779})):
+        found = get(op).instances({"M": rows, "N": 779, "K": 777}, "bf16", activation="gelu", transposed=transposed)
+        inner, features = step[777], step[779]
+        wanted = {"x": inner, "dz": features} | ({"weight_t": features} if transposed else {"weight": inner})
+        products = [i for i in found if i.kernel.name.endswith(("_fwd", "_saving", "_dx"))]
+        assert len(products) == 1
+        strides = {name: of[0] for name, of in products[0].extents.strides if name in wanted}
+        assert strides == {name: wanted[name] for name in strides} and len(strides) == 2
+
+
+def test_the_gradient_of_a_bias_alone_is_summed_as_it_lies() -> None:
+    dy, x, weight = (torch.empty(s, dtype=torch.bfloat16, device="meta") for s in ((16384, 50257), (16384, 768), (50257, 768)))
+    for needed, step in (((False, False, True), 50257), ((True, False, True), 50304)):
+        found = get("linear_act_backward").record((dy, x, weight, None, None, "none", needed), None, True)
+        assert {strides[0] for i in found for name, strides in i.extents.strides if name in ("dz", "x")} == {step}
 
 
 def test_a_tpu_is_given_what_lies_there() -> None:
