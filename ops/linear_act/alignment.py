@@ -34,7 +34,7 @@ def is_unaligned(columns: int) -> bool:
 
 def may_be_slow(features: int, inner: int) -> bool:
     """Whether PyTorch's product of (rows, inner) and (features, inner) in half precision is slow on a GPU for how their rows
-    begin. Where those of both begin at even elements, copies would take as long as they gain."""
+    begin. Where those that are multiplied begin at even elements, copies would take as long as they gain."""
     return features >= FEW and (inner % 2 > 0 or (is_unaligned(features) and not is_unaligned(inner)))
 
 

@@ -37,10 +37,11 @@ def linear_cross_entropy(
     """``cross_entropy(x @ weight.T + bias, target)`` without all logits in memory: those of a chunk are, some 2 ** 26.
 
     ``x``: (..., K), ``weight``: (N, K), ``bias``: (N,), float16, bfloat16, float32 or float64, all alike; ``target``: (...),
-    int64 or int32. The other arguments, and the result, are those of ``cross_entropy``. Products are PyTorch's, in half
-    precision of a multiple of 64 classes, and logits are rounded to the type of x, as by two ops. The backward makes the logits
-    again, a chunk of classes at a time, for one product more: the gradient of a class's weights is then a single product,
-    rounded once, and no gradient is there before the backward. Where PyTorch serves (on a CPU unasked, float64) it does hold
+    int64 or int32. The other arguments, and the result, are those of ``cross_entropy``. Products are PyTorch's, and logits are
+    rounded to the type of x, as by two ops; in half precision the weight is padded where its classes are no multiple of 8, so
+    that rows of logits begin at multiples of 16 bytes. The backward makes the logits again, a chunk of classes at a time, for
+    one product more: the gradient of a class's weights is then a single product, rounded once, and no gradient is there before
+    the backward. Where PyTorch serves (on a CPU unasked, float64) it does hold
     the logits. Raises InputError for arguments that do not fit.
     """
     options = (ignore_index, reduction, label_smoothing, z_loss, softcap)

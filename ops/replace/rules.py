@@ -87,7 +87,10 @@ RULES = (
 )
 
 LINEARS = (
-    Rule("unaligned_linear", nn.Linear, KptUnalignedLinear, applies=has_unaligned_rows),
+    Rule(
+        "unaligned_linear", nn.Linear, KptUnalignedLinear, applies=has_unaligned_rows,
+        unserved=("products in float32, and short ones",),
+    ),
     Rule("bias_gradient", nn.Linear, KptLinear, applies=trains_bias),
 )
 """Of layers that no op computes together with what is behind them; the first that applies."""

@@ -336,6 +336,7 @@ def test_layers_with_odd_numbers_of_features() -> None:
     unaligned = dict.fromkeys(("classes", "features", "frozen"), "unaligned_linear")
     assert changed == unaligned | {"biased": "bias_gradient"}
     assert "Linear -> KptUnalignedLinear  kpt.ops.linear_act " in str(report)
+    assert "stays PyTorch's: products in float32, and short ones" in str(report)
     again = copy.deepcopy(model)
     for module in (model, again):
         kpt.restore_modules(module)
