@@ -270,6 +270,14 @@ def test_mixed_types_are_refused_in_pytorchs_words() -> None:
             replaced.unaligned_linear(*given)
 
 
+def test_gradients_are_made_by_what_was_preferred_for_the_product() -> None:
+    given, before = leaves((5, 9), (7, 9), (7,), dtype=torch.bfloat16), sums()
+    with prefer("numpy"):
+        y = replaced.unaligned_linear(*given)
+    torch.autograd.grad(y.float().square().sum(), given)
+    assert sums() == before + 1
+
+
 def test_products_are_differentiated_again() -> None:
     given = leaves((5, 9), (7, 9), (7,), dtype=torch.bfloat16)
     found = []
@@ -419,11 +427,11 @@ def test_a_run_that_is_watched_is_served_as_others_are(block: Block) -> None:
     assert report.served().by["linear_act_backward"]["numpy"] >= len(CALLED)
 
 
-def test_others_see_the_layers_that_they_know() -> None:
+@pytest.mark.parametrize(("kind", "features"), [("bias_gradient", 8), ("unaligned_linear", 9)])
+def test_others_see_the_layers_that_they_know(kind: str, features: int) -> None:
     """Whatever was replaced first, pairs are found and fused, and run so."""
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
-    kpt.replace_modules(model, only={"bias_gradient"})
-    assert linears(model) == ["0"]
+    model = nn.Sequential(nn.Linear(8, features), nn.ReLU())
+    assert [c.path for c in kpt.replace_modules(model, only={kind}).changes] == ["0"]
     assert [c.kind for c in kpt.replace_modules(model).changes] == ["linear_act"]
     before = counters()["linear_act"]["served"].get("numpy", 0)
     with prefer("numpy"):

@@ -264,6 +264,22 @@ def test_copies_are_made_where_the_run_makes_them(
     assert len(copied) == len(wanted)
 
 
+def test_a_part_is_copied_from_where_it_begins_to_where_it_is_meant(seen: Seen) -> None:
+    norm = run_of("rms_norm")
+
+    def run(launch: Any, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        room = x.new_empty((48, 64))
+        room[40:].copy_(x[4:12])
+        norm(launch, x, shape, None, 1e-3)
+        return room
+
+    ready = Repeated(run, launches(run))
+    for _ in range(WATCHED + 2):
+        x = torch.randn(40, 64)
+        assert torch.equal(ready(x, (64,))[40:], x[4:12])
+    assert is_straight(ready)
+
+
 def test_products_of_pytorchs_come_in_their_turn(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("kpt.ops.linear_act.backward"), "leaves_idle", lambda *_: True)
     before: list[int] = []
