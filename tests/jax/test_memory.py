@@ -26,6 +26,7 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "units": lambda t: t[2:3, :1],
     "no columns": lambda t: t[:, :0],
     "nothing behind the last row": lambda t: t[4:, 8:],
+    "no rows, behind the last": lambda t: t[4:],
 }
 
 
