@@ -3,6 +3,7 @@
 Values are random: a card's clocks depend on what it multiplies. torch is imported when they are made.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from kpt_dsl import ir
@@ -22,7 +23,7 @@ _TORCH = {
     "bool": "bool",
 }
 
-_WHOLE = {"i8": (-128, 127), "u8": (0, 255), "bool": (0, 1)}
+_WHOLE: Mapping[str, tuple[int, int]] = {"i8": (-128, 127), "u8": (0, 255), "bool": (0, 1)}
 """What types hold that are too small to count with; what they hold is data, unless it is an index."""
 
 FLOAT_ARGUMENT = 0.125
@@ -65,10 +66,10 @@ def make(instance: Instance, device: str, seed: int) -> dict[str, Any]:
 def _integers(instance: Instance, name: str, element: str = "i32") -> tuple[int, int]:
     """The least and largest value of a tensor or scalar that is safe: as an index where it is one, else as a count."""
     extents = dict(instance.extents.dims)
-    whole = _WHOLE.get(element)
+    whole = _WHOLE.get(element, ())
     indexed = [extents[dim] - 1 for used, dim in indices.indexed_with(instance.lower({})) if used == name]
     if indexed:
-        return 0, max(0, min(*indexed, whole[1] if whole else indexed[0]))
+        return 0, max(0, min([*indexed, *whole[1:]]))
     longest = _longest(instance)
     return whole or ((longest + 1) // 2, longest)
 

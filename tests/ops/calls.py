@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kpt.ops.registry import get
 
@@ -48,3 +49,15 @@ def served(op: str) -> dict[str, int]:
     from kpt.ops import counters
 
     return counters()[op]["served"]
+
+
+class Asked(TorchDispatchMode):
+    """Notes the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))

@@ -21,6 +21,7 @@ from kpt.ops.recent import AGAIN, KEPT, Same, same
 from kpt_dsl import configs
 from kpt_dsl.errors import CompileError
 from kpt_dsl.runtime.precision import float32_products
+from tests.ops.calls import Asked
 
 X, W = torch.randn(4, 8), torch.randn(8)
 CALL = (X, (8,), W, None, 1e-5, "gelu", 1, True)
@@ -212,18 +213,6 @@ def test_calls_of_pytorchs_dispatcher_are_known_too(norm: Any) -> None:
     assert norm.counters()["served"]["reference"] == before + 2 * (2 * AGAIN + 1)
 
 
-class Told(TorchDispatchMode):
-    """Sees the names of operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-
 def test_what_would_see_a_call_of_the_dispatcher_sees_it(norm: Any) -> None:
     """Known or not: modes, transforms that functionalize, subclasses, gradients forward."""
     through = partial(norm.through_torch, eps=1e-5)
@@ -231,9 +220,9 @@ def test_what_would_see_a_call_of_the_dispatcher_sees_it(norm: Any) -> None:
     for times in (0, AGAIN + 1):
         for _ in range(times):
             through(X, [8], W)
-        with Told() as told:
+        with Asked() as asked:
             assert torch.equal(through(X, [8], W), wanted)
-        assert "kpt::rms_norm" in told.names
+        assert "kpt::rms_norm" in asked.names
         assert torch.allclose(torch.func.functionalize(lambda x: through(x.clone().mul_(1.0), [8], W))(X), wanted)
         assert type(through(X.as_subclass(Subclass), [8], W)) is Subclass
         tangent = torch.func.jvp(lambda x: through(x, [8], W), (X,), (X,))[1]

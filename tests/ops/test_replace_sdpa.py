@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import kpt
 from benchmarks import nano_gpt
 from kpt.ops import counters, prefer
-from tests.ops.calls import served
+from tests.ops.calls import Asked, served
 from tests.tolerances import assert_close
 
 X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(20))
@@ -187,18 +186,6 @@ def test_multi_head_attention(mask: str, options: dict[str, Any]) -> None:
 PRODUCTS_AND_VIEWS = {
     "addmm", "t", "view", "_unsafe_view", "split_with_sizes", "unbind", "transpose", "permute", "detach",
 }  # fmt: skip
-
-
-class Asked(TorchDispatchMode):
-    """Notes the names of operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
