@@ -37,7 +37,7 @@ def level_chunks(weight: torch.Tensor, rows: int) -> Iterator[tuple[slice, int]]
     many: the last one begins early for it, and beside it stands how many of its first were in those before."""
     classes = weight.shape[0]
     for part in chunks(classes, rows):
-        missing = (part.start - part.stop) % LEVEL if _is_odd(weight) else 0
+        missing = (part.start - part.stop) % LEVEL if classes != level_classes(weight) else 0
         even = part.stop // LEVEL * LEVEL
         if missing <= part.start:
             yield slice(part.start - missing, part.stop), missing
@@ -49,16 +49,17 @@ def level_chunks(weight: torch.Tensor, rows: int) -> Iterator[tuple[slice, int]]
 
 
 def level(of_classes: torch.Tensor) -> torch.Tensor:
-    """A weight or a bias with zeros for more classes, so that rows of logits in half precision are aligned: else PyTorch's
-    products take several times as long (``kpt.ops.linear_act.alignment``)."""
-    if not _is_odd(of_classes):
-        return of_classes
-    return F.pad(of_classes, (*(0, 0) * (of_classes.ndim - 1), 0, -of_classes.shape[0] % LEVEL))
+    """A weight or a bias with zeros for more classes, where there are to be ``level_classes``."""
+    more = level_classes(of_classes) - of_classes.shape[0]
+    return F.pad(of_classes, (*(0, 0) * (of_classes.ndim - 1), 0, more)) if more else of_classes
 
 
-def _is_odd(of_classes: torch.Tensor) -> bool:
-    """Whether rows of so many logits are slow to multiply for where they begin."""
-    return of_classes.itemsize == 2 and tpu(of_classes) is None and is_unaligned(of_classes.shape[0])
+def level_classes(of_classes: torch.Tensor) -> int:
+    """With how many classes rows of logits in half precision are aligned: else PyTorch's products take several times as long
+    (``kpt.ops.linear_act.alignment``)."""
+    classes = of_classes.shape[0]
+    is_odd = of_classes.itemsize == 2 and tpu(of_classes) is None and is_unaligned(classes)
+    return classes + -classes % LEVEL if is_odd else classes
 
 
 def implementations(

@@ -15,7 +15,7 @@ from kpt.ops.flops import product
 from kpt.ops.library import define
 from kpt.ops.linear_cross_entropy import reference
 from kpt.ops.linear_cross_entropy.backward import GRADIENT
-from kpt.ops.linear_cross_entropy.chunks import chunks, implementations, level, rows_of
+from kpt.ops.linear_cross_entropy.chunks import chunks, implementations, level, level_classes, rows_of
 from kpt.ops.linear_cross_entropy.shapes import DIMS, SHAPES, arguments
 from kpt.ops.registry import SUM, WHOLE, Op, Sharding
 
@@ -41,8 +41,8 @@ def linear_cross_entropy(
     rounded to the type of x, as by two ops; in half precision the weight is padded where its classes are no multiple of 8, so
     that rows of logits begin at multiples of 16 bytes. The backward makes the logits again, a chunk of classes at a time, for
     one product more: the gradient of a class's weights is then a single product, rounded once, and no gradient is there before
-    the backward. Where PyTorch serves (on a CPU unasked, float64) it does hold
-    the logits. Raises InputError for arguments that do not fit.
+    the backward. Where PyTorch serves (on a CPU unasked, float64) it does hold the logits. Raises InputError for arguments that
+    do not fit.
     """
     options = (ignore_index, reduction, label_smoothing, z_loss, softcap)
     loss: torch.Tensor = _dispatch(x, weight, target, bias, *options, None)[0]
@@ -116,7 +116,7 @@ def _inner(
     """The cross-entropy of the first chunk."""
     ignore_index, _, label_smoothing, z_loss, softcap, *_ = options
     part = next(chunks(target.numel(), weight.shape[0]))
-    logits = x.new_empty(part.stop, level(weight).shape[0])[:, : weight.shape[0]]
+    logits = x.new_empty(part.stop, level_classes(weight))[:, : weight.shape[0]]
     target = target.reshape(-1)[part]
     return "cross_entropy", (logits, target, None, ignore_index, "none", label_smoothing, z_loss, softcap, True, None)
 
