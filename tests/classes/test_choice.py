@@ -49,7 +49,8 @@ def variants(op: str, target: str) -> Iterator[Variant]:
 
 def every_candidate(variant: Variant, target: str) -> list[tuple[GpuSizes, list[GpuSizes]]]:
     """Tiles and warps, with the candidates that have them; in the order in which the first of equals wins."""
-    threads = candidates._threads(variant.facts, targets.get(target), variant.knobs)
+    tiled = candidates._tiles(variant.facts, targets.get(target), variant.knobs)
+    threads = (sizes for tiles in tiled for sizes in candidates._threads(tiles, variant.knobs))
     return [(sizes, list(candidates._candidates(sizes, variant.knobs))) for sizes in threads]
 
 
@@ -58,9 +59,9 @@ def every_candidate(variant: Variant, target: str) -> list[tuple[GpuSizes, list[
 def test_what_a_candidate_takes_at_least_is_no_more_than_what_it_takes(op: str, target: str) -> None:
     for variant in variants(op, target):
         for sizes, found in every_candidate(variant, target):
-            least = model.at_least(sizes)
+            least, of_tiles = model.at_least(sizes), model.least_of_tiles(sizes)
             for candidate in found:
-                assert least <= model.seconds(candidate) * (1 + candidates.CLOSE), candidate.config
+                assert max(least, of_tiles) <= model.seconds(candidate) * (1 + candidates.CLOSE), candidate.config
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -101,7 +102,8 @@ def test_tiles_are_summed_up_once_for_all_warps_and_stages() -> None:
     (instance,) = of_length("linear_act", 4096)
     (variant, *_) = (v for v in space(instance, targets.get("nvidia-h100")).variants if v.rules is gpu)
     with patch.object(GpuSizes, "_in_scope", autospec=True, side_effect=GpuSizes._in_scope) as summed:
-        every = list(candidates._threads(variant.facts, targets.get("nvidia-h100"), variant.knobs))
+        tiled = candidates._tiles(variant.facts, targets.get("nvidia-h100"), variant.knobs)
+        every = [sizes for tiles in tiled for sizes in candidates._threads(tiles, variant.knobs)]
     tiles = {tuple(sizes.blocks.items()) for sizes in every}
     assert len(every) > len(tiles)
     assert summed.call_count == len(tiles) * len(every[0].steps)

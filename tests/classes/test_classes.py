@@ -35,23 +35,36 @@ OPS = {
 }
 
 
-SHARED_OUT = {
-    "rms_norm_backward": ({"N": 2048}, ("M",), {}),
-    "layer_norm_backward": ({"N": 2048}, ("M",), {}),
-}
-"""Those whose kernels sum over shares of the rows: how many there are changes with short lengths."""
+HEADS = {"B": 1, "H": 32, "G": 8}
+COUNTED = [
+    *((op, *of) for op, of in OPS.items()),
+    *(
+        (op, {**HEADS, "D": features}, ("M", "N"), {"causal": causal})
+        for op in ("flash_attention", "flash_attention_backward")
+        for features, causal in ((64, False), (128, True), (128, False))
+        if (op, features, causal) != ("flash_attention_backward", 128, False)  # 16: what is best for short ones is many things
+    ),
+    ("linear_act_saving", {"N": 2048, "K": 2048}, ("M",), {"activation": "silu"}),
+    ("linear_act_backward", {"N": 2048, "K": 2048}, ("M",), {"activation": "silu"}),
+    ("linear_act_backward", {"N": 2048, "K": 2048}, ("M",), {"activation": "none"}),
+    # Those whose kernels sum over shares of the rows: how many there are changes with short lengths.
+    ("rms_norm_backward", {"N": 2048}, ("M",), {}),
+    ("layer_norm_backward", {"N": 2048}, ("M",), {}),
+]
 
 
 def of_length(op: str, length: int) -> list[Instance]:
-    dims, varying, flags = (OPS | SHARED_OUT)[op]
+    dims, varying, flags = OPS[op]
     return registry.get(op).instances(dims | dict.fromkeys(varying, length), "bf16", **flags)
 
 
-@pytest.mark.parametrize("op", OPS | SHARED_OUT)
-def test_a_handful_of_binaries_serves_all_lengths(op: str) -> None:
+@pytest.mark.parametrize(("op", "dims", "varying", "flags"), COUNTED)
+def test_a_handful_of_binaries_serves_all_lengths(
+    op: str, dims: dict[str, int], varying: tuple[str, ...], flags: dict[str, object]
+) -> None:
     made: dict[object, set[object]] = {}
     for length in LENGTHS:
-        for instance in of_length(op, length):
+        for instance in registry.get(op).instances(dims | dict.fromkeys(varying, length), "bf16", **flags):
             source = emit(instance, H100, options(instance, H100).first)
             made.setdefault(instance.specialisation, set()).add((source.text, source.abi))
     assert len(LENGTHS) == 40

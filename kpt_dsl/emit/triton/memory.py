@@ -24,8 +24,9 @@ Index = tuple[ir.Axis | ir.Expr, ...]
 class Memory:
     """Writes the loads and stores of one kernel and collects the arguments that they need.
 
-    ``descriptors``: use them where they are legal. ``relaxed``: axes along which a load, as the operand
-    of products alone, need not be cleared. ``checks``: what sees to indices that may be of no element, where that is asked for.
+    ``descriptors``: use them where they are legal. ``relaxed``: axes along which a load, as the operand of products alone, need
+    not be cleared. ``ranged``: the compiler asks which tensors end within 2 GiB; AMD's does, and counts their bytes in 32 bits.
+    ``checks``: what sees to indices that may be of no element, where that is asked for.
     """
 
     kernel: ir.Kernel
@@ -33,6 +34,7 @@ class Memory:
     descriptors: bool
     emulate: frozenset[str]
     relaxed: Mapping[ir.Load, frozenset[ir.Axis]]
+    ranged: bool = False
     checks: Checks | None = None
     arguments: dict[object, Argument] = field(default_factory=dict)
 
@@ -170,7 +172,7 @@ class Memory:
         names, facts = self.expressions.axes.names, self.expressions.axes.facts.tensors[tensor]
         dtype = self.kernel.tensor(tensor).dtype.name
         name = names.of(("pointer", tensor), tensor)
-        argument = Pointer(name, tensor, dtype, facts.aligned, facts.ranged, bits=dtype in self.emulate)
+        argument = Pointer(name, tensor, dtype, facts.aligned, facts.ranged and self.ranged, bits=dtype in self.emulate)
         self.arguments[("pointer", tensor)] = argument
         return name
 

@@ -72,7 +72,8 @@ class _Emitter:
         self.expressions = Expressions(self.axes, self._loaded, frozenset(emulate), precision)
         described = bool(config.get("descriptors", False)) and target.descriptors
         self.checks = Checks.of(kernel, self.expressions) if config.get("checked", False) else None
-        self.memory = Memory(kernel, self.expressions, described, frozenset(emulate), relaxed(kernel), self.checks)
+        ranged = target.vendor == "amd"
+        self.memory = Memory(kernel, self.expressions, described, frozenset(emulate), relaxed(kernel), ranged, self.checks)
         self.grid = Grid(kernel, self.memory, int(config.get("group", 1)))
         self.loads: dict[ir.Read, str] = {}
         self.policies: dict[tuple[int, ir.Load], str] = {}

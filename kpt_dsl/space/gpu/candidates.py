@@ -4,7 +4,7 @@ Tile sizes, warps and pipeline depth are searched, for they trade against each o
 """
 
 from collections.abc import Iterator
-from operator import itemgetter
+from heapq import heapify, heappop, heappush
 
 from kpt_dsl import ir
 from kpt_dsl.space.config import Config, Value, points
@@ -66,14 +66,19 @@ CLOSE = 1e-9
 def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Config | None:
     """The best legal candidate by the model, else the legal config with the smallest values, else None.
 
-    Candidates are looked at in the order of what they take at least, as long as that is less than the best one takes.
+    What is looked at next is what takes the least, at least, as long as that is less than the best one takes: of tiles, then of
+    the warps for them. Of equals the first wins.
     """
-    found: tuple[float, int, GpuSizes] | None = None
-    threads = [(model.at_least(sizes), place, sizes) for place, sizes in enumerate(_threads(facts, target, knobs))]
-    for least, place, sizes in sorted(threads, key=itemgetter(0)):
-        if found is not None and least > found[0] * (1 + CLOSE):
-            break
-        if legal.why_bad_threads(sizes) is None:
+    found: tuple[float, tuple[int, int], GpuSizes] | None = None
+    tiled = enumerate(_tiles(facts, target, knobs))
+    waiting = [(model.least_of_tiles(tiles), (place, 0), tiles) for place, tiles in tiled]
+    heapify(waiting)
+    while waiting and (found is None or waiting[0][0] <= found[0] * (1 + CLOSE)):
+        _, place, sizes = heappop(waiting)
+        if not place[1]:
+            for turn, threads in enumerate(_threads(sizes, knobs), 1):
+                heappush(waiting, (model.at_least(threads), (place[0], turn), threads))
+        elif legal.why_bad_threads(sizes) is None:
             for candidate in _candidates(sizes, knobs):
                 time = model.seconds(candidate)
                 if found is None or (time, place) < found[:2]:
@@ -113,16 +118,17 @@ def _is_too_much(sizes: GpuSizes) -> bool:
     return short or all_told > CROWD * sizes.register_limit
 
 
-def _threads(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
-    """Points of a thinned grid over blocks and warps; the other knobs have their least values.
-
-    The first of equals wins, so larger tiles come first, and fewer warps, down to those that keep a core busy.
-    """
+def _tiles(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
+    """Points of a thinned grid over blocks, larger tiles first; the other knobs have their least values."""
     least = {name: values[0] for name, values in knobs.items()}
     for blocks in points({name: _worth_trying(facts, target, name, knobs[name])[::-1] for name in facts.blocks}):
-        tiles = GpuSizes(facts, target, least | blocks)
-        for warps in _worth_trying(facts, target, "num_warps", knobs["num_warps"]):
-            yield tiles.having({"num_warps": warps})
+        yield GpuSizes(facts, target, least | blocks)
+
+
+def _threads(tiles: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:
+    """The same tiles for the warps worth trying, fewer first, down to those that keep a core busy."""
+    for warps in _worth_trying(tiles.facts, tiles.target, "num_warps", knobs["num_warps"]):
+        yield tiles.having({"num_warps": warps})
 
 
 def _candidates(sizes: GpuSizes, knobs: dict[str, tuple[Value, ...]]) -> Iterator[GpuSizes]:

@@ -89,15 +89,28 @@ def seconds(sizes: GpuSizes) -> float:
     return _roofline(sizes) * (1 + crowded + _held(sizes))
 
 
+def least_of_tiles(sizes: GpuSizes) -> float:
+    """No more than the seconds of any config with these tiles, whose pipeline is as deep or deeper; more quickly still."""
+    steps = [(_paths(sizes, scope), times) for scope, times in enumerate(sizes.steps)]
+    vector, traffic = (sum([step[part] * times for step, times in steps]) for part in range(2))
+    return _both(_rounds(sizes) * _both(vector, traffic), sizes.compulsory_seconds)
+
+
 def at_least(sizes: GpuSizes) -> float:
     """No more than the seconds of any config with these tiles and warps, whose pipeline is as deep or deeper, whatever its
     other knobs are; quickly."""
     steps, (tensor, vector, traffic) = _program(sizes)
     alone = sum(step.at_least * times for step, times in steps)
-    each = _both(max(tensor, vector) + OVERLAP * min(tensor, vector), traffic)
-    rounds = sizes.programs / sizes.target.cores
-    run = max(each * (rounds if sizes.facts.uneven else math.ceil(rounds)), alone)
+    each = _both(_side_by_side(sizes, tensor, vector, sizes.most_resident), traffic)
+    late = 0.5 if sizes.facts.uneven else 0.0
+    run = max(each * (_rounds(sizes) + late), alone * (1 + late))
     return _both(run, sizes.compulsory_seconds) * (1 + _held(sizes))
+
+
+def _rounds(sizes: GpuSizes) -> float:
+    """How many programs a core runs, the one that has most; where they end at different times, on average."""
+    rounds = sizes.programs / sizes.target.cores
+    return rounds if sizes.facts.uneven else math.ceil(rounds)
 
 
 def _program(sizes: GpuSizes) -> "tuple[list[tuple[_Step, float]], list[float]]":
@@ -181,13 +194,9 @@ class _Step(NamedTuple):
     @staticmethod
     def of(sizes: GpuSizes, scope: Scope) -> "_Step":
         facts, target = sizes.facts, sizes.target
-        here, products = sizes.scopes[scope], [p for p in facts.products if p.scope == scope]
-        moved = here.moved
-        if sizes.stages == 1:  # what was read a moment ago is still in the core's own cache
-            moved -= sum(map(sizes.bytes, facts.read_again[scope]))
+        products = [p for p in facts.products if p.scope == scope]
         tensor = sum([product_seconds(sizes, p) for p in products])
-        vector = here.work / (target.vector_flops_per_s / 2 / target.cores)
-        fetch = moved / (L2_BYTES_PER_CLOCK * target.clock_hz)
+        vector, fetch, moved = _paths(sizes, scope)
         streams = facts.shared_out(scope)
         waits, exchanged = _sums(sizes, scope) if scope else (0, 0)
         busy = _side_by_side(sizes, tensor, vector, 1) * PARTITIONS / min(PARTITIONS, sizes.warps)
@@ -213,6 +222,16 @@ class _Step(NamedTuple):
         """Of that, what is left in a pipeline of any depth."""
         arrive = MEMORY_LATENCY + self.fetch if self.moved and not self.is_pipelined else 0.0
         return self.busy + arrive + self.around
+
+
+def _paths(sizes: GpuSizes, scope: Scope) -> tuple[float, float, int]:
+    """The seconds that vector work and traffic with L2 take in a step, whoever works on its tiles, and the bytes of that."""
+    here, target = sizes.scopes[scope], sizes.target
+    moved = here.moved
+    if sizes.stages == 1:  # what was read a moment ago is still in the core's own cache
+        moved -= sum(map(sizes.bytes, sizes.facts.read_again[scope]))
+    vector = here.work / (target.vector_flops_per_s / 2 / target.cores)
+    return vector, moved / (L2_BYTES_PER_CLOCK * target.clock_hz), moved
 
 
 def _sums(sizes: GpuSizes, scope: Scope) -> tuple[int, int]:

@@ -24,6 +24,8 @@ COLUMN_PIECE = 32
 """Fewest columns worth one program that does no more than sum down them: a line of 128 B of float32."""
 BATCH_BLOCK = 64
 """Most rows worth giving one program where rows do not share anything."""
+FEW_ROWS = 16
+"""As many rows at once are worth it, of those that a loop sums down, where there are no more: fewer need no binary of their own."""
 
 
 def knobs(facts: Facts, target: Target) -> Knobs:
@@ -74,6 +76,8 @@ def _block_values(facts: Facts, axes: tuple[ir.Axis, ...]) -> tuple[int, ...]:
     low, high = (ROW_PIECE, ROW_BLOCK) if along_rows else (1, BATCH_BLOCK)
     if facts.summed_down.issuperset(axes) and not facts.streamed:
         low = COLUMN_PIECE
+    elif facts.summed_down and facts.streamed.issuperset(axes):
+        low, extent = FEW_ROWS if extent <= FEW_ROWS else low, max(extent, FEW_ROWS)
     return powers(min(low, extent), min(high, extent))
 
 

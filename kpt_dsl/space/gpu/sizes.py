@@ -74,6 +74,12 @@ class GpuSizes(GpuTiles):
         """Bytes of shared memory that the largest stored product passes through on its way out, in one part."""
         return max((self.bytes(s) for s in self.facts.stores if s.product and len(s.axes) > 1), default=0)
 
+    @property
+    def most_resident(self) -> int:
+        """No fewer than run on a core at a time, however deep the pipeline is."""
+        held = min(self.registers, self.register_limit) * self.threads
+        return max(1, min(self.target.core_blocks, self.target.core_threads // self.threads, self.target.registers // held))
+
     @cached_property
     def resident(self) -> int:
         """How many blocks run on a core at a time."""
