@@ -25,7 +25,7 @@ COLUMN_PIECE = 32
 BATCH_BLOCK = 64
 """Most rows worth giving one program where rows do not share anything."""
 FEW_ROWS = 16
-"""As many rows at once are worth it, of those that a loop sums down, where there are no more: fewer need no binary of their own."""
+"""Rows at once of those that a loop sums down, where there are no more of them: fewer need no binary of their own."""
 
 
 def knobs(facts: Facts, target: Target) -> Knobs:
