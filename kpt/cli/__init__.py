@@ -4,7 +4,9 @@ Exit codes: 0 done; 1 something did not work out (no config runs, nothing could 
 130 ended by Ctrl-C, with what was found stored (143 by SIGTERM, 129 by SIGHUP, likewise).
 """
 
+import os
 import sys
+from pathlib import Path
 
 BAD_INPUT = 2
 
@@ -14,6 +16,9 @@ def main() -> None:
     from kpt.cli.app import app
     from kpt_dsl.errors import KptError
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115, as long as the process lives
     try:
         app(prog_name="kpt-tune")
     except KptError as error:

@@ -109,6 +109,14 @@ def test_what_fails_is_told_and_the_rest_is_done(tune: Command) -> None:
     assert "no config" in failure["error"]
 
 
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_closed_outputs_are_not_written_to(closed: str, tune: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of ``kpt-tune doctor >&-``: Python then has None in their place."""
+    monkeypatch.setattr(sys, closed, None)
+    assert tune("doctor").code in (0, 1), "whatever it finds, which is told by its code alone"
+    getattr(sys, closed).close()
+
+
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stop_ends_with_its_code_and_what_was_found_is_stored(
     stop: signal.Signals, code: int, database: Path
