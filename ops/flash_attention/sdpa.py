@@ -103,7 +103,8 @@ def _together(
 def _broadcasts(mask: torch.Tensor | None, shape: Sequence[int]) -> bool:
     if mask is None:
         return True
-    return mask.ndim <= len(shape) and all(n in (1, m) for n, m in zip(reversed(mask.shape), reversed(shape), strict=False))
+    least = len(shape) - mask.ndim
+    return least >= 0 and all(n in (1, m) for n, m in zip(mask.shape, shape[least:], strict=True))
 
 
 def _attend(

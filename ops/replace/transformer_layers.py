@@ -90,11 +90,11 @@ def _attend_simply(
         groups = ((query, 3),) if key is value else ((query, 2), (value, 1))
     else:
         groups = ((query, 1), (key, 2)) if key is value else ((query, 1), (key, 1), (value, 1))
-    weights, biases = ([p] * 3 if p is None or len(groups) == 1 else p.split([n * module.embed_dim for _, n in groups])
+    weights, biases = ([p] * len(groups) if p is None or len(groups) == 1 else p.split([n * module.embed_dim for _, n in groups])
                        for p in (module.in_proj_weight, module.in_proj_bias))  # fmt: skip
     q, k, v = (
         part.transpose(1, 2) if module.batch_first else part.permute(1, 2, 0, 3)
-        for (x, n), weight, bias in zip(groups, weights, biases, strict=False)
+        for (x, n), weight, bias in zip(groups, weights, biases, strict=True)
         for part in linear(x, weight, bias).reshape(*x.shape[:-1], n, module.num_heads, -1).unbind(2)
     )
     dropout = module.dropout if module.training else 0.0

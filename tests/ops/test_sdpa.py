@@ -144,6 +144,7 @@ def test_gradients_are_pytorchs(case: str) -> None:
 def test_compiled_and_under_autocast() -> None:
     q, k, v = tensors(*[(2, 3, 37, 8)] * 3)
     compiled = torch.compile(scaled_dot_product_attention, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(q, k, v, is_causal=True), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    for flags in ({"is_causal": True}, *({"attn_mask": torch.ones(37, 37).tril().bool()[(None,) * n]} for n in range(3))):
+        torch.testing.assert_close(compiled(q, k, v, **flags), F.scaled_dot_product_attention(q, k, v, **flags))
     with torch.autocast("cpu", torch.bfloat16):
         assert scaled_dot_product_attention(q, k, v).dtype == torch.bfloat16
