@@ -90,7 +90,8 @@ def _attend_simply(
         groups = ((query, 3),) if key is value else ((query, 2), (value, 1))
     else:
         groups = ((query, 1), (key, 2)) if key is value else ((query, 1), (key, 1), (value, 1))
-    weights, biases = ([p] * len(groups) if p is None or len(groups) == 1 else p.split([n * module.embed_dim for _, n in groups])
+    parts = [n * module.embed_dim for _, n in groups]
+    weights, biases = ([p] * len(parts) if p is None or len(parts) == 1 else p.split(parts)
                        for p in (module.in_proj_weight, module.in_proj_bias))  # fmt: skip
     q, k, v = (
         part.transpose(1, 2) if module.batch_first else part.permute(1, 2, 0, 3)
