@@ -6,9 +6,11 @@ They are functions of JAX: in jit, grad, vmap and shard_map. On TPUs the generat
 operations, unless ``prefer("pallas")`` asks for the kernels, interpreted. Imports JAX and PyTorch, whose arrays it never makes.
 """
 
-from kpt.jax.installed import check_jax
+from kpt_dsl.extensions import check_release
 
-check_jax()
+OLDEST = (0, 10)
+"""The first release whose types say over which axes of a mesh an array varies (``jax.sharding.ManualAxisType``)."""
+check_release("jax", OLDEST, f"kpt.jax needs JAX {OLDEST[0]}.{OLDEST[1]} or newer: pip install 'kpt-dsl[tpu]'")
 
 from kpt.jax.explain import explain  # noqa: E402
 from kpt.jax.ops import (  # noqa: E402 (JAX is there)

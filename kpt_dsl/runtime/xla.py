@@ -7,12 +7,12 @@ the text of a function and by the shapes of its arguments. Nothing here imports 
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from kpt_dsl.arrays import library
 from kpt_dsl.errors import MissingPackageError
+from kpt_dsl.extensions import check_release
 from kpt_dsl.runtime import torch_tpu
 
 if TYPE_CHECKING:
@@ -82,12 +82,7 @@ def run(source: "Source", function: Any, interpret: Any, arrays: Mapping[str, An
 def check_packages(device: str) -> None:
     """Raises MissingPackageError where JAX is missing or too old for tensors on such devices, or cannot be called."""
     wanted = f"tensors on {device} need JAX {OLDEST_JAX[0]}.{OLDEST_JAX[1]} or newer: pip install 'torch_xla[pallas]' flax"
-    try:
-        found = version("jax")
-    except PackageNotFoundError as error:
-        raise MissingPackageError(f"{wanted}; it is not installed") from error
-    if tuple([int(part) for part in found.split(".")[:2]]) < OLDEST_JAX:
-        raise MissingPackageError(f"{wanted}; {found} is installed")
+    check_release("jax", OLDEST_JAX, wanted)
     if missing := [name for name in CALLED_THROUGH if device != "tpu" and find_spec(name) is None]:
         raise MissingPackageError(f"{wanted}; {' and '.join(missing)} is not installed")
 

@@ -1,7 +1,7 @@
 """Who serves a call on JAX arrays: what is chosen, said, refused, and lowered for a TPU that is not there."""
 
 import logging
-from importlib.metadata import PackageNotFoundError
+from importlib import metadata, reload
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import kpt.jax  # noqa: E402
 from autotune_db import environment, location, lookup  # noqa: E402
 from autotune_db.key import key_of  # noqa: E402
 from autotune_db.store import Store  # noqa: E402
-from kpt.jax import installed  # noqa: E402
 from kpt.ops.registry import get  # noqa: E402
 from kpt_dsl import configs as kd_configs  # noqa: E402
 from kpt_dsl import targets  # noqa: E402
@@ -163,15 +162,16 @@ def test_a_gradient_is_not_differentiated_again_by_kernels() -> None:
 
 
 def test_jax_that_is_too_old_or_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installed, "version", lambda _: "0.9.2")
+    monkeypatch.setattr(metadata, "version", lambda _: "0.9.2")
     with pytest.raises(MissingPackageError, match=r"kpt.jax needs JAX 0.10 or newer: pip install .*; 0.9.2 is installed"):
-        installed.check_jax()
-    def missing(_: str) -> str:
-        raise PackageNotFoundError
+        reload(kpt.jax)
 
-    monkeypatch.setattr(installed, "version", missing)
+    def missing(_: str) -> str:
+        raise metadata.PackageNotFoundError
+
+    monkeypatch.setattr(metadata, "version", missing)
     with pytest.raises(MissingPackageError, match="it is not installed"):
-        installed.check_jax()
+        reload(kpt.jax)
 
 
 def test_fp8() -> None:

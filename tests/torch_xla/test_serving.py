@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -81,10 +82,10 @@ def test_jax_that_cannot_be_called_is_named(
 ) -> None:
     def version(name: str) -> str:
         if found is None:
-            raise xla.PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr(xla, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(xla, "CALLED_THROUGH", through)
     with kpt.ops.prefer("pallas"), pytest.raises(InputError, match=words):
         kpt.ops.rms_norm(torch.ones(3, 33).to(place), (33,))

@@ -70,8 +70,7 @@ def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> C
     the warps for them. Of equals the first wins.
     """
     found: tuple[float, tuple[int, int], GpuSizes] | None = None
-    tiled = enumerate(_tiles(facts, target, knobs))
-    waiting = [(model.least_of_tiles(tiles), (place, 0), tiles) for place, tiles in tiled]
+    waiting = [(model.least_of_tiles(t), (place, 0), t) for place, t in enumerate(_tiles(facts, target, knobs))]
     heapify(waiting)
     while waiting and (found is None or waiting[0][0] <= found[0] * (1 + CLOSE)):
         _, place, sizes = heappop(waiting)

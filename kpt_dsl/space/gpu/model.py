@@ -100,9 +100,8 @@ def at_least(sizes: GpuSizes) -> float:
     """No more than the seconds of any config with these tiles and warps, whose pipeline is as deep or deeper, whatever its
     other knobs are; quickly."""
     steps, (tensor, vector, traffic) = _program(sizes)
-    alone = sum(step.at_least * times for step, times in steps)
+    alone, late = sum(step.at_least * times for step, times in steps), 0.5 if sizes.facts.uneven else 0.0
     each = _both(_side_by_side(sizes, tensor, vector, sizes.most_resident), traffic)
-    late = 0.5 if sizes.facts.uneven else 0.0
     run = max(each * (_rounds(sizes) + late), alone * (1 + late))
     return _both(run, sizes.compulsory_seconds) * (1 + _held(sizes))
 
