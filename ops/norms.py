@@ -107,13 +107,19 @@ def check_sum(op: str, x: Any, residual: Any) -> None:
 
 
 def gradients_of_sum(
-    needed: Sequence[bool], gradients: Callable[[Sequence[bool]], list[torch.Tensor]]
-) -> list[torch.Tensor]:
-    """The needed gradients of input, residual and parameters. ``gradients`` gives those needed of their sum and the parameters;
-    the sum's is that of both, as it is of what PyTorch adds."""
+    needed: Sequence[bool],
+    dy: torch.Tensor | None,
+    dtotal: torch.Tensor | None,
+    gradients: Callable[[torch.Tensor, Sequence[bool]], list[torch.Tensor]],
+) -> Sequence[torch.Tensor | None]:
+    """The needed gradients of input, residual and parameters. ``gradients`` gives those needed of their sum and the parameters
+    for ``dy``; the sum's is that of both, as it is of what PyTorch adds. Parameters of a norm that nothing depends on have
+    none: zeros would have an optimizer decay them."""
     needs_x, needs_residual, *of_parameters = needed
+    if dy is None:
+        return [dtotal] * (needs_x + needs_residual) + [None] * sum(of_parameters)
     needs_sum = needs_x or needs_residual
-    found = gradients((needs_sum, *of_parameters))
+    found = gradients(dy, (needs_sum, *of_parameters))
     return found[:needs_sum] * (needs_x + needs_residual) + found[needs_sum:]
 
 

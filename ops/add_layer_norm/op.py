@@ -71,12 +71,12 @@ def _forward(
 
 def _backward(
     saved: tuple[Any, ...], needed: Sequence[bool], dy: torch.Tensor | None, dtotal: torch.Tensor | None
-) -> list[torch.Tensor]:
+) -> Sequence[torch.Tensor | None]:
     total, shape, weight, bias, eps = saved
-    slopes = torch.zeros_like(total) if dy is None else dy
     return norms.gradients_of_sum(
-        needed, lambda wanted: layer_norm_backward(slopes, total, shape, weight, bias, eps, wanted, dtotal)
-    )
+        needed, dy, dtotal,
+        lambda slopes, wanted: layer_norm_backward(slopes, total, shape, weight, bias, eps, wanted, dtotal),
+    )  # fmt: skip
 
 
 _dispatch = define(

@@ -73,12 +73,12 @@ def _forward(
 
 def _backward(
     saved: tuple[Any, ...], needed: Sequence[bool], dy: torch.Tensor | None, dtotal: torch.Tensor | None
-) -> list[torch.Tensor]:
+) -> Sequence[torch.Tensor | None]:
     total, shape, weight, eps, offset = saved
-    slopes = torch.zeros_like(total) if dy is None else dy
     return norms.gradients_of_sum(
-        needed, lambda wanted: rms_norm_backward(slopes, total, shape, weight, eps, wanted, offset, dtotal)
-    )
+        needed, dy, dtotal,
+        lambda slopes, wanted: rms_norm_backward(slopes, total, shape, weight, eps, wanted, offset, dtotal),
+    )  # fmt: skip
 
 
 _dispatch = define(

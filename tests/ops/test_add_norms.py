@@ -109,9 +109,8 @@ def test_one_output_alone(norm: str, used: str) -> None:
     with kpt.ops.prefer("numpy"):
         got = answers(ours, given, used)[2:]
     expected = answers(native, [t.double() for t in given], used)[2:]
-    for g, e in zip(got, expected, strict=False):
+    for g, e in zip(got, expected, strict=True):  # none for parameters that are not reached: an optimizer would decay them
         assert_close(g, e, "f32", 60)
-    assert all(not g.any() for g in got[len(expected) :])  # zeros for what PyTorch does not reach
 
 
 @pytest.mark.parametrize("wants", ["xr", "x", "r", "w", "rw"])

@@ -94,6 +94,17 @@ def llama() -> Any:
     return build("llama").train()
 
 
+def test_the_loss_of_float64_is_float32_as_transformers_own_is(llama: Any) -> None:
+    llama.double()
+    expected, slopes = run(llama)
+    only_loss(llama)
+    outputs, gradients = run(llama)
+    assert outputs.loss.dtype is expected.loss.dtype is torch.float32
+    assert_close(outputs.loss, expected.loss, "f32", 128)
+    for path, gradient in gradients.items():
+        assert_close(gradient, slopes[path], "f32", 4096)
+
+
 def test_means_over_parts_of_a_batch_and_tuples(llama: Any) -> None:
     ways: tuple[dict[str, Any], ...] = (
         {"num_items_in_batch": torch.tensor(9)}, {"num_items_in_batch": 5},

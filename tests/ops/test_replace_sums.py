@@ -183,7 +183,52 @@ class Renamed(Layer):
         return total + self.second(y)
 
 
-@pytest.mark.parametrize("kind", [Elsewhere, InPlace, Sometimes, Asks, Renamed])
+class AsksWhatItNames(Layer):
+    """Asks for a name that it gives between: before the sum that means something else."""
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, other: torch.Tensor | None = None) -> Any:
+        x = x + self.mix(x)
+        scale = other
+        if scale is not None:
+            x = x * scale
+        return self.norm(x)
+
+
+class AsksALaterName(Layer):
+    """And one that means nothing yet."""
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> Any:
+        x = x + self.mix(x)
+        scale = other
+        if scale is not None:
+            x = x * scale
+        return self.norm(x)
+
+
+class HandsOn(Layer):
+    """Gives the sum to something that modifies it, before the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = x + self.mix(x)
+        return self.act(x) + self.norm(x)
+
+
+class HandsOnInside(HandsOn):
+    """And in a call that the norm is given to as well."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = x + self.mix(x)
+        y = x
+        return torch.add(self.act(y), self.norm(x))
+
+
+@pytest.mark.parametrize(
+    "kind", [Elsewhere, InPlace, Sometimes, Asks, Renamed, AsksWhatItNames, AsksALaterName, HandsOn, HandsOnInside]
+)
 def test_other_texts_stay(kind: type[Layer]) -> None:
     report = kpt.replace_modules(kind(), only=KINDS)
     assert {c.kind for c in report.changes} == {"rms_norm"}

@@ -126,7 +126,7 @@ class Logits:
         loss = linear_cross_entropy(
             x.reshape(-1, x.shape[-1]), self.layer.weight, shift_labels.reshape(-1).to(x.device), bias,
             ignore_index=ignore_index, reduction="mean" if num_items_in_batch is None else "sum", softcap=self.softcap,
-        )  # fmt: skip
+        ).float()  # fmt: skip
         if isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.to(loss.device)
         return loss if num_items_in_batch is None else loss / num_items_in_batch

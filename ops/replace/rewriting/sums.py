@@ -55,11 +55,14 @@ def _follow(block: list[ast.stmt], i: int, norms: Collection[str], sums: list[Su
     """Join the sum of a block's statement i with the norm of it, if that comes."""
     start: Any = block[i]
     names: set[str] = {start.targets[0].id}
+    assigned = set(names)
     branches: dict[str, Any] = {}
     for j in range(i + 1, len(block)):
         statement: Any = block[j]
         call = next((c for c in _calls(statement, norms) if getattr(c.args[0], "id", None) in names), None)
         if call is not None:
+            if _is_handed_on(statement, call, names):
+                return
             own = deepcopy(block[i : j + 1])
             _join(start, statement, call, list(branches.values()), f"{NORMED}{len(sums)}")
             asked = [(name, None if isinstance(test.ops[0], ast.IsNot) else True) for name, test in branches.items()]
@@ -70,13 +73,33 @@ def _follow(block: list[ast.stmt], i: int, norms: Collection[str], sums: list[Su
                 if target in branches:
                     return
                 names = names | {target} if source in names else names - {target}
+                assigned.add(target)
             case ast.If(
                 test=ast.Compare(left=ast.Name(id=name), ops=[ast.Is() | ast.IsNot()], comparators=[ast.Constant(None)]),
                 orelse=[],
-            ) if name not in names and name not in branches:
+            ) if name not in assigned and name not in branches:  # they are asked before the sum
                 branches[name] = statement.test
             case _:
                 return
+
+
+def _is_handed_on(statement: ast.stmt, norm: ast.Call, names: Collection[str]) -> bool:
+    """Whether something else that a statement calls before a norm is given what has one of these names, and may modify it."""
+    for node in _in_order(statement):
+        if node is norm:
+            break
+        if isinstance(node, ast.Call):
+            inside = list(ast.walk(node))
+            if norm not in inside and any(isinstance(n, ast.Name) and n.id in names for n in inside):
+                return True
+    return False
+
+
+def _in_order(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes in the order of the text."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _in_order(child)
 
 
 def _join(start: ast.Assign, end: ast.stmt, call: ast.Call, branches: Sequence[ast.expr], normed: str) -> None:
