@@ -52,9 +52,10 @@ PYTORCHS = {
 def test_kernels_give_pytorchs_results(case: str) -> None:
     queries, keys, flags = SERVED[case]
     q, k, v = tensors(queries, keys, keys)
-    expected = F.scaled_dot_product_attention(q, k, v, **flags)
-    with kpt.ops.prefer("numpy"):  # which serves kernels only: anything else would be an error
+    expected, before = F.scaled_dot_product_attention(q, k, v, **flags), _outside()
+    with kpt.ops.prefer("numpy"):
         found = scaled_dot_product_attention(q, k, v, **flags)
+    assert _outside() == before, "kernels alone"
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
