@@ -32,8 +32,8 @@ OPS = {
 }
 TARGETS = ("nvidia-h100", "nvidia-a100", "amd-mi300x", "nvidia-b200")
 LENGTHS = (20, 700, 4096)
-MODELLED = 0.25
-"""Of all candidates, how many may be modelled in full."""
+MODELLED, BOUNDED = 0.25, 0.75
+"""Of all candidates, how many may be modelled in full; of all tiles with their warps, of how many the least may be asked."""
 
 
 def of_length(op: str, length: int) -> list[Instance]:
@@ -74,14 +74,19 @@ def test_the_search_finds_what_modelling_every_candidate_finds(op: str, target: 
             assert candidates.best(variant.facts, targets.get(target), variant.knobs) == Config(best.config)
 
 
-def test_few_candidates_are_modelled_in_full() -> None:
-    every = modelled = 0
+def test_few_candidates_are_modelled_in_full_and_not_all_warps_are_bounded() -> None:
+    every = modelled = threads = bounded = 0
     for variant in (v for op in OPS for v in variants(op, "nvidia-h100")):
-        every += sum(len(found) for _, found in every_candidate(variant, "nvidia-h100"))
-        with patch.object(model, "seconds", side_effect=model.seconds) as seconds:
+        found = every_candidate(variant, "nvidia-h100")
+        every, threads = every + sum(len(candidates) for _, candidates in found), threads + len(found)
+        with (
+            patch.object(model, "seconds", side_effect=model.seconds) as seconds,
+            patch.object(model, "at_least", side_effect=model.at_least) as at_least,
+        ):
             candidates.best(variant.facts, targets.get("nvidia-h100"), variant.knobs)
-        modelled += seconds.call_count
+        modelled, bounded = modelled + seconds.call_count, bounded + at_least.call_count
     assert modelled < MODELLED * every
+    assert bounded < BOUNDED * threads
 
 
 @pytest.mark.parametrize("op", OPS)

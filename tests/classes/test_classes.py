@@ -58,7 +58,10 @@ def of_length(op: str, length: int) -> list[Instance]:
     return registry.get(op).instances(dims | dict.fromkeys(varying, length), "bf16", **flags)
 
 
-@pytest.mark.parametrize(("op", "dims", "varying", "flags"), COUNTED)
+@pytest.mark.parametrize(
+    ("op", "dims", "varying", "flags"), COUNTED,
+    ids=[" ".join(map(str, (op, *dims.values(), *flags.values()))) for op, dims, _, flags in COUNTED],
+)  # fmt: skip
 def test_a_handful_of_binaries_serves_all_lengths(
     op: str, dims: dict[str, int], varying: tuple[str, ...], flags: dict[str, object]
 ) -> None:
