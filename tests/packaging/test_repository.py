@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LANGUAGE_LINES = 14640
+LANGUAGE_LINES = 14700
 """kpt_dsl is meant to be read in a day; docs/decisions.md says why it is not the 5,000 that were wished for. Counted without
 blank lines, comments and docstrings."""
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
