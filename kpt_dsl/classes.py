@@ -8,7 +8,7 @@ at the upper end, its representative.
 import itertools
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from kpt_dsl.instance import Instance
 from kpt_dsl.layouts import VECTOR_BYTES, layout_class
 from kpt_dsl.space import Config, Space, space
 from kpt_dsl.space.config import Value
+from kpt_dsl.space.facts import Facts
 from kpt_dsl.specialisation import Specialisation
 from kpt_dsl.targets import Target
 
@@ -109,6 +110,10 @@ class ClassSpace(Space):
     @property
     def sample(self) -> Instance:
         return Instance(self.made.specialisation, self.made.sample)
+
+    def _facts(self, choices: Config) -> Facts:
+        facts, least = super()._facts(choices), self._least._facts(choices)
+        return facts if least.extents == facts.extents else replace(facts, least=least)
 
     def _why_not(self, config: Mapping[str, Value], asked: bool) -> str | None:
         reason = super()._why_not(config, asked)

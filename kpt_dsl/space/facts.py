@@ -123,6 +123,8 @@ class Facts(Read):
     """The facts of one specialisation, of which ``kernel`` is the IR, at extents."""
 
     extents: "Extents"
+    least: "Facts | None" = None
+    """The facts at the least extents that configs are to serve, where these are not all alike."""
 
     @cached_property
     def dims(self) -> dict[str, int]:

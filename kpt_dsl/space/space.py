@@ -85,9 +85,7 @@ class Space:
                     assert isinstance(option, Value)  # the front end takes no other constants
                     yield from self._variants(Config({**choices, name: option}))
                 return
-        if self.target.lanes:
-            kernel = apart(kernel)
-        facts = collect(kernel, self.instance.extents)
+        facts = self._facts(choices)
         others = [(name, rules, knobs) for name, rules in self._schedules if (knobs := rules.knobs(facts, self.target))]
         plain = choices | {"schedule": PIPELINED} if others else choices
         knobs = self._own.knobs(facts, self.target)
@@ -97,6 +95,11 @@ class Space:
         yield Variant(plain, facts, knobs, self._own)
         for schedule, rules, knobs in others:
             yield Variant(choices | {"schedule": schedule}, facts, knobs, rules)
+
+    def _facts(self, choices: Config) -> Facts:
+        """What is known of the kernel under algorithm choices."""
+        kernel = self.instance.lower(choices)
+        return collect(apart(kernel) if self.target.lanes else kernel, self.instance.extents)
 
     @cached_property
     def knobs(self) -> Knobs:

@@ -3,6 +3,7 @@
 Counted, not timed: a program meets a new class whenever its lengths change enough, and waits for its choice.
 """
 
+import math
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -15,7 +16,7 @@ from kpt_dsl.classes import options
 from kpt_dsl.instance import Instance
 from kpt_dsl.passes import pipeline
 from kpt_dsl.space import Config, facts, space
-from kpt_dsl.space.gpu import candidates, model
+from kpt_dsl.space.gpu import candidates, legal, model
 from kpt_dsl.space.gpu import rules as gpu
 from kpt_dsl.space.gpu.sizes import GpuSizes
 from kpt_dsl.space.space import Variant
@@ -68,10 +69,39 @@ def test_what_a_candidate_takes_at_least_is_no_more_than_what_it_takes(op: str, 
 @pytest.mark.parametrize("op", OPS)
 def test_the_search_finds_what_modelling_every_candidate_finds(op: str, target: str) -> None:
     for variant in variants(op, target):
-        found = [candidate for _, some in every_candidate(variant, target) for candidate in some]
+        found = [min(some, key=model.seconds) for _, some in every_candidate(variant, target) if some]
         if found:
             best = min(found, key=model.seconds)
             assert candidates.best(variant.facts, targets.get(target), variant.knobs) == Config(best.config)
+
+
+def at_both_ends(sizes: GpuSizes) -> tuple[float, float]:
+    """The seconds at the greatest extents of a class, and at the least: without end where the config is illegal there."""
+    assert sizes.facts.least is not None
+    there = GpuSizes(sizes.facts.least, sizes.target, sizes.config)
+    return model.seconds(sizes), math.inf if legal.why_illegal(there) else model.seconds(there)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("op", OPS)
+def test_of_tiles_that_are_as_quick_a_class_takes_those_that_are_the_best_at_its_least_extents(op: str, target: str) -> None:
+    for length in LENGTHS:
+        for space_of in (options(instance, targets.get(target)) for instance in of_length(op, length)):
+            for variant in (v for v in space_of.variants if v.rules is gpu):
+                found = [min(some, key=model.seconds) for _, some in every_candidate(variant, target) if some]
+                if found and variant.facts.least is not None:
+                    most = min(map(model.seconds, found)) * (1 + candidates.NEAR)
+                    near = [(math.prod(ends), ends[0], sizes) for sizes in found if (ends := at_both_ends(sizes))[0] <= most]
+                    best = min(near, key=lambda one: one[:2])[2]
+                    assert candidates.best(variant.facts, targets.get(target), variant.knobs) == Config(best.config)
+
+
+def test_tiles_that_are_as_quick_at_the_greatest_extents_and_slower_at_the_least_are_left() -> None:
+    """257 rows fill three tiles of 128 rows, and five of 64; 512 fill as many of either."""
+    (instance,) = of_length("linear_act", 400)
+    H200 = targets.get("nvidia-h200")
+    first, alone = options(instance, H200).first, space(of_length("linear_act", 512)[0], H200).first
+    assert (first["block_M"], alone["block_M"]) == (64, 128)
 
 
 def test_few_candidates_are_modelled_in_full_and_not_all_warps_are_bounded() -> None:

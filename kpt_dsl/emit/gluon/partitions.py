@@ -144,7 +144,7 @@ class Partitions:
             out.paste(body)
         if self.shared.staged:
             out.line("tma.store_wait(0)")
-        return self._function("multiply", ("consumer: gl.constexpr",), out)
+        return self._function("multiply", ("consumer",), out)
 
     def _pass_over(self, out: Writer) -> None:
         """The steps that only others have to take: their tiles are free as soon as they are there."""
