@@ -93,7 +93,7 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     kind, name = ("cuda", int(arch.removeprefix("sm_"))) if arch.startswith("sm_") else ("hip", arch)
     asked = _asked(source)
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
-    quickly = _found_quickly(asked, source, arch)
+    quickly = _found_quickly(asked, source, arch, launched=device is not None)
     with LOCK, triton.knobs.cache.scope(), quickly, contextlib.redirect_stdout(_Hush()):  # it prints
         try:
             triton.knobs.cache.dir = cache.binaries()
@@ -135,11 +135,12 @@ class _Hush:
 
 
 @contextlib.contextmanager
-def _found_quickly(asked: Any, source: Source, arch: str) -> Iterator[None]:
+def _found_quickly(asked: Any, source: Source, arch: str, launched: bool) -> Iterator[None]:
     """How Triton finds this compilation in its cache. Its own names hash all of Triton's files, half a second a process; these
     do not. Where it finds nothing of that name, and asks its backend for the stages, the assembler is chosen: to ask those that
-    there are for their versions starts them, which a binary that was found need not wait for. Of what it finds it reads what is
-    launched, and not the texts that it made on the way to that, which are megabytes."""
+    there are for their versions starts them, which a binary that was found need not wait for; and what starts the kernel, if it
+    is to be ``launched``, is made beside it. Of what it finds it reads what is launched, and not the texts that it made on the
+    way to that, which are megabytes."""
     from triton.compiler import compiler
 
     their_key, their_manager, thread = compiler.get_cache_key, compiler.get_cache_manager, threading.get_ident()
@@ -148,7 +149,14 @@ def _found_quickly(asked: Any, source: Source, arch: str) -> Iterator[None]:
         if src is not asked:  # another thread's
             return str(their_key(src, backend, options, **more))
         stages = backend.add_stages
-        backend.add_stages = lambda *given: (compiling.enter_context(assembler(arch)), stages(*given))
+
+        def add_stages(*given: Any) -> None:
+            compiling.enter_context(assembler(arch))
+            if launched and arch.startswith("sm_"):
+                compiling.enter_context(_launcher(asked))
+            stages(*given)
+
+        backend.add_stages = add_stages
         tools = f"{backend.target} {_nvidia_tools()}"
         return "\0".join((_triton(), source.text, repr(source.abi), tools, options.hash(), repr(sorted(more.items()))))
 
@@ -164,6 +172,33 @@ def _found_quickly(asked: Any, source: Source, arch: str) -> Iterator[None]:
             compiling.callback(setattr, compiler, name, theirs)
             setattr(compiler, name, ours)
         yield
+
+
+@contextlib.contextmanager
+def _launcher(asked: Any) -> Iterator[None]:
+    """Meanwhile a C compiler makes what Triton 3.6 starts kernels of a signature by, and asks NVIDIA's driver by, in its cache.
+    Each takes it a third of a second, for which the first launch would wait. Whatever goes wrong does so again there."""
+    from triton.backends.nvidia import driver
+
+    def module() -> None:
+        kinds = dict(asked.signature)
+        described = [True for kind in kinds.values() if str(kind).startswith("tensordesc")]
+        text = driver.make_launcher({}, kinds, described)
+        driver.compile_module_from_src(text, "__triton_launcher", driver.library_dirs(), driver.include_dirs, driver.libraries)
+
+    def quietly(make: Callable[[], object]) -> None:
+        with contextlib.suppress(Exception):
+            make()
+
+    makes = (module, lambda: triton_package().runtime.driver.active) if hasattr(driver, "make_launcher") else ()
+    threads = [threading.Thread(target=quietly, args=(make,), daemon=True) for make in makes]
+    for each in threads:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in threads:  # their cache is ours until then
+            each.join()
 
 
 @lru_cache(maxsize=1)

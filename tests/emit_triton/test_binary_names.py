@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from triton import knobs
 from triton.compiler import compiler
 
 from kpt_dsl import targets
@@ -37,7 +39,7 @@ def name_of(one: Source, target: str = "cuda 90", tools: str = "12.8 12.9", opti
     asked = object()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kpt_dsl.build.triton._nvidia_tools", lambda: tools)
-        with _found_quickly(asked, one, H200.arch):
+        with _found_quickly(asked, one, H200.arch, launched=False):
             given = SimpleNamespace(target=target, add_stages=None), SimpleNamespace(hash=lambda: options)
             return str(compiler.get_cache_key(asked, *given, env_vars=more))
 
@@ -53,6 +55,33 @@ def test_names_differ_by_all_that_a_binary_is_made_of() -> None:
     ]  # fmt: skip
     assert len(set(names)) == len(names)
     assert name_of(plain) == names[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_starts_a_kernel_is_made_while_it_compiles(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Triton makes a launcher of C for each signature, as 3.6 does; whatever fails there does so again at the launch."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    driver, made = import_module("triton.backends.nvidia.driver"), list[tuple[Any, ...]]()
+
+    def module(text: str, *_: object) -> None:
+        made.append((text, knobs.cache.dir))
+        if fails:
+            raise RuntimeError("no C compiler")
+
+    for name, value in {"library_dirs": list, "include_dirs": [], "libraries": [], "compile_module_from_src": module}.items():
+        monkeypatch.setattr(driver, name, value, raising=False)
+    monkeypatch.setattr(driver, "make_launcher", lambda *given: repr(given), raising=False)
+    wanted = source()
+    binary(wanted, H200.arch, H200.warp_lanes)
+    assert not made  # a report is all that was asked for
+    binary(replace(wanted, text=wanted.text + "\n"), H200.arch, H200.warp_lanes, 0)
+    assert made == [(repr(({}, wanted.abi.signature(), [])), cache.binaries())]
+    binary(wanted, H200.arch, H200.warp_lanes, 0)
+    assert len(made) == 1  # it is on the disk
+    binary(source(descriptors=True), H200.arch, H200.warp_lanes, 0)
+    assert "True" in made[1][0]
 
 
 def test_a_new_process_finds_a_binary_without_hashing_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +147,6 @@ def test_assemblers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_others_compile_meanwhile_keeps_tritons_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "get_cache_key", lambda src, *_, **__: f"theirs {src}")
     theirs = compiler.get_cache_key
-    with _found_quickly(object(), source(), H200.arch):
+    with _found_quickly(object(), source(), H200.arch, launched=False):
         assert compiler.get_cache_key("another", None, None, env_vars={}) == "theirs another"
     assert compiler.get_cache_key is theirs
