@@ -3,11 +3,13 @@
 import contextlib
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
 from kpt_dsl import build, targets
-from kpt_dsl.build.triton import _Hush
+from kpt_dsl.build import cache
+from kpt_dsl.build.triton import _Hush, binary
 from kpt_dsl.errors import CompileError
 from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config
@@ -58,7 +60,9 @@ def test_every_architecture(target: str) -> None:
         assert report.target == target
 
 
-def test_a_report_comes_back_from_the_cache() -> None:
+def test_a_report_comes_back_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    binary.cache_clear()  # another test of this process may have compiled the same
     first = compiled(linear_instance(64, 64, 64), **SMALL)
     again = compiled(linear_instance(128, 192, 256), **SMALL)  # other shapes, equal facts
     assert first.seconds > 0
