@@ -94,14 +94,14 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     asked = _asked(source)
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
     quickly = _found_quickly(asked, source, arch, launched=device is not None)
-    with LOCK, triton.knobs.cache.scope(), quickly, contextlib.redirect_stdout(_Hush()):  # it prints
+    with LOCK, quickly as keep_in, contextlib.redirect_stdout(_Hush()):  # it prints
         try:
-            triton.knobs.cache.dir = cache.binaries()
+            keep_in(cache.binaries())
             try:
                 compiled = _sound(made)
             except OSError as error:  # a full disk, or another process that tidied up
                 cache.warn_once(str(error))
-                triton.knobs.cache.dir = cache.temporary()
+                keep_in(cache.temporary())
                 compiled = made()
         except Exception as error:
             raise CompileError(f"Triton does not compile {source.name} for {arch}: {_reason(error)}") from error
@@ -135,15 +135,16 @@ class _Hush:
 
 
 @contextlib.contextmanager
-def _found_quickly(asked: Any, source: Source, arch: str, launched: bool) -> Iterator[None]:
+def _found_quickly(asked: Any, source: Source, arch: str, launched: bool) -> Iterator[Callable[[str], None]]:
     """How Triton finds this compilation in its cache. Its own names hash all of Triton's files, half a second a process; these
     do not. Where it finds nothing of that name, and asks its backend for the stages, the assembler is chosen: to ask those that
     there are for their versions starts them, which a binary that was found need not wait for; and what starts the kernel, if it
     is to be ``launched``, is made beside it. Of what it finds it reads what is launched, and not the texts that it made on the
-    way to that, which are megabytes."""
+    way to that, which are megabytes. Gives what names the folder of that cache; that of all else is left as it is."""
     from triton.compiler import compiler
 
     their_key, their_manager, thread = compiler.get_cache_key, compiler.get_cache_manager, threading.get_ident()
+    folders, knobs = list[str](), triton_package().knobs.cache
 
     def key(src: Any, backend: Any, options: Any, **more: Any) -> str:
         if src is not asked:  # another thread's
@@ -161,23 +162,26 @@ def _found_quickly(asked: Any, source: Source, arch: str, launched: bool) -> Ite
         return "\0".join((_triton(), source.text, repr(source.abi), tools, options.hash(), repr(sorted(more.items()))))
 
     def manager(name: str) -> Any:
-        found = their_manager(name)
-        if threading.get_ident() == thread:
-            whole = found.get_group
-            found.get_group = lambda file: {n: path for n, path in (whole(file) or {}).items() if n.endswith(_LAUNCHED)}
+        if threading.get_ident() != thread:
+            return their_manager(name)
+        with knobs.scope():
+            knobs.dir = folders[-1]
+            found = their_manager(name)
+        whole = found.get_group
+        found.get_group = lambda file: {n: path for n, path in (whole(file) or {}).items() if n.endswith(_LAUNCHED)}
         return found
 
     with contextlib.ExitStack() as compiling:
         for name, theirs, ours in (("get_cache_key", their_key, key), ("get_cache_manager", their_manager, manager)):
             compiling.callback(setattr, compiler, name, theirs)
             setattr(compiler, name, ours)
-        yield
+        yield folders.append
 
 
 @contextlib.contextmanager
 def _launcher(asked: Any) -> Iterator[None]:
-    """Meanwhile a C compiler makes what Triton 3.6 starts kernels of a signature by, and asks NVIDIA's driver by, in its cache.
-    Each takes it a third of a second, for which the first launch would wait. Whatever goes wrong does so again there."""
+    """Meanwhile a C compiler makes what Triton 3.6 starts kernels of a signature by, and asks the driver by. Each takes it a
+    third of a second, for which the first launch would wait. Whatever goes wrong does so again there."""
     from triton.backends.nvidia import driver
 
     def module() -> None:
@@ -197,7 +201,7 @@ def _launcher(asked: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for each in threads:  # their cache is ours until then
+        for each in threads:
             each.join()
 
 

@@ -77,7 +77,7 @@ def test_what_starts_a_kernel_is_made_while_it_compiles(
     binary(wanted, H200.arch, H200.warp_lanes)
     assert not made  # a report is all that was asked for
     binary(replace(wanted, text=wanted.text + "\n"), H200.arch, H200.warp_lanes, 0)
-    assert made == [(repr(({}, wanted.abi.signature(), [])), cache.binaries())]
+    assert made == [(repr(({}, wanted.abi.signature(), [])), knobs.cache.dir)]  # where the launch looks for it
     binary(wanted, H200.arch, H200.warp_lanes, 0)
     assert len(made) == 1  # it is on the disk
     binary(source(descriptors=True), H200.arch, H200.warp_lanes, 0)
