@@ -136,15 +136,19 @@ def test_the_language_needs_no_torch() -> None:
 
 
 def test_import_kpt_is_quick() -> None:
-    """At most 0.3 s of a processor above ``import torch``; the best of three, since a busy machine only ever adds. Without the
-    garbage collector: a look through torch's objects takes 0.1 s, and when it falls due is chance. Python keeps what it has
-    compiled, as it does unless told otherwise: to compile every file anew takes 0.15 s more."""
+    """At most 0.3 s of a processor above ``import torch``, on one that takes 1.5 s for that, and on slower ones in proportion;
+    the best of three, since a busy machine only ever adds. Without the garbage collector: a look through torch's objects takes
+    0.1 s, and when it falls due is chance. Python keeps what it has compiled, as it does unless told otherwise: to compile
+    every file anew takes 0.15 s more."""
     code = """
-import gc, sys, time, torch
+import gc, sys, time
 gc.disable()
+began = time.process_time()
+import torch
+torchs = time.process_time() - began
 sys.dont_write_bytecode = False
 began = time.process_time()
 import kpt, kpt.ops
-print(time.process_time() - began)
+print((time.process_time() - began) / max(1, torchs / 1.5))
 """
     assert min(float(run(code)) for _ in range(3)) <= 0.3
