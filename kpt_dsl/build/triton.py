@@ -195,14 +195,17 @@ def _launcher(asked: Any) -> Iterator[None]:
             make()
 
     makes = (module, lambda: triton_package().runtime.driver.active) if hasattr(driver, "make_launcher") else ()
-    threads = [threading.Thread(target=quietly, args=(make,), daemon=True) for make in makes]
-    for each in threads:
-        each.start()
+    started = list[threading.Thread]()
+    with contextlib.suppress(RuntimeError):  # no thread is left, or Python is about to end: the first launch waits then
+        for make in makes:
+            thread = threading.Thread(target=quietly, args=(make,), daemon=True)
+            thread.start()
+            started.append(thread)
     try:
         yield
     finally:
-        for each in threads:
-            each.join()
+        for thread in started:
+            thread.join()
 
 
 @lru_cache(maxsize=1)

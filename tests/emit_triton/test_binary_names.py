@@ -1,5 +1,6 @@
 """What a binary is found by on disk: its source, what compiles it, and nothing that takes long to work out."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -82,6 +83,23 @@ def test_what_starts_a_kernel_is_made_while_it_compiles(
     assert len(made) == 1  # it is on the disk
     binary(source(descriptors=True), H200.arch, H200.warp_lanes, 0)
     assert "True" in made[1][0]
+
+
+def test_a_kernel_compiles_where_no_thread_can_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of a process, or at the limit of what a container may start; what starts it is made at the launch then."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    binary.cache_clear()
+    driver = import_module("triton.backends.nvidia.driver")
+    monkeypatch.setattr(driver, "make_launcher", lambda *_: "", raising=False)
+    asked = list[object]()
+
+    def start(thread: threading.Thread) -> None:
+        asked.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert binary(source(), H200.arch, H200.warp_lanes, 0).kernel
+    assert asked
 
 
 def test_a_new_process_finds_a_binary_without_hashing_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
