@@ -38,7 +38,7 @@ def make(instance: Instance, target: Target, folder: str) -> Made:
     """
     config = triton.with_precision(instance, configs.choose(instance, target)[0], target)
     source = emit(instance, target, config)
-    compiled = binary(source, target.arch, target.warp_lanes)
+    compiled = binary(source, target.arch, target.warp_lanes, launched=True)
     if not Path(next(iter(compiled.metadata_group.values()))).is_relative_to(folder):
         raise CompileError(f"{source.name} cannot be handed over: the cache folder {folder} cannot be written")
     text, kept = triton_class.written(instance, target, config, source) or (None, ())

@@ -82,10 +82,11 @@ def _fitting(report: Report, target: "Target") -> Report:
 
 
 @lru_cache(maxsize=1024)
-def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None) -> Any:
+def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None, launched: bool = False) -> Any:
     """A ``triton.compiler.CompiledKernel`` for an architecture. Raises CompileError where Triton refuses the source.
 
     Loaded on one device it cannot serve another, so each ``device`` has its own; it is compiled once all the same.
+    ``launched``: another process will load it on one.
     """
     triton = triton_package()
     from triton.backends.compiler import GPUTarget
@@ -93,7 +94,7 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     kind, name = ("cuda", int(arch.removeprefix("sm_"))) if arch.startswith("sm_") else ("hip", arch)
     asked = _asked(source)
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
-    quickly = _found_quickly(asked, source, arch, launched=device is not None)
+    quickly = _found_quickly(asked, source, arch, launched or device is not None, here=device is not None)
     with LOCK, quickly as keep_in, contextlib.redirect_stdout(_Hush()):  # it prints
         try:
             keep_in(cache.binaries())
@@ -135,12 +136,15 @@ class _Hush:
 
 
 @contextlib.contextmanager
-def _found_quickly(asked: Any, source: Source, arch: str, launched: bool) -> Iterator[Callable[[str], None]]:
+def _found_quickly(
+    asked: Any, source: Source, arch: str, launched: bool, here: bool = False
+) -> Iterator[Callable[[str], None]]:
     """How Triton finds this compilation in its cache. Its own names hash all of Triton's files, half a second a process; these
     do not. Where it finds nothing of that name, and asks its backend for the stages, the assembler is chosen: to ask those that
     there are for their versions starts them, which a binary that was found need not wait for; and what starts the kernel, if it
-    is to be ``launched``, is made beside it. Of what it finds it reads what is launched, and not the texts that it made on the
-    way to that, which are megabytes. Gives what names the folder of that cache; that of all else is left as it is."""
+    is to be ``launched``, in this process if ``here``, is made beside it. Of what it finds it reads what is launched, and not
+    the texts that it made on the way to that, which are megabytes. Gives what names the folder of that cache; that of all else
+    is left as it is."""
     from triton.compiler import compiler
 
     their_key, their_manager, thread = compiler.get_cache_key, compiler.get_cache_manager, threading.get_ident()
@@ -154,7 +158,7 @@ def _found_quickly(asked: Any, source: Source, arch: str, launched: bool) -> Ite
         def add_stages(*given: Any) -> None:
             compiling.enter_context(assembler(arch))
             if launched and arch.startswith("sm_"):
-                compiling.enter_context(_launcher(asked))
+                compiling.enter_context(_launcher(asked, here))
             stages(*given)
 
         backend.add_stages = add_stages
@@ -179,9 +183,9 @@ def _found_quickly(asked: Any, source: Source, arch: str, launched: bool) -> Ite
 
 
 @contextlib.contextmanager
-def _launcher(asked: Any) -> Iterator[None]:
-    """Meanwhile a C compiler makes what Triton 3.6 starts kernels of a signature by, and asks the driver by. Each takes it a
-    third of a second, for which the first launch would wait. Whatever goes wrong does so again there."""
+def _launcher(asked: Any, here: bool) -> Iterator[None]:
+    """Meanwhile a C compiler makes what Triton 3.6 starts kernels of a signature by, and, if ``here``, asks the driver by. Each
+    takes it a third of a second, for which the first launch would wait. Whatever goes wrong does so again there."""
     from triton.backends.nvidia import driver
 
     def module() -> None:
@@ -194,7 +198,7 @@ def _launcher(asked: Any) -> Iterator[None]:
         with contextlib.suppress(Exception):
             make()
 
-    makes = (module, lambda: triton_package().runtime.driver.active) if hasattr(driver, "make_launcher") else ()
+    makes = (module, lambda: triton_package().runtime.driver.active)[: 1 + here] if hasattr(driver, "make_launcher") else ()
     started = list[threading.Thread]()
     with contextlib.suppress(RuntimeError):  # no thread is left, or Python is about to end: the first launch waits then
         for make in makes:

@@ -14,7 +14,7 @@ import autotune_db
 from autotune_db import environment, lookup, shipped, snapshot
 from autotune_db.entry import Entry
 from autotune_db.store import Store
-from kpt_dsl import targets
+from kpt_dsl import classes, targets
 from kpt_dsl.errors import ConfigError, InputError, StoreError
 from kpt_dsl.instance import Instance
 from kpt_dsl.space import Config, space
@@ -55,7 +55,7 @@ def test_all_configs_of_these_tests_are_legal_and_none_is_the_first() -> None:
 
 
 def test_the_order() -> None:
-    first = space(instances.softmax(), TARGET).first
+    first = classes.options(instances.softmax(), TARGET).first
     assert answer() == (first, "rule")
     near = entry(instances.softmax(M=8192), PREDICTED)
     store(near)
@@ -231,7 +231,7 @@ def test_dispatch_imports_nothing_heavy(database: Path) -> None:
     store(entry(config=USER))
     code = """
 import sys
-from kpt_dsl import targets
+from kpt_dsl import classes, targets
 from tests.autotune_db.instances import softmax
 import autotune_db
 print(autotune_db.choose(softmax(), targets.get("nvidia-h200")).provenance)

@@ -83,6 +83,8 @@ def test_what_starts_a_kernel_is_made_while_it_compiles(
     assert len(made) == 1  # it is on the disk
     binary(source(descriptors=True), H200.arch, H200.warp_lanes, 0)
     assert "True" in made[1][0]
+    binary(source(num_warps=8), H200.arch, H200.warp_lanes, launched=True)
+    assert len(made) == 3  # by another process, which finds it
 
 
 def test_a_kernel_compiles_where_no_thread_can_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

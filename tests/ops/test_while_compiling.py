@@ -58,8 +58,8 @@ class Elsewhere:
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
     found = Elsewhere()
 
-    def binary(source: Any, *where: Any) -> Any:
-        if len(where) == 2:  # for no device: to be compiled
+    def binary(source: Any, *where: Any, launched: bool = False) -> Any:
+        if launched:  # by another process: here it is to be compiled
             found.compiled.append(source.name)
         return SimpleNamespace(
             name=source.name, n_regs=128, metadata=SimpleNamespace(num_warps=4, shared=1000),
