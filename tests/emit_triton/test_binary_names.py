@@ -1,6 +1,7 @@
 """What a binary is found by on disk: its source, what compiles it, and nothing that takes long to work out."""
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -67,6 +68,7 @@ def test_what_starts_a_kernel_is_made_while_it_compiles(
     driver, made = import_module("triton.backends.nvidia.driver"), list[tuple[Any, ...]]()
 
     def module(text: str, *_: object) -> None:
+        time.sleep(1.0)  # longer than these kernels compile
         made.append((text, knobs.cache.dir))
         if fails:
             raise RuntimeError("no C compiler")

@@ -13,6 +13,7 @@ H200 = targets.get("nvidia-h200")
 BERT = {"B": 32, "H": 12, "G": 12, "M": 512, "N": 512, "D": 64}
 GPT2 = {"B": 8, "H": 12, "G": 12, "M": 1024, "N": 1024, "D": 64}
 LLAMA = {"B": 1, "H": 32, "G": 8, "M": 8192, "N": 8192, "D": 128}
+SHORT = LLAMA | {"M": 2048, "N": 2048}
 LAYER = {"M": 16384, "N": 3072, "K": 768}
 
 
@@ -23,7 +24,7 @@ LAYER = {"M": 16384, "N": 3072, "K": 768}
         ("flash_attention", GPT2, {"causal": True}, "flash_attention_fwd", {"num_stages": 3, "descriptors": False}),
         ("flash_attention_backward", BERT, {}, "flash_attention_dq", {"block_M": 64, "descriptors": False}),
         ("flash_attention_backward", BERT, {}, "flash_attention_dkdv", {"block_M": 32, "num_stages": 3}),
-        ("flash_attention_backward", LLAMA, {"causal": True}, "flash_attention_group_sum", {"block_R": 1}),
+        ("flash_attention_backward", SHORT, {"causal": True}, "flash_attention_group_sum", {"block_R": 1}),
         ("linear_act_backward", LAYER, {"activation": "gelu"}, "linear_act_bwd_dz_sums", {"num_warps": 1}),
         ("linear_act_saving", LAYER, {"activation": "gelu"}, "linear_act_fwd_saving", {"num_warps": 4, "block_N": 128}),
         ("linear_act", LAYER, {"activation": "gelu_tanh"}, "linear_act_fwd", {"schedule": "pipelined"}),
