@@ -39,8 +39,9 @@ EDGES = 48
 """Registers of a thread that a loop which adds takes where it may begin or end within a dim: its masked steps have operands,
 masks and addresses of their own (compiled for sm_90, gfx942, gfx950: 40 to 57)."""
 EDGES_ASYNC = 24
-"""The same where products are issued ahead. With all 48, causal gradients of head dim 128 in one pass had 16 queries at a time
-beside 64 keys and took 1299 µs, with 32 they take 961 (4096 keys, H200); 184 such problems take 0.93 times as long."""
+"""The same where products are issued ahead, and loops of groups do not begin anywhere. With all 48, causal gradients of head
+dim 128 in one pass had 16 queries at a time beside 64 keys and took 1299 µs; with 32 they take 961 (4096 keys, H200). 184 such
+problems take 0.93 times as long, though those beside 128 keys spill 56 to 232 bytes with Triton 3.6."""
 
 BESIDE_LINKS = 2
 """Words an element of results that wait for each other that masks and what is between them take (compiled for sm_90, 64 keys of
@@ -167,7 +168,7 @@ def _added(sizes: GpuTiles) -> float:
     most = 0.0
     for scope in {store.scope for store in facts.stores if store.add}:
         elements = sum(sizes.count(s.axes) for s in facts.stores if s.add and s.scope == scope)
-        edges = EDGES_ASYNC if sizes.target.async_products else EDGES
+        edges = EDGES_ASYNC if sizes.target.async_products and not ir.groups(facts.kernel) else EDGES
         words: float = edges * sizes.threads if facts.uneven else 0
         if sizes.target.async_products:
             words += ADDED_ASYNC * elements
