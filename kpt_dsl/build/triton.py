@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from kpt_dsl.build import cache
+from kpt_dsl.build import cache, launcher
 from kpt_dsl.build.cache import Entry
 from kpt_dsl.build.report import Report
 from kpt_dsl.emit import Source, emit
@@ -94,7 +95,9 @@ def binary(source: Source, arch: str, warp_lanes: int, device: int | None = None
     kind, name = ("cuda", int(arch.removeprefix("sm_"))) if arch.startswith("sm_") else ("hip", arch)
     asked = _asked(source)
     made = partial(triton.compile, asked, target=GPUTarget(kind, name, warp_lanes), options=dict(source.abi.options))
-    quickly = _found_quickly(asked, source, arch, launched or device is not None, here=device is not None)
+    starts = kind == "cuda" and (launched or device is not None)
+    beside = launcher.made_beside(asked.signature, here=device is not None) if starts else contextlib.nullcontext()
+    quickly = _found_quickly(asked, source, arch, beside)
     with LOCK, quickly as keep_in, contextlib.redirect_stdout(_Hush()):  # it prints
         try:
             keep_in(cache.binaries())
@@ -137,14 +140,13 @@ class _Hush:
 
 @contextlib.contextmanager
 def _found_quickly(
-    asked: Any, source: Source, arch: str, launched: bool, here: bool = False
+    asked: Any, source: Source, arch: str, beside: AbstractContextManager[None]
 ) -> Iterator[Callable[[str], None]]:
     """How Triton finds this compilation in its cache. Its own names hash all of Triton's files, half a second a process; these
     do not. Where it finds nothing of that name, and asks its backend for the stages, the assembler is chosen: to ask those that
-    there are for their versions starts them, which a binary that was found need not wait for; and what starts the kernel, if it
-    is to be ``launched``, in this process if ``here``, is made beside it. Of what it finds it reads what is launched, and not
-    the texts that it made on the way to that, which are megabytes. Gives what names the folder of that cache; that of all else
-    is left as it is."""
+    there are for their versions starts them, which a binary that was found need not wait for; and what goes on ``beside`` the
+    compilation begins. Of what it finds it reads what is launched, and not the texts that it made on the way to that, which
+    are megabytes. Gives what names the folder of that cache; that of all else is left as it is."""
     from triton.compiler import compiler
 
     their_key, their_manager, thread = compiler.get_cache_key, compiler.get_cache_manager, threading.get_ident()
@@ -157,8 +159,7 @@ def _found_quickly(
 
         def add_stages(*given: Any) -> None:
             compiling.enter_context(assembler(arch))
-            if launched and arch.startswith("sm_"):
-                compiling.enter_context(_launcher(asked, here))
+            compiling.enter_context(beside)
             stages(*given)
 
         backend.add_stages = add_stages
@@ -180,36 +181,6 @@ def _found_quickly(
             compiling.callback(setattr, compiler, name, theirs)
             setattr(compiler, name, ours)
         yield folders.append
-
-
-@contextlib.contextmanager
-def _launcher(asked: Any, here: bool) -> Iterator[None]:
-    """Meanwhile a C compiler makes what Triton 3.6 starts kernels of a signature by, and, if ``here``, asks the driver by. Each
-    takes it a third of a second, for which the first launch would wait. Whatever goes wrong does so again there."""
-    from triton.backends.nvidia import driver
-
-    def module() -> None:
-        kinds = dict(asked.signature)
-        described = [True for kind in kinds.values() if str(kind).startswith("tensordesc")]
-        text = driver.make_launcher({}, kinds, described)
-        driver.compile_module_from_src(text, "__triton_launcher", driver.library_dirs(), driver.include_dirs, driver.libraries)
-
-    def quietly(make: Callable[[], object]) -> None:
-        with contextlib.suppress(Exception):
-            make()
-
-    makes = (module, lambda: triton_package().runtime.driver.active)[: 1 + here] if hasattr(driver, "make_launcher") else ()
-    started = list[threading.Thread]()
-    with contextlib.suppress(RuntimeError):  # no thread is left, or Python is about to end: the first launch waits then
-        for make in makes:
-            thread = threading.Thread(target=quietly, args=(make,), daemon=True)
-            thread.start()
-            started.append(thread)
-    try:
-        yield
-    finally:
-        for thread in started:
-            thread.join()
 
 
 @lru_cache(maxsize=1)

@@ -1,8 +1,8 @@
 """What a binary is found by on disk: its source, what compiles it, and nothing that takes long to work out."""
 
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -41,7 +41,7 @@ def name_of(one: Source, target: str = "cuda 90", tools: str = "12.8 12.9", opti
     asked = object()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kpt_dsl.build.triton._nvidia_tools", lambda: tools)
-        with _found_quickly(asked, one, H200.arch, launched=False):
+        with _found_quickly(asked, one, H200.arch, nullcontext()):
             given = SimpleNamespace(target=target, add_stages=None), SimpleNamespace(hash=lambda: options)
             return str(compiler.get_cache_key(asked, *given, env_vars=more))
 
@@ -66,9 +66,11 @@ def test_what_starts_a_kernel_is_made_while_it_compiles(
     """Where Triton makes a launcher of C for each signature, as 3.6 does; whatever fails there does so again at the launch."""
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
     driver, made = import_module("triton.backends.nvidia.driver"), list[tuple[Any, ...]]()
+    waited_for, join = threading.Event(), threading.Thread.join
+    monkeypatch.setattr(threading.Thread, "join", lambda thread, *given: (waited_for.set(), join(thread, *given)))
 
     def module(text: str, *_: object) -> None:
-        time.sleep(1.0)  # longer than these kernels compile
+        waited_for.wait(60)
         made.append((text, knobs.cache.dir))
         if fails:
             raise RuntimeError("no C compiler")
@@ -169,6 +171,6 @@ def test_assemblers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_others_compile_meanwhile_keeps_tritons_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "get_cache_key", lambda src, *_, **__: f"theirs {src}")
     theirs = compiler.get_cache_key
-    with _found_quickly(object(), source(), H200.arch, launched=False):
+    with _found_quickly(object(), source(), H200.arch, nullcontext()):
         assert compiler.get_cache_key("another", None, None, env_vars={}) == "theirs another"
     assert compiler.get_cache_key is theirs
