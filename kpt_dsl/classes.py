@@ -2,7 +2,7 @@
 
 A class is a specialisation of a kernel, the layouts of its tensors, and spans of extents: buckets or halves of them, but for
 dims that a model fixes. Its configs are legal at both ends of the spans; the first of them, and the model that ranks them, look
-at the upper end, its representative, and at the lower one where the model cannot tell tiles apart.
+at the upper end, its representative, and at both where the model cannot tell tiles apart.
 """
 
 import itertools

@@ -231,7 +231,7 @@ def test_dispatch_imports_nothing_heavy(database: Path) -> None:
     store(entry(config=USER))
     code = """
 import sys
-from kpt_dsl import classes, targets
+from kpt_dsl import targets
 from tests.autotune_db.instances import softmax
 import autotune_db
 print(autotune_db.choose(softmax(), targets.get("nvidia-h200")).provenance)

@@ -84,7 +84,7 @@ def at_both_ends(sizes: GpuSizes) -> tuple[float, float]:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("op", OPS)
-def test_of_tiles_that_are_as_quick_a_class_takes_those_that_are_the_best_at_its_least_extents(op: str, target: str) -> None:
+def test_of_tiles_that_are_as_quick_a_class_takes_those_that_are_the_best_at_both_ends(op: str, target: str) -> None:
     for length in LENGTHS:
         for space_of in (options(instance, targets.get(target)) for instance in of_length(op, length)):
             for variant in (v for v in space_of.variants if v.rules is gpu):
@@ -97,7 +97,7 @@ def test_of_tiles_that_are_as_quick_a_class_takes_those_that_are_the_best_at_its
 
 
 def test_tiles_that_are_as_quick_at_the_greatest_extents_and_slower_at_the_least_are_left() -> None:
-    """257 rows fill three tiles of 128 rows, and five of 64; 512 fill as many of either."""
+    """257 rows take three tiles of 128 rows or five of 64, a sixth less; 512 fill either."""
     (instance,) = of_length("linear_act", 400)
     H200 = targets.get("nvidia-h200")
     first, alone = options(instance, H200).first, space(of_length("linear_act", 512)[0], H200).first

@@ -63,16 +63,16 @@ pre-activation beside it, 128 x 128 of 768 to 1024 features took 1.13 to 1.22 ti
 CLOSE = 1e-9
 """Relative difference of times that rounding alone may make."""
 NEAR = 0.01
-"""That up to which the model does not tell tiles apart: in 78 classes of attention, norms and linear layers, those that it
-likes better at the least extents took 0.97 times as long in geometric mean, at both ends and between, on an H200."""
+"""Relative difference up to which the model does not tell tiles apart. In 78 classes of attention, norms and linear layers,
+those that it likes better at both ends together took 0.97 times as long in geometric mean, there and between, on an H200."""
 
 
 def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> Config | None:
     """The best legal candidate by the model, else the legal config with the smallest values, else None.
 
     What is looked at next is what takes the least, at least, as long as that is no more than the best one takes: of tiles, then
-    of the warps for them. Of tiles and warps that the model cannot tell apart it is those that are best at the least extents,
-    too.
+    of the warps for them. Of tiles and warps that the model cannot tell apart it is those whose times at both ends of a class
+    make the least product.
     """
     found: list[tuple[float, tuple[int, int], GpuSizes]] = []
     within, bound = 1 + (CLOSE if facts.least is None else NEAR), math.inf
@@ -96,7 +96,7 @@ def best(facts: Facts, target: Target, knobs: dict[str, tuple[Value, ...]]) -> C
 
 
 def _at_the_least(sizes: GpuSizes) -> float:
-    """The seconds at the least extents, whose share of the choice is none where there are no others."""
+    """The seconds at the least extents of a class; 1, which chooses nothing, where these are the only ones."""
     if sizes.facts.least is None:
         return 1.0
     there = GpuSizes(sizes.facts.least, sizes.target, sizes.config)
