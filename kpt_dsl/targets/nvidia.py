@@ -13,6 +13,13 @@ KiB, MiB = 1024, 1024**2
 GHZ = GB = 1e9
 TFLOPS = 1e12
 
+
+def _products(tf32: float, two_bytes: float, one_byte: float | None = None) -> dict[str, float]:
+    """What tensor cores reach by the operands' dtype, given in TFLOPS by its size: they take both types of a size alike."""
+    rates = {"f8e4m3": one_byte, "f8e5m2": one_byte, "bf16": two_bytes, "f16": two_bytes, "tf32": tf32}
+    return {dtype: rate * TFLOPS for dtype, rate in rates.items() if rate}
+
+
 _SM80_DTYPES = frozenset({"f32", "f16", "bf16", "f8e5m2", "i8", "u8", "i32", "i64", "bool"})
 _SM89_DTYPES = _SM80_DTYPES | {"f8e4m3"}  # Triton converts e4m3 from compute capability 8.9 on
 
@@ -28,7 +35,7 @@ A100 = Target(
     clock_hz=1.41 * GHZ,
     bandwidth_bytes_per_s=2039 * GB,
     l2_bytes=40 * MiB,
-    flops_per_s={"bf16": 312 * TFLOPS, "f16": 312 * TFLOPS, "tf32": 156 * TFLOPS},
+    flops_per_s=_products(tf32=156, two_bytes=312),
     vector_flops_per_s=19.5 * TFLOPS,
     dtypes=_SM80_DTYPES,
     warp_lanes=32,
@@ -57,7 +64,7 @@ RTX_3090 = replace(
     clock_hz=1.695 * GHZ,
     bandwidth_bytes_per_s=936 * GB,
     l2_bytes=6 * MiB,
-    flops_per_s={"bf16": 71.2 * TFLOPS, "f16": 71.2 * TFLOPS, "tf32": 35.6 * TFLOPS},
+    flops_per_s=_products(tf32=35.6, two_bytes=71.2),
     vector_flops_per_s=35.6 * TFLOPS,
     core_threads=1536,
     core_blocks=16,
@@ -72,7 +79,7 @@ A10 = replace(
     device_names=(r"NVIDIA A10G?",),
     cores=72,
     bandwidth_bytes_per_s=600 * GB,
-    flops_per_s={"bf16": 125 * TFLOPS, "f16": 125 * TFLOPS, "tf32": 62.5 * TFLOPS},
+    flops_per_s=_products(tf32=62.5, two_bytes=125),
     vector_flops_per_s=31.2 * TFLOPS,
 )
 
@@ -86,13 +93,7 @@ RTX_4090 = replace(
     clock_hz=2.52 * GHZ,
     bandwidth_bytes_per_s=1008 * GB,
     l2_bytes=72 * MiB,
-    flops_per_s={
-        "f8e4m3": 330.3 * TFLOPS,
-        "f8e5m2": 330.3 * TFLOPS,
-        "bf16": 165.2 * TFLOPS,
-        "f16": 165.2 * TFLOPS,
-        "tf32": 82.6 * TFLOPS,
-    },
+    flops_per_s=_products(tf32=82.6, two_bytes=165.2, one_byte=330.3),
     vector_flops_per_s=82.6 * TFLOPS,
     dtypes=_SM89_DTYPES,
     core_blocks=24,
@@ -107,13 +108,7 @@ L4 = replace(
     clock_hz=2.04 * GHZ,
     bandwidth_bytes_per_s=300 * GB,
     l2_bytes=48 * MiB,
-    flops_per_s={
-        "f8e4m3": 242.5 * TFLOPS,
-        "f8e5m2": 242.5 * TFLOPS,
-        "bf16": 121 * TFLOPS,
-        "f16": 121 * TFLOPS,
-        "tf32": 60 * TFLOPS,
-    },
+    flops_per_s=_products(tf32=60, two_bytes=121, one_byte=242.5),
     vector_flops_per_s=30.3 * TFLOPS,
 )
 
@@ -125,13 +120,7 @@ L40S = replace(
     cores=142,
     bandwidth_bytes_per_s=864 * GB,
     l2_bytes=96 * MiB,
-    flops_per_s={
-        "f8e4m3": 733 * TFLOPS,
-        "f8e5m2": 733 * TFLOPS,
-        "bf16": 362 * TFLOPS,
-        "f16": 362 * TFLOPS,
-        "tf32": 183 * TFLOPS,
-    },
+    flops_per_s=_products(tf32=183, two_bytes=362, one_byte=733),
     vector_flops_per_s=91.6 * TFLOPS,
 )
 
@@ -145,13 +134,7 @@ H100 = replace(
     clock_hz=1.83 * GHZ,
     bandwidth_bytes_per_s=3352 * GB,
     l2_bytes=50 * MiB,
-    flops_per_s={
-        "f8e4m3": 1978.9 * TFLOPS,
-        "f8e5m2": 1978.9 * TFLOPS,
-        "bf16": 989.4 * TFLOPS,
-        "f16": 989.4 * TFLOPS,
-        "tf32": 494.7 * TFLOPS,
-    },
+    flops_per_s=_products(tf32=494.7, two_bytes=989.4, one_byte=1978.9),
     vector_flops_per_s=66.9 * TFLOPS,
     dtypes=_SM89_DTYPES,
     shared_bytes=227 * KiB,
@@ -171,13 +154,7 @@ H100_PCIE = replace(
     cores=114,
     clock_hz=1.62 * GHZ,
     bandwidth_bytes_per_s=2039 * GB,
-    flops_per_s={
-        "f8e4m3": 1513 * TFLOPS,
-        "f8e5m2": 1513 * TFLOPS,
-        "bf16": 756 * TFLOPS,
-        "f16": 756 * TFLOPS,
-        "tf32": 378 * TFLOPS,
-    },
+    flops_per_s=_products(tf32=378, two_bytes=756, one_byte=1513),
     vector_flops_per_s=51.2 * TFLOPS,
 )
 
@@ -200,13 +177,7 @@ B200 = replace(
     clock_hz=1.86 * GHZ,
     bandwidth_bytes_per_s=8000 * GB,
     l2_bytes=126 * MiB,
-    flops_per_s={
-        "f8e4m3": 4500 * TFLOPS,
-        "f8e5m2": 4500 * TFLOPS,
-        "bf16": 2250 * TFLOPS,
-        "f16": 2250 * TFLOPS,
-        "tf32": 1125 * TFLOPS,
-    },
+    flops_per_s=_products(tf32=1125, two_bytes=2250, one_byte=4500),
     vector_flops_per_s=75 * TFLOPS,
     mma_rows=128,
     tensor_memory_bytes=256 * KiB,
@@ -222,13 +193,7 @@ RTX_5090 = replace(
     clock_hz=2.407 * GHZ,
     bandwidth_bytes_per_s=1792 * GB,
     l2_bytes=96 * MiB,
-    flops_per_s={
-        "f8e4m3": 419 * TFLOPS,
-        "f8e5m2": 419 * TFLOPS,
-        "bf16": 209.5 * TFLOPS,
-        "f16": 209.5 * TFLOPS,
-        "tf32": 104.8 * TFLOPS,
-    },
+    flops_per_s=_products(tf32=104.8, two_bytes=209.5, one_byte=419),
     vector_flops_per_s=104.8 * TFLOPS,
     descriptors=True,
 )
