@@ -19,7 +19,7 @@ from kpt_dsl.extents import Extents
 from kpt_dsl.first_configs import kept
 from kpt_dsl.instance import Instance
 from kpt_dsl.layouts import VECTOR_BYTES, layout_class
-from kpt_dsl.space import Config, Space, space
+from kpt_dsl.space import PIPELINED, Config, Space, space
 from kpt_dsl.space.config import Value
 from kpt_dsl.space.facts import Facts
 from kpt_dsl.specialisation import Specialisation
@@ -116,11 +116,15 @@ class ClassSpace(Space):
         return facts if least.extents == facts.extents else replace(facts, least=least)
 
     def _why_not(self, config: Mapping[str, Value], asked: bool) -> str | None:
-        reason = super()._why_not(config, asked)
-        # Where the least extents leave no choice of a schedule, its name goes.
-        if reason is None and (reason := self._least._why_not(self._least.canonical(config), asked)):
-            return f"{reason} (as for the least of its class, {self.made.least})"
-        return reason
+        if reason := super()._why_not(config, asked):
+            return reason
+        at_least = self._least.canonical(config)  # where the least extents leave no choice of a schedule, its name goes
+        schedule = config.get("schedule", PIPELINED)
+        if schedule != at_least.get("schedule", PIPELINED):
+            reason = f"there is no schedule {schedule!r}"
+        else:
+            reason = self._least._why_not(at_least, asked)
+        return reason and f"{reason} (as for the least of its class, {self.made.least})"
 
     def _firsts(self) -> tuple[Config, ...]:
         return kept((self.made.representative, self.made.least), self.target, self._chosen)
