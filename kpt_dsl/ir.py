@@ -479,11 +479,16 @@ class Kernel:
 _INNER = {kind: tuple(f.name for f in fields(kind) if "Expr" in str(f.type)) for kind in Expr.__subclasses__()}
 """The fields of each kind of expression that hold expressions."""
 
+_PLAIN = {kind for kind in _INNER if all(f.type is Expr for f in fields(kind) if f.name in _INNER[kind])}
+"""The kinds that hold one in each of these."""
+
 
 def children(node: Expr) -> tuple[Expr, ...]:
     """The expressions directly inside an expression, those that index a tensor included."""
     found = [getattr(node, name) for name in _INNER[type(node)]]
-    return tuple([e for x in found for e in (x if isinstance(x, tuple) else (x,)) if isinstance(e, Expr)]) if found else ()
+    if type(node) in _PLAIN:
+        return tuple(found)
+    return tuple([e for x in found for e in (x if isinstance(x, tuple) else (x,)) if isinstance(e, Expr)])
 
 
 def walk(node: Expr) -> Iterator[Expr]:

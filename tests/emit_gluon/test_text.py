@@ -24,21 +24,23 @@ def function(text: str, *own: str, shared: frozenset[str] = frozenset()) -> Func
     return Function("f", own, body, shared)
 
 
-def test_what_a_function_reads_before_it_has_it_is_a_parameter() -> None:
+def test_what_a_function_reads_and_does_not_make_is_a_parameter() -> None:
     made = function(
         """
         start += 1
         y = x + CONSTANT
         for i in range(low, high):
-            total = total + y
+            total = total + y.at(x, by=step)
             inner = i
-        return total, inner
+        return total, inner, len(y)
         """,
-        "consumer: gl.constexpr",
+        "consumer",
+        "start",
+        "total",
         shared=frozenset({"CONSTANT"}),
     )
-    assert made.parameters == ["consumer", "start", "x", "low", "high", "total"]
-    assert made.arguments("0") == ["0", "start", "x", "low", "high", "total"]
+    assert made.parameters == ["consumer", "start", "total", "x", "low", "high", "step"]
+    assert made.arguments("0", "begin", "sum") == ["0", "begin", "sum", "x", "low", "high", "step"]
 
 
 @pytest.mark.parametrize(

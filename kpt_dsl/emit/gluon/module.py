@@ -125,7 +125,8 @@ class Module(Program):
         with out.block("gl.warp_specialize("):
             with out.block("["):
                 for i in range(self.consumers):
-                    out.call(f"({consumer.name}, (", consumer.arguments(f"gl.to_tensor({i})"), tail=")),", packed=True)
+                    values = consumer.arguments(f"gl.to_tensor({i})", *partitions.given)
+                    out.call(f"({consumer.name}, (", values, tail=")),", packed=True)
                 out.call(f"({producer.name}, (", producer.arguments(), tail=")),", packed=True)
             out.line("],")
             out.line(f"[{', '.join(warps)}],")

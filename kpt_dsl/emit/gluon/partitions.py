@@ -144,7 +144,12 @@ class Partitions:
             out.paste(body)
         if self.shared.staged:
             out.line("tma.store_wait(0)")
-        return self._function("multiply", ("consumer",), out)
+        return self._function("multiply", ("consumer", *self.given), out)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What the entry knows of its tile and each consumer of its own; a persistent program's consumers find their tiles."""
+        return () if self.walk.persistent else (self.axes.start(self.module.row.name),)
 
     def _pass_over(self, out: Writer) -> None:
         """The steps that only others have to take: their tiles are free as soon as they are there."""
@@ -384,7 +389,9 @@ class Partitions:
             define(scope, out)
         out.paste(body)
         out.line(f"return {', '.join(self._results(step))}")
-        return self._function(f"{self._score}_{name}", (), out)
+        carried = (self.expressions.name(n) for n in loop.carried if n != step.product.name)
+        beside = (self.shared.taken(o.load) for o in self.plan.beside)
+        return self._function(f"{self._score}_{name}", (self._score, *carried, *beside), out)
 
     def _results(self, step: Step) -> list[str]:
         """The left operand, and the variables that the loop carries or the accumulator is scaled by."""
@@ -394,4 +401,4 @@ class Partitions:
         return [self._left, *(self.expressions.name(n) for n in dict.fromkeys(made) if n in wanted)]
 
     def _call(self, function: Function, step: Step, out: Writer) -> None:
-        out.line(f"{', '.join(self._results(step))} = {function.name}({', '.join(function.arguments())})")
+        out.line(f"{', '.join(self._results(step))} = {function.name}({', '.join(function.parameters)})")
