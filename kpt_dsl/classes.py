@@ -27,11 +27,13 @@ from kpt_dsl.targets import Target
 
 
 class _Tensor(NamedTuple):
-    """How a tensor of a class lies in memory: its layout class, and its axes from the largest stride to the smallest."""
+    """How a tensor of a class lies in memory: its layout class; its axes from the largest stride to the smallest, but for those
+    along which all is the same; and the smallest stride."""
 
     name: str
     layout: str
     order: tuple[int, ...]
+    step: int
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,10 @@ class Class:
         for name, strides in extents.strides:
             shape = instance.shape(name)
             layout = layout_class(shape, strides, elements[name] or "", name in extents.aligned)
-            order = tuple(sorted(range(len(strides)), key=lambda a: (-strides[a], a)))
-            if layout.startswith("strided"):  # of no order that other extents would have, too
-                layout = f"{layout} {strides}"
-                held |= {dim: Span(n, n) for dim, n in zip(instance.kernel.tensors[name], shape, strict=True)}
-            tensors.append(_Tensor(name, layout, order))
+            stepped = (a for a, stride in enumerate(strides) if stride or shape[a] == 1)
+            order = tuple(sorted(stepped, key=lambda a: (-strides[a], a)))
+            step = min((strides[a] for a in order if shape[a] != 1), default=1)
+            tensors.append(_Tensor(name, layout, order, step))
         return Class(instance.specialisation, tuple(tensors), tuple(held.items()), extents)
 
     @cached_property
@@ -80,13 +81,13 @@ class Class:
         return self.at(dims)
 
     def at(self, dims: Mapping[str, int]) -> Instance:
-        """The sample with other extents, its tensors dense in the order of their axes where these changed."""
+        """The sample with other extents, its tensors as dense in the order of their axes as they can be where these changed."""
         strides, aligned = dict(self.sample.strides), self.sample.aligned
         for tensor in self.tensors:
             names = self.specialisation.kernel.tensors[tensor.name]
             if all(dims[dim] == extent for dim, extent in self.sample.dims if dim in names):
                 continue
-            step, found = 1, [0] * len(names)
+            step, found = tensor.step, [0] * len(names)
             for axis in reversed(tensor.order):
                 found[axis], step = step, step * max(1, dims[names[axis]])
             strides[tensor.name] = tuple(found)

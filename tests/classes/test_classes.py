@@ -179,7 +179,26 @@ def test_layouts_are_kept_by_a_class() -> None:
     assert (base.representative.extents.dim("M"), base.representative.extents.dim("N")) == (1024, 1024)
     assert (base.least.extents.dim("M"), base.least.extents.dim("N")) == (513, 528)
     gaps = of(torch.empty(700, 1200)[:, ::2])
-    assert gaps.representative.extents.dims == gaps.sample.dims  # of no order that other extents would have, too
+    assert of(torch.empty(900, 1800)[:, ::2]) == gaps != of(torch.empty(700, 1800)[:, ::3])
+    assert gaps.representative.extents.stride("x") == (2048, 2)
+
+
+def test_what_is_the_same_along_an_axis_is_so_all_over_a_class() -> None:
+    """As the gradient of a mean loss is, a mask of all heads, keys of one head for all: other lengths were other classes."""
+
+    def of(x: torch.Tensor) -> Class:
+        return Class.of(Instance.bind(scaled, {"x": x, "y": torch.empty(x.shape), "by": 2.0}))
+
+    row, column, one = (torch.empty(s) for s in ((1, 600), (700, 1), (1, 1)))
+    for x, other, strides in (
+        (row.expand(700, 600), torch.empty(1, 900).expand(650, 900), [(0, 1), (0, 1)]),
+        (column.expand(700, 600), torch.empty(800, 1).expand(800, 1000), [(1, 0), (1, 0)]),
+        (one.expand(700, 600), one.expand(900, 900), [(0, 0), (0, 0)]),
+    ):
+        made = of(x)
+        assert made == of(other) != of(torch.empty(700, 600))
+        assert [end.extents.stride("x") for end in (made.least, made.representative)] == strides
+        assert options(made.at({"M": 650, "N": 1000}), H100).first == options(made.representative, H100).first
 
 
 @kd.kernel(x="M N", y="M")
@@ -223,17 +242,21 @@ def test_where_only_some_lengths_are_allowed_each_has_a_config() -> None:
         assert emit(instance, H100, configs.choose(instance, H100)[0]).text
 
 
-def test_one_text_is_right_for_every_length_of_its_class() -> None:
+@pytest.mark.parametrize("repeated", [False, True])
+def test_one_text_is_right_for_every_length_of_its_class(repeated: bool) -> None:
     (first,) = registry.get("rms_norm").instances({"M": 40, "N": 24}, "f32")
-    config, chip, generator = options(first, H100).first, H100, np.random.default_rng(0)
-    texts = set()
+    chip, generator, configs_of, texts = H100, np.random.default_rng(0), set(), set()
     for length in {33, 63, 64, *generator.integers(33, 65, 17).tolist()}:
-        x, weight = torch.randn(length, 24), torch.randn(24)
-        instance = Instance.bind(first.kernel, arguments := first.kernel.bind(x, weight, y := torch.empty_like(x), 1e-6))
+        x, weight = torch.randn(1 if repeated else length, 24).expand(length, 24), torch.randn(24)
+        y = torch.empty(length, 24)
+        instance = Instance.bind(first.kernel, arguments := first.kernel.bind(x, weight, y, 1e-6))
+        config = options(instance, chip).first
         interpret_for(chip, instance, arguments, config)
         want = torch.nn.functional.rms_norm(x.double(), (24,), weight.double(), 1e-6)
         torch.testing.assert_close(y.double(), want, rtol=2e-6, atol=2e-6)
+        configs_of.add(config)
         texts.add(emit(instance, chip, config).text)
+    assert len(configs_of) == 1
     assert len(texts) <= 2  # level with the tiles, or not
 
 

@@ -51,9 +51,10 @@ def anew(kernel: Kernel, arguments: Arguments) -> Launch:
 
 
 def laid_out(tensor: torch.Tensor, draw: random.Random) -> torch.Tensor:
-    """A tensor of the same shape, somehow in memory: dense, axes turned, rows or heads of something larger, off alignment."""
+    """A tensor of the same shape, somehow in memory: dense, axes turned, parts of something larger, off alignment, every other
+    element of a row, the same all along an axis."""
     shape, rank = tensor.shape, tensor.ndim
-    match draw.randrange(6):
+    match draw.randrange(8):
         case 0 if rank > 2:
             return tensor.transpose(1, 2).contiguous().transpose(1, 2)
         case 1 if rank > 1:
@@ -65,6 +66,10 @@ def laid_out(tensor: torch.Tensor, draw: random.Random) -> torch.Tensor:
             return tensor.new_empty(tensor.numel() + 1)[1:].view(shape)
         case 4 if rank > 1:
             return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+        case 5 if rank > 0:
+            return tensor.narrow(draw.randrange(rank), 0, 1).expand(shape)
+        case 6 if rank > 0:
+            return tensor.new_empty((*shape[:-1], 2 * shape[-1]))[..., ::2]
     return tensor
 
 
@@ -90,6 +95,8 @@ CALLS: dict[str, tuple[dict[str, int], tuple[tuple[str, ...], ...], dict[str, An
     "linear_act_backward": ({"N": 384, "K": 256}, (("M",),), {"activation": "silu"}),
     "flash_attention": ({"H": 4, "G": 2, "D": 64}, (("B",), ("M", "N")), {"causal": True}),
     "flash_attention_backward": ({"H": 2, "G": 2, "D": 32}, (("B",), ("M", "N")), {"causal": True}),
+    "cross_entropy": ({"N": 1000}, (("M",),), {}),
+    "cross_entropy_backward": ({"N": 1000}, (("M",),), {}),
 }
 
 

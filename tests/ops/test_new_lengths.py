@@ -4,6 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -165,3 +166,41 @@ def test_another_preference_gradients_and_other_configs_are_chosen_for_anew(aske
     assert call(706) == 0
     configs.changed()
     assert [call(707), call(708)] == [1, 0]
+
+
+def repeated_over_heads(n: int) -> torch.Tensor:
+    """Attention of a mask that all heads share."""
+    q = torch.empty(2, 4, n, 16, requires_grad=True)
+    return kpt.ops.flash_attention(q, q, q, mask=torch.empty(2, 1, n, n, dtype=torch.bool).expand(2, 4, n, n))
+
+
+def of_one_head(n: int) -> torch.Tensor:
+    """Attention whose keys were written out for all heads, without memory."""
+    k = torch.empty(2, 1, n, 16, requires_grad=True).expand(2, 4, n, 16)
+    return kpt.ops.flash_attention(torch.empty(2, 4, n, 16, requires_grad=True), k, k, causal=True)
+
+
+def turned(n: int) -> torch.Tensor:
+    """Heads turned by angles that all of a batch share, and that are part of a longer table."""
+    q = torch.empty(2, n, 4, 16, requires_grad=True).transpose(1, 2)
+    return kpt.ops.rotary(q, q, *torch.empty(2, 2048, 16)[:, :n])[0]
+
+
+def mean_loss(n: int) -> torch.Tensor:
+    """A loss whose gradient is one number for all rows."""
+    return kpt.ops.cross_entropy(torch.empty(n, 100, requires_grad=True), torch.empty(n, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("call", [repeated_over_heads, of_one_head, turned, mean_loss])
+def test_a_new_length_of_what_is_repeated_is_of_a_known_class(
+    call: Callable[[int], torch.Tensor], asked: list[str]
+) -> None:
+    for n in (600, 1000, 640, 1024, 999):
+        call(n).sum().backward()
+
+    def too_much(*_: object) -> None:
+        raise AssertionError("chosen for anew")
+
+    with patch("kpt_dsl.space.space.collect", too_much):
+        for n in (700, 801, 902):
+            call(n).sum().backward()
