@@ -140,9 +140,13 @@ def _stopping_as_ctrl_c_does() -> Iterator[list[int]]:
     # One that is ignored, by nohup say, stays so.
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     before = [(n, signal.signal(n, stop)) for n in numbers]
+    pool = logging.getLogger("sqlalchemy.pool")  # it tells, with a traceback, of a stop that came while it closed a connection
+    level = pool.level
+    pool.setLevel(logging.CRITICAL)
     try:
         yield came
     finally:
+        pool.setLevel(level)
         for n, handler in before:
             signal.signal(n, handler)
 

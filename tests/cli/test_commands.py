@@ -10,14 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import sqlalchemy as sa
 import torch
 
 import kpt
 from autotune_db import shipped
 from autotune_db.store import Store
 from kpt.cli import select
+from kpt.cli.run import _stopping_as_ctrl_c_does
 from kpt_dsl import targets
 from kpt_dsl.errors import StoreError
 from kpt_dsl.space import Config
@@ -115,6 +118,21 @@ def test_closed_outputs_are_not_written_to(closed: str, tune: Command, monkeypat
     monkeypatch.setattr(sys, closed, None)
     assert tune("doctor").code in (0, 1), "whatever it finds, which is told by its code alone"
     getattr(sys, closed).close()
+
+
+def test_a_stop_that_comes_while_a_connection_is_closed_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    engine = sa.create_engine("sqlite://", poolclass=sa.NullPool)
+
+    def stopped() -> int:
+        caplog.clear()
+        with patch.object(engine.dialect, "do_close", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            engine.connect().close()
+        return len(caplog.records)
+
+    assert stopped() == 1
+    with _stopping_as_ctrl_c_does():
+        assert stopped() == 0
+    assert stopped() == 1
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
