@@ -11,6 +11,7 @@ The pass says what goes where and knows no machine; ``why_not`` gives the reason
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from kpt_dsl import ir
 from kpt_dsl.dtypes import bool_, i32
@@ -73,7 +74,7 @@ class Pipeline:
         """What the producer loads for the link, in each step, and for the work on its result."""
         return () if self.masked.link is None else (*_ring(_dot(self.masked.link)), *self.beside)
 
-    @property
+    @cached_property
     def beside(self) -> tuple[Operand, ...]:
         """The tiles that the work between products reads beside them."""
         found = (e for stmt in self.masked.between for top in ir.expressions(stmt) for e in ir.walk(top))
