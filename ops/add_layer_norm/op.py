@@ -89,6 +89,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
+        lengths={"input": slice(0, -1), "residual": slice(0, -1), "weight": slice(0, 0), "bias": slice(0, 0)},
         autocast={"cuda": "float32"},
         gradient=Gradient(("input", "residual", "weight", "bias"), _forward, _backward),
         shardings=lambda _, x, residual, shape, *__: norms.shardings(

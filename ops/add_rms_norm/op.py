@@ -91,6 +91,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
+        lengths={"input": slice(0, -1), "residual": slice(0, -1), "weight": slice(0, 0)},
         autocast=as_pytorchs("rms_norm", "float32"),
         gradient=Gradient(("input", "residual", "weight"), _forward, _backward),
         shardings=lambda _, x, residual, shape, *__: norms.shardings(

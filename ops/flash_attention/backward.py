@@ -191,6 +191,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=backward_arguments,
         shapes=BACKWARD_SHAPES,
+        lengths=dict.fromkeys(("do", "q", "k", "v", "o", "lse", "dlse"), slice(2, 3)),
         autocast={"cuda": "keep", "cpu": "keep"},
         multiplies=True,
         flops=lambda do, q, k, v, o, lse, dlse, *others: contract.flops(q, k, v, Scores.split(OP, others)[0], 3, 2),

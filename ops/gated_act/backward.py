@@ -89,6 +89,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=backward_arguments,
         shapes=TRAINED,
+        lengths={"dy": slice(0, -1), "gate": slice(0, -1), "up": slice(0, -1)},
         autocast={"cuda": "keep", "cpu": "keep"},
         shardings=_shardings,
     )

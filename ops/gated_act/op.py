@@ -59,6 +59,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=SHAPES,
+        lengths={"gate": slice(0, -1), "up": slice(0, -1)},
         fuses=True,
         autocast={"cuda": "keep", "cpu": "keep"},
         gradient=GRADIENT,

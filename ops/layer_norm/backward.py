@@ -100,6 +100,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=backward_arguments,
         shapes=TRAINED,
+        lengths=dict.fromkeys(("dy", "input", "added"), slice(0, -1)) | dict.fromkeys(("weight", "bias"), slice(0, 0)),
         autocast={"cuda": "keep", "cpu": "keep"},
         shardings=lambda _, dy, x, shape, weight, bias, eps, needed, *__: norms.backward_shardings(
             x, shape, needed, (ROWS, ROWS, None, WHOLE, WHOLE, None, None, ROWS)

@@ -217,6 +217,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=backward_arguments,
         shapes=TRAINED,
+        lengths=dict.fromkeys(("dy", "x", "preactivation"), slice(0, -1)) | dict.fromkeys(("weight", "bias"), slice(0, 0)),
         autocast={"cuda": "keep", "cpu": "keep"},
         multiplies=True,
         flops=_flops,

@@ -71,6 +71,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=saving_arguments,
         shapes=TRAINED,
+        lengths={"x": slice(0, -1), "weight": slice(0, 0), "bias": slice(0, 0)},
         autocast={"cuda": "lower", "cpu": "lower", "xla": "lower"},
         multiplies=True,
         flops=flops,

@@ -106,6 +106,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=backward_arguments,
         shapes=TRAINED,
+        lengths={"dy": slice(0, -1), "input": slice(0, -1), "weight": slice(0, 0), "added": slice(0, -1)},
         autocast={"cuda": "keep", "cpu": "keep"},
         shardings=lambda _, dy, x, shape, weight, eps, needed, *__: norms.backward_shardings(
             x, shape, needed, (ROWS, ROWS, None, WHOLE, None, None, None, ROWS)

@@ -48,6 +48,7 @@ _dispatch = define(
         dims=DIMS,
         arguments=arguments,
         shapes=TRAINED,
+        lengths={"dq": slice(2, 3), "dk": slice(2, 3), "cos": slice(-2, -1), "sin": slice(-2, -1)},
         autocast={"cuda": "keep", "cpu": "keep"},
         shardings=contract.shardings,
     )

@@ -58,11 +58,72 @@ def norm(draw: Draw) -> Arguments:
     return rows(draw, draw.choice(LENGTHS), 16), shape, weight
 
 
+def like(draw: Draw, x: torch.Tensor, *last: int) -> torch.Tensor:
+    """A tensor of the shape and the dtype of another one, as a rule, with these for its last extents."""
+    shape = (*x.shape[: x.ndim - len(last)], *last)
+    return x.new_empty(shape) if draw.random() < 0.9 else rows(draw, draw.choice(LENGTHS), 16)
+
+
+def norm_backward(draw: Draw, parameters: int) -> Arguments:
+    x, shape, *others = norm(draw)
+    others += [None] * (parameters - 1)
+    added = draw.choice((None, None, like(draw, x)))
+    needed = tuple(draw.random() < 0.5 for _ in range(1 + parameters))
+    return like(draw, x), x, shape, *others, 1e-5, needed, *[0.0] * (parameters == 1), added
+
+
+def sum_norm(draw: Draw) -> Arguments:
+    x, shape, weight = norm(draw)
+    return x, like(draw, x), shape, weight
+
+
+def gates(draw: Draw) -> Arguments:
+    x = rows(draw, draw.choice(LENGTHS), 16)
+    return x, like(draw, x)
+
+
+def linear_backward(draw: Draw) -> Arguments:
+    x, weight, bias, activation, _ = linear(draw)
+    dy = like(draw, x, weight.shape[0])
+    again = draw.choice((None, like(draw, dy)))
+    return dy, draw.choice((x, x, None)), weight, bias, again, activation, tuple(draw.random() < 0.5 for _ in range(3))
+
+
+def angles(draw: Draw) -> Arguments:
+    batch, length, width, columns = draw.choice((1, 2)), draw.choice(LENGTHS), 16, draw.choice((16, 8, 5))
+    other = draw.choice((length, length, draw.choice(LENGTHS)))
+    heads = draw.choice((1, 2))
+    q, k = (some(draw, *((batch, h, n) if heads == 1 else (batch, n, h)), width) for h, n in ((4, length), (2, other)))
+    front = draw.choice(((), (1,), (batch,), (batch, 1)))
+    turned = (*front[:1], length, 1) if heads == 2 and len(front) > 1 else (*front, length)
+    cos = some(draw, *turned, columns)
+    return q, k, cos, like(draw, cos), draw.random() < 0.5
+
+
+def attention_backward(draw: Draw) -> Arguments:
+    q, *_ = attention(draw)
+    k = like(draw, q) if draw.random() < 0.9 else some(draw, 1, 2, draw.choice(LENGTHS), 16)
+    v, o = like(draw, k), like(draw, q)
+    lse, dlse = torch.empty(o.shape[:3]), draw.choice((None, like(draw, torch.empty(q.shape[:3]))))
+    return like(draw, o), q, k, v, o, lse, dlse, True, None, None, None, (True, True, draw.random() < 0.9), *[None] * 12
+
+
 DRAWN: dict[str, Callable[[Draw], Arguments]] = {
     "flash_attention": attention,
+    "flash_attention_backward": attention_backward,
     "linear_act": linear,
+    "linear_act_saving": lambda draw: linear(draw)[:-1],
+    "linear_act_backward": linear_backward,
     "rms_norm": lambda draw: (*norm(draw), 1e-5, 0.0),
+    "rms_norm_backward": lambda draw: norm_backward(draw, 1),
+    "add_rms_norm": lambda draw: (*sum_norm(draw), 1e-5, 0.0),
     "layer_norm": lambda draw: (*norm(draw), None, 1e-5),
+    "layer_norm_backward": lambda draw: norm_backward(draw, 2),
+    "add_layer_norm": lambda draw: (*sum_norm(draw), None, 1e-5),
+    "gated_act": lambda draw: (*gates(draw), "silu"),
+    "gated_act_backward": lambda draw: (like(draw, (pair := gates(draw))[0]), *pair, "silu", (True, draw.random() < 0.5)),
+    "rotary": angles,
+    "rotary_backward": angles,
 }
 
 
@@ -134,7 +195,8 @@ def test_a_new_length_is_neither_checked_nor_chosen_for(asked: list[str]) -> Non
     calls(32)  # as long as a row
     assert asked == ["check", "choose"] * 3
     served = {name: kpt.ops.counters()[name]["served"] for name in DRAWN}
-    assert served == {name: {"triton": 6} for name in DRAWN}
+    called = ("rms_norm", "layer_norm", "linear_act", "flash_attention")
+    assert {name: served[name] for name in called} == {name: {"triton": 6} for name in called}
 
 
 def test_a_wrong_call_of_a_new_length_is_refused(asked: list[str]) -> None:
