@@ -26,7 +26,8 @@ class Function:
     def parameters(self) -> list[str]:
         """Names of all parameters; the body is read once, when they are first asked for, and as Python's compiler does."""
         text = f"def function({', '.join(self.own)}):\n{self.body.text()}"
-        (function,) = symtable.symtable(text, self.name, "exec").get_children()
+        tables = symtable.symtable(text, self.name, "exec").get_children()  # one may be of annotations (PEP 649)
+        function = next(t for t in tables if t.get_name() == "function")
         assert isinstance(function, symtable.Function)
         known = self.shared | BUILTINS
         return [*self.own, *(name for name in function.get_globals() if name not in known)]
