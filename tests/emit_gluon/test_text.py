@@ -1,6 +1,7 @@
 """Generated Gluon text: functions are passed what they read, names follow Triton's version, programs cover the grid once."""
 
 import ast
+import symtable
 import textwrap
 
 import pytest
@@ -59,15 +60,14 @@ def test_names_follow_the_version(version: tuple[int, int], load: str, barrier: 
 
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("overlap", [True, False])
-def test_every_name_of_a_module_is_defined(overlap: bool, persistent: bool) -> None:
+def test_every_name_of_a_function_is_its_own_or_the_modules(overlap: bool, persistent: bool) -> None:
     instance = attention(128, 199, 760, causal=True, window=100)
-    tree = ast.parse(emit(instance, H200, config(instance, overlap=overlap, persistent=persistent)).text)
-    made = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    made |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)}
-    made |= {f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}
-    made |= {a.asname or a.name for i in ast.walk(tree) if isinstance(i, ast.ImportFrom) for a in i.names}
-    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    assert read - made <= {"range", "float"}
+    module = symtable.symtable(emit(instance, H200, config(instance, overlap=overlap, persistent=persistent)).text, "", "exec")
+    known = {s.get_name() for s in module.get_symbols() if s.is_assigned() or s.is_imported()}
+    functions = [table for table in module.get_children() if isinstance(table, symtable.Function)]
+    assert len(functions) == 6
+    for function in functions:
+        assert set(function.get_globals()) - known <= {"range", "float"}, function.get_name()
 
 
 def places(instance: Instance, chosen: Config) -> list[tuple[int, int, int]]:
